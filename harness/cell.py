@@ -1,0 +1,120 @@
+"""A cell: one model under one attention at one context. Its identity is a dictionary of what the results depend on; its id
+is a hash of exactly that, so options that cannot matter collapse to null and the same cell is never run twice."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from harness.models.spec import ModelSpec
+from kernels import Alibi, PositionalLSH, Weights, Window, equal_cost_cutoff, expected_pairs
+from kernels.cost import window_pairs
+
+SCHEMA = 1
+ATTENTIONS = ("alibi", "plsh", "window")
+
+
+def short_hash(value: object) -> str:
+    """16 hexadecimal digits over canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What is computed. Fields that cannot matter for `name` are None; a window's cutoff is a number."""
+
+    name: str
+    masks: int | None = None
+    sampler: str | None = None
+    weights: str | None = None
+    cutoff: float | None = None
+
+    @property
+    def random(self) -> bool:
+        return self.name == "plsh" and self.sampler != "fixed"
+
+    @property
+    def label(self) -> str:
+        if self.name == "alibi":
+            return "exact ALiBi"
+        if self.name == "window":
+            return f"window T={self.cutoff:.3g}"
+        return f"PLSH S={self.masks} {self.sampler} {self.weights}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    model: ModelSpec
+    attention: Attention
+    kernel: str
+    context: int
+    seed: int | None
+    draws: int
+    data_seed: int
+
+    @property
+    def identity(self) -> dict:
+        attention = self.attention
+        return {
+            "schema": SCHEMA,
+            "model": self.model.identity,
+            "dtype": self.model.dtype,
+            "attn": {field: getattr(attention, field) for field in ("name", "masks", "sampler", "weights", "cutoff")},
+            "kernel": self.kernel,
+            "context": self.context,
+            "seed": self.seed if attention.random else None,
+            "draws": self.draws if attention.random else None,
+            "data_seed": self.data_seed,
+        }
+
+    @property
+    def cell_id(self) -> str:
+        return short_hash(self.identity)
+
+    def task_id(self, name: str, options: dict) -> str:
+        return short_hash({"cell": self.cell_id, "task": name, "options": options})
+
+    def with_attention(self, attention: Attention, *, draws: int = 1) -> "Cell":
+        return replace(self, attention=attention, draws=draws)
+
+    def weights(self, draw: int) -> Sequence[Weights]:
+        """The weights of every layer in one draw of the masks."""
+        slopes, attention, layers = self.model.slopes, self.attention, self.model.architecture.layers
+        if attention.name == "alibi":
+            return [Alibi(slopes)] * layers
+        if attention.name == "window":
+            return [Window(slopes, attention.cutoff)] * layers
+        return [
+            PositionalLSH.draw(
+                slopes,
+                attention.masks,
+                seed=self.seed,
+                draw=draw,
+                layer=layer,
+                sampler=attention.sampler,
+                weights=attention.weights,
+            )
+            for layer in range(layers)
+        ]
+
+    def cost(self) -> dict[str, float]:
+        """Visited pairs per row and head, key before query, expected over draws: {"fused": ...} and, for masks counted
+        one by one, {"passes": ...}."""
+        slopes, attention = self.model.slopes, self.attention
+        rows = self.context * len(slopes)
+        if attention.name == "alibi":
+            return {"fused": (self.context - 1) / 2}
+        if attention.name == "window":
+            return {"fused": window_pairs(slopes, attention.cutoff, self.context) / rows}
+        return {
+            match: expected_pairs(slopes, attention.masks, self.context, match=match, sampler=attention.sampler) / rows
+            for match in ("fused", "passes")
+        }
+
+
+def matched_window(model: ModelSpec, *, masks: int, sampler: str, context: int, match: str) -> Attention:
+    """The window that visits as many pairs as the masks do. Six digits: the cutoff is part of the cell's identity, and
+    its last bits may differ between machines."""
+    cutoff = equal_cost_cutoff(model.slopes, masks, context, match=match, sampler=sampler)
+    return Attention("window", cutoff=float(f"{cutoff:.6g}"))

@@ -1,0 +1,70 @@
+"""The configuration's types. Hydra checks names and types against these; `harness.plan` checks what they mean together."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+
+
+@dataclass
+class ArchitectureConfig:
+    family: str = MISSING
+    layers: int = MISSING
+    heads: int = MISSING
+    width: int = MISSING
+    vocabulary: int = MISSING
+    bias_max: float = 8
+    expansion: int = 4
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    repo: str | None = None
+    revision: str | None = None
+    path: str | None = None
+    dtype: str = "float32"
+    architecture: ArchitectureConfig | None = None
+
+
+@dataclass
+class AttnConfig:
+    name: str = MISSING
+    sampler: str | None = None
+    weights: str | None = None
+    match: str | None = None
+    cutoff: float | None = None
+
+
+@dataclass
+class KernelConfig:
+    name: str = MISSING
+
+
+@dataclass
+class RunConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    attn: AttnConfig = field(default_factory=AttnConfig)
+    kernel: KernelConfig = field(default_factory=KernelConfig)
+    task: dict[str, Any] = field(default_factory=dict)  # each task types its own options
+    masks: int = 16
+    context: int = 512
+    seed: int = 0
+    draws: int | None = None
+    data_seed: int = 0
+    samples: int = 80
+    batch: int = 8
+    dtype: str | None = None
+    device: str = "auto"
+    results: str = "results"
+    references: str | None = None
+
+
+def register() -> None:
+    """Make the types known to Hydra under the name that conf/config.yaml begins with."""
+    ConfigStore.instance().store(name="schema", node=RunConfig)

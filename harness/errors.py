@@ -1,0 +1,25 @@
+"""A mistake of the user's, answered in a sentence that says what to change; and how to find the nearest right word."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Raised before expensive work. The command line prints it without a traceback and exits with 2."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint for a mistyped word: " Did you mean X?" and the choices, or the choices alone."""
+    known = list(known)
+    lowered = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(str(word).lower(), lowered, n=1, cutoff=0.5)
+    meant = f" Did you mean {lowered[close[0]]}?" if close else ""
+    return f"{meant} Choose one of: {', '.join(known)}." if len(known) <= 24 or not close else meant
+
+
+def choose(name: str, value: str, known: Iterable[str]) -> str:
+    """`value` if it is one of `known`, else UserError."""
+    known = list(known)
+    if value not in known:
+        raise UserError(f"{name}: {value!r} is not known.{nearest(value, known)}")
+    return value

@@ -1,0 +1,99 @@
+"""Load a model and its tokenizer, local or from the Hub, safetensors only, and put our attention into it."""
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from harness.errors import UserError
+from harness.models.spec import ModelSpec, read_config
+from harness.preflight import refuse_foreign_kernels
+
+refuse_foreign_kernels()  # before transformers looks for a package of that name
+
+from transformers import (  # noqa: E402
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from harness.models.swap import SwappedAttention  # noqa: E402
+
+
+@dataclass
+class LoadedModel:
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    attention: SwappedAttention
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+
+
+def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; UserError with the way out if it cannot be had."""
+    return _guarded(spec, lambda: _tokenizer(str(spec.path or spec.repo), spec.revision))
+
+
+def load_model(spec: ModelSpec, *, device: torch.device, kernel: str) -> LoadedModel:
+    """Load weights in the spec's dtype onto `device` and replace the attention.
+
+    Raises UserError if the checkpoint cannot be had, or its own configuration disagrees with what the cell says of it.
+    """
+    raw = _guarded(spec, lambda: read_config(_config_folder(spec)))
+    found = spec.family.architecture(raw)
+    if found != spec.architecture:
+        differing = {k: (v, spec.architecture.as_dict()[k]) for k, v in found.as_dict().items()}
+        words = ", ".join(f"{k} {a} not {b}" for k, (a, b) in differing.items() if a != b)
+        raise UserError(f"{spec.source} is not what model={spec.name} says: {words}. Set model.architecture to match it.")
+    mended = spec.family.mend(raw)
+    config = AutoConfig.for_model(mended.pop("model_type"), **mended)
+    model = _guarded(
+        spec,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            str(spec.path or spec.repo),
+            revision=spec.revision or "main",
+            config=config,
+            dtype=spec.torch_dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+        ),
+    )
+    model.to(device).eval().requires_grad_(False)
+    model.generation_config.update(do_sample=False, top_k=None, top_p=None, temperature=None)
+    attention = SwappedAttention(model, spec.family, spec.slopes, kernel=kernel)
+    return LoadedModel(model, load_tokenizer(spec), attention)
+
+
+def new_cache(model: PreTrainedModel) -> DynamicCache:
+    """An empty KV cache that grows, the kind the replaced attention accepts."""
+    return DynamicCache(config=model.config)
+
+
+def _config_folder(spec: ModelSpec) -> Path:
+    if spec.path:
+        return spec.path
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(spec.repo, "config.json", revision=spec.revision)).parent
+
+
+def _guarded(spec: ModelSpec, load):
+    try:
+        return load()
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        if spec.path:
+            raise UserError(f"{spec.path} could not be loaded: {error}") from error
+        family, arch = spec.family, spec.architecture
+        raise UserError(
+            f"{spec.source} could not be loaded ({type(error).__name__}; the MosaicML repositories are gone from the Hub). "
+            f"Give a local copy with model.path=FOLDER, or a copy you trust with model.repo=OWNER/NAME model.revision=COMMIT. "
+            f"It will be read with {arch.heads} slopes in {family.slope_order} order and alibi_bias_max {arch.bias_max:g}."
+        ) from error

@@ -1,0 +1,60 @@
+"""How much memory a run will need, estimated from the architecture alone and checked before anything is loaded."""
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from harness.errors import UserError
+from harness.models.family import Architecture
+from kernels.exact import bytes_needed
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes by part; an upper estimate for one batch at the full context."""
+
+    weights: int
+    cache: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.activations
+
+    def sentence(self, available: int) -> str:
+        return (
+            f"Memory: about {self.total / GIB:.2f} GiB (weights {self.weights / GIB:.2f}, KV cache {self.cache / GIB:.2f}, "
+            f"activations {self.activations / GIB:.2f}) of {available / GIB:.1f} GiB available."
+        )
+
+
+def estimate(arch: Architecture, *, itemsize: int, batch: int, tokens: int, kernel: str) -> MemoryNeed:
+    """Estimate for prefilling `tokens` of `batch` sequences with a KV cache, logits of the last tokens only."""
+    layer = (4 + 2 * arch.expansion) * arch.width**2
+    weights = (arch.layers * layer + arch.vocabulary * arch.width) * itemsize
+    cache = 2 * arch.layers * arch.width * tokens * batch * itemsize
+    # the widest moment of a layer: hidden state and residual, with q, k, v and output or the feed-forward's two halves;
+    # the attention kernel works in pieces of its own, counted as 0.25 GiB
+    activations = (2 + max(6, 2 * arch.expansion)) * arch.width * tokens * batch * itemsize + GIB // 4
+    if kernel == "exact":
+        activations += bytes_needed(batch, arch.heads, tokens, tokens)
+    return MemoryNeed(weights, cache, activations)
+
+
+def available_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def check(need: MemoryNeed, device: torch.device, *, kernel: str) -> str:
+    """The sentence to print; UserError if the run cannot fit."""
+    available = available_bytes(device)
+    sentence = need.sentence(available)
+    if need.total > available:
+        way = "kernel=sdpa, which holds no n x n matrix," if kernel == "exact" else "a smaller context or batch, or dtype=bfloat16"
+        raise UserError(f"{sentence} That does not fit on {device}: use {way} or a larger device.")
+    return sentence

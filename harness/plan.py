@@ -1,0 +1,146 @@
+"""From a composed configuration to what will be done: cells, tasks, device, every mistake answered before a model is
+loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.cell import ATTENTIONS, Attention, Cell, matched_window
+from harness.config import RunConfig
+from harness.errors import UserError, choose, nearest
+from harness.models import memory
+from harness.models.spec import ModelSpec, resolve_model
+from harness.tasks.base import Task
+from harness.tasks.registry import task_of
+from kernels.attend import KERNELS
+from kernels.cost import MATCHES
+from kernels.masks import SAMPLERS
+from kernels.weights import UNION_WEIGHTS
+
+REFERENCES = ("compute", "read", "none")
+DRAWS = 8
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    task: Task
+    options: Any
+
+
+@dataclass(frozen=True)
+class Plan:
+    cell: Cell
+    references: dict[str, Cell]  # role ("exact", "window fused", "window passes") -> cell, the main cell not among them
+    compute_references: bool
+    tasks: list[PlannedTask]
+    samples: int
+    batch: int
+    device: torch.device
+    results: Path
+    memory: str
+
+    @property
+    def cells(self) -> list[Cell]:
+        """What is to be computed, the main cell first."""
+        return [self.cell, *(self.references.values() if self.compute_references else ())]
+
+
+def plan(cfg: DictConfig) -> Plan:
+    """Check everything that can be known without weights. Raises UserError."""
+    config: RunConfig = OmegaConf.to_object(cfg)
+    for name, least in (("masks", 1), ("context", 2), ("samples", 1), ("batch", 1), ("seed", 0), ("data_seed", 0)):
+        if getattr(config, name) < least:
+            raise UserError(f"{name} must be at least {least}, not {getattr(config, name)}.")
+    if config.draws is not None and config.draws < 1:
+        raise UserError(f"draws must be at least 1, not {config.draws}.")
+    model = resolve_model(config.model, config.dtype)
+    kernel = choose("kernel", config.kernel.name, KERNELS)
+    attention = _attention(config, model)
+    draws = (config.draws or DRAWS) if attention.random else 1
+    if draws > config.samples:
+        raise UserError(f"samples={config.samples} cannot be spread over draws={draws}: ask for more samples or fewer draws.")
+    cell = Cell(model, attention, kernel, config.context, config.seed, draws, config.data_seed)
+    wanted = choose("references", config.references or ("compute" if model.embedded else "read"), REFERENCES)
+    tasks = [_task(name, options) for name, options in config.task.items()]
+    if not tasks:
+        raise UserError("No task is chosen: set task=retrieval.")
+    device = _device(config.device)
+    need = memory.estimate(
+        model.architecture, itemsize=model.torch_dtype.itemsize, batch=config.batch, tokens=config.context, kernel=kernel
+    )
+    sentence = memory.check(need, device, kernel=kernel)
+    for planned in tasks:
+        planned.task.check(planned.options, cell)
+    return Plan(
+        cell=cell,
+        references=_references(config, cell) if wanted != "none" else {},
+        compute_references=wanted == "compute",
+        tasks=tasks,
+        samples=config.samples,
+        batch=config.batch,
+        device=device,
+        results=Path(config.results),
+        memory=sentence,
+    )
+
+
+def _attention(config: RunConfig, model: ModelSpec) -> Attention:
+    attn = config.attn
+    name = choose("attn", attn.name, ATTENTIONS)
+    if name == "alibi":
+        return Attention("alibi")
+    sampler = choose("attn.sampler", attn.sampler or "gamma", SAMPLERS)
+    if name == "plsh":
+        weights = choose("attn.weights", attn.weights or "count", UNION_WEIGHTS)
+        if weights == "rb" and sampler == "fixed":
+            raise UserError("attn.weights=rb needs random masks: use attn.sampler=gamma or systematic.")
+        return Attention("plsh", masks=config.masks, sampler=sampler, weights=weights)
+    if attn.cutoff is not None:
+        if not attn.cutoff >= 0:
+            raise UserError(f"attn.cutoff must be at least 0, not {attn.cutoff}.")
+        return Attention("window", cutoff=attn.cutoff)
+    match = choose("attn.match", attn.match or "fused", MATCHES)
+    return matched_window(model, masks=config.masks, sampler=sampler, context=config.context, match=match)
+
+
+def _references(config: RunConfig, cell: Cell) -> dict[str, Cell]:
+    """What stands beside the cell in every table: exact ALiBi, and for PLSH both windows of equal cost."""
+    found = {"exact": cell.with_attention(Attention("alibi"))}
+    if cell.attention.name == "plsh":
+        for match in MATCHES:
+            window = matched_window(
+                cell.model, masks=config.masks, sampler=cell.attention.sampler, context=cell.context, match=match
+            )
+            found[f"window {match}"] = cell.with_attention(window)
+    return {role: reference for role, reference in found.items() if reference.cell_id != cell.cell_id}
+
+
+def _task(name: str, given: dict | None) -> PlannedTask:
+    task = task_of(name)
+    typed = OmegaConf.structured(task.options)
+    for key in given or {}:
+        if key not in typed:
+            raise UserError(f"task.{name} has no option {key!r}.{nearest(key, list(typed))}")
+    try:
+        return PlannedTask(task, OmegaConf.to_object(OmegaConf.merge(typed, given or {})))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "option"
+        raise UserError(f"task.{name}.{key}: {str(error).splitlines()[0]}.") from None
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise UserError(f"device={wanted!r} is not a device: use auto, cpu, cuda or cuda:0.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device={wanted} is not supported: use auto, cpu, cuda or cuda:0.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={wanted}: this machine has {torch.cuda.device_count()} CUDA devices. Use device=cpu.")
+    return device

@@ -1,0 +1,44 @@
+"""Progress on stderr: a bar on a terminal, otherwise a plain line now and then that reads well in a log."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    PERIOD = 15.0  # seconds between plain lines
+
+    def __init__(self):
+        self._console = Console(file=sys.stderr)
+        self._bar: Bar | None = None
+
+    def start(self, title: str, total: int, done: int) -> None:
+        self._title, self._total, self._done = title, total, done
+        self._began = self._last = time.monotonic()
+        self._fresh = 0
+        if self._console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Bar(*columns, console=self._console, transient=True)
+            self._bar.start()
+            self._row = self._bar.add_task(title, total=total, completed=done)
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        self._fresh += count
+        if self._bar:
+            self._bar.advance(self._row, count)
+        elif time.monotonic() - self._last >= self.PERIOD or self._done >= self._total:
+            self._last = time.monotonic()
+            rate = (self._last - self._began) / self._fresh
+            self.say(f"{self._title}: {self._done}/{self._total} samples, {rate:.2f} s each")
+
+    def stop(self) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+    def say(self, sentence: str) -> None:
+        print(sentence, file=sys.stderr, flush=True)

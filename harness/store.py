@@ -1,0 +1,120 @@
+"""The store: results/<cell_id>/<task>-<task_id>/, plain files, safe against kills, torn lines and two writers.
+
+Rows go to parts/<attempt>.jsonl, one file per attempt and so one writer each; a reader merges them by sample key and drops
+what is torn. task.json, put in place by an atomic rename, is the only mark of "finished". Nothing is locked or rewritten.
+"""
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+FINISHED = ("ok", "unsupported")
+
+
+def write_atomic(path: Path, value: object) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    with draft.open("w") as file:
+        json.dump(value, file, indent=1, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def read_json(path: Path) -> dict | None:
+    """The file's content; None if it is not there or not whole."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+class TaskStore:
+    """One task of one cell."""
+
+    def __init__(self, results: Path, cell_id: str, task: str, task_id: str):
+        self.name, self.task_id = task, task_id
+        self.cell_folder = results / cell_id
+        self.folder = self.cell_folder / f"{task}-{task_id}"
+
+    def rows(self) -> dict[int, dict]:
+        """All whole rows by sample key. Where two attempts wrote one sample, the first attempt by name counts."""
+        found: dict[int, dict] = {}
+        for part in sorted((self.folder / "parts").glob("*.jsonl")):
+            for line in part.read_bytes().split(b"\n"):
+                try:
+                    row = json.loads(line)
+                    found.setdefault(int(row["key"]), row)
+                except (ValueError, KeyError, TypeError):
+                    continue  # torn by a kill in the middle of a write
+        return dict(sorted(found.items()))
+
+    def finished(self) -> dict | None:
+        """The content of task.json, if the task is finished."""
+        record = read_json(self.folder / "task.json")
+        return record if record and record.get("status") in FINISHED else None
+
+    def finish(self, record: dict) -> None:
+        write_atomic(self.folder / "task.json", record)
+
+    def attempts(self) -> list[dict]:
+        """Attempts that ended with an outcome of their own (error, oom), oldest first."""
+        files = sorted((self.folder / "attempts").glob("*.json"))
+        return [record for record in map(read_json, files) if record]
+
+    def record_attempt(self, attempt: str, record: dict) -> None:
+        write_atomic(self.folder / "attempts" / f"{attempt}.json", record)
+
+    def status(self) -> str:
+        """ok, unsupported, error, oom, stopped or missing."""
+        if record := self.finished():
+            return record["status"]
+        if attempts := self.attempts():
+            return attempts[-1]["status"]
+        return "stopped" if self.rows() else "missing"
+
+    def open_part(self, attempt: str) -> "Part":
+        return Part(self.folder / "parts" / f"{attempt}.jsonl")
+
+
+class Part:
+    """Rows of one attempt, appended. A row is with the operating system as soon as `write` returns (it survives a kill),
+    and on the disk within `SYNC` seconds of writing (it survives a power cut)."""
+
+    SYNC = 1.0
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = None
+        self._synced = time.monotonic()
+
+    def write(self, rows: list[Mapping]) -> None:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab")
+        self._file.write(b"".join(json.dumps(row, allow_nan=False).encode() + b"\n" for row in rows))
+        self._file.flush()
+        if time.monotonic() - self._synced > self.SYNC:
+            self._sync()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._sync()
+            self._file.close()
+            self._file = None
+
+    def _sync(self) -> None:
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+
+def new_attempt() -> str:
+    """A name for an attempt: time-ordered, never used twice, even by two machines in the same second."""
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    return f"{stamp}-{socket.gethostname().split('.')[0]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"

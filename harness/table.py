@@ -1,0 +1,106 @@
+"""Tables of records: one description of the columns, drawn for a terminal or as Markdown."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from harness.reader import Record, difference, reference_of
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+    def print(self) -> None:
+        """To stdout; a pipe gets lines as wide as they need to be."""
+        console = Console(file=sys.stdout)
+        drawn = RichTable(title=self.title, title_justify="left", title_style="bold")
+        for i, column in enumerate(self.columns):
+            drawn.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        for row in self.rows:
+            drawn.add_row(*row)
+        if not console.is_terminal:
+            console = Console(file=sys.stdout, width=Console(width=1000).measure(drawn).maximum)
+        console.print(drawn)
+        for note in self.notes:
+            console.print(note, style="dim", highlight=False)
+
+    def markdown(self) -> str:
+        lines = [f"**{self.title}**", ""] if self.title else []
+        lines += ["| " + " | ".join(self.columns) + " |"]
+        lines += ["|" + "|".join(["---"] + ["---:"] * (len(self.columns) - 1)) + "|"]
+        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
+        return "\n".join([*lines, "", *self.notes])
+
+
+def comparison(records: Sequence[Record], *, title: str = "") -> Table:
+    """Attentions side by side on the same samples: cost, accuracy, and the paired difference from exact ALiBi."""
+    columns = ["attention", "pairs per row", "accuracy", "minus exact", "detectable", "answer NLL (nats)", "samples"]
+    rows = []
+    for record in records:
+        exact = reference_of(record, records)
+        change = difference(record, exact) if exact and exact is not record else None
+        metrics = record.metrics
+        ended = record.status == "ok"
+        rows.append(
+            [
+                record.cell["label"] + ("" if ended else f" ({record.status})"),
+                pairs(record.cell["pairs_per_row"]),
+                interval(metrics.get(f"{record.task}/accuracy")),
+                _difference(change),
+                f"{change.detectable:.3f}" if change and change.detectable is not None else "",
+                interval(metrics.get(f"{record.task}/answer_nll")),
+                str(len(record.rows)),
+            ]
+        )
+    return Table(title, columns, rows, [])
+
+
+def by_depth(records: Sequence[Record], *, title: str = "") -> Table | None:
+    """Accuracy at each depth of the needle; None where no record has it."""
+    marker = "/accuracy_depth_"
+    depths = sorted({float(name.split(marker)[1]) for r in records for name in r.metrics if marker in name})
+    if not depths:
+        return None
+    rows = [
+        [r.cell["label"], *(_value(r.metrics.get(f"{r.task}{marker}{d:g}")) for d in depths)] for r in records if r.metrics
+    ]
+    return Table(title, ["accuracy at needle depth", *(f"{d:g}" for d in depths)], rows, [])
+
+
+def interval(metric: dict | None) -> str:
+    if metric is None:
+        return ""
+    if metric["low"] is None:
+        return f"{metric['value']:.3f}"
+    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
+
+
+def pairs(cost: dict[str, float]) -> str:
+    text = f"{cost['fused']:.1f}"
+    return f"{text} ({cost['passes']:.1f} in passes)" if "passes" in cost else text
+
+
+def _value(metric: dict | None) -> str:
+    return "" if metric is None else f"{metric['value']:.2f}"
+
+
+def _difference(change) -> str:
+    if change is None:
+        return ""
+    if change.low is None:
+        return f"{change.value:+.3f}"
+    return f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+
+
+NOTES = [
+    "Intervals are 95 %: Wilson for a deterministic attention; over mask draws, and never narrower than Wilson, for PLSH.",
+    "Minus exact: paired on the same prompts. Detectable: the smallest true difference these samples show with 80 % power.",
+    "Pairs per row: (query, key) pairs per head with the key before the query, expected over draws.",
+]

@@ -1,0 +1,163 @@
+"""Retrieval: find one number by its name in a haystack of exactly `context` tokens, greedy decoding."""
+
+import functools
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from harness import stats
+from harness.cell import Cell
+from harness.errors import UserError, choose
+from harness.models.load import LoadedModel, load_tokenizer, new_cache
+from harness.tasks import prompts
+from harness.tasks.base import TaskContext
+
+HAYSTACKS = ("noise", "distractors", "text")
+BUDGET = 16  # tokens that may be generated: a tokenizer without digit groups needs 8 for the answer
+
+
+@dataclass
+class Options:
+    """haystack: noise (five sentences repeated), distractors (needles with other names), text (a file of the user's).
+    depths: where needles lie, 0 (start of the haystack) to 1 (end)."""
+
+    haystack: str = "noise"
+    text: str | None = None
+    depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
+
+
+class Retrieval:
+    name = "retrieval"
+    options = Options
+    rows_are = "samples"
+    needs_model = True
+
+    def check(self, options: Options, cell: Cell) -> None:
+        choose("task.retrieval.haystack", options.haystack, HAYSTACKS)
+        if options.haystack == "text":
+            prompts.read_sentences(options.text)
+        elif options.text:
+            raise UserError("task.retrieval.text is read only with task.retrieval.haystack=text.")
+        if not options.depths or any(not 0 <= d <= 1 for d in options.depths):
+            raise UserError(f"task.retrieval.depths must be numbers from 0 to 1, not {list(options.depths)}.")
+        need = prompts.shortest(prompts.encoder(load_tokenizer(cell.model))) + 8
+        if cell.context < need:
+            raise UserError(
+                f"context={cell.context} leaves no room for a haystack: the question and one needle of task=retrieval need "
+                f"{need} tokens with this tokenizer."
+            )
+
+    def run(self, options: Options, context: TaskContext) -> Iterator[list[dict]]:
+        cell, loaded = context.cell, context.model()
+        data = prompts.cached(
+            Path(context.data_folder),
+            prompts.encoder(loaded.tokenizer),
+            cell.model.identity["tokenizer"] or cell.model.source,
+            samples=context.samples,
+            context=cell.context,
+            data_seed=cell.data_seed,
+            haystack=options.haystack,
+            text=options.text,
+            depths=list(options.depths),
+        )
+        weights = functools.cache(cell.weights)
+        for draw, keys in context.batches():
+            started = time.perf_counter()
+            with loaded.attention.use(weights(draw)):
+                rows = answer(loaded, [data[k] for k in keys])
+            seconds = (time.perf_counter() - started) / len(rows)
+            yield [{**row, "draw": draw, "seconds": seconds} for row in rows]
+
+    def metrics(self, options: Options, rows: Sequence[Mapping], *, clustered: bool) -> dict[str, stats.Metric]:
+        def rate(chosen: Sequence[Mapping]) -> stats.Metric:
+            return stats.proportion([r["score"] for r in chosen], [r["draw"] for r in chosen], clustered=clustered)
+
+        found = {"accuracy": rate(rows)}
+        found["answer_nll"] = stats.mean(
+            [r["nll"] for r in rows], [r["draw"] for r in rows], clustered=clustered, unit="nats per answer", least=0.0
+        )
+        for depth in sorted({r["depth"] for r in rows}):
+            found[f"accuracy_depth_{depth:g}"] = rate([r for r in rows if r["depth"] == depth])
+        for low, high in distance_bins(rows):
+            within = [r for r in rows if low <= r["distance"] < high]
+            found[f"accuracy_distance_{low}_{high}"] = rate(within)
+        return found
+
+
+def distance_bins(rows: Sequence[Mapping]) -> list[tuple[int, int]]:
+    """Octaves of the needle's distance from the question, [2^k, 2^(k+1)) tokens, that hold samples: the same for every
+    context, so that contexts can be laid over one another."""
+    return sorted({(1 << (b - 1), 1 << b) for b in (max(1, r["distance"]).bit_length() for r in rows)})
+
+
+@torch.inference_mode()
+def answer(loaded: LoadedModel, samples: Sequence[Mapping]) -> list[dict]:
+    """Greedy answers to prompts of one length, and the true answers' negative log-likelihood.
+
+    Raises FloatingPointError if the model's output is not finite, UserError if a prompt's length is not what it says.
+    """
+    model, tokenizer = loaded.model, loaded.tokenizer
+    encode = prompts.encoder(tokenizer)
+    ids = [encode(s["prompt"]) for s in samples]
+    tokens = samples[0]["tokens"]
+    if any(len(i) != tokens for i in ids):
+        raise UserError(f"Prompts of {sorted({len(i) for i in ids})} tokens where {tokens} were made: another tokenizer?")
+    prompt = torch.tensor(ids, device=model.device)
+    generated = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        past_key_values=new_cache(model),
+        max_new_tokens=BUDGET,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        return_dict_in_generate=True,
+    )
+    texts = tokenizer.batch_decode(generated.sequences[:, tokens:], skip_special_tokens=True)
+    nll = _answer_nll(model, generated.past_key_values, prompt, [_answer_ids(tokenizer, s["answer"]) for s in samples])
+    return [
+        {
+            "key": s["key"],
+            "score": float(first_number(text) == s["value"]),
+            "nll": loss,
+            "prediction": text,
+            "target": s["value"],
+            "depth": s["depth"],
+            "distance": s["distance"],
+            "doc_hash": s["doc_hash"],
+            "tokens_wanted": s["tokens"],
+            "tokens_seen": len(i),
+        }
+        for s, text, loss, i in zip(samples, texts, nll, ids, strict=True)
+    ]
+
+
+def first_number(text: str) -> str | None:
+    """The first whole number of a continuation: what counts as the answer."""
+    found = re.search(r"\d+", text)
+    return found.group() if found else None
+
+
+def _answer_ids(tokenizer, answer_text: str) -> list[int]:
+    return tokenizer(answer_text, add_special_tokens=False)["input_ids"]
+
+
+def _answer_nll(model, cache, prompt: torch.Tensor, answers: list[list[int]]) -> list[float]:
+    """Sum over the answer's tokens of -log p, in nats, from the prompt's cache: the last prompt token and the answer go
+    through once more. Answers are padded on the right, which causality hides."""
+    longest = max(len(a) for a in answers)
+    padded = torch.tensor([a + [a[-1]] * (longest - len(a)) for a in answers], device=prompt.device)
+    cache.crop(prompt.shape[1] - 1 - cache.get_seq_length())  # negative: how many to drop from the end
+    fed = torch.cat([prompt[:, -1:], padded[:, :-1]], dim=1)
+    whole = prompt.new_ones(len(prompt), prompt.shape[1] + longest - 1)
+    logits = model(input_ids=fed, attention_mask=whole, past_key_values=cache, use_cache=True).logits.float()
+    if not bool(torch.isfinite(logits).all()):
+        raise FloatingPointError("The model's logits are not finite (NaN or infinite).")
+    loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), padded, reduction="none")
+    return [float(loss[i, : len(a)].sum()) for i, a in enumerate(answers)]
+
+
+RETRIEVAL = Retrieval()

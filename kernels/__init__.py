@@ -1,0 +1,8 @@
+"""ALiBi attention, exact, windowed and by Positional LSH: the mathematics and its kernels. Needs torch and numpy only."""
+
+from kernels.attend import attend
+from kernels.cost import equal_cost_cutoff, expected_pairs
+from kernels.slopes import alibi_slopes
+from kernels.weights import Alibi, PositionalLSH, Weights, Window
+
+__all__ = ["Alibi", "PositionalLSH", "Weights", "Window", "alibi_slopes", "attend", "equal_cost_cutoff", "expected_pairs"]

@@ -1,0 +1,86 @@
+"""The one entry to all kernels: checks, padding and offsets, dispatch."""
+
+import torch
+
+from kernels.exact import attend_exact
+from kernels.sdpa import attend_sdpa
+from kernels.weights import Weights
+
+KERNELS = ("auto", "exact", "sdpa")
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    weights: Weights,
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    kernel: str = "auto",
+    q_offset: int | None = None,
+    padding: torch.Tensor | None = None,
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Attention under `weights`: row-normalised ``exp(q.k * scale) * w`` times v.
+
+    Args:
+        q: (batch, heads, queries, head_dim); k, v: (batch, kv_heads, keys, head_dim), kv_heads dividing heads.
+        scale: default 1/sqrt(head_dim).
+        kernel: "exact" (dense, fp32 or fp64), "sdpa" (visited pairs only), "auto".
+        q_offset: token coordinate of q's first row in a sequence without padding; default keys - queries, as in
+            decoding with a cache. The queries must lie among the keys.
+        padding: (batch,) how many leading slots of k (and of the tokens that q belongs to) are padding. Token coordinates
+            count from the first real token, so a padded row equals the same row alone. Rows of padding give 0.
+        return_lse: also return the log-sum-exp of each row, (batch, heads, queries), float32 or float64 as computed;
+            -inf in a row of padding.
+
+    Returns: out (batch, heads, queries, head_dim) in q's dtype, or (out, lse). Raises ValueError with what to change.
+    """
+    _check(q, k, v, weights, kernel)
+    queries, keys = q.shape[2], k.shape[2]
+    scale = q.shape[3] ** -0.5 if scale is None else float(scale)
+    offset = keys - queries if q_offset is None else int(q_offset)
+    pads = [0] * len(q) if padding is None else [int(p) for p in padding]
+    if len(pads) != len(q) or any(not 0 <= p <= keys for p in pads):
+        raise ValueError(f"padding must hold one count in 0 .. {keys} for each of the {len(q)} sequences, not {pads}.")
+    if offset < 0 or offset + queries > keys:
+        raise ValueError(
+            f"Queries at tokens {offset} .. {offset + queries - 1} do not lie among the {keys} keys: pass k and v of the "
+            "whole sequence, or the q_offset that belongs to them."
+        )
+
+    def group(rows: list[int] | slice, pad: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        inputs = (q[rows], k[rows][:, :, pad:], v[rows][:, :, pad:])
+        options = {"scale": scale, "causal": causal, "offset": offset - pad}
+        if kernel == "exact":
+            return attend_exact(*inputs, weights, **options)
+        return attend_sdpa(*inputs, weights, **options, need_lse=return_lse)
+
+    if len(set(pads)) == 1:
+        out, lse = group(slice(None), pads[0])
+    else:
+        out = torch.empty_like(q)
+        lse = torch.empty(q.shape[:3], device=q.device, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+        for pad in sorted(set(pads)):
+            rows = [i for i, p in enumerate(pads) if p == pad]
+            out[rows], part = group(rows, pad)
+            if part is not None:
+                lse[rows] = part
+    return (out, lse) if return_lse else out
+
+
+def _check(q, k, v, weights, kernel):
+    if kernel not in KERNELS:
+        raise ValueError(f"Unknown kernel {kernel!r}: choose one of {', '.join(KERNELS)}.")
+    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ValueError(
+            "q must be (batch, heads, queries, head_dim) and k, v (batch, kv_heads, keys, head_dim); got "
+            f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}."
+        )
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"{k.shape[1]} key heads do not divide {q.shape[1]} query heads.")
+    if q.shape[1] != weights.heads:
+        raise ValueError(f"The weights have {weights.heads} slopes, q has {q.shape[1]} heads.")
+    if not q.is_floating_point() or q.dtype != k.dtype or q.dtype != v.dtype:
+        raise ValueError(f"q, k and v must share one floating dtype; got {q.dtype}, {k.dtype}, {v.dtype}.")

@@ -1,0 +1,128 @@
+"""What a set of masks costs in expectation, and the window that costs the same.
+
+Pairs are (query, key) with key < query: the diagonal is in every method. All figures are expectations over draws, in
+closed form (the systematic sampler: a one-dimensional quadrature), so that they do not depend on the draw at hand.
+"""
+
+import functools
+import math
+
+import numpy as np
+import torch
+
+from kernels.masks import SAMPLERS, systematic_shape, systematic_width
+
+MATCHES = ("fused", "passes")
+
+
+def log_coverage(distance: torch.Tensor, masks: int, sampler: str) -> torch.Tensor:
+    """Log-probability that at least one of the masks connects two tokens `distance` apart.
+
+    Args: distance in units of sigma (= slope * tokens), >= 0, any shape. Returns float64 of that shape.
+    For "gamma" this is ``log(1 - (1 - exp(-d))**masks)``. Raises ValueError for "fixed", where the probability depends on
+    the position of the pair.
+    """
+    t = distance.double()
+    if sampler == "gamma":
+        likely = torch.log(-torch.expm1(masks * torch.log1p(-torch.exp(-t))))
+        # beyond t = 30 the masks' events are disjoint to 13 digits, and exp(-t) underflows further out
+        return torch.where(t > 30.0, math.log(masks) - t, likely)
+    if sampler == "systematic":
+        grid, log_p = _systematic_coverage(masks)
+        return torch.from_numpy(np.interp(t.cpu().numpy(), grid, log_p)).to(t.device)
+    raise ValueError(
+        f"The coverage of sampler {sampler!r} depends on the position, not on the distance alone: use weights 'count' or "
+        "'exact' with it."
+    )
+
+
+def expected_pairs(slopes: torch.Tensor, masks: int, tokens: int, *, match: str = "fused", sampler: str = "gamma") -> float:
+    """Expected visited pairs of all heads over a causal context of `tokens`: of the union ("fused"), or of the S blocks
+    counted one by one ("passes")."""
+    _check(masks, tokens, match, sampler)
+    slopes = slopes.double().cpu()
+    distance = torch.arange(1, tokens, dtype=torch.float64)
+    rows = tokens - distance  # how many rows have a key at this distance
+    if sampler == "fixed":
+        position = torch.arange(tokens, dtype=torch.float64)
+        width = 2.0 / slopes[:, None]
+        pairs = position - torch.ceil(torch.floor(position / width) * width)
+        return float(pairs.sum()) * (masks if match == "passes" else 1)
+    total = 0.0
+    for slope in slopes:
+        t = slope * distance
+        if match == "fused":
+            probability = log_coverage(t, masks, sampler).exp()
+        elif sampler == "gamma":
+            probability = masks * torch.exp(-t)
+        else:
+            probability = masks * torch.from_numpy(_lone_coverage(t.numpy()))
+        total += float((rows * probability).sum())
+    return total
+
+
+def window_pairs(slopes: torch.Tensor, cutoff: float, tokens: int) -> float:
+    """``sum over heads and rows i < tokens of min(i, cutoff / slope)``: the pairs of a window, its edge not rounded."""
+    reach = torch.clamp(cutoff / slopes.double().cpu(), max=tokens - 1.0)
+    whole = torch.floor(reach)
+    return float((whole * (whole + 1) / 2 + (tokens - 1 - whole) * reach).sum())
+
+
+def equal_cost_cutoff(
+    slopes: torch.Tensor, masks: int, tokens: int, *, match: str = "fused", sampler: str = "gamma"
+) -> float:
+    """The cutoff T at which exact ALiBi cut at ``slope * distance > T`` visits as many pairs as `masks` masks do.
+
+    Solves ``window_pairs(slopes, T, tokens) = expected_pairs(...)``. Where the masks cost more than every pair there is,
+    T is the smallest that sees them all. Returns T in units of sigma.
+    """
+    target = expected_pairs(slopes, masks, tokens, match=match, sampler=sampler)
+    # a hair more than the whole context, so that dividing by a slope again does not round to one token less
+    low, high = 0.0, float(slopes.max()) * (tokens - 1) * (1 + 1e-12)
+    if target >= window_pairs(slopes, high, tokens):
+        return high
+    for _ in range(200):  # the function is increasing and continuous; 200 halvings exhaust float64
+        middle = (low + high) / 2
+        if window_pairs(slopes, middle, tokens) < target:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _check(masks: int, tokens: int, match: str, sampler: str) -> None:
+    if masks < 1 or tokens < 1:
+        raise ValueError(f"masks and tokens must be at least 1, not {masks} and {tokens}.")
+    if match not in MATCHES:
+        raise ValueError(f"Unknown match {match!r}: choose one of {', '.join(MATCHES)}.")
+    if sampler not in SAMPLERS:
+        raise ValueError(f"Unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}.")
+
+
+# the systematic sampler: integrate over its one uniform U of (0, 1), finer towards 1, where the widest mask grows
+_TAIL = np.linspace(0.0, 30.0, 2001)  # 1 - exp(-30) is still below 1 in float64
+_MIDDLE = (_TAIL[1:] + _TAIL[:-1]) / 2
+_NODE = -np.expm1(-_MIDDLE)
+_MASS = np.exp(-_TAIL[:-1]) - np.exp(-_TAIL[1:])
+_GRID = np.concatenate([np.arange(0.0, 8.0, 1 / 64), np.arange(8.0, 60.0, 1 / 8)])
+
+
+@functools.lru_cache(maxsize=32)
+def _systematic_coverage(masks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Log of the probability that the union covers a distance, on a grid of distances in sigma."""
+    widths, shifts = systematic_shape(masks)
+    missed = np.ones((len(_GRID), len(_NODE)))
+    for k in range(widths):
+        x, _ = systematic_width((k + _NODE) / widths)
+        # R equispaced shifts of a width b: a row's farthest block start is uniform over the last b/R of its reach
+        missed *= 1.0 - np.clip((1.0 - _GRID[:, None] / x[None, :]) * shifts, 0.0, 1.0)
+    covered = ((1.0 - missed) * _MASS).sum(1) / _MASS.sum()
+    return _GRID, np.log(np.maximum(covered, np.finfo(float).tiny))
+
+
+def _lone_coverage(t: np.ndarray) -> np.ndarray:
+    """P(one mask of the systematic sampler covers t): E[max(0, 1 - t / x)] over its width x, by sums over wider ones."""
+    x, _ = systematic_width((np.arange(20_000) + 0.5) / 20_000)
+    narrower = np.searchsorted(x, t, side="right")
+    inverse = np.append(np.cumsum(1.0 / x[::-1])[::-1], 0.0)
+    return (len(x) - narrower - t * inverse[narrower]) / len(x)

@@ -1,0 +1,34 @@
+"""Kernel `exact`: dense attention by the definition, in fp32 or fp64. The oracle that every other kernel is held to."""
+
+import math
+
+import torch
+
+from kernels.weights import Weights
+
+
+def bytes_needed(batch: int, heads: int, queries: int, keys: int, itemsize: int = 4) -> int:
+    """Peak bytes of `attend_exact`, an upper estimate: float64 log-weights and the scores in a few copies."""
+    return heads * queries * keys * (3 * 8 + 4 * batch * itemsize)
+
+
+def attend_exact(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int):
+    """One group of sequences without padding: q (B, H, Tq, D), k and v (B, Hkv, Tk, D), `offset` the token of q's first
+    row (negative rows see nothing). Computes in fp64 for fp64 input, in fp32 otherwise.
+
+    Returns: out like q, and the log-sum-exp (B, H, Tq) in the computing dtype; rows before 0 give 0 and -inf.
+    """
+    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
+    repeat = q.shape[1] // k.shape[1]
+    k, v = (x.to(compute).repeat_interleave(repeat, dim=1) for x in (k, v))
+    rows = offset + torch.arange(q.shape[2], device=q.device)
+    columns = torch.arange(k.shape[2], device=q.device)
+    log_w = weights.log_dense(rows.clamp_min(0), columns)
+    hidden = rows[:, None] < 0
+    if causal:
+        hidden = hidden | (columns[None, :] > rows[:, None])
+    log_w = log_w.masked_fill(hidden, -math.inf).to(compute)
+    score = q.to(compute) @ k.transpose(-1, -2) * scale + log_w
+    lse = torch.logsumexp(score, dim=-1)
+    attention = torch.exp(score - lse.masked_fill(lse == -math.inf, 0.0)[..., None])
+    return (attention @ v).to(q.dtype), lse

@@ -1,0 +1,101 @@
+"""Kernel `sdpa`: chunks of query rows against only the columns that some row of the chunk visits, by torch's
+scaled_dot_product_attention. Nothing grows with n^2; memory is bounded by PIECE.
+
+All (head, chunk) pairs whose visited width falls into one size class are computed by one call, their keys gathered.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch.nn import functional as F
+
+from kernels.weights import Weights
+
+CHUNKS = (64, 128, 256)  # rows per chunk: more waste of the causal triangle, fewer gathered keys
+PIECE = 1 << 19  # pairs computed at once (2 MB of log-weights): larger falls out of cache, smaller pays more calls
+
+
+def attend_sdpa(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, need_lse: bool):
+    """As `kernels.exact.attend_exact`, with lse None unless `need_lse`."""
+    batch, heads, queries, dim = q.shape
+    keys, device = k.shape[2], q.device
+    out = torch.zeros(batch * heads * queries, dim, dtype=q.dtype, device=device)
+    lse = torch.full((len(out),), -math.inf, device=device, dtype=_compute_dtype(q)) if need_lse else None
+    skip = min(max(0, -offset), queries)  # rows before the first token
+    if skip < queries and keys:
+        flat = [x.reshape(-1, dim) for x in (q, k, v)]
+        for head, rows, first, size in _pieces(weights, offset + skip, offset + queries, keys, causal, batch, device):
+            log_w = weights.log_piece(head, rows, first, size, causal)
+            columns = first[:, None] + torch.arange(size, device=device)
+            _attend_piece(flat, head, rows - offset, columns.clamp_min_(0), log_w, scale, q.shape, k.shape, out, lse)
+    return out.view(q.shape), None if lse is None else lse.view(q.shape[:3])
+
+
+def _pieces(weights: Weights, begin: int, stop: int, keys: int, causal: bool, batch: int, device: torch.device) -> Iterator:
+    """Every row of begin .. stop - 1 of every head, once: heads (G,), rows (G, C), and their columns first (G,) .. first
+    + size - 1, where C and size are the same for all G."""
+    for length, members, starts in _chunks(weights, begin, stop, device):
+        head, first_row = (x.reshape(-1) for x in torch.meshgrid(members, starts, indexing="ij"))
+        last_row = first_row + length - 1
+        low = weights.reach(head, first_row[:, None])[0][:, 0]
+        high = last_row if causal else weights.reach(head, last_row[:, None])[1][:, 0].clamp_max(keys - 1)
+        width = _size_class(high - low + 1)
+        for size in width.unique().tolist():
+            alike = torch.nonzero(width == size)[:, 0]
+            for some in alike.split(max(1, PIECE // (length * size * batch))):
+                rows = first_row[some, None] + torch.arange(length, device=device)
+                yield head[some], rows, high[some] + 1 - size, size
+
+
+def _chunks(weights: Weights, begin: int, stop: int, device: torch.device) -> Iterator:
+    """(rows per chunk, heads, first rows of the chunks): about a quarter of what a row of the head visits, and what is
+    left over at the end as a chunk of its own. Few rows make one chunk."""
+    heads = torch.arange(weights.heads, device=device)
+    if stop - begin <= CHUNKS[0]:
+        yield stop - begin, heads, torch.tensor([begin], device=device)
+        return
+    probe = torch.linspace(begin, stop - 1, 17, device=device).long()[None].expand(weights.heads, -1)
+    reach = (probe - weights.reach(heads, probe)[0]).median(1).values
+    choice = torch.bucketize(reach, torch.tensor([4 * chunk for chunk in CHUNKS[1:]], device=device))
+    for i, chunk in enumerate(CHUNKS):
+        members = heads[choice == i]
+        if len(members) == 0:
+            continue
+        whole = stop - (stop - begin) % chunk
+        if whole > begin:
+            yield chunk, members, torch.arange(begin, whole, chunk, device=device)
+        if whole < stop:
+            yield stop - whole, members, torch.tensor([whole], device=device)
+
+
+def _attend_piece(flat, head, rows, columns, log_w, scale, q_shape, k_shape, out, lse):
+    """Rows (G, C) of q against columns (G, W) of k, written into out and lse; all tensors flattened to (-1, dim), which
+    index_select copies several times faster than indexing by (head, row) does."""
+    batch, heads, queries, dim = q_shape
+    kv_heads, keys = k_shape[1:3]
+    sequence = torch.arange(batch, device=rows.device)[:, None, None]
+    own = (sequence * heads + head[:, None]) * queries + rows
+    shared = (sequence * kv_heads + (head * kv_heads // heads)[:, None]) * keys + columns
+    # off the CPU torch would want the bias in the low precision of q
+    dtype = out.dtype if out.device.type == "cpu" else _compute_dtype(out)
+    query, key, value = (
+        x.index_select(0, index.reshape(-1)).view(*index.shape, dim).to(dtype)
+        for x, index in zip(flat, (own, shared, shared), strict=True)
+    )
+    bias = log_w.to(dtype if dtype == torch.float64 else torch.float32)[None]
+    result = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+    out.index_copy_(0, own.reshape(-1), result.reshape(-1, dim).to(out.dtype))
+    if lse is not None:
+        score = query.to(lse.dtype) @ key.to(lse.dtype).transpose(-1, -2) * scale + bias
+        lse.index_copy_(0, own.reshape(-1), torch.logsumexp(score, dim=-1).reshape(-1))
+
+
+def _compute_dtype(q: torch.Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _size_class(width: torch.Tensor) -> torch.Tensor:
+    """Round widths up to 16, 20, 24, 28, 32, 40, 48, ...: at most a quarter is wasted and few calls are made."""
+    step = 2 ** (torch.ceil(torch.log2(width.clamp_min(16).double())).long() - 3)
+    return (width.clamp_min(16) + step - 1) // step * step
