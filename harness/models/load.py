@@ -23,8 +23,11 @@ from transformers import (  # noqa: E402
     PreTrainedTokenizerBase,
 )
 
+from transformers.utils.logging import disable_progress_bar  # noqa: E402
+
 from harness.models.swap import SwappedAttention  # noqa: E402
 
+disable_progress_bar()  # our own progress is on stderr; its bars do not read well in a log
 
 @dataclass
 class LoadedModel:
