@@ -14,7 +14,6 @@ from harness.config import CONF, register
 from harness.errors import UserError
 from harness.mistakes import explain, refuse_unknown_flags
 from harness.preflight import refuse_foreign_kernels
-from kernels.host import keep_freed_memory
 
 DONE, FAILED, MISTAKE, AGAIN = 0, 1, 2, 75
 
@@ -39,7 +38,6 @@ def main() -> int:
     try:
         refuse_unknown_flags(sys.argv[1:])
         refuse_foreign_kernels()
-        keep_freed_memory()
         job()
     except UserError as error:
         return _mistake(str(error))

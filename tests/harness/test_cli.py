@@ -122,8 +122,10 @@ def test_references_are_read_where_they_are_and_named_where_not(run, tmp_path):
     assert set(document["references"]) == {"exact"} and "exact ALiBi" in out
 
 
-def test_multirun_prints_a_line_for_each_cell_and_one_for_all(run, tmp_path):
-    code, last, out, _ = run("-m", *FAST[:3], "masks=2,4", f"results={tmp_path}", "references=none")
+def test_multirun_prints_a_line_for_each_cell_and_one_for_all(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, last, out, _ = run("-m", *FAST[:3], "masks=2,4", "references=none")
+    assert [p.name for p in tmp_path.iterdir()] == ["results"]
     documents = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     assert code == 0 and len(documents) == 3
     assert last["cells"] == [d["cell_id"] for d in documents[:2]] and len(set(last["cells"])) == 2
