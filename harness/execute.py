@@ -84,7 +84,9 @@ def run_task(
             store.finish({**record, "samples": 0, "metrics": {}})
         else:
             store.record_attempt(attempt, record)
-        progress.say(f"{cell.attention.label} · {task.name}: {status}: {type(error).__name__}: {str(error).splitlines()[:1]}")
+        progress.say(
+            f"{cell.attention.label} · {task.name}: {status}: {type(error).__name__}: {str(error).splitlines()[:1]}"
+        )
         return status
     finally:
         if part is not None:

@@ -67,7 +67,9 @@ def plan(cfg: DictConfig) -> Plan:
     attention = _attention(config, model)
     draws = (config.draws or DRAWS) if attention.random else 1
     if draws > config.samples:
-        raise UserError(f"samples={config.samples} cannot be spread over draws={draws}: ask for more samples or fewer draws.")
+        raise UserError(
+            f"samples={config.samples} cannot be spread over draws={draws}: ask for more samples or fewer draws."
+        )
     cell = Cell(model, attention, kernel, config.context, config.seed, draws, config.data_seed)
     wanted = choose("references", config.references or ("compute" if model.embedded else "read"), REFERENCES)
     tasks = [_task(name, options) for name, options in config.task.items()]
@@ -75,7 +77,11 @@ def plan(cfg: DictConfig) -> Plan:
         raise UserError("No task is chosen: set task=retrieval.")
     device = _device(config.device)
     need = memory.estimate(
-        model.architecture, itemsize=model.torch_dtype.itemsize, batch=config.batch, tokens=config.context, kernel=kernel
+        model.architecture,
+        itemsize=model.torch_dtype.itemsize,
+        batch=config.batch,
+        tokens=config.context,
+        kernel=kernel,
     )
     sentence = memory.check(need, device, kernel=kernel)
     for planned in tasks:

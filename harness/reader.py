@@ -1,5 +1,5 @@
-"""The one reader of the store: records of cells, and their comparison sample by sample. Comparisons are computed here and
-never stored."""
+"""The one reader of the store: records of cells, and their comparison sample by sample. Comparisons are computed here
+and never stored."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -54,7 +54,11 @@ class Record:
 
 def records(results: Path, cell_ids: Iterable[str] | None = None) -> list[Record]:
     """Records of the given cells in their order, or of all cells of the store; unfinished and failed ones included."""
-    folders = [results / c for c in cell_ids] if cell_ids is not None else sorted(p.parent for p in results.glob("*/cell.json"))
+    folders = (
+        [results / c for c in cell_ids]
+        if cell_ids is not None
+        else sorted(p.parent for p in results.glob("*/cell.json"))
+    )
     found = []
     for folder in folders:
         cell = read_json(folder / "cell.json")

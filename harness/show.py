@@ -17,7 +17,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     found = reader.records(given.results)
     if not found:
-        return _refuse(f"{given.results} holds no records: run python -m harness.run first, or name another folder with --results.")
+        return _refuse(
+            f"{given.results} holds no records: run python -m harness.run first, or name another folder with --results."
+        )
     if given.cell_id is None:
         overview(found).print()
         return 0
@@ -41,7 +43,9 @@ def overview(found: list[reader.Record]) -> table.Table:
     for r in found:
         accuracy = table.interval(r.metrics.get(f"{r.task}/accuracy"))
         context = str(r.cell["identity"]["context"])
-        rows.append([r.cell_id, r.cell["model"], r.cell["label"], context, r.task, r.status, str(len(r.rows)), accuracy])
+        rows.append(
+            [r.cell_id, r.cell["model"], r.cell["label"], context, r.task, r.status, str(len(r.rows)), accuracy]
+        )
     return table.Table("", ["cell", "model", "attention", "context", "task", "status", "samples", "accuracy"], rows, [])
 
 

@@ -81,7 +81,8 @@ def test_gone_repository_says_which_slopes_it_will_use(run, tmp_path):
 
 
 def test_a_run_ends_with_its_table_and_one_json_line(tmp_path):
-    """In a process of its own, from another folder: only results/ is created, stdout holds the table and the document."""
+    """In a process of its own, from another folder: only results/ is created, stdout holds the table and the
+    document."""
     command = [sys.executable, "-m", "harness.run", *FAST]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
