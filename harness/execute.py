@@ -57,7 +57,7 @@ def run_task(
         return finished["status"]
     write_atomic(store.cell_folder / "cell.json", describe_cell(cell))
     attempt, part = new_attempt(), None
-    about = {"task": task.name, "task_id": task_id, "options": options_dict(options)}
+    about = {"task": task.name, "task_id": task_id, "options": options_dict(options), "rows_are": task.rows_are}
     about["environment"] = environment.describe(device)
     try:
         done = frozenset(k for k in rows if k < samples)

@@ -41,7 +41,7 @@ class Plan:
     batch: int
     device: torch.device
     results: Path
-    memory: str
+    memory: str | None  # the sentence that says how much will be needed
 
     @property
     def cells(self) -> list[Cell]:
@@ -76,14 +76,7 @@ def plan(cfg: DictConfig) -> Plan:
     if not tasks:
         raise UserError("No task is chosen: set task=retrieval.")
     device = _device(config.device)
-    need = memory.estimate(
-        model.architecture,
-        itemsize=model.torch_dtype.itemsize,
-        batch=config.batch,
-        tokens=config.context,
-        kernel=kernel,
-    )
-    sentence = memory.check(need, device, kernel=kernel)
+    sentence = _memory(config, model, kernel, device) if any(t.task.needs_model for t in tasks) else None
     for planned in tasks:
         planned.task.check(planned.options, cell)
     return Plan(
@@ -97,6 +90,11 @@ def plan(cfg: DictConfig) -> Plan:
         results=Path(config.results),
         memory=sentence,
     )
+
+
+def _memory(config: RunConfig, model: ModelSpec, kernel: str, device: torch.device) -> str:
+    size = {"itemsize": model.torch_dtype.itemsize, "batch": config.batch, "tokens": config.context}
+    return memory.check(memory.estimate(model.architecture, **size, kernel=kernel), device, kernel=kernel)
 
 
 def _attention(config: RunConfig, model: ModelSpec) -> Attention:

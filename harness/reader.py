@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from harness.stats import Difference, paired_difference
-from harness.store import TaskStore, read_json
+from harness.store import TaskStore, read_json, write_atomic
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,18 @@ def records(results: Path, cell_ids: Iterable[str] | None = None) -> list[Record
             task, task_id = place.name.rsplit("-", 1)
             found.append(Record(cell, TaskStore(results, folder.name, task, task_id)))
     return found
+
+
+def write_view(results: Path, cell_id: str) -> None:
+    """Put results/<cell_id>/result.json in place: all of a cell in one file, for readers without this code. A view that
+    can be made again at any time; nothing reads it back."""
+    found = records(results, [cell_id])
+    if found:
+        tasks = {
+            r.task: {"status": r.status, "samples": len(r.rows), "options": r.outcome.get("options")} for r in found
+        }
+        metrics = {name: metric for r in found for name, metric in r.metrics.items()}
+        write_atomic(results / cell_id / "result.json", {**found[0].cell, "tasks": tasks, "metrics": metrics})
 
 
 def same_question(record: Record) -> tuple:

@@ -52,6 +52,7 @@ def main() -> int:
 
 def run_cell(cfg: DictConfig) -> tuple[int, dict]:
     """Run one composed configuration: (exit code, the JSON document that was printed)."""
+    from harness import reader
     from harness.execute import StopRequest, run_task
     from harness.models.load import load_model
     from harness.plan import plan
@@ -59,27 +60,20 @@ def run_cell(cfg: DictConfig) -> tuple[int, dict]:
 
     planned = plan(cfg)
     progress = Progress()
-    progress.say(planned.memory)
+    if planned.memory:
+        progress.say(planned.memory)
     model = _lazily(lambda: load_model(planned.cell.model, device=planned.device, kernel=planned.cell.kernel))
     statuses: dict[str, dict[str, str]] = {}
+    work = {"samples": planned.samples, "batch": planned.batch, "results": planned.results, "device": planned.device}
     with StopRequest() as stop:
         for cell in planned.cells:
             for task in planned.tasks:
                 if stop.requested:
                     status = "stopped"
                 else:
-                    status = run_task(
-                        cell,
-                        task,
-                        samples=planned.samples,
-                        batch=planned.batch,
-                        results=planned.results,
-                        device=planned.device,
-                        model=model,
-                        stop=stop,
-                        progress=progress,
-                    )
+                    status = run_task(cell, task, model=model, stop=stop, progress=progress, **work)
                 statuses.setdefault(cell.cell_id, {})[task.task.name] = status
+            reader.write_view(planned.results, cell.cell_id)
     ends = {status for tasks in statuses.values() for status in tasks.values()}
     code = AGAIN if "stopped" in ends else FAILED if ends & {"error", "oom"} else DONE
     return code, _report(planned, statuses, code)

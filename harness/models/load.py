@@ -98,9 +98,10 @@ def _guarded(spec: ModelSpec, load):
         if spec.path:
             raise UserError(f"{spec.path} could not be loaded: {error}") from error
         family, arch = spec.family, spec.architecture
+        gone = "; MosaicML's repositories are gone from the Hub" if spec.repo.startswith("mosaicml/") else ""
         raise UserError(
-            f"{spec.source} could not be loaded ({type(error).__name__}; the MosaicML repositories are gone from "
-            "the Hub). Give a local copy with model.path=FOLDER, or a copy you trust with model.repo=OWNER/NAME "
-            f"model.revision=COMMIT. It will be read with {arch.heads} slopes in {family.slope_order} order and "
+            f"{spec.source} could not be loaded ({type(error).__name__}{gone}). Give a local copy with "
+            "model.path=FOLDER, or a copy you trust with model.repo=OWNER/NAME model.revision=COMMIT. "
+            f"It will be read with {arch.heads} slopes in {family.slope_order} order and "
             f"alibi_bias_max {arch.bias_max:g}."
         ) from error

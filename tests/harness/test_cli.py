@@ -98,6 +98,13 @@ def test_a_run_ends_with_its_table_and_one_json_line(tmp_path):
     assert "\x1b" not in done.stdout and "%|" not in done.stderr  # no colours, no bars off a terminal
 
 
+def test_every_cell_has_a_view_of_all_it_holds(run, tmp_path):
+    _, document, _, _ = run(*FAST, f"results={tmp_path}")
+    view = json.loads((tmp_path / document["cell_id"] / "result.json").read_text())
+    assert view["metrics"] == document["metrics"] and view["tasks"]["retrieval"]["samples"] == 8
+    assert view["identity"]["attn"]["masks"] == 4 and len(list(tmp_path.glob("*/result.json"))) == 4
+
+
 def test_second_run_computes_nothing(run, monkeypatch, tmp_path):
     arguments = (*FAST, f"results={tmp_path}")
     first = run(*arguments)
