@@ -47,6 +47,11 @@ class Record:
     def metrics(self) -> dict[str, dict]:
         return self.outcome.get("metrics", {})
 
+    def summary(self) -> dict:
+        """Status, options and metrics as plain JSON. A cell may hold one task several times, with other options."""
+        about = {"task": self.task, "task_id": self.store.task_id, "status": self.status, "samples": len(self.rows)}
+        return {**about, "options": self.outcome.get("options"), "metrics": self.metrics}
+
     @cached_property
     def rows(self) -> dict[int, dict]:
         return self.store.rows()
@@ -75,11 +80,7 @@ def write_view(results: Path, cell_id: str) -> None:
     can be made again at any time; nothing reads it back."""
     found = records(results, [cell_id])
     if found:
-        tasks = {
-            r.task: {"status": r.status, "samples": len(r.rows), "options": r.outcome.get("options")} for r in found
-        }
-        metrics = {name: metric for r in found for name, metric in r.metrics.items()}
-        write_atomic(results / cell_id / "result.json", {**found[0].cell, "tasks": tasks, "metrics": metrics})
+        write_atomic(results / cell_id / "result.json", {**found[0].cell, "tasks": [r.summary() for r in found]})
 
 
 def same_question(record: Record) -> tuple:

@@ -31,9 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     own = [r for r in found if r.cell_id == matching[0]]
     for record in own:
         _print_record(record, found)
-    document = {"cell_id": matching[0], "tasks": {r.task: r.status for r in own}}
-    document["metrics"] = {name: metric for r in own for name, metric in r.metrics.items()}
-    print(json.dumps(document))
+    print(json.dumps({"cell_id": matching[0], "tasks": [r.summary() for r in own]}))
     return 0
 
 
