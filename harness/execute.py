@@ -1,6 +1,7 @@
 """Run the tasks of a cell against the store: nothing already computed is lost, every end is an outcome."""
 
-import signal
+import contextlib
+import itertools
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -12,28 +13,9 @@ from harness.cell import Cell
 from harness.models.load import LoadedModel
 from harness.plan import PlannedTask
 from harness.progress import Progress
+from harness.signals import StopRequest
 from harness.store import TaskStore, new_attempt, write_atomic
-from harness.tasks.base import TaskContext, options_dict
-
-
-class StopRequest:
-    """Set by SIGTERM, SIGUSR1 or Ctrl-C; looked at between batches, so that a sample is written whole or not at all."""
-
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-    def __init__(self):
-        self.requested = False
-
-    def __enter__(self) -> "StopRequest":
-        self._before = {s: signal.signal(s, self._ask) for s in self.SIGNALS}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for s, handler in self._before.items():
-            signal.signal(s, handler)
-
-    def _ask(self, *_) -> None:
-        self.requested = True
+from harness.tasks.base import TaskContext
 
 
 def run_task(
@@ -50,16 +32,17 @@ def run_task(
 ) -> str:
     """Bring one task of a cell to `samples` rows. Returns its status: ok, unsupported, oom, error or stopped."""
     task, options = planned.task, planned.options
-    task_id = cell.task_id(task.name, options_dict(options))
+    identity = task.identity(options)
+    task_id = cell.task_id(task.name, identity)
     store = TaskStore(results, cell.cell_id, task.name, task_id)
     finished, rows = store.finished(), store.rows()
     if finished and (finished["status"] == "unsupported" or finished["samples"] >= samples):
         return finished["status"]
-    write_atomic(store.cell_folder / "cell.json", describe_cell(cell))
     attempt, part = new_attempt(), None
-    about = {"task": task.name, "task_id": task_id, "options": options_dict(options), "rows_are": task.rows_are}
+    about = {"task": task.name, "task_id": task_id, "attempt": attempt, "options": identity, "rows_are": task.rows_are}
     about["environment"] = environment.describe(device)
     try:
+        write_atomic(store.cell_folder / "cell.json", describe_cell(cell))
         done = frozenset(k for k in rows if k < samples)
         context = TaskContext(cell, samples, batch, done, model, str(results / "data"))
         part = store.open_part(attempt)
@@ -72,25 +55,29 @@ def run_task(
                     return "stopped"
         part.close()
         rows = store.rows()
-        metrics = task.metrics(options, list(rows.values()), clustered=cell.draws > 1)
+        # rows beyond the first gap are of a larger run that was stopped: they wait until it goes on
+        count = next(k for k in itertools.count() if k not in rows)
+        metrics = task.metrics(options, [rows[k] for k in range(count)], clustered=cell.draws > 1)
         named = {f"{task.name}/{name}": metric.as_dict() for name, metric in metrics.items()}
-        store.finish({**about, "status": "ok", "samples": len(rows), "metrics": named})
+        store.finish({**about, "status": "ok", "samples": count, "metrics": named})
         return "ok"
     except Exception as error:  # an outcome of this task: the other tasks still run
         status = outcome_of(error)
         record = {**about, "status": status, "error": type(error).__name__, "message": str(error)[:2000]}
         record["traceback"] = traceback.format_exc(limit=-12)
-        if status == "unsupported":
-            store.finish({**record, "samples": 0, "metrics": {}})
-        else:
-            store.record_attempt(attempt, record)
-        progress.say(
-            f"{cell.attention.label} · {task.name}: {status}: {type(error).__name__}: {str(error).splitlines()[:1]}"
-        )
+        progress.say(f"{cell.attention.label} · {task.name}: {status}: {type(error).__name__}: {error}")
+        try:
+            if status == "unsupported":
+                store.finish({**record, "samples": 0, "metrics": {}})
+            else:
+                store.record_attempt(attempt, record)
+        except OSError as full:  # a full disk: what is on it stays, and the other tasks are still tried
+            progress.say(f"The outcome could not be recorded: {full}")
         return status
     finally:
         if part is not None:
-            part.close()
+            with contextlib.suppress(OSError):
+                part.close()
         progress.stop()
 
 

@@ -13,7 +13,7 @@ from harness.errors import UserError, nearest
 def explain(error: Exception, arguments: list[str]) -> str:
     """One or two sentences that say what to change."""
     message = _whole_message(error)
-    if found := re.search(r"Could not find '([\w/-]+)/([^'/]+)'", message):
+    if found := re.search(r"Could not (?:find|load) '([\w/-]+)/([^'/]+)'", message):
         return f"There is no {found[1]}={found[2]}.{nearest(found[2], _options(found[1]))}"
     if found := re.search(r"Key '([^']+)' (?:is )?not in", message):
         word = next((_name(a) for a in arguments if _name(a).split(".")[-1] == found[1]), found[1])

@@ -1,6 +1,8 @@
 """From a composed configuration to what will be done: cells, tasks, device, every mistake answered before a model is
 loaded."""
 
+import math
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +60,8 @@ def plan(cfg: DictConfig) -> Plan:
                 raise UserError(f"There is no option {name + key!r}.{nearest(name + key, known)}")
     config: RunConfig = OmegaConf.to_object(cfg)
     for name, least in (("masks", 1), ("context", 2), ("samples", 1), ("batch", 1), ("seed", 0), ("data_seed", 0)):
-        if getattr(config, name) < least:
-            raise UserError(f"{name} must be at least {least}, not {getattr(config, name)}.")
+        if not least <= getattr(config, name) < 2**63:
+            raise UserError(f"{name} must be at least {least} and below 2**63, not {getattr(config, name)}.")
     if config.draws is not None and config.draws < 1:
         raise UserError(f"draws must be at least 1, not {config.draws}.")
     model = resolve_model(config.model, config.dtype)
@@ -76,6 +78,7 @@ def plan(cfg: DictConfig) -> Plan:
     if not tasks:
         raise UserError("No task is chosen: set task=retrieval.")
     device = _device(config.device)
+    results = _writable(config.results)
     sentence = _memory(config, model, kernel, device) if any(t.task.needs_model for t in tasks) else None
     for planned in tasks:
         planned.task.check(planned.options, cell)
@@ -87,32 +90,50 @@ def plan(cfg: DictConfig) -> Plan:
         samples=config.samples,
         batch=config.batch,
         device=device,
-        results=Path(config.results),
+        results=results,
         memory=sentence,
     )
 
 
+def _writable(folder: str) -> Path:
+    """The results folder, made if need be; UserError if nothing can be written there."""
+    if not folder.strip():
+        raise UserError("results must name a folder: set results=FOLDER.")
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"results={folder} cannot be written to: {error}.") from None
+    return path
+
+
 def _memory(config: RunConfig, model: ModelSpec, kernel: str, device: torch.device) -> str:
     size = {"itemsize": model.torch_dtype.itemsize, "batch": config.batch, "tokens": config.context}
+    size |= {"masks": config.masks if config.attn.name == "plsh" else 1, "draws": config.draws or DRAWS}
     return memory.check(memory.estimate(model.architecture, **size, kernel=kernel), device, kernel=kernel)
 
 
 def _attention(config: RunConfig, model: ModelSpec) -> Attention:
     attn = config.attn
     name = choose("attn", attn.name, ATTENTIONS)
+    sampler = choose("attn.sampler", attn.sampler or "gamma", SAMPLERS)
+    choose("attn.weights", attn.weights or "count", UNION_WEIGHTS)
+    choose("attn.match", attn.match or "fused", MATCHES)
     if name == "alibi":
         return Attention("alibi")
-    sampler = choose("attn.sampler", attn.sampler or "gamma", SAMPLERS)
     if name == "plsh":
-        weights = choose("attn.weights", attn.weights or "count", UNION_WEIGHTS)
+        weights = attn.weights or "count"
         if weights == "rb" and sampler == "fixed":
             raise UserError("attn.weights=rb needs random masks: use attn.sampler=gamma or systematic.")
-        return Attention("plsh", masks=config.masks, sampler=sampler, weights=weights)
+        masks = 1 if sampler == "fixed" else config.masks  # all its masks are one and the same
+        return Attention("plsh", masks=masks, sampler=sampler, weights=weights)
     if attn.cutoff is not None:
-        if not attn.cutoff >= 0:
-            raise UserError(f"attn.cutoff must be at least 0, not {attn.cutoff}.")
+        if not 0 <= attn.cutoff < math.inf:
+            raise UserError(f"attn.cutoff must be a number of at least 0, not {attn.cutoff}; attn=alibi has no cutoff.")
         return Attention("window", cutoff=attn.cutoff)
-    match = choose("attn.match", attn.match or "fused", MATCHES)
+    match = attn.match or "fused"
     return matched_window(model, masks=config.masks, sampler=sampler, context=config.context, match=match)
 
 

@@ -54,7 +54,9 @@ class Record:
 
     @cached_property
     def rows(self) -> dict[int, dict]:
-        return self.store.rows()
+        """Rows by sample: those that the metrics are made of, or all there are while nothing is finished."""
+        rows, finished = self.store.rows(), self.store.finished()
+        return {k: row for k, row in rows.items() if k < finished["samples"]} if finished else rows
 
 
 def records(results: Path, cell_ids: Iterable[str] | None = None) -> list[Record]:

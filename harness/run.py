@@ -1,5 +1,6 @@
 """`python -m harness.run`: compose one cell with Hydra, run its tasks, print the table and one JSON line."""
 
+import contextlib
 import functools
 import json
 import os
@@ -14,6 +15,7 @@ from harness.config import CONF, register
 from harness.errors import UserError
 from harness.mistakes import explain, refuse_unknown_flags
 from harness.preflight import refuse_foreign_kernels
+from harness.signals import StopRequest
 
 DONE, FAILED, MISTAKE, AGAIN = 0, 1, 2, 75
 
@@ -29,7 +31,7 @@ def main() -> int:
     def job(cfg: DictConfig) -> None:
         document = {}
         try:
-            code, document = run_cell(cfg)
+            code, document = (AGAIN, {}) if stop.requested else run_cell(cfg, stop)
         except UserError as error:
             code = _mistake(str(error))
         codes.append(code)
@@ -38,7 +40,8 @@ def main() -> int:
     try:
         refuse_unknown_flags(sys.argv[1:])
         refuse_foreign_kernels()
-        job()
+        with StopRequest() as stop:  # around all cells of a multirun: a signal stops the rest too
+            job()
     except UserError as error:
         return _mistake(str(error))
     except (HydraException, OmegaConfBaseException) as error:
@@ -50,10 +53,10 @@ def main() -> int:
     return code
 
 
-def run_cell(cfg: DictConfig) -> tuple[int, dict]:
+def run_cell(cfg: DictConfig, stop: StopRequest) -> tuple[int, dict]:
     """Run one composed configuration: (exit code, the JSON document that was printed)."""
     from harness import reader
-    from harness.execute import StopRequest, run_task
+    from harness.execute import run_task
     from harness.models.load import load_model
     from harness.plan import plan
     from harness.progress import Progress
@@ -65,31 +68,34 @@ def run_cell(cfg: DictConfig) -> tuple[int, dict]:
     model = functools.cache(lambda: load_model(planned.cell.model, device=planned.device, kernel=planned.cell.kernel))
     statuses: dict[str, dict[str, str]] = {}
     work = {"samples": planned.samples, "batch": planned.batch, "results": planned.results, "device": planned.device}
-    with StopRequest() as stop:
-        for cell in planned.cells:
-            for task in planned.tasks:
-                if stop.requested:
-                    status = "stopped"
-                else:
-                    status = run_task(cell, task, model=model, stop=stop, progress=progress, **work)
-                statuses.setdefault(cell.cell_id, {})[task.task.name] = status
+    for cell in planned.cells:
+        for task in planned.tasks:
+            if stop.requested:
+                status = "stopped"
+            else:
+                status = run_task(cell, task, model=model, stop=stop, progress=progress, **work)
+            statuses.setdefault(cell.cell_id, {})[task.task.name] = status
+        with contextlib.suppress(OSError):  # a full disk: the view can be made again, the run goes on
             reader.write_view(planned.results, cell.cell_id)
     ends = {status for tasks in statuses.values() for status in tasks.values()}
     code = AGAIN if "stopped" in ends else FAILED if ends & {"error", "oom"} else DONE
-    return code, _report(planned, statuses, code)
+    try:
+        return code, _report(planned, statuses, code)
+    except (BrokenPipeError, SystemExit):  # whoever read stdout left (rich exits then); the results are in the store
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return code, {}
 
 
 def _report(planned, statuses: dict, code: int) -> dict:
     """Print the tables and the JSON line, from the store alone."""
     from harness import reader, table
-    from harness.tasks.base import options_dict
 
     own = planned.cell
     beside = dict(planned.references)
     cells = {"exact": beside.pop("exact", None), "this cell": own, **beside}
     metrics, present = {}, set()
     for task in planned.tasks:
-        name, options = task.task.name, options_dict(task.options)
+        name, options = task.task.name, task.task.identity(task.options)
         shown = {}
         for role, cell in cells.items():
             if cell is not None:
@@ -105,8 +111,7 @@ def _report(planned, statuses: dict, code: int) -> dict:
             table.comparison(list(shown.values()), title=title).print()
             if depths := table.by_depth(list(shown.values())):
                 depths.print()
-    for note in table.NOTES:
-        print(note)
+    table.say(*table.NOTES)
     missing = [role for role in planned.references if role not in present]
     if missing:
         print(f"Not in {planned.results}: {', '.join(missing)}. Add references=compute to compute what is missing.")

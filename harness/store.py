@@ -73,12 +73,15 @@ class TaskStore:
         write_atomic(self.folder / "attempts" / f"{attempt}.json", record)
 
     def status(self) -> str:
-        """ok, unsupported, error, oom, stopped or missing."""
-        if record := self.finished():
-            return record["status"]
-        if attempts := self.attempts():
+        """ok, unsupported, error, oom, stopped or missing. A finished task with rows beyond it was being extended."""
+        record, attempts, rows = self.finished(), self.attempts(), self.rows()
+        if record:
+            if len(rows) <= record["samples"]:
+                return record["status"]
+            attempts = [a for a in attempts if a["attempt"] > record["attempt"]]
+        if attempts:
             return attempts[-1]["status"]
-        return "stopped" if self.rows() else "missing"
+        return "stopped" if rows else "missing"
 
     def open_part(self, attempt: str) -> "Part":
         return Part(self.folder / "parts" / f"{attempt}.jsonl")

@@ -28,8 +28,7 @@ class Table:
         if not console.is_terminal:
             console = Console(file=sys.stdout, width=Console(width=1000).measure(drawn).maximum)
         console.print(drawn)
-        for note in self.notes:
-            console.print(note, style="dim", highlight=False)
+        say(*self.notes)
 
     def markdown(self) -> str:
         lines = [f"**{self.title}**", ""] if self.title else []
@@ -37,6 +36,13 @@ class Table:
         lines += ["|" + "|".join(["---"] + ["---:"] * (len(self.columns) - 1)) + "|"]
         lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
         return "\n".join([*lines, "", *self.notes])
+
+
+def say(*sentences: str) -> None:
+    """Sentences to stdout, broken between words on a terminal and whole in a pipe."""
+    console = Console(file=sys.stdout)
+    for sentence in sentences:
+        console.print(sentence, highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
 
 def comparison(records: Sequence[Record], *, title: str = "") -> Table:
@@ -47,16 +53,15 @@ def comparison(records: Sequence[Record], *, title: str = "") -> Table:
         exact = reference_of(record, records)
         change = difference(record, exact) if exact and exact is not record else None
         metrics = record.metrics
-        ended = record.status == "ok"
         rows.append(
             [
-                record.cell["label"] + ("" if ended else f" ({record.status})"),
+                _label(record),
                 pairs(record.cell["pairs_per_row"]),
                 interval(metrics.get(f"{record.task}/accuracy")),
                 _difference(change),
                 f"{change.detectable:.3f}" if change and change.detectable is not None else "",
                 interval(metrics.get(f"{record.task}/answer_nll")),
-                str(len(record.rows)),
+                str(metrics.get(f"{record.task}/accuracy", {}).get("n", len(record.rows))),
             ]
         )
     return Table(title, columns, rows, [])
@@ -87,6 +92,14 @@ def interval(metric: dict | None) -> str:
 def pairs(cost: dict[str, float]) -> str:
     text = f"{cost['fused']:.1f}"
     return f"{text} ({cost['passes']:.1f} in passes)" if "passes" in cost else text
+
+
+def _label(record: Record) -> str:
+    """The attention, and what must be said of its numbers."""
+    remarks = [] if record.status == "ok" else [record.status]
+    if record.attention["name"] == "plsh" and record.cell["identity"]["draws"] == 1:
+        remarks.append("one draw: intervals leave out the masks' variance")
+    return record.cell["label"] + (f" ({'; '.join(remarks)})" if remarks else "")
 
 
 def _value(metric: dict | None) -> str:

@@ -45,7 +45,7 @@ def _pieces(
         width = _size_class(high - low + 1)
         for size in width.unique().tolist():
             alike = torch.nonzero(width == size)[:, 0]
-            for some in alike.split(max(1, PIECE // (length * size * batch))):
+            for some in alike.split(max(1, PIECE // (length * max(size * batch, weights.numbers_per_row)))):
                 rows = first_row[some, None] + torch.arange(length, device=device)
                 yield head[some], rows, high[some] + 1 - size, size
 

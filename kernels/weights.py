@@ -27,6 +27,11 @@ class Weights(ABC):
     def heads(self) -> int:
         return len(self.slopes)
 
+    @property
+    def numbers_per_row(self) -> int:
+        """How many numbers describe what one row visits: what a kernel that works by pieces must have room for."""
+        return 1
+
     @abstractmethod
     def log_dense(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """log w of every pair by its definition: rows (R,), columns (N,) -> (H, R, N) float64. Not causal."""
@@ -191,6 +196,10 @@ class PositionalLSH(Weights):
     @property
     def count(self) -> int:
         return self.masks.width.shape[1]
+
+    @property
+    def numbers_per_row(self) -> int:
+        return self.count
 
     def log_distance(self, heads: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
         """log w of a covered pair for "rb" and "exact": distance (N,) or (G, N) tokens -> (G, N) float64."""

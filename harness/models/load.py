@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import hf_hub_download
 
 from harness.errors import UserError
-from harness.models.spec import ModelSpec, read_config
+from harness.models.spec import ModelSpec, agree, read_config
 from harness.preflight import refuse_foreign_kernels
 
 refuse_foreign_kernels()  # before transformers looks for a package of that name
@@ -52,13 +52,7 @@ def load_model(spec: ModelSpec, *, device: torch.device, kernel: str) -> LoadedM
 
     Raises UserError if the checkpoint cannot be had, or its own configuration disagrees with what the cell says of it.
     """
-    found = spec.family.architecture(_raw_config(spec))
-    if found != spec.architecture:
-        differing = {k: (v, spec.architecture.as_dict()[k]) for k, v in found.as_dict().items()}
-        words = ", ".join(f"{k} {a} not {b}" for k, (a, b) in differing.items() if a != b)
-        raise UserError(
-            f"{spec.source} is not what model={spec.name} says: {words}. Set model.architecture to match it."
-        )
+    agree(spec.family.architecture(_raw_config(spec)), spec.architecture, spec.source, spec.name)
     options = {"config": _config(spec), "dtype": spec.torch_dtype, "use_safetensors": True}
     model = _from_pretrained(spec, AutoModelForCausalLM, **options)
     model.to(device).eval().requires_grad_(False)

@@ -32,7 +32,9 @@ class MemoryNeed:
         )
 
 
-def estimate(arch: Architecture, *, itemsize: int, batch: int, tokens: int, kernel: str) -> MemoryNeed:
+def estimate(
+    arch: Architecture, *, itemsize: int, batch: int, tokens: int, masks: int, draws: int, kernel: str
+) -> MemoryNeed:
     """Estimate for prefilling `tokens` of `batch` sequences with a KV cache, logits of the last tokens only."""
     layer = (4 + 2 * arch.expansion) * arch.width**2
     weights = (arch.layers * layer + arch.vocabulary * arch.width) * itemsize
@@ -40,6 +42,8 @@ def estimate(arch: Architecture, *, itemsize: int, batch: int, tokens: int, kern
     # the widest moment of a layer: hidden state and residual, with q, k, v and output or the feed-forward's two halves;
     # the attention kernel works in pieces of its own, counted as 0.25 GiB
     activations = (2 + max(6, 2 * arch.expansion)) * arch.width * tokens * batch * itemsize + GIB // 4
+    # three float64 per mask of every draw, and a chunk of 64 rows with a few int64 per mask
+    activations += masks * 8 * (3 * draws * arch.layers * arch.heads + 6 * 64)
     if kernel == "exact":
         activations += bytes_needed(batch, arch.heads, tokens, tokens)
     return MemoryNeed(weights, cache, activations)
@@ -59,7 +63,7 @@ def check(need: MemoryNeed, device: torch.device, *, kernel: str) -> str:
         way = (
             "kernel=sdpa, which holds no n x n matrix,"
             if kernel == "exact"
-            else "a smaller context or batch, or dtype=bfloat16"
+            else "a smaller context, batch or number of masks, or dtype=bfloat16,"
         )
         raise UserError(f"{sentence} That does not fit on {device}: use {way} or a larger device.")
     return sentence

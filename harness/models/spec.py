@@ -15,6 +15,8 @@ from harness.models.family import Architecture, Family
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+IDLE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "init_device")
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -64,7 +66,7 @@ def resolve_model(config: ModelConfig, dtype: str | None) -> ModelSpec:
     architecture = Architecture(**vars(config.architecture))
     revision = config.revision or "main"
     spec = ModelSpec(config.name, None, config.repo, revision, dtype, architecture, {})
-    return _identified(spec, weights=f"{config.repo}@{revision}", tokenizer=None)
+    return _identified(spec, weights=f"{config.repo}@{revision}", config=None, tokenizer=None)
 
 
 def _local(config: ModelConfig, dtype: str) -> ModelSpec:
@@ -78,15 +80,36 @@ def _local(config: ModelConfig, dtype: str) -> ModelSpec:
         raise UserError(
             f"{path} holds no .safetensors file: convert the checkpoint (pickled weights are never loaded)."
         )
-    spec = ModelSpec(config.name, path, None, None, dtype, family_of(raw.get("model_type", "")).architecture(raw), {})
+    found = family_of(raw.get("model_type", "")).architecture(raw)
+    if config.architecture is not None:
+        agree(found, Architecture(**vars(config.architecture)), str(path), config.name)
+    spec = ModelSpec(config.name, path, None, None, dtype, found, {})
     tokenizer = [p for p in (path / "tokenizer.json", path / "tokenizer.model") if p.exists()]
-    return _identified(spec, weights=digest(weights), tokenizer=digest(tokenizer) if tokenizer else None)
+    config_hash = "sha256:" + hashlib.sha256(json.dumps(_computing(raw), sort_keys=True).encode()).hexdigest()
+    tokens = digest(tokenizer) if tokenizer else None
+    return _identified(spec, weights=digest(weights), config=config_hash, tokenizer=tokens)
 
 
-def _identified(spec: ModelSpec, *, weights: str, tokenizer: str | None) -> ModelSpec:
+def agree(found: Architecture, said: Architecture, source: str, name: str) -> None:
+    """UserError if a checkpoint is not what the model file says of it."""
+    differing = [(k, v, said.as_dict()[k]) for k, v in found.as_dict().items() if v != said.as_dict()[k]]
+    if differing:
+        words = ", ".join(f"{k} {a} not {b}" for k, a, b in differing)
+        raise UserError(
+            f"{source} is not what model={name} says: {words}. Choose model=local for a checkpoint of your own, or set "
+            "model.architecture to match it."
+        )
+
+
+def _computing(raw: dict) -> dict:
+    """config.json without what does not change a result: names, versions, and the dtype, which is the cell's own."""
+    return {k: v for k, v in raw.items() if k not in IDLE}
+
+
+def _identified(spec: ModelSpec, *, weights: str, config: str | None, tokenizer: str | None) -> ModelSpec:
     # twelve digits: the last bits of a power may differ between machines, the model does not
     slopes = [float(f"{m:.12g}") for m in spec.slopes.tolist()]
-    identity = {"weights": weights, "slopes": slopes, "tokenizer": tokenizer}
+    identity = {"weights": weights, "config": config, "slopes": slopes, "tokenizer": tokenizer}
     return ModelSpec(spec.name, spec.path, spec.repo, spec.revision, spec.dtype, spec.architecture, identity)
 
 

@@ -1,7 +1,7 @@
 """What a task is: one file that checks its options, yields rows, and turns rows into metrics."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from harness.cell import Cell
@@ -46,13 +46,12 @@ class Task(Protocol):
     rows_are: str  # "samples" or "repeats"
     needs_model: bool
 
+    def identity(self, options: Any) -> dict:
+        """The options as they enter the task's id, as plain JSON: a file by its content, not by its path."""
+        ...
+
     def check(self, options: Any, cell: Cell) -> None: ...
 
     def run(self, options: Any, context: TaskContext) -> Iterator[list[dict]]: ...
 
     def metrics(self, options: Any, rows: Sequence[Mapping], *, clustered: bool) -> dict[str, Metric]: ...
-
-
-def options_dict(options: Any) -> dict:
-    """The options as they enter a task's id."""
-    return asdict(options)

@@ -70,11 +70,16 @@ def read_sentences(path: str | None) -> list[str]:
     return sentences
 
 
+def text_hash(path: str) -> str:
+    """sha256 of a user's text file."""
+    return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
+
+
 def cached(folder: Path, encode: Encode, tokenizer_name: str, **arguments) -> datasets.Dataset:
     """The samples as a data set, built once and kept in `folder` under a hash of all that they depend on."""
     recipe = {"version": VERSION, "tokenizer": tokenizer_name, **arguments}
     if arguments["text"]:
-        recipe["text"] = hashlib.sha256(Path(arguments["text"]).expanduser().read_bytes()).hexdigest()
+        recipe["text"] = text_hash(arguments["text"])
     name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     place = folder / f"retrieval-{name}"
     if not place.exists():

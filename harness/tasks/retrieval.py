@@ -4,7 +4,7 @@ import functools
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,6 +35,9 @@ class Retrieval:
     options = Options
     rows_are = "samples"
     needs_model = True
+
+    def identity(self, options: Options) -> dict:
+        return {**asdict(options), "text": prompts.text_hash(options.text) if options.text else None}
 
     def check(self, options: Options, cell: Cell) -> None:
         choose("task.retrieval.haystack", options.haystack, HAYSTACKS)

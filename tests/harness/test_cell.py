@@ -23,7 +23,7 @@ def cell(*overrides):
 def test_identity_has_what_the_results_depend_on():
     found = cell().identity
     assert set(found) == {"schema", "model", "dtype", "attn", "kernel", "context", "seed", "draws", "data_seed"}
-    assert set(found["model"]) == {"weights", "slopes", "tokenizer"}
+    assert set(found["model"]) == {"weights", "config", "slopes", "tokenizer"}
     assert found["attn"] == {"name": "plsh", "masks": 16, "sampler": "gamma", "weights": "count", "cutoff": None}
     assert found["draws"] == 8 and found["seed"] == 0
 
@@ -50,6 +50,10 @@ def test_options_that_cannot_matter_collapse(attn):
     if "fixed" not in attn:
         assert cell(*attn.split(), "masks=3", "attn.sampler=gamma").cell_id == base.cell_id
     assert base.identity["seed"] is None and base.identity["draws"] is None and base.draws == 1
+
+
+def test_all_masks_of_the_fixed_sampler_are_one():
+    assert cell("attn.sampler=fixed", "masks=4").cell_id == cell("attn.sampler=fixed", "masks=16").cell_id
 
 
 def test_matched_window_is_a_number_and_equals_the_window_given_by_it():

@@ -31,7 +31,17 @@ MISTAKES = [
     (("attn.weights=cuont",), "'cuont' is not known", "Did you mean count?"),
     (("attn.sampler=fixed", "attn.weights=rb"), "rb needs random masks", "attn.sampler=gamma"),
     (("attn=window", "attn.match=fusd"), "'fusd' is not known", "Did you mean fused?"),
-    (("attn=window", "attn.cutoff=-1"), "attn.cutoff must be at least 0", ""),
+    (("attn=window", "attn.cutoff=-1"), "attn.cutoff must be a number of at least 0", ""),
+    (("attn=window", "attn.cutoff=inf"), "attn.cutoff must be a number of at least 0", "attn=alibi"),
+    (("attn=alibi", "attn.sampler=bogus"), "'bogus' is not known", "gamma"),
+    (("attn=window", "attn.cutoff=3", "attn.match=bogus"), "'bogus' is not known", "fused"),
+    (("task=[retrieval,rular]",), "no task=rular", "retrieval"),
+    (("seed=18446744073709551616",), "seed must be", "below 2**63"),
+    (("masks=100000000",), "does not fit", "number of masks"),
+    (("results=",), "results", ""),
+    (("results=/proc/nowhere",), "cannot be written to", ""),
+    (("model=mpt-7b", "model.path=harness/embedded/tiny"), "is not what model=mpt-7b says", "model=local"),
+    (("model=local",), "names neither a path nor a repo", "model.path="),
     (("kernel=tritn",), "no kernel=tritn", "exact"),
     (("masks=many",), "masks: Value 'many'", "could not be converted to Integer"),
     (("masks=0",), "masks must be at least 1", ""),
@@ -60,7 +70,7 @@ def test_mistakes_are_answered_before_a_model_is_loaded(run, monkeypatch, tmp_pa
     assert document["status"] == "invalid" and says in document["message"] and hint in document["message"]
     sentence = [line for line in err.splitlines() if not line.startswith("Memory:")]
     assert "Traceback" not in err and len(sentence) <= 3
-    assert not list(tmp_path.iterdir())  # nothing was created
+    assert not list(tmp_path.glob("*/*"))  # nothing was computed
 
 
 def test_models_that_are_gone_name_the_way_out(run, tmp_path):
@@ -151,6 +161,12 @@ def test_multirun_prints_a_line_for_each_cell_and_one_for_all(run, monkeypatch, 
 def test_multirun_with_one_mistake_runs_the_rest(run, tmp_path):
     code, last, _, _ = run("-m", *FAST[:3], "masks=0,4", f"results={tmp_path}", "references=none")
     assert code == 2 and last["status"] == "invalid" and last["exit_codes"] == [2, 0]
+
+
+def test_a_reader_that_leaves_does_not_fail_the_run(tmp_path):
+    command = f"{sys.executable} -m harness.run {' '.join(FAST)} results={tmp_path} references=none | head -n 1; "
+    done = subprocess.run(["bash", "-c", command + "exit ${PIPESTATUS[0]}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "Broken" not in done.stderr
 
 
 def test_help_explains_every_group_and_option(tmp_path):

@@ -92,6 +92,43 @@ def test_a_signal_stops_at_a_sample_boundary_and_asks_to_be_run_again(start, tmp
         assert_same(content(tmp_path), undisturbed[0])
 
 
+def test_a_smaller_run_after_a_stopped_larger_one_counts_its_own_samples(start, run, tmp_path):
+    """The larger run left rows beyond a gap: they are neither counted nor mistaken for the missing ones."""
+    process = start(*RUN, f"results={tmp_path}")
+    wait_for_rows(tmp_path, 14, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    stopped = set(only_store(tmp_path).rows())
+    fewer = next(k for k in range(48) if k not in stopped) + 2  # reaches into the gap
+    arguments = [a for a in RUN if "samples" not in a]
+    for samples in (fewer, 48):
+        code, document, _, _ = run(*arguments, f"samples={samples}", f"results={tmp_path}")
+        assert code == 0 and set(range(samples)) <= set(only_store(tmp_path).rows())
+        n = document["metrics"]["retrieval/accuracy"]["n"]
+        assert samples <= n and set(range(n)) <= set(only_store(tmp_path).rows())
+
+
+def test_a_signal_stops_the_rest_of_a_multirun(start, tmp_path):
+    process = start("-m", *[a for a in RUN if "masks" not in a], "masks=4,8,16", f"results={tmp_path}")
+    wait_for_rows(tmp_path, 4, process)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    last = json.loads(out.splitlines()[-1])
+    assert process.returncode == 75 and last["status"] == "stopped" and last["exit_codes"] == [75, 75, 75]
+    assert len(list(tmp_path.glob("*/cell.json"))) == 1
+
+
+def test_an_extension_that_is_stopped_reads_as_stopped(tmp_path):
+    store = TaskStore(tmp_path, "c", "t", "i")
+    part = store.open_part("a")
+    part.write([{"key": k} for k in range(6)])
+    part.close()
+    store.finish({"status": "ok", "attempt": "a", "samples": 4})
+    assert store.status() == "stopped"
+    store.finish({"status": "ok", "attempt": "b", "samples": 6})
+    assert store.status() == "ok"
+
+
 FAST = ("context=160", "samples=8", "draws=4", "masks=4", "references=none")
 
 
@@ -102,6 +139,9 @@ class Broken:
 
     def __init__(self, fault):
         self.fault = fault
+
+    def identity(self, options):
+        return {}
 
     def check(self, options, cell): ...
 
@@ -151,6 +191,29 @@ def test_failed_task_is_tried_again(run, monkeypatch, tmp_path):
     assert len(calls) == 2 + 3  # the first batch was not computed again
 
 
+def test_full_disk_is_an_outcome_not_a_crash(run, monkeypatch, tmp_path):
+    from harness.store import Part
+
+    def full(self, rows):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Part, "write", full)
+    code, document, _, err = run(*FAST, f"results={tmp_path}")
+    assert code == 1 and document["tasks"] == {"retrieval": "error"} and "No space left" in err
+
+
+def test_a_changed_text_is_another_task(run, tmp_path):
+    text = tmp_path / "text.txt"
+    options = (*FAST, "task.retrieval.haystack=text", f"results={tmp_path / 'results'}")
+    for content in ("One day it rained. ", "One day it snowed. "):
+        text.write_text(content * 50)
+        assert run(*options, f"task.retrieval.text={text}")[0] == 0
+    other = tmp_path / "copy.txt"
+    other.write_text(text.read_text())
+    run(*options, f"task.retrieval.text={other}")
+    assert len(list((tmp_path / "results").glob("*/retrieval-*/task.json"))) == 2
+
+
 def test_nan_in_the_logits_is_recorded(run, tmp_path, checkpoint):
     from safetensors.torch import load_file, save_file
 
@@ -161,7 +224,7 @@ def test_nan_in_the_logits_is_recorded(run, tmp_path, checkpoint):
     weights = load_file(broken / "model.safetensors")
     weights["transformer.norm_f.weight"][0] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    code, document, _, err = run(f"model.path={broken}", *FAST, f"results={tmp_path / 'results'}")
+    code, document, _, err = run("model=local", f"model.path={broken}", *FAST, f"results={tmp_path / 'results'}")
     assert code == 1 and document["tasks"] == {"retrieval": "error"} and "not finite" in err
     record = only_store(tmp_path / "results").attempts()[-1]
     assert record["error"] == "FloatingPointError"

@@ -88,7 +88,7 @@ def test_status_follows_what_is_there(tmp_path):
     assert s.status() == "stopped"
     s.record_attempt("a", {"status": "oom"})
     assert s.status() == "oom"
-    s.finish({"status": "ok"})
+    s.finish({"status": "ok", "samples": 1, "attempt": "b"})
     assert s.status() == "ok"
 
 

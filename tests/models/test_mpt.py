@@ -272,6 +272,9 @@ class TestLoading:
         self.edit(folder, lambda raw: raw["attn_config"].update(alibi_bias_max=16))
         second = identity()
         assert second["slopes"] != first["slopes"] and second["weights"] == first["weights"]
+        self.edit(folder, lambda raw: raw["attn_config"].update(softmax_scale=0.01))
+        assert identity()["config"] != second["config"]  # the same weights compute something else
+        self.edit(folder, lambda raw: raw.update(transformers_version="9", torch_dtype="float16"))
         save_mpt(folder, vocab_size=101)
         assert identity()["weights"] != first["weights"]
         (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
