@@ -12,7 +12,7 @@ from harness import reader, table
 from harness.config import ROOT
 
 MARK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-ORDER = {"alibi": 0, "plsh": 1, "window": 2}
+ORDER = {"alibi": 0, "stock": 1, "plsh": 2, "window": 3}
 
 
 def rewritten(text: str) -> str:

@@ -35,6 +35,8 @@ class Retrieval:
     options = Options
     rows_are = "samples"
     needs_model = True
+    needs_trained_weights = True
+    generates = BUDGET
 
     def check(self, options: Options, cell: Cell) -> None:
         choose("task.retrieval.haystack", options.haystack, HAYSTACKS)
