@@ -50,7 +50,7 @@ class ModelSpec:
     @property
     def source(self) -> str:
         if self.random:
-            return f"{self.name} with random weights (init_seed={self.init_seed})"
+            return f"{self.name} (init_seed={self.init_seed})"
         return str(self.path) if self.path else f"{self.repo}@{self.revision}"
 
     @property
@@ -79,12 +79,13 @@ def resolve_model(config: ModelConfig, dtype: str | None) -> ModelSpec:
     if config.layers not in (None, spec.architecture.layers):
         architecture = replace(spec.architecture, layers=config.layers)
         identity = {**spec.identity, "layers": config.layers}
-        spec = replace(spec, layers=config.layers, architecture=architecture, identity=identity)
+        name = f"{spec.name}, first {config.layers} of {spec.architecture.layers} layers"
+        spec = replace(spec, name=name, layers=config.layers, architecture=architecture, identity=identity)
     return _random(spec, config.init_seed) if weights == "random" else spec
 
 
 def _random(spec: ModelSpec, init_seed: int) -> ModelSpec:
-    spec = replace(spec, init_seed=init_seed)
+    spec = replace(spec, name=f"{spec.name}, random weights", init_seed=init_seed)
     tokenizer = digest([spec.tokenizer_folder / "tokenizer.json"])
     identity = {**spec.identity, "weights": f"random:{init_seed}", "tokenizer": tokenizer}
     return replace(spec, identity={**identity, "architecture": spec.architecture.as_dict()})

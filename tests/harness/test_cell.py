@@ -154,6 +154,7 @@ def test_a_part_of_a_model_is_another_model_and_the_whole_is_not():
     assert spec("model=tiny", "model.layers=2").identity == whole.identity
     part = spec("model=tiny", "model.layers=1")
     assert part.identity == {**whole.identity, "layers": 1} and part.architecture.layers == 1
+    assert part.name == "tiny, first 1 of 2 layers"  # tables must not show it as the whole
 
 
 @pytest.mark.parametrize("file", sorted((CONF / "model").glob("*.yaml")), ids=lambda f: f.stem)

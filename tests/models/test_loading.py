@@ -174,3 +174,10 @@ def test_older_names_in_a_configuration_are_read(family, older):
 def test_effective_slopes_of_falcon_are_divided_by_the_root_of_the_head_dimension():
     architecture = Architecture("falcon", layers=1, heads=8, width=8 * 64, vocabulary=50)
     assert torch.equal(FALCON.slopes(architecture), alibi_slopes(8) / 8)
+
+
+def test_stock_is_estimated_with_its_matrices():
+    sizes = {"itemsize": 2, "batch": 1, "tokens": 4096}
+    architecture = Architecture("bloom", layers=2, heads=16, width=1024, vocabulary=100)
+    needs = {kernel: estimate(architecture, **sizes, kernel=kernel).total for kernel in ("stock", "exact", "sdpa")}
+    assert needs["stock"] == needs["exact"] > needs["sdpa"]

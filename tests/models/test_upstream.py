@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from harness.models import upstream
 from kernels import alibi_slopes
 from tests.models.random_models import BUILD, CASES, bloom, falcon, mpt, swapped
 from tests.models.test_families import CLOSE, ids
@@ -75,3 +76,11 @@ def test_without_weights_the_stock_code_runs_and_then_ours_again(family, options
         assert model.config._attn_implementation == implementation
         assert torch.equal(model(ids(), attention_mask=mask).logits, stock)
     assert torch.equal(model(ids(), attention_mask=mask).logits, ours)
+
+
+def test_the_measurement_behind_the_page(monkeypatch):
+    monkeypatch.setattr(upstream, "EDGES", (0, 64, 512))
+    found = upstream.measure("bloom", 16)
+    errors = found["mean_abs_error"]
+    assert found["std_of_logits"] > 1 and max(errors["stock float32"]) < 1e-4
+    assert errors["stock bfloat16"][1] > 3 * errors["ours bfloat16"][1] > 0
