@@ -12,7 +12,7 @@ from kernels import Alibi, PositionalLSH, Weights, Window, equal_cost_cutoff, ex
 from kernels.cost import window_pairs
 
 SCHEMA = 1
-ATTENTIONS = ("alibi", "plsh", "window")
+ATTENTIONS = ("alibi", "plsh", "window", "stock")
 
 
 def short_hash(value: object) -> str:
@@ -39,6 +39,8 @@ class Attention:
     def label(self) -> str:
         if self.name == "alibi":
             return "exact ALiBi"
+        if self.name == "stock":
+            return "stock (transformers' own)"
         if self.name == "window":
             return f"window T={self.cutoff:.3g}"
         return f"PLSH S={self.masks} {self.sampler} {self.weights}"
@@ -62,7 +64,7 @@ class Cell:
             "model": self.model.identity,
             "dtype": self.model.dtype,
             "attn": {field: getattr(attention, field) for field in ("name", "masks", "sampler", "weights", "cutoff")},
-            "kernel": self.kernel,
+            "kernel": None if attention.name == "stock" else self.kernel,
             "context": self.context,
             "seed": self.seed if attention.random else None,
             "draws": self.draws if attention.random else None,
@@ -79,9 +81,11 @@ class Cell:
     def with_attention(self, attention: Attention, *, draws: int = 1) -> "Cell":
         return replace(self, attention=attention, draws=draws)
 
-    def weights(self, draw: int) -> Sequence[Weights]:
-        """The weights of every layer in one draw of the masks."""
+    def weights(self, draw: int) -> Sequence[Weights] | None:
+        """The weights of every layer in one draw of the masks; None where the checkpoint's own code decides."""
         slopes, attention, layers = self.model.slopes, self.attention, self.model.architecture.layers
+        if attention.name == "stock":
+            return None
         if attention.name == "alibi":
             return [Alibi(slopes)] * layers
         if attention.name == "window":
@@ -104,7 +108,7 @@ class Cell:
         one by one, {"passes": ...}."""
         slopes, attention = self.model.slopes, self.attention
         rows = self.context * len(slopes)
-        if attention.name == "alibi":
+        if attention.name in ("alibi", "stock"):
             return {"fused": (self.context - 1) / 2}
         if attention.name == "window":
             return {"fused": window_pairs(slopes, attention.cutoff, self.context) / rows}

@@ -21,6 +21,8 @@ class ArchitectureConfig:
     vocabulary: int = MISSING
     bias_max: float = 8
     expansion: int = 4
+    kv_heads: int | None = None
+    positions: int | None = None
 
 
 @dataclass
@@ -30,6 +32,9 @@ class ModelConfig:
     revision: str | None = None
     path: str | None = None
     dtype: str = "float32"
+    weights: str = "checkpoint"
+    init_seed: int = 0
+    layers: int | None = None
     architecture: ArchitectureConfig | None = None
 
 

@@ -77,9 +77,18 @@ def plan(cfg: DictConfig) -> Plan:
     tasks = [_task(name, options) for name, options in config.task.items()]
     if not tasks:
         raise UserError("No task is chosen: set task=retrieval.")
+    for planned in tasks:
+        if model.random and planned.task.needs_trained_weights:
+            raise UserError(
+                f"task={planned.task.name} is refused: model.weights=random gives random weights, of which an accuracy "
+                "says nothing. Use model.weights=checkpoint."
+            )
+        _stock_length(cell, planned.task)
     device = _device(config.device)
     results = _writable(config.results)
-    sentence = _memory(config, model, kernel, device) if any(t.task.needs_model for t in tasks) else None
+    # stock and its reference by turns: the larger of the two
+    method = "stock" if attention.name == "stock" else kernel
+    sentence = _memory(config, model, method, device) if any(t.task.needs_model for t in tasks) else None
     for planned in tasks:
         planned.task.check(planned.options, cell)
     return Plan(
@@ -109,6 +118,17 @@ def _writable(folder: str) -> Path:
     return path
 
 
+def _stock_length(cell: Cell, task: Task) -> None:
+    """UserError if the checkpoint's own attention cannot see the prompt and what the task generates after it."""
+    limit = cell.model.architecture.positions
+    if cell.attention.name == "stock" and limit and cell.context + task.generates > limit:
+        raise UserError(
+            f"attn=stock fails beyond this checkpoint's max_seq_len of {limit} tokens: task={task.name} needs "
+            f"{cell.context + task.generates} (context={cell.context}, and what it generates). Use attn=alibi, which "
+            "has no such bound, or a smaller context."
+        )
+
+
 def _memory(config: RunConfig, model: ModelSpec, kernel: str, device: torch.device) -> str:
     size = {"itemsize": model.torch_dtype.itemsize, "batch": config.batch, "tokens": config.context}
     size |= {"masks": config.masks if config.attn.name == "plsh" else 1, "draws": config.draws or DRAWS}
@@ -121,8 +141,8 @@ def _attention(config: RunConfig, model: ModelSpec) -> Attention:
     sampler = choose("attn.sampler", attn.sampler or "gamma", SAMPLERS)
     choose("attn.weights", attn.weights or "count", UNION_WEIGHTS)
     choose("attn.match", attn.match or "fused", MATCHES)
-    if name == "alibi":
-        return Attention("alibi")
+    if name in ("alibi", "stock"):
+        return Attention(name)
     if name == "plsh":
         weights = attn.weights or "count"
         if weights == "rb" and sampler == "fixed":

@@ -1,6 +1,7 @@
 """`python -m harness.tables [--check]`: rewrite the tables in README.md and docs/ from the committed records.
 
-A table stands between the marks `<!-- table: STORE MODEL -->` and `<!-- end of table -->`.
+A table stands between the marks `<!-- table: STORE MODEL -->` and `<!-- end of table -->`; in STORE's place stands the
+file of `python -m harness.models.upstream` for the faults of stock transformers.
 """
 
 import argparse
@@ -10,9 +11,10 @@ from pathlib import Path
 
 from harness import reader, table
 from harness.config import ROOT
+from harness.store import read_json
 
 MARK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-ORDER = {"alibi": 0, "plsh": 1, "window": 2}
+ORDER = {"alibi": 0, "stock": 1, "plsh": 2, "window": 3}
 
 
 def rewritten(text: str) -> str:
@@ -22,6 +24,10 @@ def rewritten(text: str) -> str:
 
 def markdown(store: Path, model: str) -> str:
     """Comparison and depth tables of one model's records, by task and context."""
+    if store.suffix == ".json":
+        from harness.models import upstream  # imports transformers, which no other table needs
+
+        return upstream.markdown(read_json(store))
     found = [r for r in reader.records(store) if r.cell["model"] == model]
     assert found, f"{store} has no records of {model}"
     parts = []

@@ -23,11 +23,11 @@ def checkpoint(tmp_path_factory) -> Path:
     """A random MPT of 8 heads and 2 layers with the embedded tokenizer, as a folder of transformers files."""
     from transformers import AutoTokenizer
 
-    from tests.models.random_mpt import save_mpt
+    from tests.models.random_models import save
 
     folder = tmp_path_factory.mktemp("checkpoint")
     AutoTokenizer.from_pretrained(EMBEDDED / "tiny").save_pretrained(folder)
-    return save_mpt(folder, vocab_size=len(AutoTokenizer.from_pretrained(folder)))
+    return save(folder, vocab_size=len(AutoTokenizer.from_pretrained(folder)))
 
 
 @pytest.fixture

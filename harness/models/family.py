@@ -2,7 +2,7 @@
 family."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 
 import torch
 
@@ -11,7 +11,12 @@ from kernels import alibi_slopes
 
 @dataclass(frozen=True)
 class Architecture:
-    """The numbers of a model that can be known before its weights are read."""
+    """The numbers of a model that can be known before its weights are read.
+
+    kv_heads: heads of the keys and values where they are fewer than the queries'.
+    positions: tokens beyond which the checkpoint's own attention fails (attn=stock; ours has no bound). Copies of a
+    checkpoint differ in it, so it is no part of what makes two architectures equal.
+    """
 
     family: str
     layers: int
@@ -20,13 +25,20 @@ class Architecture:
     vocabulary: int
     bias_max: float = 8
     expansion: int = 4
+    kv_heads: int | None = None
+    positions: int | None = field(default=None, compare=False)
 
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
 
+    @property
+    def kv_width(self) -> int:
+        return (self.kv_heads or self.heads) * self.head_dim
+
     def as_dict(self) -> dict:
-        return asdict(self)
+        """What makes two architectures equal, and what random weights depend on."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
 
 
 @dataclass(frozen=True)
@@ -35,20 +47,25 @@ class Family:
 
     architecture: raw config.json -> Architecture (UserError for a variant that is not supported).
     mend: raw config.json -> the same in the form transformers accepts.
+    raw: Architecture -> raw config.json of a model with that architecture, for random weights.
     is_attention: which modules to replace.
     forward: (module, attend, *the module's own arguments) -> the module's own return value.
+    slope_factor: what the family's own code multiplies its slopes by, besides the bias itself.
     """
 
     name: str
     slope_order: str
     architecture: Callable[[dict], Architecture]
     mend: Callable[[dict], dict]
+    raw: Callable[[Architecture], dict]
     is_attention: Callable[[torch.nn.Module], bool]
     forward: Callable
+    slope_factor: Callable[[Architecture], float] = lambda architecture: 1.0
 
     def slopes(self, architecture: Architecture) -> torch.Tensor:
         """Effective ALiBi slopes, (heads,) float64: what multiplies the distance after the scores are scaled."""
-        return alibi_slopes(architecture.heads, bias_max=architecture.bias_max, order=self.slope_order)
+        slopes = alibi_slopes(architecture.heads, bias_max=architecture.bias_max, order=self.slope_order)
+        return slopes * self.slope_factor(architecture)
 
 
 def extend_cache(cache, k: torch.Tensor, v: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:

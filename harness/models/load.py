@@ -1,13 +1,15 @@
 """Load a model and its tokenizer, local or from the Hub, safetensors only, and put our attention into it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
 
 from harness.errors import UserError
+from harness.models.families import family_of
+from harness.models.family import Architecture
 from harness.models.spec import ModelSpec, agree, read_config
 from harness.preflight import refuse_foreign_kernels
 
@@ -41,10 +43,12 @@ _TOKENIZERS: dict[str, PreTrainedTokenizerBase] = {}
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     """The model's tokenizer, kept for the life of the process; UserError with the way out if it cannot be had."""
-    if spec.source not in _TOKENIZERS:
+    place = str(spec.tokenizer_folder or spec.source)
+    if place not in _TOKENIZERS:
         # with our configuration, because transformers would read the folder's own, unmended one
-        _TOKENIZERS[spec.source] = _from_pretrained(spec, AutoTokenizer, config=_config(spec))
-    return _TOKENIZERS[spec.source]
+        options = {} if spec.random else {"config": _config(spec)}
+        _TOKENIZERS[place] = _from_pretrained(spec, AutoTokenizer, spec.tokenizer_folder, **options)
+    return _TOKENIZERS[place]
 
 
 def load_model(spec: ModelSpec, *, device: torch.device, kernel: str) -> LoadedModel:
@@ -52,13 +56,40 @@ def load_model(spec: ModelSpec, *, device: torch.device, kernel: str) -> LoadedM
 
     Raises UserError if the checkpoint cannot be had, or its own configuration disagrees with what the cell says of it.
     """
-    agree(spec.family.architecture(_raw_config(spec)), spec.architecture, spec.source, spec.name)
-    options = {"config": _config(spec), "dtype": spec.torch_dtype, "use_safetensors": True}
-    model = _from_pretrained(spec, AutoModelForCausalLM, **options)
+    tokenizer = load_tokenizer(spec)
+    if spec.random:
+        if spec.architecture.vocabulary < len(tokenizer):
+            raise UserError(f"model.weights=random needs a vocabulary of at least {len(tokenizer)} tokens.")
+        model = random_model(spec.architecture, spec.init_seed, dtype=spec.torch_dtype)
+    else:
+        model = _checkpoint(spec)
     model.to(device).eval().requires_grad_(False)
     model.generation_config.update(do_sample=False, top_k=None, top_p=None, temperature=None)
     attention = SwappedAttention(model, spec.family, spec.slopes, kernel=kernel)
-    return LoadedModel(model, load_tokenizer(spec), attention)
+    return LoadedModel(model, tokenizer, attention)
+
+
+def random_model(
+    architecture: Architecture, seed: int, *, dtype: torch.dtype = torch.float32, **config
+) -> PreTrainedModel:
+    """A stock model of this architecture, its weights drawn by transformers' own initialisation. Drawn on the CPU, so
+    that a seed gives the same weights whatever the device; the global generators are left alone.
+
+    config: further options of the family's transformers configuration.
+    """
+    raw = family_of(architecture.family).raw(architecture) | config
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(raw.pop("model_type"), **raw), dtype=dtype)
+
+
+def _checkpoint(spec: ModelSpec) -> PreTrainedModel:
+    found = spec.family.architecture(_raw_config(spec))
+    if spec.layers and spec.layers <= found.layers:
+        found = replace(found, layers=spec.layers)
+    agree(found, spec.architecture, spec.source, spec.name)
+    options = {"config": _config(spec), "dtype": spec.torch_dtype, "use_safetensors": True}
+    return _from_pretrained(spec, AutoModelForCausalLM, spec.path, **options)
 
 
 def new_cache(model: PreTrainedModel) -> DynamicCache:
@@ -76,11 +107,14 @@ def _raw_config(spec: ModelSpec) -> dict:
 
 def _config(spec: ModelSpec) -> PreTrainedConfig:
     mended = spec.family.mend(_raw_config(spec))
-    return AutoConfig.for_model(mended.pop("model_type"), **mended)
+    config = AutoConfig.for_model(mended.pop("model_type"), **mended)
+    if spec.layers:
+        config.num_hidden_layers = spec.layers
+    return config
 
 
-def _from_pretrained(spec: ModelSpec, kind, **options):
-    source = str(spec.path or spec.repo)
+def _from_pretrained(spec: ModelSpec, kind, folder: Path | None, **options):
+    source = str(folder or spec.repo)
     options |= {"revision": spec.revision or "main", "trust_remote_code": False}
     return _guarded(spec, lambda: kind.from_pretrained(source, **options))
 

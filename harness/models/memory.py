@@ -10,6 +10,11 @@ from harness.models.family import Architecture
 from kernels.exact import bytes_needed
 
 GIB = 2**30
+# what holds n x n matrices, and what to use where they do not fit
+DENSE = {
+    "exact": "kernel=sdpa, which holds no n x n matrix,",
+    "stock": "attn=alibi, which holds no n x n matrix,",
+}
 
 
 @dataclass(frozen=True)
@@ -36,15 +41,15 @@ def estimate(
     arch: Architecture, *, itemsize: int, batch: int, tokens: int, masks: int, draws: int, kernel: str
 ) -> MemoryNeed:
     """Estimate for prefilling `tokens` of `batch` sequences with a KV cache, logits of the last tokens only."""
-    layer = (4 + 2 * arch.expansion) * arch.width**2
+    layer = (2 + 2 * arch.expansion) * arch.width**2 + 2 * arch.width * arch.kv_width
     weights = (arch.layers * layer + arch.vocabulary * arch.width) * itemsize
-    cache = 2 * arch.layers * arch.width * tokens * batch * itemsize
+    cache = 2 * arch.layers * arch.kv_width * tokens * batch * itemsize
     # the widest moment of a layer: hidden state and residual, with q, k, v and output or the feed-forward's two halves;
     # the attention kernel works in pieces of its own, counted as 0.25 GiB
     activations = (2 + max(6, 2 * arch.expansion)) * arch.width * tokens * batch * itemsize + GIB // 4
     # three float64 per mask of every draw, and a chunk of 64 rows with a few int64 per mask
     activations += masks * 8 * (3 * draws * arch.layers * arch.heads + 6 * 64)
-    if kernel == "exact":
+    if kernel in DENSE:
         activations += bytes_needed(batch, arch.heads, tokens, tokens)
     return MemoryNeed(weights, cache, activations)
 
@@ -60,10 +65,6 @@ def check(need: MemoryNeed, device: torch.device, *, kernel: str) -> str:
     available = available_bytes(device)
     sentence = need.sentence(available)
     if need.total > available:
-        way = (
-            "kernel=sdpa, which holds no n x n matrix,"
-            if kernel == "exact"
-            else "a smaller context, batch or number of masks, or dtype=bfloat16,"
-        )
+        way = DENSE.get(kernel, "a smaller context, batch or number of masks, or dtype=bfloat16,")
         raise UserError(f"{sentence} That does not fit on {device}: use {way} or a larger device.")
     return sentence

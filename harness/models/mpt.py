@@ -20,6 +20,7 @@ def _architecture(raw: dict) -> Architecture:
         vocabulary=raw.get("vocab_size", 50368),
         bias_max=attn.get("alibi_bias_max", 8),
         expansion=raw.get("expansion_ratio", 4),
+        positions=raw.get("max_seq_len", 2048),
     )
 
 
@@ -30,6 +31,19 @@ def _mend(raw: dict) -> dict:
         if attn.get(key) is not None:
             attn[key] = kind(attn[key])
     return {**raw, "attn_config": attn}
+
+
+def _raw(architecture: Architecture) -> dict:
+    return {
+        "model_type": "mpt",
+        "n_layers": architecture.layers,
+        "n_heads": architecture.heads,
+        "d_model": architecture.width,
+        "vocab_size": architecture.vocabulary,
+        "expansion_ratio": architecture.expansion,
+        "max_seq_len": architecture.positions or 2048,
+        "attn_config": {"alibi_bias_max": int(architecture.bias_max)},
+    }
 
 
 def _forward(module, attend, hidden_states, position_bias=None, past_key_values=None, attention_mask=None, **_):
@@ -48,5 +62,11 @@ def _is_attention(module: torch.nn.Module) -> bool:
 
 
 MPT = Family(
-    name="mpt", slope_order="mpt", architecture=_architecture, mend=_mend, is_attention=_is_attention, forward=_forward
+    name="mpt",
+    slope_order="mpt",
+    architecture=_architecture,
+    mend=_mend,
+    raw=_raw,
+    is_attention=_is_attention,
+    forward=_forward,
 )

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,8 @@ from harness.errors import UserError, choose
 from harness.models.families import family_of
 from harness.models.family import Architecture, Family
 
+EMBEDDED = ROOT / "harness" / "embedded"
+WEIGHTS = ("checkpoint", "random")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 IDLE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "init_device")
@@ -20,7 +22,10 @@ IDLE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model that can be loaded. `identity` is what distinguishes its results from another model's."""
+    """A model that can be loaded. `identity` is what distinguishes its results from another model's.
+
+    init_seed: of random weights; None for a checkpoint's. layers: how many of the checkpoint's; None for all.
+    """
 
     name: str
     path: Path | None
@@ -29,6 +34,8 @@ class ModelSpec:
     dtype: str
     architecture: Architecture
     identity: dict
+    init_seed: int | None = None
+    layers: int | None = None
 
     @property
     def family(self) -> Family:
@@ -44,18 +51,49 @@ class ModelSpec:
 
     @property
     def source(self) -> str:
+        if self.random:
+            return f"{self.name} (init_seed={self.init_seed})"
         return str(self.path) if self.path else f"{self.repo}@{self.revision}"
 
     @property
+    def random(self) -> bool:
+        return self.init_seed is not None
+
+    @property
     def embedded(self) -> bool:
-        return self.path is not None and self.path.is_relative_to(ROOT / "harness" / "embedded")
+        return not self.random and self.path is not None and self.path.is_relative_to(EMBEDDED)
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """Where the tokenizer lies; None for the Hub. Random weights go with the embedded one."""
+        return EMBEDDED / "tiny" if self.random else self.path
 
 
 def resolve_model(config: ModelConfig, dtype: str | None) -> ModelSpec:
     """Find the model. Raises UserError if it cannot be told which it is, or its files are not there."""
     dtype = choose("dtype", dtype or config.dtype, DTYPES)
-    if config.path:
-        return _local(config, dtype)
+    weights = choose("model.weights", config.weights, WEIGHTS)
+    if config.init_seed < 0:
+        raise UserError(f"model.init_seed must be at least 0, not {config.init_seed}.")
+    spec = _local(config, dtype, weights) if config.path else _named(config, dtype)
+    if config.layers is not None and not 1 <= config.layers <= spec.architecture.layers:
+        raise UserError(f"model.layers must be from 1 to the model's {spec.architecture.layers}, not {config.layers}.")
+    if config.layers not in (None, spec.architecture.layers):
+        architecture = replace(spec.architecture, layers=config.layers)
+        identity = {**spec.identity, "layers": config.layers}
+        name = f"{spec.name}, first {config.layers} of {spec.architecture.layers} layers"
+        spec = replace(spec, name=name, layers=config.layers, architecture=architecture, identity=identity)
+    return _random(spec, config.init_seed) if weights == "random" else spec
+
+
+def _random(spec: ModelSpec, init_seed: int) -> ModelSpec:
+    spec = replace(spec, name=f"{spec.name}, random weights", init_seed=init_seed)
+    tokenizer = digest([spec.tokenizer_folder / "tokenizer.json"])
+    identity = {**spec.identity, "weights": f"random:{init_seed}", "tokenizer": tokenizer}
+    return replace(spec, identity={**identity, "architecture": spec.architecture.as_dict()})
+
+
+def _named(config: ModelConfig, dtype: str) -> ModelSpec:
     if not config.repo:
         raise UserError(f"model={config.name} names neither a path nor a repo: give model.path= or model.repo=.")
     if config.architecture is None:
@@ -69,14 +107,14 @@ def resolve_model(config: ModelConfig, dtype: str | None) -> ModelSpec:
     return _identified(spec, weights=f"{config.repo}@{revision}", config=None, tokenizer=None)
 
 
-def _local(config: ModelConfig, dtype: str) -> ModelSpec:
+def _local(config: ModelConfig, dtype: str, kind: str) -> ModelSpec:
     given = Path(config.path).expanduser()
     path = next((p.resolve() for p in (given, ROOT / given) if p.is_dir()), None)
     if path is None:
         raise UserError(f"model.path={config.path}: there is no such folder.")
     raw = read_config(path)
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
+    weights = sorted(path.glob("*.safetensors")) if kind == "checkpoint" else []
+    if kind == "checkpoint" and not weights:
         raise UserError(
             f"{path} holds no .safetensors file: convert the checkpoint (pickled weights are never loaded)."
         )
@@ -109,8 +147,7 @@ def _computing(raw: dict) -> dict:
 def _identified(spec: ModelSpec, *, weights: str, config: str | None, tokenizer: str | None) -> ModelSpec:
     # twelve digits: the last bits of a power may differ between machines, the model does not
     slopes = [float(f"{m:.12g}") for m in spec.slopes.tolist()]
-    identity = {"weights": weights, "config": config, "slopes": slopes, "tokenizer": tokenizer}
-    return ModelSpec(spec.name, spec.path, spec.repo, spec.revision, spec.dtype, spec.architecture, identity)
+    return replace(spec, identity={"weights": weights, "config": config, "slopes": slopes, "tokenizer": tokenizer})
 
 
 def read_config(path: Path) -> dict:

@@ -39,15 +39,28 @@ class SwappedAttention:
         self.slopes = slopes
         self.layers = layers
         self._weights: Sequence[Weights] = [Alibi(slopes)] * layers
-        for module in modules:
-            # accelerate's device_map wraps forward and keeps the original as _old_forward: replace what it calls
-            name = "_old_forward" if hasattr(module, "_old_forward") else "forward"
-            setattr(module, name, functools.partial(family.forward, module, self._attend))
-        model.config._attn_implementation = MASK_NAME  # last: until here a forward still runs the stock code
+        # accelerate's device_map wraps forward and keeps the original as _old_forward: replace what it calls
+        names = ["_old_forward" if hasattr(m, "_old_forward") else "forward" for m in modules]
+        self._stock = [(m, name, getattr(m, name)) for m, name in zip(modules, names, strict=True)]
+        self._ours = [(m, n, functools.partial(family.forward, m, self._attend)) for m, n, _ in self._stock]
+        self._config, self._stock_masks = model.config, model.config._attn_implementation
+        self._bind(self._ours, MASK_NAME)
+
+    def _bind(self, forwards: list, masks: str) -> None:
+        for module, name, forward in forwards:
+            setattr(module, name, forward)
+        self._config._attn_implementation = masks
 
     @contextmanager
-    def use(self, weights: Sequence[Weights]) -> Iterator[None]:
-        """Run forwards under these weights, one per layer."""
+    def use(self, weights: Sequence[Weights] | None) -> Iterator[None]:
+        """Run forwards under these weights, one per layer; None runs the checkpoint's own attention code."""
+        if weights is None:
+            self._bind(self._stock, self._stock_masks)
+            try:
+                yield
+            finally:
+                self._bind(self._ours, MASK_NAME)
+            return
         assert len(weights) == self.layers
         before, self._weights = self._weights, weights
         try:

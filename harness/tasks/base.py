@@ -45,6 +45,8 @@ class Task(Protocol):
     options: type  # dataclass of the task's own options
     rows_are: str  # "samples" or "repeats"
     needs_model: bool
+    needs_trained_weights: bool  # refuse model.weights=random: what is measured would say nothing
+    generates: int  # tokens a model sees at most after the `context` of its prompt
 
     def identity(self, options: Any) -> dict:
         """The options as they enter the task's id, as plain JSON: a file by its content, not by its path."""

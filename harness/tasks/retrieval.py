@@ -35,6 +35,8 @@ class Retrieval:
     options = Options
     rows_are = "samples"
     needs_model = True
+    needs_trained_weights = True
+    generates = BUDGET
 
     def identity(self, options: Options) -> dict:
         return {**asdict(options), "text": prompts.text_hash(options.text) if options.text else None}

@@ -6,9 +6,11 @@ import sys
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from harness.cell import matched_window
-from harness.config import CONF, register
+from harness.config import CONF, ROOT, register
+from harness.models.spec import resolve_model
 from harness.plan import plan
 from kernels import Alibi, PositionalLSH, Window, equal_cost_cutoff, expected_pairs
 from kernels.cost import window_pairs
@@ -101,3 +103,66 @@ def test_every_configuration_composes(group):
         choice = f"{group}=[{file.stem}]" if group == "task" else f"{group}={file.stem}"
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             assert compose("config", overrides=[choice]) is not None
+
+
+def spec(*overrides):
+    """The model that a command names, without the checks of a task."""
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = OmegaConf.to_object(compose("config", overrides=list(overrides)))
+    return resolve_model(config.model, config.dtype)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "docs" / "results" / "first").glob("*/cell.json")), ids=lambda f: f.parent.name
+)
+def test_committed_cells_keep_their_ids(file):
+    """What was computed earlier is found again: options that came later leave identities as they were."""
+    recorded = json.loads(file.read_text())
+    identity = recorded["identity"]
+    attn = {k: v for k, v in identity["attn"].items() if v is not None}
+    given = [f"attn={attn.pop('name')}", f"model={recorded['model']}", f"context={identity['context']}"]
+    given += [f"masks={attn.pop('masks')}"] if "masks" in attn else []
+    assert cell(*given, *(f"attn.{k}={v}" for k, v in attn.items())).cell_id == recorded["cell_id"]
+
+
+def test_stock_attention_has_neither_kernel_nor_masks():
+    base = cell("attn=stock")
+    assert base.identity["attn"] == {"name": "stock", "masks": None, "sampler": None, "weights": None, "cutoff": None}
+    assert base.identity["kernel"] is None and base.weights(0) is None
+    for change in ("kernel=exact", "masks=3", "seed=7", "draws=2"):
+        assert cell("attn=stock", change).cell_id == base.cell_id
+    assert base.cell_id != cell("attn=alibi").cell_id
+    assert base.cost() == cell("attn=alibi").cost()
+
+
+def test_the_reference_of_stock_is_exact_alibi_under_the_asked_kernel():
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        planned = plan(compose("config", overrides=["attn=stock", "kernel=sdpa"]))
+    assert {role: c.cell_id for role, c in planned.references.items()} == {
+        "exact": cell("attn=alibi", "kernel=sdpa").cell_id
+    }
+
+
+def test_random_weights_are_identified_by_seed_and_architecture():
+    first = spec("model=bloom-560m", "model.weights=random")
+    assert first.identity["weights"] == "random:0" and first.identity["architecture"]["width"] == 1024
+    for change in ("model.init_seed=1", "model.layers=2", "model=bloom-1b1", "model=falcon-rw-1b"):
+        assert spec("model=bloom-560m", "model.weights=random", change).identity != first.identity
+    assert not spec("model=tiny", "model.weights=random").embedded
+
+
+def test_a_part_of_a_model_is_another_model_and_the_whole_is_not():
+    whole = spec("model=tiny")
+    assert spec("model=tiny", "model.layers=2").identity == whole.identity
+    part = spec("model=tiny", "model.layers=1")
+    assert part.identity == {**whole.identity, "layers": 1} and part.architecture.layers == 1
+    assert part.name == "tiny, first 1 of 2 layers"  # tables must not show it as the whole
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "model").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_model_is_identified_before_anything_is_downloaded(file):
+    found = spec(f"model={file.stem}")
+    assert len(found.identity["slopes"]) == found.architecture.heads
+    assert found.architecture.width % found.architecture.heads == 0

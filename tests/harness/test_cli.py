@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from harness import reader
 from harness.config import CONF, RunConfig
 from tests.conftest import ROOT
 
@@ -56,6 +57,12 @@ MISTAKES = [
     (("references=al",), "'al' is not known", "compute"),
     (("model.path=nowhere",), "no such folder", "model.path=nowhere"),
     (("kernel=exact", "context=60000"), "does not fit", "kernel=sdpa"),
+    (("attn=stock", "context=8190"), "max_seq_len of 8192", "attn=alibi"),
+    (("attn=stock", "model=mpt-7b", "context=4096"), "max_seq_len of 2048", "attn=alibi"),
+    (("model=bloom-560m", "model.weights=random", "model.layers=2"), "random weights", "model.weights=checkpoint"),
+    (("model.weights=randm",), "'randm' is not known", "Did you mean random?"),
+    (("model.layers=3",), "model.layers must be from 1 to the model's 2", ""),
+    (("model.init_seed=-1",), "model.init_seed must be at least 0", ""),
     (("masks",), "could not be read", ""),
     (("--multi-run",), "flag --multi-run is not known", "Did you mean --multirun?"),
 ]
@@ -199,3 +206,18 @@ def test_show_prints_a_record_again(run, tmp_path, capsys):
     assert show(["feed", "--results", str(tmp_path)]) == 2
     assert "no one cell" in capsys.readouterr().err
     assert show(["--results", str(ROOT / "conf")]) == 2
+
+
+def test_stock_stands_beside_exact_alibi_in_the_table(run, tmp_path):
+    code, document, out, _ = run("attn=stock", *FAST[:2], f"results={tmp_path}")
+    assert code == 0 and list(document["references"]) == ["exact"]
+    assert "exact ALiBi" in out and "stock (transformers' own)" in out
+    rows = [record_rows(tmp_path, cell) for cell in (document["cell_id"], document["references"]["exact"])]
+    assert len(rows[0]) == 8
+    for stock, exact in zip(*rows, strict=True):  # stock MPT is right in float32, but for rounding
+        assert stock["prediction"] == exact["prediction"] and abs(stock["nll"] - exact["nll"]) < 1e-3
+    assert any(stock["nll"] != exact["nll"] for stock, exact in zip(*rows, strict=True))
+
+
+def record_rows(results, cell_id: str) -> list[dict]:
+    return [row for _, row in sorted(reader.records(results, [cell_id])[0].rows.items())]

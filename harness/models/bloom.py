@@ -1,0 +1,58 @@
+"""BLOOM (transformers.models.bloom): the facts of one family that the attention swap needs."""
+
+import torch
+
+from harness.models.family import Architecture, Family, extend_cache
+
+# BloomConfig and the older of the published configurations name these differently
+OLDER = {"n_embed": "hidden_size", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+
+
+def _architecture(raw: dict) -> Architecture:
+    raw = _mend(raw)
+    return Architecture(
+        family="bloom",
+        layers=raw.get("n_layer", 2),
+        heads=raw.get("n_head", 8),
+        width=raw.get("hidden_size", 64),
+        vocabulary=raw.get("vocab_size", 250880),
+    )
+
+
+def _mend(raw: dict) -> dict:
+    return {OLDER.get(key, key): value for key, value in raw.items()}
+
+
+def _raw(architecture: Architecture) -> dict:
+    return {
+        "model_type": "bloom",
+        "n_layer": architecture.layers,
+        "n_head": architecture.heads,
+        "hidden_size": architecture.width,
+        "vocab_size": architecture.vocabulary,
+    }
+
+
+def _forward(module, attend, hidden_states, residual, alibi=None, attention_mask=None, layer_past=None, **_):
+    """The residual is added here, not by the block."""
+    batch, tokens, _ = hidden_states.shape
+    qkv = module.query_key_value(hidden_states).view(batch, tokens, module.num_heads, 3, module.head_dim)
+    q, k, v = (x.transpose(1, 2) for x in qkv.unbind(3))
+    k, v = extend_cache(layer_past, k, v, module.layer_idx)
+    out = attend(q, k, v, layer=module.layer_idx, scale=module.inv_norm_factor, mask=attention_mask)
+    return residual + module.dense(out.transpose(1, 2).reshape(batch, tokens, -1)), None
+
+
+def _is_attention(module: torch.nn.Module) -> bool:
+    return type(module).__name__ == "BloomAttention"
+
+
+BLOOM = Family(
+    name="bloom",
+    slope_order="press",
+    architecture=_architecture,
+    mend=_mend,
+    raw=_raw,
+    is_attention=_is_attention,
+    forward=_forward,
+)

@@ -1,0 +1,89 @@
+"""Falcon with ALiBi (transformers.models.falcon; Falcon-RW): the facts of one family that the attention swap needs."""
+
+import torch
+
+from harness.errors import UserError
+from harness.models.family import Architecture, Family, extend_cache
+
+OLDER = {"n_embed": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
+
+
+def _architecture(raw: dict) -> Architecture:
+    raw = _mend(raw)
+    if not raw.get("alibi", False):
+        raise UserError(
+            "This Falcon checkpoint has alibi=False (rotary positions); only ALiBi models are supported, such as "
+            "falcon-rw-1b and falcon-rw-7b."
+        )
+    heads, width = raw.get("num_attention_heads", 71), raw.get("hidden_size", 4544)
+    if raw.get("new_decoder_architecture", False):
+        kv_heads = raw.get("num_kv_heads") or heads
+    else:
+        kv_heads = 1 if raw.get("multi_query", True) else heads
+    return Architecture(
+        family="falcon",
+        layers=raw.get("num_hidden_layers", 32),
+        heads=heads,
+        width=width,
+        vocabulary=raw.get("vocab_size", 65024),
+        expansion=-(-(raw.get("ffn_hidden_size") or 4 * width) // width),
+        kv_heads=None if kv_heads == heads else kv_heads,
+    )
+
+
+def _mend(raw: dict) -> dict:
+    return {OLDER.get(key, key): value for key, value in raw.items()}
+
+
+def _raw(architecture: Architecture) -> dict:
+    """As Falcon-RW is: biases, attention before the feed-forward; with fewer key heads as the later Falcons are."""
+    kv_heads = architecture.kv_heads
+    return {
+        "model_type": "falcon",
+        "alibi": True,
+        "num_hidden_layers": architecture.layers,
+        "num_attention_heads": architecture.heads,
+        "hidden_size": architecture.width,
+        "vocab_size": architecture.vocabulary,
+        "ffn_hidden_size": architecture.expansion * architecture.width,
+        "bias": kv_heads is None,
+        "parallel_attn": kv_heads is not None,
+        "multi_query": kv_heads == 1,
+        "new_decoder_architecture": kv_heads is not None and kv_heads > 1,
+        "num_kv_heads": kv_heads,
+    }
+
+
+def _forward(module, attend, hidden_states, alibi=None, attention_mask=None, position_ids=None, layer_past=None, **_):
+    batch, tokens, _ = hidden_states.shape
+    qkv = module.query_key_value(hidden_states)
+    # (query heads of a group, its key, its value) for each group: one group of all heads where the key is shared by
+    # all, a group for each head where none is
+    groups = (qkv.shape[2] // module.head_dim - module.num_heads) // 2
+    qkv = qkv.view(batch, tokens, groups, -1, module.head_dim)
+    q = qkv[:, :, :, :-2].flatten(2, 3).transpose(1, 2)
+    k, v = qkv[:, :, :, -2].transpose(1, 2), qkv[:, :, :, -1].transpose(1, 2)
+    k, v = extend_cache(layer_past, k, v, module.layer_idx)
+    out = attend(q, k, v, layer=module.layer_idx, scale=module.inv_norm_factor, mask=attention_mask)
+    return module.dense(out.transpose(1, 2).reshape(batch, tokens, -1)), None
+
+
+def _is_attention(module: torch.nn.Module) -> bool:
+    return type(module).__name__ == "FalconAttention"
+
+
+def _slope_factor(architecture: Architecture) -> float:
+    """Falcon scales scores and bias together, (q.k + bias) / sqrt(head_dim)."""
+    return architecture.head_dim**-0.5
+
+
+FALCON = Family(
+    name="falcon",
+    slope_order="press",
+    architecture=_architecture,
+    mend=_mend,
+    raw=_raw,
+    is_attention=_is_attention,
+    forward=_forward,
+    slope_factor=_slope_factor,
+)
