@@ -1,0 +1,184 @@
+"""Kernel `triton`, forward: one pass over the union of the masks, a tile of query rows to a program.
+
+A program takes the diagonal tile first, so that every row has a finite maximum from then on, and then only the tiles that
+some mask reaches. Heads that visit much and late tiles start first. Positions are tokens: padding only moves pointers.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.tables import LOG2E, Tables
+from kernels.triton_weights import HIDDEN, LN2, constants, ending, load_tile, pointers, starting, weigh, weigh_near
+
+WARPS, STAGES = 4, 2
+
+
+@triton.jit
+def _absorb(
+    acc, total, top, score, weight, value,
+    COUNTED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The running softmax (acc, total, top) with one more tile of base-2 scores, times `weight` if COUNTED."""
+    higher = tl.maximum(top, tl.max(score, 1))
+    p = tl.exp2(score - higher[:, None])
+    if COUNTED:
+        p = p * weight
+    shrink = tl.exp2(top - higher)
+    total = total * shrink + tl.sum(p, 1)
+    acc = tl.dot(p.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
+    return acc, total, higher
+
+
+@triton.jit
+def add_bias(score, rows, columns, seen, slope, bias, i0, j0, LAW: tl.constexpr):
+    """Base-2 scores plus log2 of the weight of the pairs `seen`, HIDDEN elsewhere, for weights by distance."""
+    if LAW == "linear":
+        # whole numbers small enough for float32: the tiles' distance, then places within them
+        ahead = ((columns - j0).to(tl.float32) + (j0 - i0).to(tl.float32))[None, :] - (rows - i0).to(tl.float32)[:, None]
+        return tl.where(seen, score - slope * tl.abs(ahead), HIDDEN)
+    distance = tl.abs(rows[:, None] - columns[None, :])
+    return score + tl.load(bias + distance, mask=seen, other=HIDDEN)
+
+
+@triton.jit
+def forward_kernel(
+    Q, K, V, Out, Lse, Pad, Order, First, Last, Slope, Bias, Planes, Corners, Share,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,
+    heads, group, queries, keys, offset, padded, reach, scale2,
+    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
+    TILE: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Grid (batch, tiles of rows, heads). Q, K, V, Out: strides of sequence, head and token in elements, the last
+    dimension dense; Lse (batch, heads, queries) dense. The other pointers are those of `Tables`, `reach` the width of
+    its bias and `padded` its N."""
+    COUNTED: tl.constexpr = (LAW == "count") or (LAW == "sum")
+    WORDS: tl.constexpr = (MASKS + 31) // 32
+    sequence = tl.program_id(0).to(tl.int64)
+    head = tl.load(Order + tl.program_id(2)).to(tl.int64)
+    pad = tl.load(Pad + tl.program_id(0))
+    start = offset - pad  # token of the first query
+    tokens = keys - pad
+    tile = tl.maximum(start, 0) // TILE + tl.num_programs(1) - 1 - tl.program_id(1)
+    i0 = tile * TILE
+    if i0 >= start + queries:
+        return
+    place = tl.arange(0, TILE)
+    rows = i0 + place
+    mine = (rows >= start) & (rows < start + queries)
+    key_base = K + sequence * k_b + (head // group) * k_h + pad.to(tl.int64) * k_t
+    value_base = V + sequence * v_b + (head // group) * v_h + pad.to(tl.int64) * v_t
+    query_base = Q + sequence * q_b + head * q_h + (i0 - start).to(tl.int64) * q_t
+    q = load_tile(query_base, q_t, mine, False, DIM, WIDE, TILE)
+
+    first_of = First + head * padded
+    lowest = tl.load(first_of + i0) // TILE * TILE
+    first = tl.load(first_of + rows)
+    last = rows
+    if not CAUSAL:
+        last = tl.load(Last + head * padded + rows)
+    slope = 0.0
+    if LAW == "linear":
+        slope = tl.load(Slope + head)
+    bias = Bias + head * reach
+    planes = Planes + head * padded
+    corner = Corners + (head * (padded // TILE) + tile) * (4 * WORDS * 32)
+    share = Share + head * (WORDS * 32)
+
+    # the diagonal tile
+    here = rows < tokens
+    k = load_tile(key_base + i0.to(tl.int64) * k_t, k_t, here, False, DIM, WIDE, TILE)
+    v = load_tile(value_base + i0.to(tl.int64) * v_t, v_t, here, False, DIM, WIDE, TILE)
+    score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+    seen = here[None, :] & (rows[None, :] <= last[:, None])
+    weight = score
+    if COUNTED:
+        near = weigh_near(planes, heads * padded.to(tl.int64), rows, rows, share, LAW, MASKS, TILE, ASM)
+        weight = tl.where(seen, near, 0.0)
+        score = tl.where(weight > 0, score, HIDDEN)
+    else:
+        seen = seen & (rows[None, :] >= first[:, None])
+        score = add_bias(score, rows, rows, seen, slope, bias, i0, i0, LAW)
+    top = tl.full([TILE], HIDDEN, tl.float32)
+    total = tl.zeros([TILE], tl.float32)
+    acc = tl.zeros([TILE, WIDE], tl.float32)
+    acc, total, top = _absorb(acc, total, top, score, weight, v, COUNTED, PRECISION)
+
+    # tiles before it: every key is a token, and none lies after a row
+    row_word = rows
+    row_word_2 = rows
+    if COUNTED:
+        row_word = ending(corner, rows, 0, WORDS)
+        if WORDS == 2:
+            row_word_2 = ending(corner, rows, 1, WORDS)
+    for j0 in tl.range(lowest, i0, TILE, num_stages=STAGES):
+        columns = j0 + place
+        k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, True, DIM, WIDE, TILE)
+        v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, True, DIM, WIDE, TILE)
+        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+        if COUNTED:
+            word = row_word[:, None] & starting(corner, columns, 0)[None, :]
+            weight = weigh(word, share, LAW, MASKS, 0, ASM)
+            if WORDS == 2:
+                word = row_word_2[:, None] & starting(corner, columns, 1)[None, :]
+                weight += weigh(word, share, LAW, MASKS, 1, ASM)
+            score = tl.where(weight > 0, score, HIDDEN)
+        else:
+            score = add_bias(score, rows, columns, columns[None, :] >= first[:, None], slope, bias, i0, j0, LAW)
+        acc, total, top = _absorb(acc, total, top, score, weight, v, COUNTED, PRECISION)
+
+    # tiles after it
+    if not CAUSAL:
+        if COUNTED:
+            row_word = starting(corner + 2 * WORDS * 32, rows, 0)
+            if WORDS == 2:
+                row_word_2 = starting(corner + 2 * WORDS * 32, rows, 1)
+        highest = tl.minimum(tl.load(Last + head * padded + i0 + TILE - 1), tokens - 1)
+        for j0 in tl.range(i0 + TILE, highest + 1, TILE, num_stages=STAGES):
+            columns = j0 + place
+            here = columns < tokens
+            k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, TILE)
+            v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, TILE)
+            score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+            if COUNTED:
+                word = row_word[:, None] & ending(corner + 2 * WORDS * 32, columns, 0, WORDS)[None, :]
+                weight = weigh(word, share, LAW, MASKS, 0, ASM)
+                if WORDS == 2:
+                    word = row_word_2[:, None] & ending(corner + 2 * WORDS * 32, columns, 1, WORDS)[None, :]
+                    weight += weigh(word, share, LAW, MASKS, 1, ASM)
+                weight = tl.where(here[None, :], weight, 0.0)
+                score = tl.where(weight > 0, score, HIDDEN)
+            else:
+                seen = here[None, :] & (columns[None, :] <= last[:, None])
+                score = add_bias(score, rows, columns, seen, slope, bias, i0, j0, LAW)
+            acc, total, top = _absorb(acc, total, top, score, weight, v, COUNTED, PRECISION)
+
+    dims = tl.arange(0, WIDE)
+    to = Out + sequence * o_b + head * o_h + (i0 - start).to(tl.int64) * o_t + place[:, None] * o_t + dims[None, :]
+    tl.store(to, (acc / total[:, None]).to(Out.dtype.element_ty), mask=mine[:, None] & (dims < DIM)[None, :])
+    lse = top + tl.log2(total)
+    if COUNTED:
+        lse -= tl.log2(MASKS * 1.0)
+    tl.store(Lse + (sequence * heads + head) * queries + (rows - start), lse * LN2, mask=mine)
+
+
+def forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tables: Tables, pads: torch.Tensor, *, scale: float, offset: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) with dense last dimensions, `pads` (B,) int32 on their device, `offset`
+    the slot among the keys of q's first row; `tables` for all tokens -> out like q, lse (B, H, Tq) float32."""
+    batch, heads, queries, dim = q.shape
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    grid = (batch, (queries + 2 * tables.tile - 2) // tables.tile, heads)
+    forward_kernel[grid](
+        q, k, v, out, lse, pads, *pointers(tables),
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
+        heads, heads // k.shape[1], queries, k.shape[2], offset, tables.first.shape[1],
+        tables.bias.shape[-1], scale * LOG2E,
+        **constants(tables, dim, q.dtype), STAGES=STAGES, num_warps=WARPS, num_stages=STAGES,
+    )  # fmt: skip
+    for b, pad in enumerate(pads.tolist()):  # rows of padding belong to no tile
+        out[b, :, : max(0, pad - offset)] = 0.0
+        lse[b, :, : max(0, pad - offset)] = -torch.inf
+    return out, lse

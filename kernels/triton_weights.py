@@ -1,0 +1,117 @@
+"""Device functions that the Triton kernels share: loading tiles, and the weights of a tile's pairs (`kernels.tables`)."""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.tables import Tables
+
+HIDDEN = tl.constexpr(-1.0e30)  # score of a pair that is not visited: finite, so that no difference of scores is NaN
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def load_tile(base, stride, here, ALL: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr):
+    """TILE rows of DIM numbers from `base`, `stride` apart, as (TILE, WIDE); 0 beyond DIM and, unless ALL, where `here`
+    is false: nothing is read there."""
+    dims = tl.arange(0, WIDE)
+    at = base + tl.arange(0, TILE)[:, None] * stride + dims[None, :]
+    if ALL and DIM == WIDE:
+        return tl.load(at)
+    kept = (dims < DIM)[None, :]
+    if not ALL:
+        kept = kept & here[:, None]
+    return tl.load(at, mask=kept, other=0.0)
+
+
+@triton.jit
+def popcount(x, ASM: tl.constexpr):
+    """Bits set in each int32: one instruction on the device; arithmetic in the interpreter, which knows no assembly."""
+    if ASM:
+        return tl.inline_asm_elementwise("popc.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1)
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    x = x + (x >> 8)
+    return (x + (x >> 16)) & 0x3F
+
+
+@triton.jit
+def starting(corner, positions, WORD: tl.constexpr):
+    """Word of masks whose pivot block starts at or before each position; `corner`: starts, then ends, of WORDS * 32."""
+    lane = tl.arange(0, 32)
+    start = tl.load(corner + WORD * 32 + lane)
+    one = tl.full([32], 1, tl.int32) << lane
+    return tl.sum(tl.where(start[None, :] <= positions[:, None], one[None, :], 0), 1)
+
+
+@triton.jit
+def ending(corner, positions, WORD: tl.constexpr, WORDS: tl.constexpr):
+    """Word of masks whose pivot block ends after each position."""
+    lane = tl.arange(0, 32)
+    end = tl.load(corner + (WORDS + WORD) * 32 + lane)
+    one = tl.full([32], 1, tl.int32) << lane
+    return tl.sum(tl.where(end[None, :] > positions[:, None], one[None, :], 0), 1)
+
+
+@triton.jit
+def weigh(word, share, LAW: tl.constexpr, MASKS: tl.constexpr, WORD: tl.constexpr, ASM: tl.constexpr):
+    """S times the weight of each pair from the word of masks that hold it: their number, or the sum of their shares."""
+    if LAW == "count":
+        return popcount(word, ASM).to(tl.float32)
+    total = tl.zeros(word.shape, tl.float32)
+    for s in range(min(32, MASKS - WORD * 32)):
+        total += ((word >> s) & 1).to(tl.float32) * tl.load(share + WORD * 32 + s)
+    return total
+
+
+@triton.jit
+def weigh_near(
+    planes, step, rows, columns, share,
+    LAW: tl.constexpr, MASKS: tl.constexpr, TILE: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """S times the weight of pairs of one tile: `planes` points to the head's positions, planes are `step` apart."""
+    WORDS: tl.constexpr = (MASKS + 31) // 32
+    DEPTH: tl.constexpr = tile_depth(TILE)
+    total = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
+    for word in tl.static_range(WORDS):
+        apart = tl.zeros([rows.shape[0], columns.shape[0]], tl.int32)
+        for k in tl.static_range(DEPTH):
+            plane = planes + (word * DEPTH + k) * step
+            apart = apart | (tl.load(plane + rows)[:, None] ^ tl.load(plane + columns)[None, :])
+        if LAW == "count":
+            total += (min(32, MASKS - word * 32) - popcount(apart, ASM)).to(tl.float32)
+        else:
+            total += weigh(~apart, share, LAW, MASKS, word, ASM)
+    return total
+
+
+@triton.constexpr_function
+def tile_depth(tile):
+    return max(1, tile.bit_length() - 1)
+
+
+def interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter (TRITON_INTERPRET=1 when the kernels were imported)."""
+    return not isinstance(popcount, triton.runtime.JITFunction)
+
+
+def pointers(tables: Tables) -> list[torch.Tensor]:
+    """The tables in the order in which the kernels take them; one that the law does not need is never read."""
+    named = ("order", "first", "last", "slope", "bias", "planes", "corners", "share")
+    return [getattr(tables, name) if getattr(tables, name).numel() else tables.first for name in named]
+
+
+def constants(tables: Tables, dim: int, dtype: torch.dtype) -> dict:
+    """What the kernels are compiled for."""
+    return {
+        "LAW": tables.law,
+        "CAUSAL": tables.causal,
+        "MASKS": tables.masks if tables.law in ("count", "sum") else 0,
+        "DIM": dim,
+        "WIDE": max(16, triton.next_power_of_2(dim)),
+        "TILE": tables.tile,
+        # TF32 keeps 10 bits of a float32 score
+        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+        "ASM": not interpreted(),
+    }
