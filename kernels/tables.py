@@ -1,17 +1,18 @@
 """Weights as integer tables for a fused kernel, built once per set of masks in float64 and 64-bit positions.
 
 A kernel that walks over tiles of `tile` tokens needs to know where each row's visited keys begin and end, and what a
-visited pair weighs. The weight follows one of four laws:
+visited pair weighs. The weight follows one of five laws:
 
 * "linear" (alibi, window, exact on the union): the bias is -slope * distance;
-* "distance" (rb): a table of the bias by distance;
+* "rb" (independent masks): the weight is a formula of exp(-slope * distance) and S;
+* "distance" (rb of other samplers): a table of the bias by distance;
 * "count" (the paper's weights, equal masks): how many of the S masks hold the pair;
 * "sum" (masks with weights of their own): the sum of the weights of the masks that hold the pair.
 
 The masks that hold a pair are the bits of a word, 32 masks to a word, and found without comparing S starts per pair:
 
-* *inside a tile* (diagonal) by `planes`: bit s of plane k is bit k of the rank of the row's block in mask s. Two rows of a
-  tile are fewer than `tile` blocks apart, so log2(tile) planes tell all of its blocks apart.
+* *inside a tile* (diagonal) by `planes`: bit s of plane k is bit k of the rank of the row's block in mask s. Two rows of
+  a tile are fewer than `tile` blocks apart, so log2(tile) planes tell all of its blocks apart.
 * *across tiles* through a pivot: a block that reaches from a key before the tile to a row in it holds the tile's first
   token. So it holds row i iff ``i < end`` and key j iff ``start <= j`` of the pivot's own block: S numbers per tile
   (`corners`). For keys after the tile the pivot is its last token.
@@ -24,14 +25,14 @@ import torch
 
 from kernels.weights import Alibi, PositionalLSH, Weights, Window
 
-LAWS = ("linear", "distance", "count", "sum")
+LAWS = ("linear", "rb", "distance", "count", "sum")
 LOG2E = 1.4426950408889634
 WORD = 32  # masks in a word
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Tables for tokens 0 .. N - 1, N the tokens rounded up to whole tiles. A table that the law does not need is empty.
+    """Tables for tokens 0 .. N - 1, N whole tiles. A table that the law does not need is empty.
 
     `first`, `last`: (H, N) int32, the first and last visited column of each row, both non-decreasing in the row;
     with `causal` the row itself is the last, and `last` is empty.
@@ -70,13 +71,15 @@ def law_of(weights: Weights) -> str:
         return "linear"
     if not isinstance(weights, PositionalLSH):
         raise ValueError(f"No tables for {type(weights).__name__}: use kernel='sdpa' or 'exact' with it.")
-    if weights.weights != "count":
-        return "linear" if weights.weights == "exact" else "distance"
+    if weights.weights == "exact":
+        return "linear"
+    if weights.weights == "rb":
+        return "rb" if weights.sampler == "gamma" else "distance"
     return "count" if bool((weights.masks.log_weight == 0).all()) else "sum"
 
 
 def build_tables(weights: Weights, tokens: int, *, tile: int, causal: bool, device: torch.device | str) -> Tables:
-    """Tables for rows and columns 0 .. tokens - 1. `tile`: a power of two, the rows and columns of the kernel's tiles."""
+    """Tables for rows and columns 0 .. tokens - 1. `tile`: a power of two, the rows and columns of a kernel's tiles."""
     assert tile & (tile - 1) == 0 and tokens >= 1
     law = law_of(weights)
     rows = torch.arange(-(-tokens // tile) * tile, device=device)
@@ -108,7 +111,9 @@ def build_tables(weights: Weights, tokens: int, *, tile: int, causal: bool, devi
     )
 
 
-def bias_by_distance(weights: PositionalLSH, first: torch.Tensor, last: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def bias_by_distance(
+    weights: PositionalLSH, first: torch.Tensor, last: torch.Tensor, rows: torch.Tensor
+) -> torch.Tensor:
     """log2 of the weight at distances 0 .. the farthest that any of the rows (R,) visits: (H, W) float32."""
     farthest = int((rows - first).max())
     if last.numel():
@@ -135,9 +140,8 @@ def _planes(weights: PositionalLSH, rows: torch.Tensor, tile: int) -> torch.Tens
 def _corners(weights: PositionalLSH, rows: torch.Tensor, tile: int) -> torch.Tensor:
     heads = torch.arange(weights.heads, device=rows.device)
     far = torch.iinfo(torch.int32).max
-    corners = torch.zeros(
-        weights.heads, len(rows) // tile, 4, math.ceil(weights.count / WORD) * WORD, dtype=torch.int32, device=rows.device
-    )
+    lanes = math.ceil(weights.count / WORD) * WORD
+    corners = torch.zeros(weights.heads, len(rows) // tile, 4, lanes, dtype=torch.int32, device=rows.device)
     corners[:, :, 0::2] = far  # no key lies after the start, none before the end: a mask that holds nothing
     for pivot, token in enumerate((rows[::tile], rows[tile - 1 :: tile])):
         each = token[None].expand(weights.heads, -1)

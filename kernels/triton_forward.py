@@ -1,7 +1,7 @@
 """Kernel `triton`, forward: one pass over the union of the masks, a tile of query rows to a program.
 
-A program takes the diagonal tile first, so that every row has a finite maximum from then on, and then only the tiles that
-some mask reaches. Heads that visit much and late tiles start first. Positions are tokens: padding only moves pointers.
+A program takes the diagonal tile first, so that every row has a finite maximum from then on, and then only the tiles
+that some mask reaches. Heads that visit much and late tiles start first. Positions are tokens: padding moves pointers.
 """
 
 import torch
@@ -9,36 +9,27 @@ import triton
 import triton.language as tl
 
 from kernels.tables import LOG2E, Tables
-from kernels.triton_weights import HIDDEN, LN2, constants, ending, load_tile, pointers, starting, weigh, weigh_near
+from kernels.triton_weights import (
+    HIDDEN, LN2, by_distance, constants, ending, load_tile, pointers, starting, warps_of, weigh, weigh_near,
+)  # fmt: skip
 
-WARPS, STAGES = 4, 2
+STAGES = 2
 
 
 @triton.jit
 def _absorb(
     acc, total, top, score, weight, value,
-    COUNTED: tl.constexpr, PRECISION: tl.constexpr,
+    FACTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The running softmax (acc, total, top) with one more tile of base-2 scores, times `weight` if COUNTED."""
+    """The running softmax (acc, total, top) with one more tile of base-2 scores, times `weight` if FACTOR."""
     higher = tl.maximum(top, tl.max(score, 1))
     p = tl.exp2(score - higher[:, None])
-    if COUNTED:
+    if FACTOR:
         p = p * weight
     shrink = tl.exp2(top - higher)
     total = total * shrink + tl.sum(p, 1)
     acc = tl.dot(p.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
     return acc, total, higher
-
-
-@triton.jit
-def add_bias(score, rows, columns, seen, slope, bias, i0, j0, LAW: tl.constexpr):
-    """Base-2 scores plus log2 of the weight of the pairs `seen`, HIDDEN elsewhere, for weights by distance."""
-    if LAW == "linear":
-        # whole numbers small enough for float32: the tiles' distance, then places within them
-        ahead = ((columns - j0).to(tl.float32) + (j0 - i0).to(tl.float32))[None, :] - (rows - i0).to(tl.float32)[:, None]
-        return tl.where(seen, score - slope * tl.abs(ahead), HIDDEN)
-    distance = tl.abs(rows[:, None] - columns[None, :])
-    return score + tl.load(bias + distance, mask=seen, other=HIDDEN)
 
 
 @triton.jit
@@ -53,6 +44,7 @@ def forward_kernel(
     dimension dense; Lse (batch, heads, queries) dense. The other pointers are those of `Tables`, `reach` the width of
     its bias and `padded` its N."""
     COUNTED: tl.constexpr = (LAW == "count") or (LAW == "sum")
+    FACTOR: tl.constexpr = COUNTED or (LAW == "rb")
     WORDS: tl.constexpr = (MASKS + 31) // 32
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
@@ -78,7 +70,7 @@ def forward_kernel(
     if not CAUSAL:
         last = tl.load(Last + head * padded + rows)
     slope = 0.0
-    if LAW == "linear":
+    if (LAW == "linear") or (LAW == "rb"):
         slope = tl.load(Slope + head)
     bias = Bias + head * reach
     planes = Planes + head * padded
@@ -98,11 +90,11 @@ def forward_kernel(
         score = tl.where(weight > 0, score, HIDDEN)
     else:
         seen = seen & (rows[None, :] >= first[:, None])
-        score = add_bias(score, rows, rows, seen, slope, bias, i0, i0, LAW)
+        score, weight = by_distance(score, rows, rows, seen, slope, bias, i0, i0, LAW, MASKS)
     top = tl.full([TILE], HIDDEN, tl.float32)
     total = tl.zeros([TILE], tl.float32)
     acc = tl.zeros([TILE, WIDE], tl.float32)
-    acc, total, top = _absorb(acc, total, top, score, weight, v, COUNTED, PRECISION)
+    acc, total, top = _absorb(acc, total, top, score, weight, v, FACTOR, PRECISION)
 
     # tiles before it: every key is a token, and none lies after a row
     row_word = rows
@@ -124,8 +116,9 @@ def forward_kernel(
                 weight += weigh(word, share, LAW, MASKS, 1, ASM)
             score = tl.where(weight > 0, score, HIDDEN)
         else:
-            score = add_bias(score, rows, columns, columns[None, :] >= first[:, None], slope, bias, i0, j0, LAW)
-        acc, total, top = _absorb(acc, total, top, score, weight, v, COUNTED, PRECISION)
+            seen = columns[None, :] >= first[:, None]
+            score, weight = by_distance(score, rows, columns, seen, slope, bias, i0, j0, LAW, MASKS)
+        acc, total, top = _absorb(acc, total, top, score, weight, v, FACTOR, PRECISION)
 
     # tiles after it
     if not CAUSAL:
@@ -150,10 +143,11 @@ def forward_kernel(
                 score = tl.where(weight > 0, score, HIDDEN)
             else:
                 seen = here[None, :] & (columns[None, :] <= last[:, None])
-                score = add_bias(score, rows, columns, seen, slope, bias, i0, j0, LAW)
-            acc, total, top = _absorb(acc, total, top, score, weight, v, COUNTED, PRECISION)
+                score, weight = by_distance(score, rows, columns, seen, slope, bias, i0, j0, LAW, MASKS)
+            acc, total, top = _absorb(acc, total, top, score, weight, v, FACTOR, PRECISION)
 
     dims = tl.arange(0, WIDE)
+    total = tl.where(mine, total, 1.0)
     to = Out + sequence * o_b + head * o_h + (i0 - start).to(tl.int64) * o_t + place[:, None] * o_t + dims[None, :]
     tl.store(to, (acc / total[:, None]).to(Out.dtype.element_ty), mask=mine[:, None] & (dims < DIM)[None, :])
     lse = top + tl.log2(total)
@@ -176,7 +170,7 @@ def forward(
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         heads, heads // k.shape[1], queries, k.shape[2], offset, tables.first.shape[1],
         tables.bias.shape[-1], scale * LOG2E,
-        **constants(tables, dim, q.dtype), STAGES=STAGES, num_warps=WARPS, num_stages=STAGES,
+        **constants(tables, dim, q.dtype), STAGES=STAGES, num_warps=warps_of(tables.law, tables.masks, tables.causal, q.dtype == torch.float32), num_stages=STAGES,
     )  # fmt: skip
     for b, pad in enumerate(pads.tolist()):  # rows of padding belong to no tile
         out[b, :, : max(0, pad - offset)] = 0.0

@@ -1,4 +1,4 @@
-"""Device functions that the Triton kernels share: loading tiles, and the weights of a tile's pairs (`kernels.tables`)."""
+"""What the Triton kernels share: how they load tiles, and how they weigh a tile's pairs by `kernels.tables`."""
 
 import torch
 import triton
@@ -86,6 +86,34 @@ def weigh_near(
     return total
 
 
+@triton.jit
+def between(rows, columns, i0, j0):
+    """columns - rows of tiles that begin at i0 and j0, as (rows, columns) float32: no rounding up to 2^24 tokens."""
+    across = (columns - j0).to(tl.float32) + (j0 - i0).to(tl.float32)
+    return across[None, :] - (rows - i0).to(tl.float32)[:, None]
+
+
+@triton.jit
+def by_distance(score, rows, columns, seen, slope, bias, i0, j0, LAW: tl.constexpr, MASKS: tl.constexpr):
+    """For weights that depend on the distance: base-2 scores, HIDDEN unless `seen`, and a factor for their exponentials
+    ("rb"; otherwise the scores hold the weight)."""
+    if LAW == "distance":
+        gap = tl.abs(rows[:, None] - columns[None, :])
+        return score + tl.load(bias + gap, mask=seen, other=HIDDEN), score
+    ahead = tl.abs(between(rows, columns, i0, j0))
+    if LAW == "linear":
+        return tl.where(seen, score - slope * ahead, HIDDEN), score
+    # L / (1 - (1 - L)^S), the power by repeated squaring of 1 - L in a form that keeps small L exact
+    like = tl.maximum(tl.exp2(-slope * ahead), 1e-30)
+    power = like
+    covered = tl.zeros_like(like)
+    for bit in tl.static_range(MASKS.bit_length()):
+        if (MASKS >> bit) % 2 == 1:
+            covered = covered + power - covered * power
+        power = power * (2.0 - power)
+    return tl.where(seen, score, HIDDEN), like / covered
+
+
 @triton.constexpr_function
 def tile_depth(tile):
     return max(1, tile.bit_length() - 1)
@@ -107,11 +135,27 @@ def constants(tables: Tables, dim: int, dtype: torch.dtype) -> dict:
     return {
         "LAW": tables.law,
         "CAUSAL": tables.causal,
-        "MASKS": tables.masks if tables.law in ("count", "sum") else 0,
+        "MASKS": 0 if tables.law in ("linear", "distance") else tables.masks,
         "DIM": dim,
-        "WIDE": max(16, triton.next_power_of_2(dim)),
+        "WIDE": width_of(dim),
         "TILE": tables.tile,
         # TF32 keeps 10 bits of a float32 score
         "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
         "ASM": not interpreted(),
     }
+
+
+def width_of(dim: int) -> int:
+    """Columns of a tile that holds head dimension `dim`: tiles are powers of two, and a product takes at least 16."""
+    return max(16, triton.next_power_of_2(dim))
+
+
+def tile_of(full: bool) -> int:
+    """Rows of a tile: 64 are what wgmma wants; of float32 (`full`) they would not fit into shared memory twice. The
+    interpreter takes small tiles, so that short tests meet many of them."""
+    return 16 if interpreted() else 32 if full else 64
+
+
+def warps_of(law: str, masks: int, causal: bool, full: bool) -> int:
+    """Warps of a program: 4, two programs to a multiprocessor, unless it wants more registers than that leaves."""
+    return 8 if full or not causal or law in ("distance", "sum") or (law == "count" and masks > 32) else 4
