@@ -6,7 +6,7 @@ from kernels.exact import attend_exact
 from kernels.sdpa import attend_sdpa
 from kernels.weights import Weights
 
-KERNELS = ("auto", "exact", "sdpa")
+KERNELS = ("auto", "exact", "sdpa", "triton")
 
 
 def attend(
@@ -27,7 +27,8 @@ def attend(
     Args:
         q: (batch, heads, queries, head_dim); k, v: (batch, kv_heads, keys, head_dim), kv_heads dividing heads.
         scale: default 1/sqrt(head_dim).
-        kernel: "exact" (dense, fp32 or fp64), "sdpa" (visited pairs only), "auto".
+        kernel: "exact" (dense, fp32 or fp64), "sdpa" (visited pairs only), "triton" (one fused pass, on a GPU), "auto"
+            (triton on CUDA, sdpa elsewhere).
         q_offset: token coordinate of q's first row in a sequence without padding; default keys - queries, as in
             decoding with a cache. The queries must lie among the keys.
         padding: (batch,) how many leading slots of k (and of the tokens that q belongs to) are padding. Token coordinates
@@ -49,6 +50,13 @@ def attend(
             f"Queries at tokens {offset} .. {offset + queries - 1} do not lie among the {keys} keys: pass k and v of the "
             "whole sequence, or the q_offset that belongs to them."
         )
+    if kernel == "auto":
+        kernel = "triton" if q.is_cuda else "sdpa"
+    if kernel == "triton":
+        from kernels.triton_attend import attend_triton  # triton exists on Linux only
+
+        out, lse = attend_triton(q, k, v, weights, scale=scale, causal=causal, offset=offset, pads=pads)
+        return (out, lse) if return_lse else out
 
     def group(rows: list[int] | slice, pad: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         inputs = (q[rows], k[rows][:, :, pad:], v[rows][:, :, pad:])

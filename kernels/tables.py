@@ -13,8 +13,8 @@ The masks that hold a pair are the bits of a word, 32 masks to a word, and found
 
 * *inside a tile* (diagonal) by `planes`: bit s of plane k is bit k of the rank of the row's block in mask s. Two rows of
   a tile are fewer than `tile` blocks apart, so log2(tile) planes tell all of its blocks apart.
-* *across tiles* through a pivot: a block that reaches from a key before the tile to a row in it holds the tile's first
-  token. So it holds row i iff ``i < end`` and key j iff ``start <= j`` of the pivot's own block: S numbers per tile
+* *across tiles* through a pivot: a block that reaches from a key before the tile to a row in it holds the tile's
+  first token. So it holds row i iff ``i < end`` and key j iff ``start <= j`` of the pivot's own block: S numbers per tile
   (`corners`). For keys after the tile the pivot is its last token.
 """
 
@@ -107,6 +107,42 @@ def build_tables(weights: Weights, tokens: int, *, tile: int, causal: bool, devi
         bias=bias_by_distance(weights, first, last, rows) if law == "distance" else empty,
         planes=planes,
         corners=corners,
+        share=share,
+    )
+
+
+@dataclass(frozen=True)
+class RowTables:
+    """What a few causal rows (N,) need, without tiles: `first` (H, N) int32, `starts` (H, N, S) int32 the start of each
+    row's block in each mask, `slope`, `bias` and `share` (H, S) as in `Tables`."""
+
+    law: str
+    masks: int
+    first: torch.Tensor
+    starts: torch.Tensor
+    slope: torch.Tensor
+    bias: torch.Tensor
+    share: torch.Tensor
+
+
+def build_row_tables(weights: Weights, rows: torch.Tensor) -> RowTables:
+    """Tables for rows (N,) int64, tokens >= 0, on the device of `rows`."""
+    law, device = law_of(weights), rows.device
+    heads, each = torch.arange(weights.heads, device=device), rows[None].expand(weights.heads, -1)
+    starts, share = torch.empty(0, dtype=torch.int32, device=device), torch.empty(0, device=device)
+    if law in ("count", "sum"):
+        starts = weights.masks.starts(heads, each).int()
+        first = starts.amin(-1)
+        share = weights.masks.log_weight.exp().float().to(device)
+    else:
+        first = weights.reach(heads, each)[0].int()
+    return RowTables(
+        law=law,
+        masks=weights.count if isinstance(weights, PositionalLSH) else 0,
+        first=first,
+        starts=starts,
+        slope=(weights.slopes * LOG2E).float().to(device),
+        bias=bias_by_distance(weights, first, first.new_empty(0), rows) if law == "distance" else share,
         share=share,
     )
 

@@ -10,10 +10,17 @@ import triton.language as tl
 
 from kernels.tables import LOG2E, Tables
 from kernels.triton_weights import (
-    HIDDEN, LN2, by_distance, constants, ending, load_tile, pointers, starting, warps_of, weigh, weigh_near,
-)  # fmt: skip
-
-STAGES = 2
+    HIDDEN,
+    LN2,
+    by_distance,
+    constants,
+    ending,
+    load_tile,
+    pointers,
+    starting,
+    weigh,
+    weigh_near,
+)
 
 
 @triton.jit
@@ -38,7 +45,7 @@ def forward_kernel(
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,
     heads, group, queries, keys, offset, padded, reach, scale2,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
-    TILE: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr, STAGES: tl.constexpr,
+    TILE: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid (batch, tiles of rows, heads). Q, K, V, Out: strides of sequence, head and token in elements, the last
     dimension dense; Lse (batch, heads, queries) dense. The other pointers are those of `Tables`, `reach` the width of
@@ -103,7 +110,7 @@ def forward_kernel(
         row_word = ending(corner, rows, 0, WORDS)
         if WORDS == 2:
             row_word_2 = ending(corner, rows, 1, WORDS)
-    for j0 in tl.range(lowest, i0, TILE, num_stages=STAGES):
+    for j0 in tl.range(lowest, i0, TILE):
         columns = j0 + place
         k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, True, DIM, WIDE, TILE)
         v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, True, DIM, WIDE, TILE)
@@ -127,7 +134,7 @@ def forward_kernel(
             if WORDS == 2:
                 row_word_2 = starting(corner + 2 * WORDS * 32, rows, 1)
         highest = tl.minimum(tl.load(Last + head * padded + i0 + TILE - 1), tokens - 1)
-        for j0 in tl.range(i0 + TILE, highest + 1, TILE, num_stages=STAGES):
+        for j0 in tl.range(i0 + TILE, highest + 1, TILE):
             columns = j0 + place
             here = columns < tokens
             k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, TILE)
@@ -160,7 +167,8 @@ def forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tables: Tables, pads: torch.Tensor, *, scale: float, offset: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) with dense last dimensions, `pads` (B,) int32 on their device, `offset`
-    the slot among the keys of q's first row; `tables` for all tokens -> out like q, lse (B, H, Tq) float32."""
+    the slot among the keys of q's first row; `tables` for all tokens. Returns out like q, lse (B, H, Tq) float32;
+    rows of padding belong to no tile and are left as they are in fresh memory."""
     batch, heads, queries, dim = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
@@ -170,9 +178,6 @@ def forward(
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         heads, heads // k.shape[1], queries, k.shape[2], offset, tables.first.shape[1],
         tables.bias.shape[-1], scale * LOG2E,
-        **constants(tables, dim, q.dtype), STAGES=STAGES, num_warps=warps_of(tables.law, tables.masks, tables.causal, q.dtype == torch.float32), num_stages=STAGES,
+        **constants(tables.law, tables.masks, tables.causal, dim, q.dtype), TILE=tables.tile,
     )  # fmt: skip
-    for b, pad in enumerate(pads.tolist()):  # rows of padding belong to no tile
-        out[b, :, : max(0, pad - offset)] = 0.0
-        lse[b, :, : max(0, pad - offset)] = -torch.inf
     return out, lse

@@ -130,18 +130,21 @@ def pointers(tables: Tables) -> list[torch.Tensor]:
     return [getattr(tables, name) if getattr(tables, name).numel() else tables.first for name in named]
 
 
-def constants(tables: Tables, dim: int, dtype: torch.dtype) -> dict:
-    """What the kernels are compiled for."""
+def constants(law: str, masks: int, causal: bool, dim: int, dtype: torch.dtype) -> dict:
+    """What the kernels over tiles are compiled for, but for the tile, and how they are launched."""
+    full = dtype == torch.float32
+    # 4 warps, two programs to a multiprocessor, unless a program wants more registers than that leaves
+    many = full or not causal or law in ("distance", "sum") or (law == "count" and masks > 32)
     return {
-        "LAW": tables.law,
-        "CAUSAL": tables.causal,
-        "MASKS": 0 if tables.law in ("linear", "distance") else tables.masks,
+        "LAW": law,
+        "CAUSAL": causal,
+        "MASKS": 0 if law in ("linear", "distance") else masks,
         "DIM": dim,
         "WIDE": width_of(dim),
-        "TILE": tables.tile,
-        # TF32 keeps 10 bits of a float32 score
-        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+        "PRECISION": precision_of(dtype),
         "ASM": not interpreted(),
+        "num_warps": 8 if many else 4,
+        "num_stages": 2,
     }
 
 
@@ -150,12 +153,12 @@ def width_of(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
-def tile_of(full: bool) -> int:
-    """Rows of a tile: 64 are what wgmma wants; of float32 (`full`) they would not fit into shared memory twice. The
-    interpreter takes small tiles, so that short tests meet many of them."""
-    return 16 if interpreted() else 32 if full else 64
+def precision_of(dtype: torch.dtype) -> str:
+    """How products of this type are computed: TF32 would keep 10 bits of a float32."""
+    return "ieee" if dtype == torch.float32 else "tf32"
 
 
-def warps_of(law: str, masks: int, causal: bool, full: bool) -> int:
-    """Warps of a program: 4, two programs to a multiprocessor, unless it wants more registers than that leaves."""
-    return 8 if full or not causal or law in ("distance", "sum") or (law == "count" and masks > 32) else 4
+def tile_of(dtype: torch.dtype) -> int:
+    """Rows of a tile: 64 are what wgmma wants; of float32 they would not fit into shared memory twice. The interpreter
+    takes small tiles too, so that short tests meet many of them."""
+    return 32 if dtype == torch.float32 or interpreted() else 64

@@ -1,0 +1,55 @@
+"""Kernel `triton`: checks, tables, and the choice between the forward pass and decoding."""
+
+import math
+
+import torch
+
+from kernels.tables import build_row_tables, build_tables
+from kernels.triton_decode import ROWS, decode
+from kernels.triton_forward import forward
+from kernels.triton_weights import interpreted, tile_of
+from kernels.weights import Weights
+
+WIDEST = 128  # head dimension: a tile of 256 does not leave room for a second block
+
+
+def attend_triton(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, pads: list[int]):
+    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) in fp16, bf16 or fp32; `offset` the slot of q's first row among the
+    keys, `pads` the leading slots of each sequence that are padding.
+
+    Returns out like q, and lse (B, H, Tq) float32; rows of padding give 0 and -inf. Raises ValueError with what to
+    change.
+    """
+    check(q)
+    tokens = k.shape[2] - min(pads)
+    if tokens == 0 or q.shape[2] == 0:
+        return torch.zeros_like(q), torch.full(q.shape[:3], -math.inf, device=q.device)
+    dtype = q.dtype
+    if interpreted() and dtype == torch.bfloat16:  # its products take the bits of bfloat16 for whole numbers
+        q, k, v = q.float(), k.float(), v.float()
+    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
+    pad = torch.tensor(pads, dtype=torch.int32, device=q.device)
+    if causal and q.shape[2] <= ROWS:
+        row = offset + torch.arange(q.shape[2], device=q.device)
+        tables = build_row_tables(weights, (row - pad[:, None]).clamp_min(0).reshape(-1))
+        out, lse = decode(q, k, v, tables, pad, scale=scale, offset=offset)
+    else:
+        tables = build_tables(weights, tokens, tile=tile_of(dtype), causal=causal, device=q.device)
+        out, lse = forward(q, k, v, tables, pad, scale=scale, offset=offset)
+    for sequence, slots in enumerate(pads):
+        out[sequence, :, : max(0, slots - offset)] = 0.0
+        lse[sequence, :, : max(0, slots - offset)] = -math.inf
+    return out.to(dtype), lse
+
+
+def check(q: torch.Tensor) -> None:
+    """Raise ValueError for what no kernel here can do."""
+    if q.device.type != "cuda" and not interpreted():
+        raise ValueError(
+            "kernel='triton' needs a CUDA GPU: use kernel='sdpa' on the CPU, or set TRITON_INTERPRET=1 before Python "
+            "starts to run it, slowly, in Triton's interpreter."
+        )
+    if q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        raise ValueError(f"kernel='triton' takes float16, bfloat16 and float32, not {q.dtype}: use kernel='exact'.")
+    if q.shape[3] > WIDEST:
+        raise ValueError(f"kernel='triton' takes head dimensions up to {WIDEST}, not {q.shape[3]}: use kernel='sdpa'.")
