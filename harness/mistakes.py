@@ -7,7 +7,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from harness.config import CONF
-from harness.errors import nearest
+from harness.errors import UserError, nearest
 
 
 def explain(error: Exception, arguments: list[str]) -> str:
@@ -20,12 +20,28 @@ def explain(error: Exception, arguments: list[str]) -> str:
         return f"There is no option {word!r}.{nearest(word, known_names())}"
     if found := re.search(r"Could not override '([^']+)'", message):
         return f"There is no option {found[1]!r}.{nearest(found[1], known_names())}"
-    first = next((line for line in message.splitlines() if line.strip()), type(error).__name__)
-    if found := re.search(r"full_key: (\S+)", message):
-        return f"{found[1]}: {first.strip()}."
-    if "mismatched input" in message or "no viable alternative" in message or "token recognition" in message:
-        return f"An argument could not be read as key=value ({first.strip()}): quote values that hold commas, spaces or =."
-    return first.strip()
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if key := re.search(r"full_key: (\S+)", message):
+        reason = next((line for line in lines if "could not be converted" in line or "not a" in line), lines[0])
+        return f"{key[1]}: {reason.rstrip('.')}."
+    if "Ambiguous value" in message:
+        return f"{lines[0]}: several values need -m (one cell each); a list is written key=[a,b]."
+    if "Error parsing override" in message or "arguments" in message:
+        return f"An argument could not be read as key=value ({lines[0]}): values with commas, spaces or = need quotes."
+    return lines[0] if lines else type(error).__name__
+
+
+FLAGS = ("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info")
+FLAGS += ("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun")
+FLAGS += ("-h", "-c", "-p", "-r", "-m", "-sc", "-cp", "-cn", "-cd", "-i")
+
+
+def refuse_unknown_flags(arguments: list[str]) -> None:
+    """UserError for a flag that Hydra does not have: its own answer is a page of usage."""
+    for argument in arguments:
+        flag = argument.split("=", 1)[0]
+        if flag.startswith("-") and flag not in FLAGS:
+            raise UserError(f"The flag {flag} is not known.{nearest(flag, FLAGS)} See python -m harness.run --help.")
 
 
 def known_names() -> list[str]:

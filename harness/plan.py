@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.cell import ATTENTIONS, Attention, Cell, matched_window
-from harness.config import RunConfig
+from harness.config import AttnConfig, ModelConfig, RunConfig
 from harness.errors import UserError, choose, nearest
 from harness.models import memory
 from harness.models.spec import ModelSpec, resolve_model
@@ -51,6 +51,11 @@ class Plan:
 
 def plan(cfg: DictConfig) -> Plan:
     """Check everything that can be known without weights. Raises UserError."""
+    for part, name, kind in ((cfg, "", RunConfig), (cfg.model, "model.", ModelConfig), (cfg.attn, "attn.", AttnConfig)):
+        known = [f"{name}{field}" for field in kind.__dataclass_fields__]
+        for key in part:  # +key=value adds what Hydra does not know
+            if f"{name}{key}" not in known:
+                raise UserError(f"There is no option {name + key!r}.{nearest(name + key, known)}")
     config: RunConfig = OmegaConf.to_object(cfg)
     for name, least in (("masks", 1), ("context", 2), ("samples", 1), ("batch", 1), ("seed", 0), ("data_seed", 0)):
         if getattr(config, name) < least:

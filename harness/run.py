@@ -12,9 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import CONF, register
 from harness.errors import UserError
-from harness.mistakes import explain
+from harness.mistakes import explain, refuse_unknown_flags
 from harness.preflight import refuse_foreign_kernels
-from kernels.host import keep_freed_memory
 
 DONE, FAILED, MISTAKE, AGAIN = 0, 1, 2, 75
 
@@ -37,15 +36,13 @@ def main() -> int:
         cell_ids.append(document.get("cell_id"))
 
     try:
+        refuse_unknown_flags(sys.argv[1:])
         refuse_foreign_kernels()
-        keep_freed_memory()
         job()
     except UserError as error:
         return _mistake(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         return _mistake(explain(error, sys.argv[1:]))
-    except SystemExit as stop:  # argparse inside Hydra
-        return _mistake("The command line could not be read: see python -m harness.run --help.") if stop.code else DONE
     code = next((c for c in (MISTAKE, AGAIN, FAILED) if c in codes), DONE)
     if _multirun():
         status = {DONE: "ok", FAILED: "failed", MISTAKE: "invalid", AGAIN: "stopped"}[code]

@@ -1,8 +1,17 @@
-"""ALiBi attention, exact, windowed and by Positional LSH: the mathematics and its kernels. Needs torch and numpy only."""
+"""ALiBi attention, exact, windowed and by Positional LSH: the mathematics and its kernels, on torch and numpy."""
 
 from kernels.attend import attend
 from kernels.cost import equal_cost_cutoff, expected_pairs
 from kernels.slopes import alibi_slopes
 from kernels.weights import Alibi, PositionalLSH, Weights, Window
 
-__all__ = ["Alibi", "PositionalLSH", "Weights", "Window", "alibi_slopes", "attend", "equal_cost_cutoff", "expected_pairs"]
+__all__ = [
+    "Alibi",
+    "PositionalLSH",
+    "Weights",
+    "Window",
+    "alibi_slopes",
+    "attend",
+    "equal_cost_cutoff",
+    "expected_pairs",
+]

@@ -31,8 +31,9 @@ def attend(
             (triton on CUDA, sdpa elsewhere).
         q_offset: token coordinate of q's first row in a sequence without padding; default keys - queries, as in
             decoding with a cache. The queries must lie among the keys.
-        padding: (batch,) how many leading slots of k (and of the tokens that q belongs to) are padding. Token coordinates
-            count from the first real token, so a padded row equals the same row alone. Rows of padding give 0.
+        padding: (batch,) how many leading slots of k (and of the tokens that q belongs to) are padding. Token
+            coordinates count from the first real token, so a padded row equals the same row alone. Rows of padding
+            give 0.
         return_lse: also return the log-sum-exp of each row, (batch, heads, queries), float32 or float64 as computed;
             -inf in a row of padding.
 
@@ -47,8 +48,8 @@ def attend(
         raise ValueError(f"padding must hold one count in 0 .. {keys} for each of the {len(q)} sequences, not {pads}.")
     if offset < 0 or offset + queries > keys:
         raise ValueError(
-            f"Queries at tokens {offset} .. {offset + queries - 1} do not lie among the {keys} keys: pass k and v of the "
-            "whole sequence, or the q_offset that belongs to them."
+            f"Queries at tokens {offset} .. {offset + queries - 1} do not lie among the {keys} keys: pass k and v of "
+            "the whole sequence, or the q_offset that belongs to them."
         )
     if kernel == "auto":
         kernel = "triton" if q.is_cuda else "sdpa"
@@ -69,7 +70,9 @@ def attend(
         out, lse = group(slice(None), pads[0])
     else:
         out = torch.empty_like(q)
-        lse = torch.empty(q.shape[:3], device=q.device, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+        lse = torch.empty(
+            q.shape[:3], device=q.device, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32
+        )
         for pad in sorted(set(pads)):
             rows = [i for i, p in enumerate(pads) if p == pad]
             out[rows], part = group(rows, pad)

@@ -1,8 +1,8 @@
 """Speed of every kernel beside its error: `python -m kernels.bench --device cpu --tokens 4096,16384`.
 
-All methods run in one process, interleaved round by round, on the same standard normal q, k, v (a mean-free v is the hard
-case for an approximation: errors on a real model are smaller). Beside its time each method shows its error against exact
-ALiBi, and it shows a time only if it also computes what it claims to: its own weights, checked against the float64 oracle.
+All methods run in one process, interleaved round by round, on the same standard normal q, k, v (a mean-free v is the
+hard case for an approximation: errors on a real model are smaller). Beside its time each method shows its error against
+exact ALiBi, and it shows a time only if it computes what it claims to: its own weights, checked against the oracle.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from kernels import Alibi, PositionalLSH, Weights, Window, alibi_slopes, attend, equal_cost_cutoff
+from kernels.host import keep_freed_memory
 from kernels.masks import Masks
 
 MASKS = 16
@@ -46,17 +47,19 @@ def methods(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[list[Met
     rows = heads * tokens
 
     def ours(name: str, weights: Weights) -> Method:
-        return Method(name, weights, lambda: attend(q, k, v, weights, kernel="sdpa"), int(weights.pairs(tokens).sum()) / rows)
+        visited = int(weights.pairs(tokens).sum())
+        return Method(name, weights, lambda: attend(q, k, v, weights, kernel="sdpa"), visited / rows)
 
     def lsh(**options) -> PositionalLSH:
         return PositionalLSH.draw(slopes, MASKS, seed=0, **options)
 
     every = (tokens - 1) / 2
     found = [Method("alibi, augmented q k", exact, augmented(q, k, v, slopes), every), ours("alibi, chunks", exact)]
-    if rows * tokens * q.element_size() <= BIAS_BYTES:
+    size = rows * tokens * q.element_size()
+    if size <= BIAS_BYTES:
         found.append(Method("alibi, bias tensor", exact, with_bias(q, k, v, exact), every))
     else:
-        left_out["alibi, bias tensor"] = f"its {rows * tokens * q.element_size() / 2**30:.0f} GiB are above the limit of 2"
+        left_out["alibi, bias tensor"] = f"its {size / 2**30:.0f} GiB are above the limit of 2"
     found.append(ours("window T=20", Window(slopes, 20.0)))
     for match in ("fused", "passes"):
         cutoff = equal_cost_cutoff(slopes, MASKS, tokens, match=match)
@@ -65,18 +68,17 @@ def methods(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[list[Met
         found.append(ours(f"plsh {kind}", lsh(weights=kind)))
     found.append(ours("plsh count, systematic", lsh(sampler="systematic")))
     count = lsh()
-    merged = Method("plsh count, merged passes", count, passes(q, k, v, count), pass_pairs(count, tokens) / rows)
-    seconds = MASKS * _seconds(passes(q, k, v, lsh_of(count, 0)))
+    name, seconds = "plsh count, merged passes", MASKS * _seconds(passes(q, k, v, lsh_of(count, 0)))
     if seconds <= SLOWEST:
-        found.append(merged)
+        found.append(Method(name, count, passes(q, k, v, count), pass_pairs(count, tokens) / rows))
     else:
-        left_out[merged.name] = f"a call would take about {seconds:.0f} s, above the limit of {SLOWEST:.0f}"
+        left_out[name] = f"a call would take about {seconds:.0f} s, above the limit of {SLOWEST:.0f}"
     return found, left_out
 
 
 def augmented(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Exact ALiBi without a bias tensor: one more dimension, 1 in q and slope * (j - tokens) / scale in k, adds the bias
-    up to a constant of the row, and torch's causal path skips half of the pairs. Dimensions are padded to a multiple of 8."""
+    """Exact ALiBi without a bias tensor: one more dimension, 1 in q and slope * (j - tokens) / scale in k, adds the
+    bias up to a constant of the row, and torch's causal path skips half of the pairs. Padded to a multiple of 8."""
     _, heads, tokens, dim = q.shape
     scale, more = dim**-0.5, 8 - dim % 8
     position = torch.arange(tokens) - tokens
@@ -204,17 +206,16 @@ def table(results: list[dict]) -> str:
 def environment() -> dict:
     """What the times depend on: versions, CPU, threads, commit (None outside a git checkout)."""
     info = Path("/proc/cpuinfo")
-    models = [x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")] if info.exists() else []
+    models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     try:
-        git = ["git", "rev-parse", "HEAD"]
-        found = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent)
-        commit = found.stdout.strip() if found.returncode == 0 else None
+        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+        commit = git.stdout.strip() if git.returncode == 0 else None
     except OSError:
         commit = None
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "cpu": models[0] if models else platform.processor(),
+        "cpu": models[0].split(":")[1].strip() if models else platform.processor(),
         "threads": torch.get_num_threads(),
         "commit": commit,
     }
@@ -233,6 +234,7 @@ def main(arguments: list[str] | None = None) -> dict:
     lengths = [int(x) if x.strip().isdigit() else 0 for x in options.tokens.split(",")]
     if min(lengths) < 4 * SAMPLED or min(options.heads, options.head_dim, options.repeats) < 1:
         parser.error(f"--tokens takes whole numbers from {4 * SAMPLED} on, the other counts whole numbers from 1 on.")
+    keep_freed_memory()
     report = {"environment": environment(), "runs": []}
     print(", ".join(f"{name} {value}" for name, value in report["environment"].items()))
     for tokens in lengths:
@@ -242,7 +244,8 @@ def main(arguments: list[str] | None = None) -> dict:
         with torch.no_grad():
             found, left_out = methods(q, k, v)
             results = measure(q, k, v, found, options.repeats)
-        print(f"\n{tokens} tokens, {options.heads} heads of {options.head_dim}, fp32, causal, {MASKS} masks\n{table(results)}")
+        print(f"\n{tokens} tokens, {options.heads} heads of {options.head_dim}, fp32, causal, {MASKS} masks")
+        print(table(results))
         for name, reason in left_out.items():
             print(f"left out: {name}: {reason}")
         report["runs"].append({"shape": list(shape), "masks": MASKS, "methods": results, "left_out": left_out})

@@ -19,8 +19,8 @@ def log_coverage(distance: torch.Tensor, masks: int, sampler: str) -> torch.Tens
     """Log-probability that at least one of the masks connects two tokens `distance` apart.
 
     Args: distance in units of sigma (= slope * tokens), >= 0, any shape. Returns float64 of that shape.
-    For "gamma" this is ``log(1 - (1 - exp(-d))**masks)``. Raises ValueError for "fixed", where the probability depends on
-    the position of the pair.
+    For "gamma" this is ``log(1 - (1 - exp(-d))**masks)``. Raises ValueError for "fixed", where the probability depends
+    on the position of the pair.
     """
     t = distance.double()
     if sampler == "gamma":
@@ -31,12 +31,14 @@ def log_coverage(distance: torch.Tensor, masks: int, sampler: str) -> torch.Tens
         grid, log_p = _systematic_coverage(masks)
         return torch.from_numpy(np.interp(t.cpu().numpy(), grid, log_p)).to(t.device)
     raise ValueError(
-        f"The coverage of sampler {sampler!r} depends on the position, not on the distance alone: use weights 'count' or "
-        "'exact' with it."
+        f"The coverage of sampler {sampler!r} depends on the position, not on the distance alone: use weights 'count' "
+        "or 'exact' with it."
     )
 
 
-def expected_pairs(slopes: torch.Tensor, masks: int, tokens: int, *, match: str = "fused", sampler: str = "gamma") -> float:
+def expected_pairs(
+    slopes: torch.Tensor, masks: int, tokens: int, *, match: str = "fused", sampler: str = "gamma"
+) -> float:
     """Expected visited pairs of all heads over a causal context of `tokens`: of the union ("fused"), or of the S blocks
     counted one by one ("passes")."""
     _check(masks, tokens, match, sampler)
@@ -73,8 +75,8 @@ def equal_cost_cutoff(
 ) -> float:
     """The cutoff T at which exact ALiBi cut at ``slope * distance > T`` visits as many pairs as `masks` masks do.
 
-    Solves ``window_pairs(slopes, T, tokens) = expected_pairs(...)``. Where the masks cost more than every pair there is,
-    T is the smallest that sees them all. Returns T in units of sigma.
+    Solves ``window_pairs(slopes, T, tokens) = expected_pairs(...)``. Where the masks cost more than every pair there
+    is, T is the smallest that sees them all. Returns T in units of sigma.
     """
     target = expected_pairs(slopes, masks, tokens, match=match, sampler=sampler)
     # a hair more than the whole context, so that dividing by a slope again does not round to one token less
@@ -121,7 +123,7 @@ def _systematic_coverage(masks: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _lone_coverage(t: np.ndarray) -> np.ndarray:
-    """P(one mask of the systematic sampler covers t): E[max(0, 1 - t / x)] over its width x, by sums over wider ones."""
+    """P(one mask of the systematic sampler covers t): E[max(0, 1 - t / x)] over its width x, summed over wider ones."""
     x, _ = systematic_width((np.arange(20_000) + 0.5) / 20_000)
     narrower = np.searchsorted(x, t, side="right")
     inverse = np.append(np.cumsum(1.0 / x[::-1])[::-1], 0.0)

@@ -28,7 +28,8 @@ def attend_exact(q, k, v, weights: Weights, *, scale: float, causal: bool, offse
     if causal:
         hidden = hidden | (columns[None, :] > rows[:, None])
     log_w = log_w.masked_fill(hidden, -math.inf).to(compute)
-    score = q.to(compute) @ k.transpose(-1, -2) * scale + log_w
+    own = q.to(compute).masked_fill((rows < 0)[:, None], 0.0)  # padding may hold anything, NaN included
+    score = own @ k.transpose(-1, -2) * scale + log_w
     lse = torch.logsumexp(score, dim=-1)
     attention = torch.exp(score - lse.masked_fill(lse == -math.inf, 0.0)[..., None])
     return (attention @ v).to(q.dtype), lse

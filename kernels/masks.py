@@ -1,7 +1,7 @@
 """Random contiguous block-diagonal masks as numbers: (width, shift, log-weight) per head and mask.
 
 Bucket of token i: ``floor((i - shift) / width)``; a mask connects i and j when they share a bucket. With
-``width ~ Gamma(2, sigma)`` and ``shift ~ U(0, width)``, ``E[mask] = exp(-|i - j| / sigma)`` (arXiv 2605.09472, section 3).
+``width ~ Gamma(2, sigma)`` and ``shift ~ U(0, width)``, ``E[mask] = exp(-|i - j| / sigma)`` (arXiv 2605.09472, 3).
 """
 
 import math
@@ -87,7 +87,7 @@ def draw_masks(
 
 def systematic_shape(masks: int) -> tuple[int, int]:
     """(widths G, shifts per width R) of the systematic sampler, G * R = masks: more shifts where there are more masks,
-    and the largest count that divides `masks` (theory: a width with R equispaced shifts is a staircase of its triangle)."""
+    and the largest count that divides `masks` (a width with R equispaced shifts is a staircase of its triangle)."""
     wanted = max(1, 2 ** round(math.log2(max(masks, 2)) / 2 - 0.25))
     shifts = next(r for r in range(min(wanted, masks), 0, -1) if masks % r == 0)
     return masks // shifts, shifts

@@ -32,9 +32,11 @@ def attend_sdpa(q, k, v, weights: Weights, *, scale: float, causal: bool, offset
     return out.view(q.shape), None if lse is None else lse.view(q.shape[:3])
 
 
-def _pieces(weights: Weights, begin: int, stop: int, keys: int, causal: bool, batch: int, device: torch.device) -> Iterator:
-    """Every row of begin .. stop - 1 of every head, once: heads (G,), rows (G, C), and their columns first (G,) .. first
-    + size - 1, where C and size are the same for all G."""
+def _pieces(
+    weights: Weights, begin: int, stop: int, keys: int, causal: bool, batch: int, device: torch.device
+) -> Iterator:
+    """Every row of begin .. stop - 1 of every head, once: heads (G,), rows (G, C), the first column of each group (G,)
+    and how many columns follow from it, the same for all G."""
     for length, members, starts in _chunks(weights, begin, stop, device):
         head, first_row = (x.reshape(-1) for x in torch.meshgrid(members, starts, indexing="ij"))
         last_row = first_row + length - 1

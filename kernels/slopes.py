@@ -12,8 +12,8 @@ def alibi_slopes(heads: int, *, bias_max: float = 8.0, order: str = "press") -> 
 
     For a power of two, ``m_h = 2 ** (-bias_max * h / heads)``, h = 1..heads. Otherwise `order` says how the list is
     made: "press" takes the slopes of the next lower power of two, then every second slope of its double
-    (arXiv 2108.12409, as in BLOOM and Falcon); "mpt" takes those of the next higher power of two, the even-numbered ones
-    first, cut to `heads` (as in MPT). Both give the same numbers for every head count (tested), so a checkpoint of
+    (arXiv 2108.12409, as in BLOOM and Falcon); "mpt" takes those of the next higher power of two, the even-numbered
+    ones first, cut to `heads` (as in MPT). Both give the same numbers for every head count (tested), so a checkpoint of
     either family can be read with either; they are kept apart because each is checked against its own family's code.
 
     Returns: (heads,) float64. Raises ValueError for heads < 1, bias_max <= 0 or an unknown order.

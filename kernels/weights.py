@@ -1,7 +1,8 @@
 """What attention is computed: the multiplicative weights L' on the pairs (i, j), apart from how a kernel applies them.
 
-Attention under weights w is the row-normalised ``exp(q.k * scale) * w`` times V. Each class below defines w by one dense
-formula (`log_dense`, for oracles and small n) and gives the same numbers piece by piece for kernels that never build n x n.
+Attention under weights w is the row-normalised ``exp(q.k * scale) * w`` times V. Each class below defines w by one
+dense formula (`log_dense`, for oracles and small n) and gives the same numbers piece by piece for kernels that never
+build n x n.
 """
 
 import math
@@ -36,9 +37,11 @@ class Weights(ABC):
         int64. Both are non-decreasing in the row; the last is not clipped to the number of tokens."""
 
     @abstractmethod
-    def log_piece(self, heads: torch.Tensor, rows: torch.Tensor, first: torch.Tensor, width: int, causal: bool) -> torch.Tensor:
-        """log w of a piece: rows (G, C) of heads (G,) against columns first[g] .. first[g] + width - 1 -> (G, C, width)
-        float32. Columns below 0, and with `causal` those after the row, get -inf."""
+    def log_piece(
+        self, heads: torch.Tensor, rows: torch.Tensor, first: torch.Tensor, width: int, causal: bool
+    ) -> torch.Tensor:
+        """log w of a piece: consecutive rows (G, C) of heads (G,) against columns first[g] .. first[g] + width - 1 ->
+        (G, C, width) float32. Columns below 0, and with `causal` those after the row, get -inf."""
 
     def matrix(self, tokens: int) -> torch.Tensor:
         """Dense w: (H, tokens, tokens) float64, not yet made causal. For small n."""
@@ -56,8 +59,8 @@ def _check_slopes(slopes: torch.Tensor) -> torch.Tensor:
     slopes = torch.as_tensor(slopes, dtype=torch.float64, device="cpu")
     if slopes.ndim != 1 or len(slopes) == 0 or not bool((slopes > 0).all()):
         raise ValueError(
-            "slopes must be a list of positive numbers, one per head (the bias is -m|i-j|: a negative slope would reward "
-            f"distance); got {slopes.tolist()!r}."
+            "slopes must be a list of positive numbers, one per head (the bias is -m|i-j|: a negative slope would "
+            f"reward distance); got {slopes.tolist()!r}."
         )
     return slopes
 
@@ -71,15 +74,15 @@ def _by_distance(
     causal: bool,
 ) -> torch.Tensor:
     """A piece (see `Weights.log_piece`) whose log-weight depends on the distance alone, by ``formula(heads (U,),
-    distance (U, C, W) int64) -> (U, C, W) float32``. Chunks of one head lie alike to their columns, so the formula is
-    evaluated once for each distinct layout and copied."""
-    layout = torch.cat([heads[:, None], rows - first[:, None]], 1)
-    layout, member = torch.unique(layout, dim=0, return_inverse=True)
-    ahead = layout[:, 1:, None] - torch.arange(width, device=rows.device)
-    log_w = formula(layout[:, 0], ahead.abs())
+    distance (U, N) int64) -> (U, N)``. Every row is the same list of numbers moved on by one, and chunks of one head
+    lie alike to their columns: the formula is evaluated once for each distinct list, the rest is copying."""
+    length = rows.shape[1]
+    layout, member = torch.unique(torch.stack([heads, rows[:, 0] - first], 1), dim=0, return_inverse=True)
+    ahead = layout[:, 1:] + (length - 1) - torch.arange(width + length - 1, device=rows.device)
+    values = formula(layout[:, 0], ahead.abs()).float()
     if causal:
-        log_w = log_w.masked_fill_(ahead < 0, -math.inf)
-    log_w = log_w.index_select(0, member)
+        values = values.masked_fill(ahead < 0, -math.inf)
+    log_w = values.unfold(1, width, 1).flip(1).index_select(0, member)
     if bool((first < 0).any()):
         log_w.masked_fill_((torch.arange(width, device=rows.device) < -first[:, None])[:, None, :], -math.inf)
     return log_w
@@ -105,12 +108,12 @@ class Alibi(Weights):
         return _by_distance(self._log_distance, heads, rows, first, width, causal)
 
     def _log_distance(self, heads: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
-        return -self.slopes[heads.cpu()].float().to(distance.device)[:, None, None] * distance
+        return -self.slopes[heads.cpu()].to(distance.device)[:, None] * distance
 
 
 @dataclass(frozen=True)
 class Window(Weights):
-    """Exact ALiBi cut where the bias falls below -cutoff: ``w = exp(-m |i - j|)`` while ``m |i - j| <= cutoff``, else 0."""
+    """Exact ALiBi cut where the bias falls below -cutoff: ``w = exp(-m |i - j|)`` if ``m |i - j| <= cutoff``, or 0."""
 
     slopes: torch.Tensor
     cutoff: float
@@ -138,7 +141,7 @@ class Window(Weights):
         return _by_distance(self._log_distance, heads, rows, first, width, causal)
 
     def _log_distance(self, heads: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
-        span = self.tokens[heads.cpu()].to(distance.device)[:, None, None]
+        span = self.tokens[heads.cpu()].to(distance.device)[:, None]
         return Alibi(self.slopes)._log_distance(heads, distance).masked_fill_(distance > span, -math.inf)
 
 
@@ -148,8 +151,8 @@ class PositionalLSH(Weights):
     "gamma" or "systematic". `weights` says which:
 
     * "count": ``(1/S) sum_s M_s``, the paper's estimate (times each mask's own weight for "systematic");
-    * "rb": ``L / P(covered)`` wherever the union covers: the conditional expectation of the count for independent masks,
-      unbiased too, on the same pairs, with far less variance (Rao-Blackwell);
+    * "rb": ``L / P(covered)`` wherever the union covers: the conditional expectation of the count for independent
+      masks, unbiased too, on the same pairs, with far less variance (Rao-Blackwell);
     * "exact": L on the union, a window of random reach (biased: nothing makes up for what the union misses).
     """
 
@@ -190,7 +193,7 @@ class PositionalLSH(Weights):
         return self.masks.width.shape[1]
 
     def log_distance(self, heads: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
-        """log w of a covered pair for "rb" and "exact": distance (N,) tokens -> (G, N) float64."""
+        """log w of a covered pair for "rb" and "exact": distance (N,) or (G, N) tokens -> (G, N) float64."""
         t = self.slopes[heads.cpu()].to(distance.device)[:, None] * distance.double()
         return -t if self.weights == "exact" else -t - log_coverage(t, self.count, self.sampler)
 
@@ -219,16 +222,12 @@ class PositionalLSH(Weights):
         end = None if causal else self.masks.ends(heads, rows)
         if self.weights == "count":
             return self._runs(heads, rows, start, end, first, width)
-        log_w = _by_distance(self._log_piece_distance, heads, rows, first, width, causal)
+        log_w = _by_distance(self.log_distance, heads, rows, first, width, causal)
         columns = torch.arange(width, device=rows.device, dtype=torch.int32)
         outside = columns < (start.amin(-1, keepdim=True) - first[:, None, None]).int()
         if end is not None:
             outside |= columns >= (end.amax(-1, keepdim=True) - first[:, None, None]).int()
         return log_w.masked_fill_(outside, -math.inf)
-
-    def _log_piece_distance(self, heads: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
-        table = self.log_distance(heads, torch.arange(int(distance.amax()) + 1, device=distance.device)).float()
-        return table.gather(1, distance.reshape(len(heads), -1)).reshape(distance.shape)
 
     def _runs(self, heads, rows, start, end, first, width):
         """The count along a row is constant between block edges: write each run once instead of comparing S masks with

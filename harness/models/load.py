@@ -1,11 +1,11 @@
 """Load a model and its tokenizer, local or from the Hub, safetensors only, and put our attention into it."""
 
-import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import hf_hub_download
 
 from harness.errors import UserError
 from harness.models.spec import ModelSpec, read_config
@@ -18,12 +18,16 @@ from transformers import (  # noqa: E402
     AutoModelForCausalLM,
     AutoTokenizer,
     DynamicCache,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from transformers.utils.logging import disable_progress_bar  # noqa: E402
+
 from harness.models.swap import SwappedAttention  # noqa: E402
 
+disable_progress_bar()  # our own progress is on stderr; its bars do not read well in a log
 
 @dataclass
 class LoadedModel:
@@ -32,14 +36,15 @@ class LoadedModel:
     attention: SwappedAttention
 
 
-@functools.lru_cache(maxsize=4)
-def _tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+_TOKENIZERS: dict[str, PreTrainedTokenizerBase] = {}
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; UserError with the way out if it cannot be had."""
-    return _guarded(spec, lambda: _tokenizer(str(spec.path or spec.repo), spec.revision))
+    """The model's tokenizer, kept for the life of the process; UserError with the way out if it cannot be had."""
+    if spec.source not in _TOKENIZERS:
+        # with our configuration, because transformers would read the folder's own, unmended one
+        _TOKENIZERS[spec.source] = _from_pretrained(spec, AutoTokenizer, config=_config(spec))
+    return _TOKENIZERS[spec.source]
 
 
 def load_model(spec: ModelSpec, *, device: torch.device, kernel: str) -> LoadedModel:
@@ -47,25 +52,13 @@ def load_model(spec: ModelSpec, *, device: torch.device, kernel: str) -> LoadedM
 
     Raises UserError if the checkpoint cannot be had, or its own configuration disagrees with what the cell says of it.
     """
-    raw = _guarded(spec, lambda: read_config(_config_folder(spec)))
-    found = spec.family.architecture(raw)
+    found = spec.family.architecture(_raw_config(spec))
     if found != spec.architecture:
         differing = {k: (v, spec.architecture.as_dict()[k]) for k, v in found.as_dict().items()}
         words = ", ".join(f"{k} {a} not {b}" for k, (a, b) in differing.items() if a != b)
         raise UserError(f"{spec.source} is not what model={spec.name} says: {words}. Set model.architecture to match it.")
-    mended = spec.family.mend(raw)
-    config = AutoConfig.for_model(mended.pop("model_type"), **mended)
-    model = _guarded(
-        spec,
-        lambda: AutoModelForCausalLM.from_pretrained(
-            str(spec.path or spec.repo),
-            revision=spec.revision or "main",
-            config=config,
-            dtype=spec.torch_dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-        ),
-    )
+    options = {"config": _config(spec), "dtype": spec.torch_dtype, "use_safetensors": True}
+    model = _from_pretrained(spec, AutoModelForCausalLM, **options)
     model.to(device).eval().requires_grad_(False)
     model.generation_config.update(do_sample=False, top_k=None, top_p=None, temperature=None)
     attention = SwappedAttention(model, spec.family, spec.slopes, kernel=kernel)
@@ -77,12 +70,23 @@ def new_cache(model: PreTrainedModel) -> DynamicCache:
     return DynamicCache(config=model.config)
 
 
-def _config_folder(spec: ModelSpec) -> Path:
+def _raw_config(spec: ModelSpec) -> dict:
+    """The checkpoint's config.json, from the folder or the Hub."""
     if spec.path:
-        return spec.path
-    from huggingface_hub import hf_hub_download
+        return read_config(spec.path)
+    file = _guarded(spec, lambda: hf_hub_download(spec.repo, "config.json", revision=spec.revision))
+    return read_config(Path(file).parent)
 
-    return Path(hf_hub_download(spec.repo, "config.json", revision=spec.revision)).parent
+
+def _config(spec: ModelSpec) -> PreTrainedConfig:
+    mended = spec.family.mend(_raw_config(spec))
+    return AutoConfig.for_model(mended.pop("model_type"), **mended)
+
+
+def _from_pretrained(spec: ModelSpec, kind, **options):
+    source = str(spec.path or spec.repo)
+    options |= {"revision": spec.revision or "main", "trust_remote_code": False}
+    return _guarded(spec, lambda: kind.from_pretrained(source, **options))
 
 
 def _guarded(spec: ModelSpec, load):

@@ -151,8 +151,10 @@ class _Prompt:
         missing = self.context - self._tokens(units)
         for words in sorted(range(missing + 1), key=lambda w: abs(w - round(missing * 0.8))):
             fill = (cycle * (words // len(cycle) + 1))[:words]
-            if self._tokens(units, fill) == self.context:
-                return fill
+            # a full stop is a token of its own: the last sentence may also end without it
+            for tail in (fill, [*fill[:-1], fill[-1].rstrip(".")] if fill else fill):
+                if self._tokens(units, tail) == self.context:
+                    return tail
         raise UserError(
             f"No prompt of exactly {self.context} tokens could be made with this tokenizer: try context={self.context + 1}."
         )

@@ -1,0 +1,72 @@
+"""`python -m harness.show [CELL_ID]`: print the record of a cell again, or list the cells of a results folder."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from harness import reader, table
+from harness.errors import nearest
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 if there is no such cell."""
+    parser = argparse.ArgumentParser(prog="python -m harness.show", description=__doc__)
+    parser.add_argument("cell_id", nargs="?", help="the cell, or the beginning of its id; all cells if left out")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="results folder (results)")
+    given = parser.parse_args(arguments)
+    found = reader.records(given.results)
+    if not found:
+        return _refuse(f"{given.results} holds no records: run python -m harness.run first, or name another folder with --results.")
+    if given.cell_id is None:
+        overview(found).print()
+        return 0
+    ids = sorted({r.cell_id for r in found})
+    matching = [c for c in ids if c.startswith(given.cell_id)]
+    if len(matching) != 1:
+        told = f"{len(matching)} cells begin so." if matching else nearest(given.cell_id, ids)
+        return _refuse(f"There is no one cell {given.cell_id!r} in {given.results}. {told.strip()}")
+    own = [r for r in found if r.cell_id == matching[0]]
+    for record in own:
+        _print_record(record, found)
+    document = {"cell_id": matching[0], "tasks": {r.task: r.status for r in own}}
+    document["metrics"] = {name: metric for r in own for name, metric in r.metrics.items()}
+    print(json.dumps(document))
+    return 0
+
+
+def overview(found: list[reader.Record]) -> table.Table:
+    """One line for each task of each cell."""
+    rows = []
+    for r in found:
+        accuracy = table.interval(r.metrics.get(f"{r.task}/accuracy"))
+        context = str(r.cell["identity"]["context"])
+        rows.append([r.cell_id, r.cell["model"], r.cell["label"], context, r.task, r.status, str(len(r.rows)), accuracy])
+    return table.Table("", ["cell", "model", "attention", "context", "task", "status", "samples", "accuracy"], rows, [])
+
+
+def _print_record(record: reader.Record, found: list[reader.Record]) -> None:
+    beside = [r for r in found if reader.same_question(r) == reader.same_question(record) and r is not record]
+    exact = reader.reference_of(record, beside)
+    shown = [record] if exact is None else [exact, record]
+    title = f"{record.task} · {record.cell['model']} · {record.cell['identity']['context']} tokens · {record.status}"
+    table.comparison(shown, title=title).print()
+    metrics = [[n, table.interval(m), str(m["n"]), m["unit"]] for n, m in record.metrics.items()]
+    if metrics:
+        table.Table("", ["metric", "value", "n", "unit"], metrics, []).print()
+    if message := record.outcome.get("message"):
+        print(f"{record.outcome['error']}: {message}")
+    environment = record.outcome.get("environment", {})
+    facts = {**record.cell["identity"], **record.outcome.get("options", {}), **environment}
+    for name, value in facts.items():
+        print(f"  {name}: {json.dumps(value)}")
+
+
+def _refuse(sentence: str) -> int:
+    print(sentence, file=sys.stderr)
+    print(json.dumps({"status": "invalid", "message": sentence}))
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

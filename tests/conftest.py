@@ -1,0 +1,62 @@
+"""Shared fixtures. Models are small and random, or the embedded ones; nothing is fetched from a network."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# barriers between threads cost a scheduler's time slice each where other work runs on the same cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+EMBEDDED = ROOT / "harness" / "embedded"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A random MPT of 8 heads and 2 layers with the embedded tokenizer, as a folder of transformers files."""
+    from transformers import AutoTokenizer
+
+    from tests.models.random_mpt import save_mpt
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    AutoTokenizer.from_pretrained(EMBEDDED / "tiny").save_pretrained(folder)
+    return save_mpt(folder, vocab_size=len(AutoTokenizer.from_pretrained(folder)))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call the command line in this process: run("masks=4", ...) -> (exit code, last JSON line, stdout, stderr)."""
+    from harness.run import main
+
+    def call(*arguments: str) -> tuple[int, dict, str, str]:
+        monkeypatch.setattr(sys, "argv", ["harness.run", *arguments])
+        code = main()
+        out, err = capsys.readouterr()
+        return code, json.loads(out.strip().splitlines()[-1]), out, err
+
+    return call
+
+
+@pytest.fixture
+def start():
+    """Start the command line as a process of its own: start("masks=4", ...) -> Popen. Killed at the end of the test."""
+    running = []
+
+    def call(*arguments: str, cwd: Path = ROOT) -> subprocess.Popen:
+        command = [sys.executable, "-m", "harness.run", *arguments]
+        process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        running.append(process)
+        return process
+
+    yield call
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()

@@ -1,0 +1,101 @@
+"""What a cell's identity holds, and what collapses because it cannot matter."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from harness.cell import matched_window
+from harness.config import CONF, register
+from harness.plan import plan
+from kernels import Alibi, PositionalLSH, Window, equal_cost_cutoff, expected_pairs
+from kernels.cost import window_pairs
+
+
+def cell(*overrides):
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return plan(compose("config", overrides=list(overrides))).cell
+
+
+def test_identity_has_what_the_results_depend_on():
+    found = cell().identity
+    assert set(found) == {"schema", "model", "dtype", "attn", "kernel", "context", "seed", "draws", "data_seed"}
+    assert set(found["model"]) == {"weights", "slopes", "tokenizer"}
+    assert found["attn"] == {"name": "plsh", "masks": 16, "sampler": "gamma", "weights": "count", "cutoff": None}
+    assert found["draws"] == 8 and found["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "masks=8", "context=256", "seed=1", "draws=4", "data_seed=1", "dtype=bfloat16", "kernel=sdpa", "attn.weights=rb",
+        "attn.sampler=systematic", "model=tiny-plain", "attn=alibi", "attn=window",
+    ],
+)  # fmt: skip
+def test_what_matters_makes_another_cell(change):
+    assert cell(change).cell_id != cell().cell_id
+
+
+@pytest.mark.parametrize("change", ["samples=160", "batch=2", "results=elsewhere", "references=none", "device=cpu"])
+def test_what_does_not_matter_leaves_the_cell(change):
+    assert cell(change).cell_id == cell().cell_id
+
+
+@pytest.mark.parametrize("attn", ["attn=alibi", "attn=window attn.cutoff=3", "attn.sampler=fixed"])
+def test_options_that_cannot_matter_collapse(attn):
+    base = cell(*attn.split())
+    for change in ("seed=7", "draws=2", "seed=1"):
+        assert cell(*attn.split(), change).cell_id == base.cell_id
+    if "fixed" not in attn:
+        assert cell(*attn.split(), "masks=3", "+attn.sampler=gamma"[1:]).cell_id == base.cell_id
+    assert base.identity["seed"] is None and base.identity["draws"] is None and base.draws == 1
+
+
+def test_matched_window_is_a_number_and_equals_the_window_given_by_it():
+    matched = cell("attn=window", "attn.match=fused")
+    cutoff = matched.identity["attn"]["cutoff"]
+    assert cutoff == pytest.approx(equal_cost_cutoff(matched.model.slopes, 16, 512, match="fused"), rel=1e-5)
+    assert cell("attn=window", f"attn.cutoff={cutoff}").cell_id == matched.cell_id
+    assert cell("attn=window", "attn.match=fused", "masks=4").cell_id != matched.cell_id
+
+
+def test_cell_id_is_the_same_in_another_process():
+    code = "from tests.harness.test_cell import cell; print(cell('masks=4', 'attn.weights=rb').cell_id)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == cell("masks=4", "attn.weights=rb").cell_id
+
+
+def test_identity_is_json():
+    assert json.loads(json.dumps(cell().identity)) == cell().identity
+
+
+def test_weights_of_a_cell_are_what_its_identity_says():
+    plsh = cell("masks=4", "attn.weights=rb", "seed=5").weights(3)
+    assert [type(w) for w in plsh] == [PositionalLSH] * 2
+    expected = PositionalLSH.draw(cell().model.slopes, 4, seed=5, draw=3, layer=1, weights="rb")
+    assert (plsh[1].masks.width == expected.masks.width).all() and plsh[1].weights == "rb"
+    assert isinstance(cell("attn=alibi").weights(0)[0], Alibi)
+    window = cell("attn=window", "attn.cutoff=2.5").weights(0)[0]
+    assert isinstance(window, Window) and window.cutoff == 2.5
+
+
+def test_cost_is_pairs_per_row_and_head():
+    base = cell("context=1024")
+    slopes, rows = base.model.slopes, 1024 * 8
+    assert base.cost()["fused"] == pytest.approx(expected_pairs(slopes, 16, 1024) / rows)
+    assert cell("attn=alibi").cost() == {"fused": 255.5}
+    window = base.with_attention(matched_window(base.model, masks=16, sampler="gamma", context=1024, match="fused"))
+    assert window.cost()["fused"] == pytest.approx(base.cost()["fused"], rel=1e-4)
+    assert window.cost()["fused"] == pytest.approx(window_pairs(slopes, window.attention.cutoff, 1024) / rows)
+
+
+@pytest.mark.parametrize("group", ["model", "attn", "kernel", "task"])
+def test_every_configuration_composes(group):
+    register()
+    for file in (CONF / group).glob("*.yaml"):
+        choice = f"{group}=[{file.stem}]" if group == "task" else f"{group}={file.stem}"
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            assert compose("config", overrides=[choice]) is not None

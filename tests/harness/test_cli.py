@@ -1,0 +1,168 @@
+"""The command line: what it prints, what it exits with, and how it answers mistakes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from harness.config import CONF, RunConfig
+from tests.conftest import ROOT
+
+FAST = ("context=160", "samples=8", "draws=4", "masks=4")
+
+MISTAKES = [
+    (("maks=4",), "no option 'maks'", "Did you mean masks?"),
+    (("attn.wieghts=rb",), "no option 'attn.wieghts'", "attn.weights"),
+    (("model=mpt7b",), "no model=mpt7b", "Did you mean mpt-7b?"),
+    (("attn=plhs",), "no attn=plhs", "Did you mean plsh?"),
+    (("task=retreival",), "no task=retreival", "retrieval"),
+    (("task.retrieval.haystak=noise",), "no option 'task.retrieval.haystak'", "task.retrieval.haystack"),
+    (("+task.retrieval.haystak=noise",), "no option 'haystak'", "haystack"),
+    (("+sampels=9",), "no option 'sampels'", "Did you mean samples?"),
+    (("+attn.mask=9",), "no option 'attn.mask'", "attn.match"),
+    (("masks=4,8",), "Ambiguous", "-m"),
+    (("task.retrieval.haystack=nois",), "'nois' is not known", "Did you mean noise?"),
+    (("task.retrieval.depths=[0,2]",), "depths must be numbers from 0 to 1", ""),
+    (("task.retrieval.depths=deep",), "task.retrieval.depths", ""),
+    (("task.retrieval.haystack=text",), "needs a file", "task.retrieval.text=FILE"),
+    (("task=[]",), "No task is chosen", "task=retrieval"),
+    (("attn.sampler=gama",), "'gama' is not known", "Did you mean gamma?"),
+    (("attn.weights=cuont",), "'cuont' is not known", "Did you mean count?"),
+    (("attn.sampler=fixed", "attn.weights=rb"), "rb needs random masks", "attn.sampler=gamma"),
+    (("attn=window", "attn.match=fusd"), "'fusd' is not known", "Did you mean fused?"),
+    (("attn=window", "attn.cutoff=-1"), "attn.cutoff must be at least 0", ""),
+    (("kernel=tritn",), "no kernel=tritn", "exact"),
+    (("masks=many",), "masks: Value 'many'", "could not be converted to Integer"),
+    (("masks=0",), "masks must be at least 1", ""),
+    (("context=30",), "context=30 leaves no room", "tokens with this tokenizer"),
+    (("samples=0",), "samples must be at least 1", ""),
+    (("draws=0",), "draws must be at least 1", ""),
+    (("samples=4",), "cannot be spread over draws=8", "more samples or fewer draws"),
+    (("seed=-1",), "seed must be at least 0", ""),
+    (("dtype=float8",), "'float8' is not known", "float16"),
+    (("device=gpu",), "is not a device", "cuda"),
+    (("device=cuda:7",), "CUDA devices", "device=cpu"),
+    (("references=al",), "'al' is not known", "compute"),
+    (("model.path=nowhere",), "no such folder", "model.path=nowhere"),
+    (("kernel=exact", "context=60000"), "does not fit", "kernel=sdpa"),
+    (("masks",), "could not be read", ""),
+    (("--multi-run",), "flag --multi-run is not known", "Did you mean --multirun?"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says", "hint"), MISTAKES, ids=[" ".join(m[0]) for m in MISTAKES])
+def test_mistakes_are_answered_before_a_model_is_loaded(run, monkeypatch, tmp_path, arguments, says, hint):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("harness.models.load.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    code, document, _, err = run(*arguments)
+    assert code == 2
+    assert document["status"] == "invalid" and says in document["message"] and hint in document["message"]
+    sentence = [line for line in err.splitlines() if not line.startswith("Memory:")]
+    assert "Traceback" not in err and len(sentence) <= 3
+    assert not list(tmp_path.iterdir())  # nothing was created
+
+
+def test_models_that_are_gone_name_the_way_out(run, tmp_path):
+    code, document, _, _ = run("model=mpt-7b-storywriter", f"results={tmp_path}", "dtype=bfloat16", "context=256")
+    said = document["message"]
+    assert code == 2 or "does not fit" in said
+    if "does not fit" not in said:  # on a machine with room for it, the missing repository is next
+        for word in ("model.path=", "model.repo=", "mpt order", "alibi_bias_max 16"):
+            assert word in said
+
+
+def test_gone_repository_says_which_slopes_it_will_use(run, tmp_path):
+    small = [f"model.architecture.{k}={v}" for k, v in {"layers": 2, "heads": 12, "width": 96, "bias_max": 16}.items()]
+    code, document, _, _ = run("model=mpt-7b-storywriter", *small, f"results={tmp_path}", "context=256")
+    assert code == 2
+    for word in ("model.path=", "model.repo=", "12 slopes in mpt order", "alibi_bias_max 16"):
+        assert word in document["message"]
+
+
+def test_a_run_ends_with_its_table_and_one_json_line(tmp_path):
+    """In a process of its own, from another folder: only results/ is created, stdout holds the table and the document."""
+    command = [sys.executable, "-m", "harness.run", *FAST]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["results"]
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert document["status"] == "ok" and document["tasks"] == {"retrieval": "ok"}
+    assert set(document["references"]) == {"exact", "window fused", "window passes"}
+    metric = document["metrics"]["retrieval/accuracy"]
+    assert set(metric) == {"value", "low", "high", "n", "unit"} and metric["n"] == 8
+    for label in ("exact ALiBi", "PLSH S=4 gamma count", "window T="):
+        assert label in done.stdout
+    assert "samples" in done.stderr and "Memory: about" in done.stderr
+    assert "\x1b" not in done.stdout and "%|" not in done.stderr  # no colours, no bars off a terminal
+
+
+def test_second_run_computes_nothing(run, monkeypatch, tmp_path):
+    arguments = (*FAST, f"results={tmp_path}")
+    first = run(*arguments)
+    monkeypatch.setattr("harness.models.load.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    again = run(*arguments)
+    assert again[0] == 0 and again[1] == first[1]
+
+
+def test_more_samples_extend_a_run(run, tmp_path):
+    run(*FAST, f"results={tmp_path}", "references=none")
+    before = {p: p.read_text() for p in tmp_path.glob("*/*/parts/*.jsonl")}
+    _, document, _, _ = run(*FAST[:1], *FAST[2:], "samples=12", f"results={tmp_path}", "references=none")
+    assert document["metrics"]["retrieval/accuracy"]["n"] == 12
+    assert all(p.read_text() == text for p, text in before.items())  # the first eight were not computed again
+    assert sum(len(p.read_text().splitlines()) for p in tmp_path.glob("*/*/parts/*.jsonl")) == 12
+
+
+def test_references_are_read_where_they_are_and_named_where_not(run, tmp_path):
+    _, document, out, _ = run(*FAST, f"results={tmp_path}", "references=read")
+    assert document["references"] == {} and "Not in" in out and "references=compute" in out
+    run(*FAST, f"results={tmp_path}", "references=none", "attn=alibi")
+    _, document, out, _ = run(*FAST, f"results={tmp_path}", "references=read")
+    assert set(document["references"]) == {"exact"} and "exact ALiBi" in out
+
+
+def test_multirun_prints_a_line_for_each_cell_and_one_for_all(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, last, out, _ = run("-m", *FAST[:3], "masks=2,4", "references=none")
+    assert [p.name for p in tmp_path.iterdir()] == ["results"]
+    documents = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert code == 0 and len(documents) == 3
+    assert last["cells"] == [d["cell_id"] for d in documents[:2]] and len(set(last["cells"])) == 2
+
+
+def test_multirun_with_one_mistake_runs_the_rest(run, tmp_path):
+    code, last, _, _ = run("-m", *FAST[:3], "masks=0,4", f"results={tmp_path}", "references=none")
+    assert code == 2 and last["status"] == "invalid" and last["exit_codes"] == [2, 0]
+
+
+def test_help_explains_every_group_and_option(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "harness.run", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0
+    for group in ("model", "attn", "kernel", "task"):
+        for option in (CONF / group).glob("*.yaml"):
+            assert option.stem in done.stdout
+    for name in RunConfig.__dataclass_fields__:
+        assert f"{name} " in done.stdout or f"{name}." in done.stdout or f"{name}:" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_window_of_the_issue(run, tmp_path):
+    arguments = ("model=tiny-plain", "attn=window", "attn.match=fused", "masks=16", "context=256", "samples=8")
+    code, document, out, _ = run(*arguments, f"results={tmp_path}")
+    assert code == 0 and set(document["references"]) == {"exact"} and "window T=" in out
+
+
+def test_show_prints_a_record_again(run, tmp_path, capsys):
+    from harness.show import main as show
+
+    _, document, _, _ = run(*FAST, f"results={tmp_path}")
+    assert show([document["cell_id"][:6], "--results", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out.splitlines()[-1])["metrics"] == document["metrics"]
+    assert '"masks": 4' in out and "packages" in out and "exact ALiBi" in out
+    assert show(["--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("160") == 4
+    assert show(["feed", "--results", str(tmp_path)]) == 2
+    assert "no one cell" in capsys.readouterr().err
+    assert show(["--results", str(ROOT / "conf")]) == 2

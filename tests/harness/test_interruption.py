@@ -1,0 +1,175 @@
+"""A run that is killed, stopped or fails loses nothing and changes nothing."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from harness.store import TaskStore
+from harness.tasks import registry, retrieval
+from tests.conftest import ROOT
+
+RUN = ("context=160", "samples=48", "draws=4", "masks=4", "batch=2", "references=none")
+
+
+def only_store(results) -> TaskStore:
+    (cell,) = results.glob("*/cell.json")
+    (folder,) = cell.parent.glob("retrieval-*")
+    task, task_id = folder.name.rsplit("-", 1)
+    return TaskStore(results, folder.parent.name, task, task_id)
+
+
+def content(results) -> dict:
+    """What must be equal after a resume: keys, documents, predictions, scores; numbers to 1e-4."""
+    rows = only_store(results).rows()
+    return {
+        key: {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items() if k != "seconds"}
+        for key, row in rows.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    results = tmp_path_factory.mktemp("undisturbed")
+    command = [sys.executable, "-m", "harness.run", *RUN, f"results={results}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return content(results), json.loads(done.stdout.splitlines()[-1])["metrics"]
+
+
+def wait_for_rows(results, count: int, process) -> None:
+    while process.poll() is None and sum(p.read_bytes().count(b"\n") for p in results.glob("*/*/parts/*")) < count:
+        time.sleep(0.01)
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    for key, row in expected.items():
+        assert {**found[key], "nll": None} == {**row, "nll": None}
+        assert found[key]["nll"] == pytest.approx(row["nll"], abs=2e-3)
+
+
+def test_five_kills_of_a_real_run(start, tmp_path, undisturbed):
+    rng = random.Random(1)
+    for kill in range(5):
+        process = start(*RUN, f"results={tmp_path}")
+        wait_for_rows(tmp_path, 2 + 8 * kill, process)
+        time.sleep(rng.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert only_store(tmp_path).finished() is None
+    before = content(tmp_path)
+    assert 8 <= len(before) < 48
+    process = start(*RUN, f"results={tmp_path}")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert_same(content(tmp_path), undisturbed[0])
+    assert {k: content(tmp_path)[k] for k in before} == before
+    for name, metric in json.loads(out.splitlines()[-1])["metrics"].items():
+        assert metric["value"] == pytest.approx(undisturbed[1][name]["value"], abs=1e-3)
+    parts = [json.loads(line)["key"] for p in tmp_path.glob("*/*/parts/*") for line in p.read_text().splitlines()]
+    assert len(parts) == len(set(parts)) == 48  # no sample was computed twice
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_stops_at_a_sample_boundary_and_asks_to_be_run_again(start, tmp_path, undisturbed, signum):
+    process = start(*RUN, f"results={tmp_path}")
+    wait_for_rows(tmp_path, 4, process)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert json.loads(out.splitlines()[-1])["status"] == "stopped"
+    store = only_store(tmp_path)
+    assert store.status() == "stopped" and 4 <= len(store.rows()) < 48
+    if signum == signal.SIGTERM:
+        process = start(*RUN, f"results={tmp_path}")
+        process.communicate(timeout=120)
+        assert process.returncode == 0
+        assert_same(content(tmp_path), undisturbed[0])
+
+
+FAST = ("context=160", "samples=8", "draws=4", "masks=4", "references=none")
+
+
+class Broken:
+    """A task that raises; `fault` makes the exception."""
+
+    name, rows_are, needs_model, options = "broken", "samples", False, retrieval.Options
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def check(self, options, cell): ...
+
+    def run(self, options, context):
+        yield [{"key": 0, "draw": 0, "score": 1.0, "doc_hash": "x"}]
+        raise self.fault
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        (KeyError("no such thing"), "error", 1),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "oom", 1),
+        (MemoryError(), "oom", 1),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "oom", 1),
+        (NotImplementedError("not implemented for 'Half'"), "unsupported", 0),
+    ],
+)
+def test_one_failing_task_does_not_stop_the_others(run, monkeypatch, tmp_path, fault, status, code):
+    monkeypatch.setitem(registry.TASKS, "broken", Broken(fault))
+    found, document, _, err = run("task=[]", "+task.broken={}", "+task.retrieval={}", *FAST, f"results={tmp_path}")
+    assert found == code and document["tasks"] == {"broken": status, "retrieval": "ok"}
+    assert status in err and "Traceback" not in err
+    (folder,) = tmp_path.glob("*/broken-*")
+    record = json.loads(next(iter([*folder.glob("attempts/*.json"), *folder.glob("task.json")])).read_text())
+    assert record["error"] == type(fault).__name__ and "environment" in record and "traceback" in record
+    assert len(list(folder.glob("parts/*.jsonl"))) == 1  # what it had computed is kept
+
+
+def test_failed_task_is_tried_again(run, monkeypatch, tmp_path):
+    real = retrieval.answer
+    calls = []
+
+    def fail_once(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("a fault of the moment")
+        return real(*arguments)
+
+    monkeypatch.setattr(retrieval, "answer", fail_once)
+    code, document, _, _ = run(*FAST, f"results={tmp_path}")
+    assert code == 1 and document["tasks"] == {"retrieval": "error"} and only_store(tmp_path).status() == "error"
+    kept = len(only_store(tmp_path).rows())
+    assert kept == 2
+    code, document, _, _ = run(*FAST, f"results={tmp_path}")
+    assert code == 0 and document["tasks"] == {"retrieval": "ok"} and len(only_store(tmp_path).rows()) == 8
+    assert len(calls) == 2 + 3  # the first batch was not computed again
+
+
+def test_nan_in_the_logits_is_recorded(run, tmp_path, checkpoint):
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "checkpoint"
+    broken.mkdir()
+    for file in checkpoint.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    weights = load_file(broken / "model.safetensors")
+    weights["transformer.norm_f.weight"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    code, document, _, err = run(f"model.path={broken}", *FAST, f"results={tmp_path / 'results'}")
+    assert code == 1 and document["tasks"] == {"retrieval": "error"} and "not finite" in err
+    record = only_store(tmp_path / "results").attempts()[-1]
+    assert record["error"] == "FloatingPointError"
+
+
+def test_the_environment_is_recorded(run, tmp_path):
+    run(*FAST, f"results={tmp_path}")
+    found = only_store(tmp_path).finished()["environment"]
+    for field in ("commit", "dirty", "packages", "device", "driver", "tf32", "host", "start", "command"):
+        assert field in found
+    assert found["packages"]["torch"] == torch.__version__ and "context=160" in found["command"] and found["tf32"] is False

@@ -1,0 +1,115 @@
+"""The user's mistakes are ValueErrors whose sentence says what to change."""
+
+import math
+
+import pytest
+import torch
+
+from kernels import Alibi, PositionalLSH, Window, alibi_slopes, attend, equal_cost_cutoff, expected_pairs
+from kernels.cost import log_coverage
+from kernels.masks import draw_masks
+
+SLOPES = alibi_slopes(4)
+
+
+def call(q=(1, 4, 9, 8), k=(1, 4, 9, 8), v=None, dtypes=(torch.float32,) * 3, weights=None, **options):
+    shapes = (q, k, k if v is None else v)
+    q, k, v = (torch.zeros(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
+    return attend(q, k, v, weights or Alibi(SLOPES), **options)
+
+
+@pytest.mark.parametrize(
+    "mistake, hint",
+    [
+        ({"kernel": "flash"}, "choose one of auto, exact, sdpa"),
+        ({"q": (4, 9, 8)}, r"q must be \(batch, heads, queries, head_dim\)"),
+        ({"v": (1, 4, 9, 6)}, r"k, v \(batch, kv_heads, keys, head_dim\)"),
+        ({"q": (2, 4, 9, 8)}, "must be .*got"),
+        ({"q": (1, 4, 9, 16)}, "must be .*got"),
+        ({"k": (1, 3, 9, 8)}, "3 key heads do not divide 4"),
+        ({"weights": Alibi(alibi_slopes(6))}, "have 6 slopes, q has 4 heads"),
+        ({"dtypes": (torch.float32, torch.float32, torch.bfloat16)}, "must share one floating dtype"),
+        ({"dtypes": (torch.int64,) * 3}, "floating dtype"),
+        ({"padding": torch.tensor([0, 0])}, "one count in 0 .. 9 for each of the 1"),
+        ({"padding": torch.tensor([10])}, "in 0 .. 9"),
+        ({"padding": torch.tensor([-1])}, "in 0 .. 9"),
+        ({"q": (1, 4, 10, 8)}, "pass k and v of the whole sequence"),
+        ({"q_offset": 1}, "q_offset that belongs to them"),
+        ({"q_offset": -1}, "do not lie among the 9 keys"),
+    ],
+)
+def test_attend(mistake, hint):
+    with pytest.raises(ValueError, match=hint):
+        call(**mistake)
+    assert call().shape == (1, 4, 9, 8)  # the call without the mistake is right
+
+
+@pytest.mark.parametrize(
+    "options, hint",
+    [
+        ({"heads": 0}, "heads must be at least 1"),
+        ({"heads": 8, "bias_max": 0.0}, "bias_max must be positive"),
+        ({"heads": 8, "order": "bloom"}, "choose one of press, mpt"),
+    ],
+)
+def test_slopes(options, hint):
+    heads = options.pop("heads")
+    with pytest.raises(ValueError, match=hint):
+        alibi_slopes(heads, **options)
+
+
+@pytest.mark.parametrize("slopes", [[], [0.5, 0.0], [0.5, -0.25], [math.nan], [[0.5]]], ids=str)
+@pytest.mark.parametrize("make", [Alibi, lambda s: Window(s, 3.0), lambda s: PositionalLSH.draw(s, 4, seed=0)])
+def test_slopes_of_weights(make, slopes):
+    with pytest.raises(ValueError, match="positive numbers, one per head"):
+        make(torch.tensor(slopes))
+
+
+@pytest.mark.parametrize("cutoff", [-0.5, math.nan])
+def test_window(cutoff):
+    with pytest.raises(ValueError, match="cutoff must be at least 0"):
+        Window(SLOPES, cutoff)
+
+
+@pytest.mark.parametrize(
+    "options, hint",
+    [
+        ({"masks": 0}, "masks must be at least 1"),
+        ({"sampler": "sobol"}, "choose one of gamma, systematic, fixed"),
+        ({"sampler": "sobol", "weights": "rb"}, "choose one of gamma, systematic, fixed"),
+        ({"weights": "mean"}, "choose one of count, rb, exact"),
+        ({"weights": "rb", "sampler": "fixed"}, "use weights 'count' or 'exact'"),
+        ({"masks": 0, "weights": "rb"}, "masks must be at least 1"),
+        ({"seed": -1}, "seed must lie in 0"),
+        ({"draw": 2**64}, "draw must lie in 0"),
+        ({"layer": -3}, "layer must lie in 0"),
+    ],
+)
+def test_draws(options, hint):
+    masks = options.pop("masks", 4)
+    with pytest.raises(ValueError, match=hint):
+        PositionalLSH.draw(SLOPES, masks, **{"seed": 0, **options})
+
+
+def test_draw_masks_and_coverage():
+    with pytest.raises(ValueError, match="masks must be at least 1"):
+        draw_masks(SLOPES, 0, seed=0)
+    with pytest.raises(ValueError, match="choose one of gamma"):
+        draw_masks(SLOPES, 4, seed=0, sampler="sobol")
+    with pytest.raises(ValueError, match="depends on the position"):
+        log_coverage(torch.ones(1), 4, "fixed")
+
+
+@pytest.mark.parametrize("function", [expected_pairs, equal_cost_cutoff])
+@pytest.mark.parametrize(
+    "masks, tokens, options, hint",
+    [
+        (0, 10, {}, "at least 1"),
+        (4, 0, {}, "at least 1"),
+        (4, 10, {"match": "union"}, "choose one of fused, passes"),
+        (4, 10, {"sampler": "sobol"}, "choose one of gamma, systematic, fixed"),
+    ],
+)
+def test_cost(function, masks, tokens, options, hint):
+    with pytest.raises(ValueError, match=hint):
+        function(SLOPES, masks, tokens, **options)
