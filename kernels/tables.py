@@ -11,11 +11,11 @@ visited pair weighs. The weight follows one of five laws:
 
 The masks that hold a pair are the bits of a word, 32 masks to a word, and found without comparing S starts per pair:
 
-* *inside a tile* (diagonal) by `planes`: bit s of plane k is bit k of the rank of the row's block in mask s. Two rows of
-  a tile are fewer than `tile` blocks apart, so log2(tile) planes tell all of its blocks apart.
+* *inside a tile* (diagonal) by `planes`: bit s of plane k is bit k of the rank of the row's block in mask s. Two rows
+  of a tile are fewer than `tile` blocks apart, so log2(tile) planes tell all of its blocks apart.
 * *across tiles* through a pivot: a block that reaches from a key before the tile to a row in it holds the tile's
-  first token. So it holds row i iff ``i < end`` and key j iff ``start <= j`` of the pivot's own block: S numbers per tile
-  (`corners`). For keys after the tile the pivot is its last token.
+  first token. So it holds row i iff ``i < end`` and key j iff ``start <= j`` of the pivot's own block: S numbers per
+  tile (`corners`). For keys after the tile the pivot is its last token.
 """
 
 import math
@@ -28,6 +28,7 @@ from kernels.weights import Alibi, PositionalLSH, Weights, Window
 LAWS = ("linear", "rb", "distance", "count", "sum")
 LOG2E = 1.4426950408889634
 WORD = 32  # masks in a word
+MOST = 2 * WORD  # a kernel holds two words of a row
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Tables:
 
 
 def law_of(weights: Weights) -> str:
-    """Which of LAWS the weights follow. Raises ValueError for weights of another class."""
+    """Which of LAWS the weights follow. Raises ValueError for another class, or too many masks."""
     if isinstance(weights, (Alibi, Window)):
         return "linear"
     if not isinstance(weights, PositionalLSH):
@@ -75,6 +76,11 @@ def law_of(weights: Weights) -> str:
         return "linear"
     if weights.weights == "rb":
         return "rb" if weights.sampler == "gamma" else "distance"
+    if weights.count > MOST:
+        raise ValueError(
+            f"A fused kernel counts at most {MOST} masks, not {weights.count}: use fewer masks, weights 'rb', or "
+            "kernel='sdpa'."
+        )
     return "count" if bool((weights.masks.log_weight == 0).all()) else "sum"
 
 

@@ -34,12 +34,17 @@ def attend_triton(q, k, v, weights: Weights, *, scale: float, causal: bool, offs
         tables = build_row_tables(weights, (row - pad[:, None]).clamp_min(0).reshape(-1))
         out, lse = decode(q, k, v, tables, pad, scale=scale, offset=offset)
     else:
-        tables = build_tables(weights, tokens, tile=tile_of(dtype), causal=causal, device=q.device)
+        tables = build_tables(weights, tokens, tile=tile_of(dtype, capability(q)), causal=causal, device=q.device)
         out, lse = forward(q, k, v, tables, pad, scale=scale, offset=offset)
     for sequence, slots in enumerate(pads):
         out[sequence, :, : max(0, slots - offset)] = 0.0
         lse[sequence, :, : max(0, slots - offset)] = -math.inf
     return out.to(dtype), lse
+
+
+def capability(q: torch.Tensor) -> int:
+    """Major compute capability of q's GPU, 0 where there is none."""
+    return torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else 0
 
 
 def check(q: torch.Tensor) -> None:

@@ -9,7 +9,17 @@ import triton
 import triton.language as tl
 
 from kernels.tables import LOG2E, RowTables
-from kernels.triton_weights import HIDDEN, LN2, by_distance, interpreted, load_tile, precision_of, width_of
+from kernels.triton_weights import (
+    HIDDEN,
+    LN2,
+    by_distance,
+    counts,
+    interpreted,
+    load_tile,
+    precision_of,
+    scales,
+    width_of,
+)
 
 ROWS = 16  # query rows of a program, the least that a matrix product takes
 COLUMNS = 64  # keys of a tile
@@ -58,22 +68,22 @@ def decode_kernel(
         v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, COLUMNS)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         seen = here[None, :] & (columns[None, :] <= rows[:, None]) & (columns[None, :] >= first[:, None])
-        if (LAW == "count") or (LAW == "sum"):
-            weight = tl.zeros([ROWS, COLUMNS], tl.float32)
+        if counts(LAW):
+            factor = tl.zeros([ROWS, COLUMNS], tl.float32)
             for s in tl.static_range(MASKS):
                 begun = tl.load(Starts + (table + place) * MASKS + s, mask=mine, other=2147483647)
                 share = 1.0
                 if LAW == "sum":
                     share = tl.load(Share + head * MASKS + s)
-                weight += tl.where(columns[None, :] >= begun[:, None], share, 0.0)
+                factor += tl.where(columns[None, :] >= begun[:, None], share, 0.0)
             score = tl.where(seen, score, HIDDEN)
         else:
-            score, weight = by_distance(score, rows, columns, seen, slope, Bias + head * reach, start, j0, LAW, MASKS)
+            score, factor = by_distance(score, rows, columns, seen, slope, Bias + head * reach, start, j0, LAW, MASKS)
         higher = tl.maximum(top, tl.max(score, 1))
         # a split may hold no key that a row sees: its scores are all HIDDEN then, and no more than their maximum
         p = tl.where(seen, tl.exp2(score - higher[:, None]), 0.0)
-        if (LAW == "count") or (LAW == "sum") or (LAW == "rb"):
-            p = p * weight
+        if scales(LAW):
+            p = p * factor
         shrink = tl.exp2(top - higher)
         total = total * shrink + tl.sum(p, 1)
         acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
@@ -81,7 +91,7 @@ def decode_kernel(
     some = total > 0
     total = tl.where(some, total, 1.0)
     lse = tl.where(some, top + tl.log2(total), HIDDEN)
-    if (LAW == "count") or (LAW == "sum"):
+    if counts(LAW):
         lse -= tl.log2(MASKS * 1.0)
     to = ((sequence * heads + head) * queries + place) * splits + split
     tl.store(Lse + to, lse, mask=mine)

@@ -12,27 +12,27 @@ from kernels.tables import LOG2E, Tables
 from kernels.triton_weights import (
     HIDDEN,
     LN2,
-    by_distance,
     constants,
-    ending,
+    counts,
+    far,
+    holding,
     load_tile,
+    near,
     pointers,
-    starting,
-    weigh,
-    weigh_near,
+    scales,
 )
 
 
 @triton.jit
 def _absorb(
-    acc, total, top, score, weight, value,
-    FACTOR: tl.constexpr, PRECISION: tl.constexpr,
+    acc, total, top, score, factor, value,
+    LAW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The running softmax (acc, total, top) with one more tile of base-2 scores, times `weight` if FACTOR."""
+    """The running softmax (acc, total, top) with one more tile of base-2 scores and the factors of its exponentials."""
     higher = tl.maximum(top, tl.max(score, 1))
     p = tl.exp2(score - higher[:, None])
-    if FACTOR:
-        p = p * weight
+    if scales(LAW):
+        p = p * factor
     shrink = tl.exp2(top - higher)
     total = total * shrink + tl.sum(p, 1)
     acc = tl.dot(p.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
@@ -50,8 +50,6 @@ def forward_kernel(
     """Grid (batch, tiles of rows, heads). Q, K, V, Out: strides of sequence, head and token in elements, the last
     dimension dense; Lse (batch, heads, queries) dense. The other pointers are those of `Tables`, `reach` the width of
     its bias and `padded` its N."""
-    COUNTED: tl.constexpr = (LAW == "count") or (LAW == "sum")
-    FACTOR: tl.constexpr = COUNTED or (LAW == "rb")
     WORDS: tl.constexpr = (MASKS + 31) // 32
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
@@ -89,50 +87,39 @@ def forward_kernel(
     k = load_tile(key_base + i0.to(tl.int64) * k_t, k_t, here, False, DIM, WIDE, TILE)
     v = load_tile(value_base + i0.to(tl.int64) * v_t, v_t, here, False, DIM, WIDE, TILE)
     score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-    seen = here[None, :] & (rows[None, :] <= last[:, None])
-    weight = score
-    if COUNTED:
-        near = weigh_near(planes, heads * padded.to(tl.int64), rows, rows, share, LAW, MASKS, TILE, ASM)
-        weight = tl.where(seen, near, 0.0)
-        score = tl.where(weight > 0, score, HIDDEN)
-    else:
-        seen = seen & (rows[None, :] >= first[:, None])
-        score, weight = by_distance(score, rows, rows, seen, slope, bias, i0, i0, LAW, MASKS)
+    seen = here[None, :] & (rows[None, :] <= last[:, None]) & (rows[None, :] >= first[:, None])
+    score, factor = near(
+        score, rows, rows, seen, slope, bias, planes, heads * padded.to(tl.int64), share, i0, LAW, MASKS, TILE, ASM
+    )
     top = tl.full([TILE], HIDDEN, tl.float32)
     total = tl.zeros([TILE], tl.float32)
     acc = tl.zeros([TILE, WIDE], tl.float32)
-    acc, total, top = _absorb(acc, total, top, score, weight, v, FACTOR, PRECISION)
+    acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
 
     # tiles before it: every key is a token, and none lies after a row
-    row_word = rows
-    row_word_2 = rows
-    if COUNTED:
-        row_word = ending(corner, rows, 0, WORDS)
-        if WORDS == 2:
-            row_word_2 = ending(corner, rows, 1, WORDS)
+    word, word_2 = rows, rows
+    if counts(LAW):
+        word = holding(corner, rows, 0, MASKS, False)
+        if MASKS > 32:
+            word_2 = holding(corner, rows, 1, MASKS, False)
     for j0 in tl.range(lowest, i0, TILE):
         columns = j0 + place
         k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, True, DIM, WIDE, TILE)
         v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, True, DIM, WIDE, TILE)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-        if COUNTED:
-            word = row_word[:, None] & starting(corner, columns, 0)[None, :]
-            weight = weigh(word, share, LAW, MASKS, 0, ASM)
-            if WORDS == 2:
-                word = row_word_2[:, None] & starting(corner, columns, 1)[None, :]
-                weight += weigh(word, share, LAW, MASKS, 1, ASM)
-            score = tl.where(weight > 0, score, HIDDEN)
-        else:
-            seen = columns[None, :] >= first[:, None]
-            score, weight = by_distance(score, rows, columns, seen, slope, bias, i0, j0, LAW, MASKS)
-        acc, total, top = _absorb(acc, total, top, score, weight, v, FACTOR, PRECISION)
+        seen = columns[None, :] >= first[:, None]
+        score, factor = far(
+            score, rows, columns, seen, slope, bias, share, word, word_2, corner, i0, j0, LAW, MASKS, True, False, ASM
+        )
+        acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
 
     # tiles after it
     if not CAUSAL:
-        if COUNTED:
-            row_word = starting(corner + 2 * WORDS * 32, rows, 0)
-            if WORDS == 2:
-                row_word_2 = starting(corner + 2 * WORDS * 32, rows, 1)
+        corner += 2 * WORDS * 32
+        if counts(LAW):
+            word = holding(corner, rows, 0, MASKS, True)
+            if MASKS > 32:
+                word_2 = holding(corner, rows, 1, MASKS, True)
         highest = tl.minimum(tl.load(Last + head * padded + i0 + TILE - 1), tokens - 1)
         for j0 in tl.range(i0 + TILE, highest + 1, TILE):
             columns = j0 + place
@@ -140,25 +127,19 @@ def forward_kernel(
             k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, TILE)
             v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, TILE)
             score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-            if COUNTED:
-                word = row_word[:, None] & ending(corner + 2 * WORDS * 32, columns, 0, WORDS)[None, :]
-                weight = weigh(word, share, LAW, MASKS, 0, ASM)
-                if WORDS == 2:
-                    word = row_word_2[:, None] & ending(corner + 2 * WORDS * 32, columns, 1, WORDS)[None, :]
-                    weight += weigh(word, share, LAW, MASKS, 1, ASM)
-                weight = tl.where(here[None, :], weight, 0.0)
-                score = tl.where(weight > 0, score, HIDDEN)
-            else:
-                seen = here[None, :] & (columns[None, :] <= last[:, None])
-                score, weight = by_distance(score, rows, columns, seen, slope, bias, i0, j0, LAW, MASKS)
-            acc, total, top = _absorb(acc, total, top, score, weight, v, FACTOR, PRECISION)
+            seen = here[None, :] & (columns[None, :] <= last[:, None])
+            score, factor = far(
+                score, rows, columns, seen, slope, bias, share, word, word_2, corner, i0, j0,
+                LAW, MASKS, False, True, ASM,
+            )  # fmt: skip
+            acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
 
     dims = tl.arange(0, WIDE)
     total = tl.where(mine, total, 1.0)
     to = Out + sequence * o_b + head * o_h + (i0 - start).to(tl.int64) * o_t + place[:, None] * o_t + dims[None, :]
     tl.store(to, (acc / total[:, None]).to(Out.dtype.element_ty), mask=mine[:, None] & (dims < DIM)[None, :])
     lse = top + tl.log2(total)
-    if COUNTED:
+    if counts(LAW):
         lse -= tl.log2(MASKS * 1.0)
     tl.store(Lse + (sequence * heads + head) * queries + (rows - start), lse * LN2, mask=mine)
 
@@ -178,6 +159,6 @@ def forward(
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         heads, heads // k.shape[1], queries, k.shape[2], offset, tables.first.shape[1],
         tables.bias.shape[-1], scale * LOG2E,
-        **constants(tables.law, tables.masks, tables.causal, dim, q.dtype), TILE=tables.tile,
+        **constants(tables.law, tables.masks, tables.causal, dim, q.dtype, tables.tile),
     )  # fmt: skip
     return out, lse

@@ -37,21 +37,16 @@ def popcount(x, ASM: tl.constexpr):
 
 
 @triton.jit
-def starting(corner, positions, WORD: tl.constexpr):
-    """Word of masks whose pivot block starts at or before each position; `corner`: starts, then ends, of WORDS * 32."""
+def holding(corner, positions, WORD: tl.constexpr, MASKS: tl.constexpr, STARTING: tl.constexpr):
+    """Word of masks whose pivot block starts at or before each position (STARTING), or ends after it. `corner`: the
+    starts, then the ends, in whole words."""
     lane = tl.arange(0, 32)
-    start = tl.load(corner + WORD * 32 + lane)
     one = tl.full([32], 1, tl.int32) << lane
-    return tl.sum(tl.where(start[None, :] <= positions[:, None], one[None, :], 0), 1)
-
-
-@triton.jit
-def ending(corner, positions, WORD: tl.constexpr, WORDS: tl.constexpr):
-    """Word of masks whose pivot block ends after each position."""
-    lane = tl.arange(0, 32)
-    end = tl.load(corner + (WORDS + WORD) * 32 + lane)
-    one = tl.full([32], 1, tl.int32) << lane
-    return tl.sum(tl.where(end[None, :] > positions[:, None], one[None, :], 0), 1)
+    if STARTING:
+        held = tl.load(corner + WORD * 32 + lane)[None, :] <= positions[:, None]
+    else:
+        held = tl.load(corner + ((MASKS + 31) // 32 + WORD) * 32 + lane)[None, :] > positions[:, None]
+    return tl.sum(tl.where(held, one[None, :], 0), 1)
 
 
 @triton.jit
@@ -95,8 +90,8 @@ def between(rows, columns, i0, j0):
 
 @triton.jit
 def by_distance(score, rows, columns, seen, slope, bias, i0, j0, LAW: tl.constexpr, MASKS: tl.constexpr):
-    """For weights that depend on the distance: base-2 scores, HIDDEN unless `seen`, and a factor for their exponentials
-    ("rb"; otherwise the scores hold the weight)."""
+    """For weights that depend on the distance: base-2 scores, HIDDEN unless `seen`, and the factor of their
+    exponentials if the law `scales`; otherwise the scores hold the weight."""
     if LAW == "distance":
         gap = tl.abs(rows[:, None] - columns[None, :])
         return score + tl.load(bias + gap, mask=seen, other=HIDDEN), score
@@ -112,6 +107,48 @@ def by_distance(score, rows, columns, seen, slope, bias, i0, j0, LAW: tl.constex
             covered = covered + power - covered * power
         power = power * (2.0 - power)
     return tl.where(seen, score, HIDDEN), like / covered
+
+
+@triton.jit
+def near(
+    score, a, b, seen, slope, bias, planes, step, share, begin,
+    LAW: tl.constexpr, MASKS: tl.constexpr, TILE: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """Scores (a, b) of one tile that begins at `begin`, HIDDEN unless `seen`, and factors as of `by_distance`."""
+    if counts(LAW):
+        factor = tl.where(seen, weigh_near(planes, step, a, b, share, LAW, MASKS, TILE, ASM), 0.0)
+        return tl.where(factor > 0, score, HIDDEN), factor
+    return by_distance(score, a, b, seen, slope, bias, begin, begin, LAW, MASKS)
+
+
+@triton.jit
+def far(
+    score, a, b, seen, slope, bias, share, a_word, a_word_2, corner, a0, b0,
+    LAW: tl.constexpr, MASKS: tl.constexpr, STARTING: tl.constexpr, BOUND: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """The same for tiles that begin at a0 and b0. `a_word`, `a_word_2`: words of masks that hold a and the pivot whose
+    `corner` it is; those that hold b are `starting` or else `ending`. Counts need `seen` only if BOUND."""
+    if counts(LAW):
+        factor = weigh(a_word[:, None] & holding(corner, b, 0, MASKS, STARTING)[None, :], share, LAW, MASKS, 0, ASM)
+        if MASKS > 32:
+            word = a_word_2[:, None] & holding(corner, b, 1, MASKS, STARTING)[None, :]
+            factor += weigh(word, share, LAW, MASKS, 1, ASM)
+        if BOUND:
+            factor = tl.where(seen, factor, 0.0)
+        return tl.where(factor > 0, score, HIDDEN), factor
+    return by_distance(score, a, b, seen, slope, bias, a0, b0, LAW, MASKS)
+
+
+@triton.constexpr_function
+def counts(law):
+    """Whether the masks that hold a pair are looked at one by one."""
+    return law in ("count", "sum")
+
+
+@triton.constexpr_function
+def scales(law):
+    """Whether the weight is a factor of the exponential, not a part of the score."""
+    return law in ("count", "sum", "rb")
 
 
 @triton.constexpr_function
@@ -130,20 +167,20 @@ def pointers(tables: Tables) -> list[torch.Tensor]:
     return [getattr(tables, name) if getattr(tables, name).numel() else tables.first for name in named]
 
 
-def constants(law: str, masks: int, causal: bool, dim: int, dtype: torch.dtype) -> dict:
-    """What the kernels over tiles are compiled for, but for the tile, and how they are launched."""
-    full = dtype == torch.float32
+def constants(law: str, masks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int) -> dict:
+    """What the kernels over tiles are compiled for, and how they are launched."""
     # 4 warps, two programs to a multiprocessor, unless a program wants more registers than that leaves
-    many = full or not causal or law in ("distance", "sum") or (law == "count" and masks > 32)
+    many = tile == 64 and (not causal or law in ("distance", "sum") or (law == "count" and masks > 32))
     return {
         "LAW": law,
         "CAUSAL": causal,
         "MASKS": 0 if law in ("linear", "distance") else masks,
         "DIM": dim,
         "WIDE": width_of(dim),
+        "TILE": tile,
         "PRECISION": precision_of(dtype),
         "ASM": not interpreted(),
-        "num_warps": 8 if many else 4,
+        "num_warps": 8 if many or dtype == torch.float32 else 4,
         "num_stages": 2,
     }
 
@@ -158,7 +195,7 @@ def precision_of(dtype: torch.dtype) -> str:
     return "ieee" if dtype == torch.float32 else "tf32"
 
 
-def tile_of(dtype: torch.dtype) -> int:
-    """Rows of a tile: 64 are what wgmma wants; of float32 they would not fit into shared memory twice. The interpreter
-    takes small tiles too, so that short tests meet many of them."""
-    return 32 if dtype == torch.float32 or interpreted() else 64
+def tile_of(dtype: torch.dtype, capability: int) -> int:
+    """Rows of a tile: 64 are what wgmma wants; before `capability` 9 they would spill, and of float32 not fit into
+    shared memory twice. The interpreter takes small tiles too, so that short tests meet many of them."""
+    return 64 if capability >= 9 and dtype != torch.float32 else 32

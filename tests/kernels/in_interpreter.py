@@ -1,0 +1,89 @@
+"""Kernel `triton` in Triton's interpreter. Not collected by itself: test_triton.py runs it in a process where
+TRITON_INTERPRET=1, which would otherwise change every other test of the process."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import FACTORS, Case, pairwise
+from test_matrix import test_kernel_agrees_with_the_oracle as agree
+
+from kernels import PositionalLSH, attend
+from kernels.tables import build_row_tables
+from kernels.triton_decode import decode
+
+# the interpreter takes a millisecond for every few operations on a tile: few heads, short contexts
+CASES = pairwise(
+    FACTORS
+    | {
+        "masks": [1, 5, 16, 33, 64],
+        "heads": [(1, 1), (4, 2), (3, 1)],
+        "shape": [(1, 1, None), (131, 131, None), (150, 1, None), (150, 7, None), (161, 50, 64)],
+        "dim": [16, 24, 32],
+    }
+)
+LAWS = ["alibi", "rb/gamma", "rb/systematic", "count/gamma", "count/systematic"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.id}-d{case.dim}")
+def test_matrix(case: Case):
+    agree(case, "triton")
+
+
+@pytest.mark.parametrize("rule", LAWS)
+@pytest.mark.parametrize("splits", [1, 2, 5])
+def test_decoding_gives_the_same_for_every_split(rule: str, splits: int):
+    case = Case(rule=rule, heads=(3, 1), slopes="spread", shape=(150, 7, None), padding="left")
+    q, k, v = case.inputs()
+    rows = (143 + torch.arange(7) - case.pads()[:, None]).clamp_min(0).reshape(-1)
+    pads = case.pads().int()
+    out, lse = decode(
+        q, k, v, build_row_tables(case.weights(), rows), pads, scale=0.25, offset=143, splits=splits
+    )
+    true_out, true_lse = attend(q, k, v, case.weights(), kernel="exact", return_lse=True, **case.options())
+    assert (out - true_out).abs().max() < 2e-5 and (lse - true_lse).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("rule", ["window", "count/gamma", "rb/gamma"])
+def test_decoding_reads_no_key_out_of_reach(rule: str):
+    case = Case(rule=rule, heads=(2, 2), masks=4, shape=(187, 3, None))
+    weights = case.weights()
+    q, k, v = case.inputs()
+    true = attend(q, k, v, weights, kernel="exact")
+    first, _ = weights.reach(torch.arange(2), torch.full((2, 1), 184))
+    assert bool((first > 0).any())
+    for head in range(2):
+        k[:, head, : first[head, 0]] = math.nan
+        v[:, head, : first[head, 0]] = math.nan
+    assert (attend(q, k, v, weights, kernel="triton") - true).abs().max() < 2e-5
+
+
+def test_prefill_in_chunks_is_prefill():
+    case = Case(heads=(3, 3), shape=(131, 131, None))
+    q, k, v = case.inputs()
+    weights = case.weights()
+    whole = attend(q, k, v, weights, kernel="triton")
+    for begin, stop in ((0, 41), (41, 57), (57, 131)):
+        part = attend(
+            q[:, :, begin:stop], k[:, :, :stop], v[:, :, :stop], weights, kernel="triton", q_offset=begin
+        )
+        assert (part - whole[:, :, begin:stop]).abs().max() < 2e-5
+
+
+def test_what_it_cannot_do_is_said():
+    case = Case(heads=(2, 2), shape=(33, 33, None))
+    double, wide = replace(case, dtype=torch.float64), replace(case, dim=160)
+    for wrong, hint in ((double, "float16, bfloat16"), (wide, "up to 128")):
+        with pytest.raises(ValueError, match=hint):
+            attend(*wrong.inputs(), wrong.weights(), kernel="triton")
+
+
+def test_a_head_may_have_hundreds_of_masks():
+    case = Case(heads=(2, 2), shape=(90, 90, None))
+    weights = PositionalLSH.draw(case.slope_list(), 100, seed=0)
+    with pytest.raises(ValueError, match="at most 64 masks"):
+        attend(*case.inputs(), weights, kernel="triton")
+    rb = PositionalLSH.draw(case.slope_list(), 100, seed=0, weights="rb")
+    q, k, v = case.inputs()
+    assert (attend(q, k, v, rb, kernel="triton") - attend(q, k, v, rb, kernel="exact")).abs().max() < 2e-5
