@@ -5,8 +5,8 @@ import math
 import torch
 
 from kernels.tables import build_row_tables, build_tables
+from kernels.triton_autograd import FusedAttention
 from kernels.triton_decode import ROWS, decode
-from kernels.triton_forward import forward
 from kernels.triton_weights import interpreted, tile_of
 from kernels.weights import Weights
 
@@ -28,17 +28,15 @@ def attend_triton(q, k, v, weights: Weights, *, scale: float, causal: bool, offs
     if interpreted() and dtype == torch.bfloat16:  # its products take the bits of bfloat16 for whole numbers
         q, k, v = q.float(), k.float(), v.float()
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-    pad = torch.tensor(pads, dtype=torch.int32, device=q.device)
-    if causal and q.shape[2] <= ROWS:
-        row = offset + torch.arange(q.shape[2], device=q.device)
-        tables = build_row_tables(weights, (row - pad[:, None]).clamp_min(0).reshape(-1))
-        out, lse = decode(q, k, v, tables, pad, scale=scale, offset=offset)
+    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if causal and q.shape[2] <= ROWS and not differentiated:
+        slots = offset + torch.arange(q.shape[2], device=q.device)
+        rows = slots - torch.tensor(pads, device=q.device)[:, None]
+        tables = build_row_tables(weights, rows.clamp_min(0).reshape(-1))
+        out, lse = decode(q, k, v, tables, pads, scale=scale, offset=offset)
     else:
         tables = build_tables(weights, tokens, tile=tile_of(dtype, capability(q)), causal=causal, device=q.device)
-        out, lse = forward(q, k, v, tables, pad, scale=scale, offset=offset)
-    for sequence, slots in enumerate(pads):
-        out[sequence, :, : max(0, slots - offset)] = 0.0
-        lse[sequence, :, : max(0, slots - offset)] = -math.inf
+        out, lse = FusedAttention.apply(q, k, v, tables, pads, scale, offset)
     return out.to(dtype), lse
 
 

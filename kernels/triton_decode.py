@@ -13,6 +13,7 @@ from kernels.triton_weights import (
     HIDDEN,
     LN2,
     by_distance,
+    clear_padding,
     counts,
     interpreted,
     load_tile,
@@ -124,7 +125,7 @@ def decode(
     k: torch.Tensor,
     v: torch.Tensor,
     tables: RowTables,
-    pads: torch.Tensor,
+    pads: list[int],
     *,
     scale: float,
     offset: int,
@@ -142,7 +143,8 @@ def decode(
     part = torch.empty(*q.shape[:3], splits, dim, dtype=torch.float32, device=q.device)
     named = (getattr(tables, name) for name in ("first", "starts", "slope", "bias", "share"))
     decode_kernel[(splits, batch, heads)](
-        q, k, v, part, lse, pads, *(x if x.numel() else tables.first for x in named),
+        q, k, v, part, lse, torch.tensor(pads, dtype=torch.int32, device=q.device),
+        *(x if x.numel() else tables.first for x in named),
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         heads, heads // k.shape[1], queries, k.shape[2], offset, tables.bias.shape[-1], scale * LOG2E,
         LAW=tables.law, MASKS=tables.masks, DIM=dim, WIDE=width_of(dim), ROWS=ROWS,
@@ -152,4 +154,4 @@ def decode(
         part, lse, out, whole, *out.stride()[:3], heads, queries, splits,
         DIM=dim, WIDE=width_of(dim), SPLITS=triton.next_power_of_2(splits),
     )  # fmt: skip
-    return out, whole
+    return clear_padding(out, whole, pads, offset)

@@ -12,6 +12,7 @@ from kernels.tables import LOG2E, Tables
 from kernels.triton_weights import (
     HIDDEN,
     LN2,
+    clear_padding,
     constants,
     counts,
     far,
@@ -145,20 +146,22 @@ def forward_kernel(
 
 
 def forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tables: Tables, pads: torch.Tensor, *, scale: float, offset: int
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tables: Tables, pads: list[int], *, scale: float, offset: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) with dense last dimensions, `pads` (B,) int32 on their device, `offset`
-    the slot among the keys of q's first row; `tables` for all tokens. Returns out like q, lse (B, H, Tq) float32;
-    rows of padding belong to no tile and are left as they are in fresh memory."""
+    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) with dense last dimensions, `pads` the slots of padding that each
+    sequence begins with, `offset` the slot among the keys of q's first row; `tables` for all tokens.
+
+    Returns out like q, and lse (B, H, Tq) float32; rows of padding give 0 and -inf.
+    """
     batch, heads, queries, dim = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     grid = (batch, (queries + 2 * tables.tile - 2) // tables.tile, heads)
     forward_kernel[grid](
-        q, k, v, out, lse, pads, *pointers(tables),
+        q, k, v, out, lse, torch.tensor(pads, dtype=torch.int32, device=q.device), *pointers(tables),
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         heads, heads // k.shape[1], queries, k.shape[2], offset, tables.first.shape[1],
         tables.bias.shape[-1], scale * LOG2E,
         **constants(tables.law, tables.masks, tables.causal, dim, q.dtype, tables.tile),
     )  # fmt: skip
-    return out, lse
+    return clear_padding(out, lse, pads, offset)

@@ -167,6 +167,17 @@ def pointers(tables: Tables) -> list[torch.Tensor]:
     return [getattr(tables, name) if getattr(tables, name).numel() else tables.first for name in named]
 
 
+def clear_padding(
+    out: torch.Tensor, lse: torch.Tensor, pads: list[int], offset: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """out and lse with the rows of padding set to 0 and -inf: they belong to no tile, so no kernel writes them."""
+    for sequence, slots in enumerate(pads):
+        if slots > offset:
+            out[sequence, :, : slots - offset] = 0.0
+            lse[sequence, :, : slots - offset] = -torch.inf
+    return out, lse
+
+
 def constants(law: str, masks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int) -> dict:
     """What the kernels over tiles are compiled for, and how they are launched."""
     # 4 warps, two programs to a multiprocessor, unless a program wants more registers than that leaves

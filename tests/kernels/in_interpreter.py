@@ -37,10 +37,8 @@ def test_decoding_gives_the_same_for_every_split(rule: str, splits: int):
     case = Case(rule=rule, heads=(3, 1), slopes="spread", shape=(150, 7, None), padding="left")
     q, k, v = case.inputs()
     rows = (143 + torch.arange(7) - case.pads()[:, None]).clamp_min(0).reshape(-1)
-    pads = case.pads().int()
-    out, lse = decode(
-        q, k, v, build_row_tables(case.weights(), rows), pads, scale=0.25, offset=143, splits=splits
-    )
+    tables = build_row_tables(case.weights(), rows)
+    out, lse = decode(q, k, v, tables, case.pads().tolist(), scale=0.25, offset=143, splits=splits)
     true_out, true_lse = attend(q, k, v, case.weights(), kernel="exact", return_lse=True, **case.options())
     assert (out - true_out).abs().max() < 2e-5 and (lse - true_lse).abs().max() < 2e-5
 
@@ -69,6 +67,46 @@ def test_prefill_in_chunks_is_prefill():
             q[:, :, begin:stop], k[:, :, :stop], v[:, :, :stop], weights, kernel="triton", q_offset=begin
         )
         assert (part - whole[:, :, begin:stop]).abs().max() < 2e-5
+
+
+BACKWARD = pairwise(
+    {
+        "rule": ["window", "exact/gamma", "rb/gamma", "rb/systematic", "count/gamma", "count/systematic"],
+        "masks": [4, 33],
+        "heads": [(2, 1), (2, 2)],
+        "slopes": ["press", "spread"],
+        "shape": [(75, 75, None), (90, 41, 37), (70, 5, None)],
+        "padding": ["none", "left", "all"],
+        "causal": [True, False],
+        "layout": ["plain", "transposed", "poisoned"],
+    }
+)
+
+
+@pytest.mark.parametrize("case", BACKWARD, ids=lambda case: case.id)
+def test_gradients(case: Case):
+    weights, inputs = case.weights(), [x.requires_grad_() for x in case.inputs()]
+    (keys, queries, offset), generator = case.shape, torch.Generator().manual_seed(3)
+    toward = torch.randn(inputs[0].shape, generator=generator)
+    slant = torch.randn(inputs[0].shape[:3], generator=generator)
+    out, lse = attend(*inputs, weights, kernel="triton", return_lse=True, **case.options())
+    real = lse > -math.inf
+    mine = torch.autograd.grad((out * toward).sum() + (lse[real] * slant[real]).sum(), inputs)
+    for i, pad in enumerate([0] if case.pads() is None else case.pads().tolist()):
+        # the oracle without the padding, which has no gradient there
+        first = keys - queries if offset is None else offset
+        skip = min(max(0, pad - first), queries)
+        real = [slice(skip, None), slice(pad, None), slice(pad, None)]
+        for gradient, slots in zip(mine, real, strict=True):
+            assert not bool(gradient[i, :, : slots.start].any())
+        if skip == queries:
+            continue
+        own = [x[i : i + 1, :, slots].detach().double().requires_grad_() for x, slots in zip(inputs, real, strict=True)]
+        options = {"causal": case.causal, "q_offset": first + skip - pad, "return_lse": True, "kernel": "exact"}
+        true_out, true_lse = attend(*own, weights, **options)
+        loss = (true_out * toward[i, :, skip:]).sum() + (true_lse * slant[i, :, skip:]).sum()
+        for gradient, slots, expected in zip(mine, real, torch.autograd.grad(loss, own), strict=True):
+            assert (gradient[i, :, slots] - expected[0]).abs().max() < 2e-5
 
 
 def test_what_it_cannot_do_is_said():
