@@ -19,15 +19,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels.triton_autograd import constants_of
+from kernels.triton_backward import key_kernel, query_kernel
 from kernels.triton_decode import COLUMNS, ROWS, decode_kernel
 from kernels.triton_forward import forward_kernel
 from kernels.triton_weights import constants, tile_of
 
 RECORD = Path(__file__).parents[1] / "docs/results/aot.json"
-KERNELS = {"forward": forward_kernel, "decode": decode_kernel}
+KERNELS = {"forward": forward_kernel, "decode": decode_kernel, "dq": query_kernel, "dkdv": key_kernel}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-TENSORS = {"Q", "K", "V", "Out"}
-FLOATS = {"Lse", "Part", "Slope", "Bias", "Share"}
+TENSORS = {"Q", "K", "V", "Out", "Dout", "Dq", "Dk", "Dv"}
+FLOATS = {"Lse", "Delta", "Part", "Slope", "Bias", "Share"}
 # a multiprocessor of sm_90: registers, and bytes of shared memory of which every block reserves 1 KiB for the system
 REGISTERS, SHARED = 65536, 233472
 TOLERANCE = {"registers": 0.05, "shared": 0.0, "instructions": 0.1, "mma": 0.0}
@@ -60,7 +62,7 @@ def every() -> list[Configuration]:
         found += [Configuration("forward", cap, law, dim, dtype) for dim in (64, 128) for dtype in ("bf16", "fp16")]
         found += [Configuration("forward", cap, law, dim) for dim in (80, 96, 112)]
         found += [Configuration("forward", cap, law, causal=False), Configuration("forward", cap, law, dtype="fp32")]
-        found += [Configuration("decode", cap, law, dim) for dim in (64, 128)]
+        found += [Configuration(kernel, cap, law, dim) for kernel in ("decode", "dq", "dkdv") for dim in (64, 128)]
     found += [Configuration("forward", cap, law, masks=64) for cap in caps for law in ("rb", "count", "sum")]
     return found
 
@@ -70,12 +72,12 @@ def build(configuration: Configuration) -> dict:
     instructions, and those of the tensor cores (`mma`), of the kind `unit`: HGMMA is wgmma, HMMA mma.sync."""
     c = configuration
     kernel = KERNELS[c.kernel]
-    tile = tile_of(DTYPES[c.dtype], c.cap // 10)
-    fixed = constants(c.law, c.masks, c.causal, c.dim, DTYPES[c.dtype], tile)
-    options = {name: fixed.pop(name) for name in ("num_warps", "num_stages")}
+    kind = (c.law, c.masks, c.causal, c.dim, DTYPES[c.dtype], tile_of(DTYPES[c.dtype], c.cap // 10))
+    fixed = constants_of(*kind, keys=c.kernel == "dkdv") if c.kernel in ("dq", "dkdv") else constants(*kind)
+    options = {name: fixed.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
     if c.kernel == "decode":
         fixed |= {"ROWS": ROWS, "COLUMNS": COLUMNS}
-        options = {}
+        options = {"enable_fp_fusion": True}
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in fixed:
@@ -89,7 +91,7 @@ def build(configuration: Configuration) -> dict:
         else:
             signature[name] = "fp32" if name.startswith("scale") else "i32"
         # as at run time: torch aligns memory, and strides of whole tensors are multiples of 16
-        if signature[name].startswith("*") or re.fullmatch("[a-z]_[bht]|padded", name):
+        if signature[name].startswith("*") or re.fullmatch("[qkvod]_[bht]|padded", name):
             attributes[(i,)] = [["tt.divisibility", 16]]
     places = {(i,): fixed[name] for i, name in enumerate(kernel.arg_names) if name in fixed}
     source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=attributes)

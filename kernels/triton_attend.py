@@ -1,26 +1,24 @@
-"""Kernel `triton`: checks, tables, and the choice between the forward pass and decoding."""
+"""Kernel `triton`: what it can do, its tables, and the choice between the forward pass and decoding."""
 
 import math
 
 import torch
 
-from kernels.tables import build_row_tables, build_tables
+from kernels.tables import MOST, build_row_tables, build_tables
 from kernels.triton_autograd import FusedAttention
 from kernels.triton_decode import ROWS, decode
 from kernels.triton_weights import interpreted, tile_of
-from kernels.weights import Weights
+from kernels.weights import PositionalLSH, Weights
 
 WIDEST = 128  # head dimension: a tile of 256 does not leave room for a second block
 
 
 def attend_triton(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, pads: list[int]):
-    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) in fp16, bf16 or fp32; `offset` the slot of q's first row among the
+    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) without an `obstacle`; `offset` the slot of q's first row among the
     keys, `pads` the leading slots of each sequence that are padding.
 
-    Returns out like q, and lse (B, H, Tq) float32; rows of padding give 0 and -inf. Raises ValueError with what to
-    change.
+    Returns out like q, and lse (B, H, Tq) float32; rows of padding give 0 and -inf.
     """
-    check(q)
     tokens = k.shape[2] - min(pads)
     if tokens == 0 or q.shape[2] == 0:
         return torch.zeros_like(q), torch.full(q.shape[:3], -math.inf, device=q.device)
@@ -45,14 +43,20 @@ def capability(q: torch.Tensor) -> int:
     return torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else 0
 
 
-def check(q: torch.Tensor) -> None:
-    """Raise ValueError for what no kernel here can do."""
+def obstacle(q: torch.Tensor, weights: Weights) -> str | None:
+    """Why this kernel cannot compute the call, in a sentence that says what to do; None if it can."""
     if q.device.type != "cuda" and not interpreted():
-        raise ValueError(
+        return (
             "kernel='triton' needs a CUDA GPU: use kernel='sdpa' on the CPU, or set TRITON_INTERPRET=1 before Python "
             "starts to run it, slowly, in Triton's interpreter."
         )
     if q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise ValueError(f"kernel='triton' takes float16, bfloat16 and float32, not {q.dtype}: use kernel='exact'.")
+        return f"kernel='triton' takes float16, bfloat16 and float32, not {q.dtype}: use kernel='exact'."
     if q.shape[3] > WIDEST:
-        raise ValueError(f"kernel='triton' takes head dimensions up to {WIDEST}, not {q.shape[3]}: use kernel='sdpa'.")
+        return f"kernel='triton' takes head dimensions up to {WIDEST}, not {q.shape[3]}: use kernel='sdpa'."
+    if isinstance(weights, PositionalLSH) and weights.weights == "count" and weights.count > MOST:
+        return (
+            f"kernel='triton' counts at most {MOST} masks, not {weights.count}: use fewer masks, weights 'rb', or "
+            "kernel='sdpa'."
+        )
+    return None

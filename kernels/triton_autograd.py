@@ -5,7 +5,7 @@ import torch
 from kernels.tables import LOG2E, Tables
 from kernels.triton_backward import key_kernel, query_kernel
 from kernels.triton_forward import forward
-from kernels.triton_weights import constants, pointers
+from kernels.triton_weights import constants, pointers, width_of
 
 
 class FusedAttention(torch.autograd.Function):
@@ -51,10 +51,12 @@ def backward(
     pad = torch.tensor(pads, dtype=torch.int32, device=q.device)
     sizes = (heads, heads // kv_heads, queries, keys, offset, tables.first.shape[1], tables.bias.shape[-1])
     common = (pad, *pointers(tables), *strides, *sizes, scale, scale * LOG2E)
-    fixed = constants(tables.law, tables.masks, tables.causal, dim, q.dtype, tile)
-    query_kernel[(batch, (queries + 2 * tile - 2) // tile, heads)](*inputs, dq, lse, delta, *common, **fixed)
+    kind = (tables.law, tables.masks, tables.causal, dim, q.dtype, tile)
+    query_kernel[(batch, (queries + 2 * tile - 2) // tile, heads)](
+        *inputs, dq, lse, delta, *common, **constants_of(*kind, keys=False)
+    )
     key_kernel[(batch, tables.first.shape[1] // tile, heads)](
-        *inputs, dk, dv, lse, delta, since, until, *common, **fixed
+        *inputs, dk, dv, lse, delta, since, until, *common, **constants_of(*kind, keys=True)
     )
     if heads != kv_heads:
         dk, dv = (x.view(batch, kv_heads, -1, keys, dim).float().sum(2).to(q.dtype) for x in (dk, dv))
@@ -69,3 +71,14 @@ def visitors(tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
     until = torch.searchsorted(tables.first, end.contiguous(), right=True)
     since = begin if tables.causal else torch.searchsorted(tables.last, begin.contiguous())
     return since.int().contiguous(), until.int()
+
+
+def constants_of(law: str, masks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int, *, keys: bool) -> dict:
+    """`constants` of the backward kernels, the one over tiles of `keys` or that over tiles of rows."""
+    wide = width_of(dim) == 128
+    fixed = constants(law, masks, causal, dim, dtype, tile)
+    # a whole tile of the other side, beside accumulators and inputs of its own, would spill
+    fixed["STEP"] = tile // 2 if wide else tile
+    if keys and wide and tile == 64:
+        fixed["num_warps"] = 8
+    return fixed

@@ -52,9 +52,10 @@ def query_kernel(
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, d_b, d_h, d_t,
     heads, group, queries, keys, offset, padded, reach, scale, scale2,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
-    TILE: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+    TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Grid and arguments as in the forward pass; Dq (batch, heads, queries, DIM) dense, Dout with strides d_."""
+    """Grid and arguments as in the forward pass; Dq (batch, heads, queries, DIM) dense, Dout with strides d_. Keys are
+    taken STEP at a time."""
     WORDS: tl.constexpr = (MASKS + 31) // 32
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
@@ -64,8 +65,7 @@ def query_kernel(
     i0 = tile * TILE
     if i0 >= start + queries:
         return
-    place = tl.arange(0, TILE)
-    rows = i0 + place
+    rows, step = i0 + tl.arange(0, TILE), tl.arange(0, STEP)
     mine = (rows >= start) & (rows < start + queries)
     key_base = K + sequence * k_b + (head // group) * k_h + pad.to(tl.int64) * k_t
     value_base = V + sequence * v_b + (head // group) * v_h + pad.to(tl.int64) * v_t
@@ -74,7 +74,7 @@ def query_kernel(
     dout = load_tile(dout_base, d_t, mine, False, DIM, WIDE, TILE)
     row_base = (sequence * heads + head) * queries - start
     lse, delta = _row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
-    lowest = tl.load(First + head * padded + i0) // TILE * TILE
+    lowest = tl.load(First + head * padded + i0) // STEP * STEP
     first = tl.load(First + head * padded + rows)
     last = rows
     highest = i0
@@ -87,26 +87,28 @@ def query_kernel(
     bias, share = Bias + head * reach, Share + head * (WORDS * 32)
     corner = Corners + (head * (padded // TILE) + tile) * (4 * WORDS * 32)
 
-    here = rows < tokens
-    k = load_tile(key_base + i0.to(tl.int64) * k_t, k_t, here, False, DIM, WIDE, TILE)
-    v = load_tile(value_base + i0.to(tl.int64) * v_t, v_t, here, False, DIM, WIDE, TILE)
-    score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-    seen = here[None, :] & (rows[None, :] <= last[:, None]) & (rows[None, :] >= first[:, None])
-    score, factor = near(
-        score, rows, rows, seen, slope, bias, Planes + head * padded, heads * padded.to(tl.int64), share, i0,
-        LAW, MASKS, TILE, ASM,
-    )  # fmt: skip
     dq = tl.zeros([TILE, WIDE], tl.float32)
-    dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
+    for j0 in tl.range(i0, i0 + TILE, STEP):
+        columns = j0 + step
+        here = columns < tokens
+        k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, STEP)
+        v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, STEP)
+        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+        seen = here[None, :] & (columns[None, :] <= last[:, None]) & (columns[None, :] >= first[:, None])
+        score, factor = near(
+            score, rows, columns, seen, slope, bias, Planes + head * padded, heads * padded.to(tl.int64), share, i0,
+            LAW, MASKS, TILE, ASM,
+        )  # fmt: skip
+        dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
     word, word_2 = rows, rows
     if counts(LAW):
         word = holding(corner, rows, 0, MASKS, False)
         if MASKS > 32:
             word_2 = holding(corner, rows, 1, MASKS, False)
-    for j0 in tl.range(lowest, i0, TILE):
-        columns = j0 + place
-        k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, True, DIM, WIDE, TILE)
-        v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, True, DIM, WIDE, TILE)
+    for j0 in tl.range(lowest, i0, STEP):
+        columns = j0 + step
+        k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, mine, True, DIM, WIDE, STEP)
+        v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, mine, True, DIM, WIDE, STEP)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         score, factor = far(
             score, rows, columns, columns[None, :] >= first[:, None], slope, bias, share, word, word_2, corner, i0, j0,
@@ -119,11 +121,11 @@ def query_kernel(
             word = holding(corner, rows, 0, MASKS, True)
             if MASKS > 32:
                 word_2 = holding(corner, rows, 1, MASKS, True)
-        for j0 in tl.range(i0 + TILE, highest + 1, TILE):
-            columns = j0 + place
+        for j0 in tl.range(i0 + TILE, highest + 1, STEP):
+            columns = j0 + step
             here = columns < tokens
-            k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, TILE)
-            v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, TILE)
+            k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, STEP)
+            v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, STEP)
             score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
             seen = here[None, :] & (columns[None, :] <= last[:, None])
             score, factor = far(
@@ -142,10 +144,11 @@ def key_kernel(
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, d_b, d_h, d_t,
     heads, group, queries, keys, offset, padded, reach, scale, scale2,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
-    TILE: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+    TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid (batch, tiles of keys, heads). Dk, Dv (batch, heads, keys, DIM) dense, one for each query head; Since, Until
-    (heads, tiles) int32: the first row that visits the tile, and the row after the last."""
+    (heads, tiles) int32: the first row that visits the tile, and the row after the last. Rows are taken STEP at a
+    time."""
     WORDS: tl.constexpr = (MASKS + 31) // 32
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
@@ -155,8 +158,7 @@ def key_kernel(
     j0 = tile * TILE
     if j0 >= tokens:
         return
-    place = tl.arange(0, TILE)
-    columns = j0 + place
+    columns, step = j0 + tl.arange(0, TILE), tl.arange(0, STEP)
     here = columns < tokens
     key_base = K + sequence * k_b + (head // group) * k_h + (pad + j0).to(tl.int64) * k_t
     value_base = V + sequence * v_b + (head // group) * v_h + (pad + j0).to(tl.int64) * v_t
@@ -174,21 +176,23 @@ def key_kernel(
     dk = tl.zeros([TILE, WIDE], tl.float32)
     dv = tl.zeros([TILE, WIDE], tl.float32)
 
-    mine = (columns >= start) & (columns < start + queries)
-    q = load_tile(query_base + j0.to(tl.int64) * q_t, q_t, mine, False, DIM, WIDE, TILE)
-    dout = load_tile(dout_base + j0.to(tl.int64) * d_t, d_t, mine, False, DIM, WIDE, TILE)
-    lse, delta = _row_values(Lse, Delta, row_base, columns, mine, LAW, MASKS)
-    first = tl.load(First + head * padded + columns)
-    last = columns
-    if not CAUSAL:
-        last = tl.load(Last + head * padded + columns)
-    score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
-    seen = here[:, None] & (columns[:, None] <= last[None, :]) & (columns[:, None] >= first[None, :])
-    score, factor = near(
-        score, columns, columns, seen, slope, bias, Planes + head * padded, heads * padded.to(tl.int64), share, j0,
-        LAW, MASKS, TILE, ASM,
-    )  # fmt: skip
-    dk, dv = _key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
+    for i0 in tl.range(j0, j0 + TILE, STEP):
+        rows = i0 + step
+        mine = (rows >= start) & (rows < start + queries)
+        q = load_tile(query_base + tl.cast(i0, tl.int64) * q_t, q_t, mine, False, DIM, WIDE, STEP)
+        dout = load_tile(dout_base + tl.cast(i0, tl.int64) * d_t, d_t, mine, False, DIM, WIDE, STEP)
+        lse, delta = _row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
+        first = tl.load(First + head * padded + rows)
+        last = rows
+        if not CAUSAL:
+            last = tl.load(Last + head * padded + rows)
+        score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
+        seen = here[:, None] & (columns[:, None] <= last[None, :]) & (columns[:, None] >= first[None, :])
+        score, factor = near(
+            score, columns, rows, seen, slope, bias, Planes + head * padded, heads * padded.to(tl.int64), share, j0,
+            LAW, MASKS, TILE, ASM,
+        )  # fmt: skip
+        dk, dv = _key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
 
     # rows after the tile: their blocks reach back over its last token
     word, word_2 = columns, columns
@@ -196,13 +200,13 @@ def key_kernel(
         word = holding(corner + 2 * WORDS * 32, columns, 0, MASKS, True)
         if MASKS > 32:
             word_2 = holding(corner + 2 * WORDS * 32, columns, 1, MASKS, True)
-    begin = tl.maximum(j0 + TILE, start // TILE * TILE)
+    begin = tl.maximum(j0 + TILE, start // STEP * STEP)
     stop = tl.minimum(tl.load(Until + tables), start + queries)
-    for i0 in tl.range(begin, stop, TILE):
-        rows = i0 + place
+    for i0 in tl.range(begin, stop, STEP):
+        rows = i0 + step
         mine = (rows >= start) & (rows < start + queries)
-        q = load_tile(query_base + tl.cast(i0, tl.int64) * q_t, q_t, mine, False, DIM, WIDE, TILE)
-        dout = load_tile(dout_base + tl.cast(i0, tl.int64) * d_t, d_t, mine, False, DIM, WIDE, TILE)
+        q = load_tile(query_base + tl.cast(i0, tl.int64) * q_t, q_t, mine, False, DIM, WIDE, STEP)
+        dout = load_tile(dout_base + tl.cast(i0, tl.int64) * d_t, d_t, mine, False, DIM, WIDE, STEP)
         lse, delta = _row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
         first = tl.load(First + head * padded + rows)
         score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
@@ -217,12 +221,12 @@ def key_kernel(
             word = holding(corner, columns, 0, MASKS, False)
             if MASKS > 32:
                 word_2 = holding(corner, columns, 1, MASKS, False)
-        begin = tl.maximum(tl.load(Since + tables), tl.maximum(start, 0)) // TILE * TILE
-        for i0 in tl.range(begin, tl.minimum(j0, start + queries), TILE):
-            rows = i0 + place
+        begin = tl.maximum(tl.load(Since + tables), tl.maximum(start, 0)) // STEP * STEP
+        for i0 in tl.range(begin, tl.minimum(j0, start + queries), STEP):
+            rows = i0 + step
             mine = (rows >= start) & (rows < start + queries)
-            q = load_tile(query_base + tl.cast(i0, tl.int64) * q_t, q_t, mine, False, DIM, WIDE, TILE)
-            dout = load_tile(dout_base + tl.cast(i0, tl.int64) * d_t, d_t, mine, False, DIM, WIDE, TILE)
+            q = load_tile(query_base + tl.cast(i0, tl.int64) * q_t, q_t, mine, False, DIM, WIDE, STEP)
+            dout = load_tile(dout_base + tl.cast(i0, tl.int64) * d_t, d_t, mine, False, DIM, WIDE, STEP)
             lse, delta = _row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
             last = tl.load(Last + head * padded + rows)
             score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2

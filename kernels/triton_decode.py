@@ -149,9 +149,10 @@ def decode(
         heads, heads // k.shape[1], queries, k.shape[2], offset, tables.bias.shape[-1], scale * LOG2E,
         LAW=tables.law, MASKS=tables.masks, DIM=dim, WIDE=width_of(dim), ROWS=ROWS,
         COLUMNS=32 if interpreted() else COLUMNS, PRECISION=precision_of(q.dtype),
+        enable_fp_fusion=True,
     )  # fmt: skip
     merge_kernel[(batch, heads, queries)](
         part, lse, out, whole, *out.stride()[:3], heads, queries, splits,
-        DIM=dim, WIDE=width_of(dim), SPLITS=triton.next_power_of_2(splits),
+        DIM=dim, WIDE=width_of(dim), SPLITS=triton.next_power_of_2(splits), enable_fp_fusion=True,
     )  # fmt: skip
     return clear_padding(out, whole, pads, offset)

@@ -193,6 +193,7 @@ def constants(law: str, masks: int, causal: bool, dim: int, dtype: torch.dtype, 
         "ASM": not interpreted(),
         "num_warps": 8 if many or dtype == torch.float32 else 4,
         "num_stages": 2,
+        "enable_fp_fusion": True,  # the default changes with Triton's version
     }
 
 

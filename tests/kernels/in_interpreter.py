@@ -79,11 +79,12 @@ BACKWARD = pairwise(
         "padding": ["none", "left", "all"],
         "causal": [True, False],
         "layout": ["plain", "transposed", "poisoned"],
+        "dim": [16, 80],  # half a tile at a time from 65 upwards
     }
 )
 
 
-@pytest.mark.parametrize("case", BACKWARD, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", BACKWARD, ids=lambda case: f"{case.id}-d{case.dim}")
 def test_gradients(case: Case):
     weights, inputs = case.weights(), [x.requires_grad_() for x in case.inputs()]
     (keys, queries, offset), generator = case.shape, torch.Generator().manual_seed(3)
