@@ -6,7 +6,7 @@ from kernels.exact import attend_exact
 from kernels.sdpa import attend_sdpa
 from kernels.weights import Weights
 
-KERNELS = ("auto", "exact", "sdpa", "triton")
+KERNELS = ("auto", "exact", "sdpa", "flex", "triton")
 
 
 def attend(
@@ -27,8 +27,8 @@ def attend(
     Args:
         q: (batch, heads, queries, head_dim); k, v: (batch, kv_heads, keys, head_dim), kv_heads dividing heads.
         scale: default 1/sqrt(head_dim).
-        kernel: "exact" (dense, fp32 or fp64), "sdpa" (visited pairs only), "triton" (one fused pass, on a GPU), "auto"
-            (triton on CUDA, sdpa elsewhere).
+        kernel: "exact" (dense, fp32 or fp64), "sdpa" (visited pairs only), "flex" (FlexAttention, compiled at the
+            first call of a kind), "triton" (one fused pass, on a GPU), "auto" (triton on CUDA where it can, else sdpa).
         q_offset: token coordinate of q's first row in a sequence without padding; default keys - queries, as in
             decoding with a cache. The queries must lie among the keys.
         padding: (batch,) how many leading slots of k (and of the tokens that q belongs to) are padding. Token
@@ -51,11 +51,14 @@ def attend(
             f"Queries at tokens {offset} .. {offset + queries - 1} do not lie among the {keys} keys: pass k and v of "
             "the whole sequence, or the q_offset that belongs to them."
         )
-    if kernel == "auto":
-        kernel = "triton" if q.is_cuda else "sdpa"
-    if kernel == "triton":
-        from kernels.triton_attend import attend_triton  # triton exists on Linux only
+    if kernel == "triton" or (kernel == "auto" and q.is_cuda):
+        from kernels.triton_attend import attend_triton, obstacle  # triton exists on Linux only
 
+        reason = obstacle(q, weights)
+        if reason and kernel == "triton":
+            raise ValueError(reason)
+        kernel = "auto" if reason else "triton"
+    if kernel == "triton":
         out, lse = attend_triton(q, k, v, weights, scale=scale, causal=causal, offset=offset, pads=pads)
         return (out, lse) if return_lse else out
 
@@ -64,6 +67,10 @@ def attend(
         options = {"scale": scale, "causal": causal, "offset": offset - pad}
         if kernel == "exact":
             return attend_exact(*inputs, weights, **options)
+        if kernel == "flex":
+            from kernels.flex import attend_flex  # its import takes seconds
+
+            return attend_flex(*inputs, weights, **options, need_lse=return_lse)
         return attend_sdpa(*inputs, weights, **options, need_lse=return_lse)
 
     if len(set(pads)) == 1:
