@@ -67,7 +67,7 @@ class Tables:
 
 
 def law_of(weights: Weights) -> str:
-    """Which of LAWS the weights follow. Raises ValueError for another class, or too many masks."""
+    """Which of LAWS the weights follow. Raises ValueError for weights of another class."""
     if isinstance(weights, (Alibi, Window)):
         return "linear"
     if not isinstance(weights, PositionalLSH):
@@ -76,11 +76,6 @@ def law_of(weights: Weights) -> str:
         return "linear"
     if weights.weights == "rb":
         return "rb" if weights.sampler == "gamma" else "distance"
-    if weights.count > MOST:
-        raise ValueError(
-            f"A fused kernel counts at most {MOST} masks, not {weights.count}: use fewer masks, weights 'rb', or "
-            "kernel='sdpa'."
-        )
     return "count" if bool((weights.masks.log_weight == 0).all()) else "sum"
 
 

@@ -9,7 +9,7 @@ import torch
 from cases import FACTORS, Case, pairwise
 from test_matrix import test_kernel_agrees_with_the_oracle as agree
 
-from kernels import PositionalLSH, attend
+from kernels import PositionalLSH, alibi_slopes, attend, check
 from kernels.tables import build_row_tables
 from kernels.triton_decode import decode
 
@@ -126,3 +126,14 @@ def test_a_head_may_have_hundreds_of_masks():
     rb = PositionalLSH.draw(case.slope_list(), 100, seed=0, weights="rb")
     q, k, v = case.inputs()
     assert (attend(q, k, v, rb, kernel="triton") - attend(q, k, v, rb, kernel="exact")).abs().max() < 2e-5
+
+
+def test_the_check_for_a_gpu_runs_and_fails_what_is_wrong(monkeypatch, capsys):
+    monkeypatch.setattr(check, "HEADS", 2)
+    monkeypatch.setattr(check, "KV_HEADS", 1)
+    monkeypatch.setattr(check, "all_weights", lambda: {"count": PositionalLSH.draw(alibi_slopes(2), 4, seed=1)})
+    assert check.check("cpu", 40, (16,)) == []
+    assert capsys.readouterr().out.startswith("count ")
+    monkeypatch.setattr(check, "LIMITS", {torch.float32: 1e-12})
+    failed = check.check("cpu", 40, (16,))
+    assert len(failed) == 5 and failed[0].startswith("count, causal, head dimension 16, torch.float32: ")
