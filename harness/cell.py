@@ -1,5 +1,6 @@
-"""A cell: one model under one attention at one context. Its identity is a dictionary of what the results depend on; its id
-is a hash of exactly that, so options that cannot matter collapse to null and the same cell is never run twice."""
+"""A cell: one model under one attention at one context. Its identity is a dictionary of what the results depend on;
+its id is a hash of exactly that, so options that cannot matter collapse to null and the same cell is never run
+twice."""
 
 import hashlib
 import json

@@ -1,4 +1,5 @@
-"""The configuration's types. Hydra checks names and types against these; `harness.plan` checks what they mean together."""
+"""The configuration's types. Hydra checks names and types against these; `harness.plan` checks what they mean
+together."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

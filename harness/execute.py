@@ -57,7 +57,7 @@ def run_task(
         return finished["status"]
     write_atomic(store.cell_folder / "cell.json", describe_cell(cell))
     attempt, part = new_attempt(), None
-    about = {"task": task.name, "task_id": task_id, "options": options_dict(options)}
+    about = {"task": task.name, "task_id": task_id, "options": options_dict(options), "rows_are": task.rows_are}
     about["environment"] = environment.describe(device)
     try:
         done = frozenset(k for k in rows if k < samples)
@@ -84,7 +84,9 @@ def run_task(
             store.finish({**record, "samples": 0, "metrics": {}})
         else:
             store.record_attempt(attempt, record)
-        progress.say(f"{cell.attention.label} · {task.name}: {status}: {type(error).__name__}: {str(error).splitlines()[:1]}")
+        progress.say(
+            f"{cell.attention.label} · {task.name}: {status}: {type(error).__name__}: {str(error).splitlines()[:1]}"
+        )
         return status
     finally:
         if part is not None:

@@ -41,7 +41,7 @@ class Plan:
     batch: int
     device: torch.device
     results: Path
-    memory: str
+    memory: str | None  # the sentence that says how much will be needed
 
     @property
     def cells(self) -> list[Cell]:
@@ -67,17 +67,16 @@ def plan(cfg: DictConfig) -> Plan:
     attention = _attention(config, model)
     draws = (config.draws or DRAWS) if attention.random else 1
     if draws > config.samples:
-        raise UserError(f"samples={config.samples} cannot be spread over draws={draws}: ask for more samples or fewer draws.")
+        raise UserError(
+            f"samples={config.samples} cannot be spread over draws={draws}: ask for more samples or fewer draws."
+        )
     cell = Cell(model, attention, kernel, config.context, config.seed, draws, config.data_seed)
     wanted = choose("references", config.references or ("compute" if model.embedded else "read"), REFERENCES)
     tasks = [_task(name, options) for name, options in config.task.items()]
     if not tasks:
         raise UserError("No task is chosen: set task=retrieval.")
     device = _device(config.device)
-    need = memory.estimate(
-        model.architecture, itemsize=model.torch_dtype.itemsize, batch=config.batch, tokens=config.context, kernel=kernel
-    )
-    sentence = memory.check(need, device, kernel=kernel)
+    sentence = _memory(config, model, kernel, device) if any(t.task.needs_model for t in tasks) else None
     for planned in tasks:
         planned.task.check(planned.options, cell)
     return Plan(
@@ -91,6 +90,11 @@ def plan(cfg: DictConfig) -> Plan:
         results=Path(config.results),
         memory=sentence,
     )
+
+
+def _memory(config: RunConfig, model: ModelSpec, kernel: str, device: torch.device) -> str:
+    size = {"itemsize": model.torch_dtype.itemsize, "batch": config.batch, "tokens": config.context}
+    return memory.check(memory.estimate(model.architecture, **size, kernel=kernel), device, kernel=kernel)
 
 
 def _attention(config: RunConfig, model: ModelSpec) -> Attention:

@@ -1,5 +1,5 @@
-"""The one reader of the store: records of cells, and their comparison sample by sample. Comparisons are computed here and
-never stored."""
+"""The one reader of the store: records of cells, and their comparison sample by sample. Comparisons are computed here
+and never stored."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from harness.stats import Difference, paired_difference
-from harness.store import TaskStore, read_json
+from harness.store import TaskStore, read_json, write_atomic
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Record:
     def metrics(self) -> dict[str, dict]:
         return self.outcome.get("metrics", {})
 
+    def summary(self) -> dict:
+        """Status, options and metrics as plain JSON. A cell may hold one task several times, with other options."""
+        about = {"task": self.task, "task_id": self.store.task_id, "status": self.status, "samples": len(self.rows)}
+        return {**about, "options": self.outcome.get("options"), "metrics": self.metrics}
+
     @cached_property
     def rows(self) -> dict[int, dict]:
         return self.store.rows()
@@ -54,7 +59,11 @@ class Record:
 
 def records(results: Path, cell_ids: Iterable[str] | None = None) -> list[Record]:
     """Records of the given cells in their order, or of all cells of the store; unfinished and failed ones included."""
-    folders = [results / c for c in cell_ids] if cell_ids is not None else sorted(p.parent for p in results.glob("*/cell.json"))
+    folders = (
+        [results / c for c in cell_ids]
+        if cell_ids is not None
+        else sorted(p.parent for p in results.glob("*/cell.json"))
+    )
     found = []
     for folder in folders:
         cell = read_json(folder / "cell.json")
@@ -64,6 +73,14 @@ def records(results: Path, cell_ids: Iterable[str] | None = None) -> list[Record
             task, task_id = place.name.rsplit("-", 1)
             found.append(Record(cell, TaskStore(results, folder.name, task, task_id)))
     return found
+
+
+def write_view(results: Path, cell_id: str) -> None:
+    """Put results/<cell_id>/result.json in place: all of a cell in one file, for readers without this code. A view that
+    can be made again at any time; nothing reads it back."""
+    found = records(results, [cell_id])
+    if found:
+        write_atomic(results / cell_id / "result.json", {**found[0].cell, "tasks": [r.summary() for r in found]})
 
 
 def same_question(record: Record) -> tuple:

@@ -1,13 +1,13 @@
 """`python -m harness.run`: compose one cell with Hydra, run its tasks, print the table and one JSON line."""
 
+import functools
 import json
 import os
 import sys
-from collections.abc import Callable
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import CONF, register
@@ -52,6 +52,7 @@ def main() -> int:
 
 def run_cell(cfg: DictConfig) -> tuple[int, dict]:
     """Run one composed configuration: (exit code, the JSON document that was printed)."""
+    from harness import reader
     from harness.execute import StopRequest, run_task
     from harness.models.load import load_model
     from harness.plan import plan
@@ -59,27 +60,20 @@ def run_cell(cfg: DictConfig) -> tuple[int, dict]:
 
     planned = plan(cfg)
     progress = Progress()
-    progress.say(planned.memory)
-    model = _lazily(lambda: load_model(planned.cell.model, device=planned.device, kernel=planned.cell.kernel))
+    if planned.memory:
+        progress.say(planned.memory)
+    model = functools.cache(lambda: load_model(planned.cell.model, device=planned.device, kernel=planned.cell.kernel))
     statuses: dict[str, dict[str, str]] = {}
+    work = {"samples": planned.samples, "batch": planned.batch, "results": planned.results, "device": planned.device}
     with StopRequest() as stop:
         for cell in planned.cells:
             for task in planned.tasks:
                 if stop.requested:
                     status = "stopped"
                 else:
-                    status = run_task(
-                        cell,
-                        task,
-                        samples=planned.samples,
-                        batch=planned.batch,
-                        results=planned.results,
-                        device=planned.device,
-                        model=model,
-                        stop=stop,
-                        progress=progress,
-                    )
+                    status = run_task(cell, task, model=model, stop=stop, progress=progress, **work)
                 statuses.setdefault(cell.cell_id, {})[task.task.name] = status
+            reader.write_view(planned.results, cell.cell_id)
     ends = {status for tasks in statuses.values() for status in tasks.values()}
     code = AGAIN if "stopped" in ends else FAILED if ends & {"error", "oom"} else DONE
     return code, _report(planned, statuses, code)
@@ -88,48 +82,45 @@ def run_cell(cfg: DictConfig) -> tuple[int, dict]:
 def _report(planned, statuses: dict, code: int) -> dict:
     """Print the tables and the JSON line, from the store alone."""
     from harness import reader, table
+    from harness.tasks.base import options_dict
 
-    cells = {"this cell": planned.cell, **planned.references}
-    order = ["exact", "this cell", "window fused", "window passes"]
-    ids = list(dict.fromkeys(cells[role].cell_id for role in order if role in cells))
-    found = reader.records(planned.results, ids)
+    own = planned.cell
+    beside = dict(planned.references)
+    cells = {"exact": beside.pop("exact", None), "this cell": own, **beside}
+    metrics, present = {}, set()
     for task in planned.tasks:
-        wanted = {c.cell_id: c.task_id(task.task.name, _options(task)) for c in cells.values()}
-        shown = [r for r in found if r.task == task.task.name and wanted[r.cell_id] == r.store.task_id]
-        if not shown:
-            continue
-        name = planned.cell.model.name
-        table.comparison(shown, title=f"{task.task.name} · {name} · {planned.cell.context} tokens").print()
-        if depths := table.by_depth(shown):
-            depths.print()
+        name, options = task.task.name, options_dict(task.options)
+        shown = {}
+        for role, cell in cells.items():
+            if cell is not None:
+                wanted = cell.task_id(name, options)
+                for record in reader.records(planned.results, [cell.cell_id]):
+                    if (record.task, record.store.task_id) == (name, wanted):
+                        shown[role] = record
+        if "this cell" in shown:
+            metrics |= shown["this cell"].metrics
+        present |= set(shown)
+        if shown:
+            title = f"{name} · {own.model.name} · {own.context} tokens"
+            table.comparison(list(shown.values()), title=title).print()
+            if depths := table.by_depth(list(shown.values())):
+                depths.print()
     for note in table.NOTES:
         print(note)
-    missing = [role for role, cell in planned.references.items() if not (planned.results / cell.cell_id).exists()]
+    missing = [role for role in planned.references if role not in present]
     if missing:
         print(f"Not in {planned.results}: {', '.join(missing)}. Add references=compute to compute what is missing.")
-    print(f"Results: {planned.results / planned.cell.cell_id}")
-    own = [r for r in found if r.cell_id == planned.cell.cell_id]
+    print(f"Results: {planned.results / own.cell_id}")
     document = {
         "status": {DONE: "ok", FAILED: "failed", AGAIN: "stopped"}[code],
-        "cell_id": planned.cell.cell_id,
-        "results": str(planned.results / planned.cell.cell_id),
-        "tasks": statuses[planned.cell.cell_id],
-        "references": {role: cell.cell_id for role, cell in planned.references.items() if role not in missing},
-        "metrics": {name: metric for r in own for name, metric in r.metrics.items()},
+        "cell_id": own.cell_id,
+        "results": str(planned.results / own.cell_id),
+        "tasks": statuses[own.cell_id],
+        "references": {role: cell.cell_id for role, cell in planned.references.items() if role in present},
+        "metrics": metrics,
     }
     print(json.dumps(document), flush=True)
     return document
-
-
-def _options(planned_task) -> dict:
-    from harness.tasks.base import options_dict
-
-    return options_dict(planned_task.options)
-
-
-def _lazily(make: Callable):
-    made = []
-    return lambda: made[0] if made else (made.append(make()), made[0])[1]
 
 
 def _mistake(sentence: str) -> int:

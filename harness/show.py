@@ -17,7 +17,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     found = reader.records(given.results)
     if not found:
-        return _refuse(f"{given.results} holds no records: run python -m harness.run first, or name another folder with --results.")
+        return _refuse(
+            f"{given.results} holds no records: run python -m harness.run first, or name another folder with --results."
+        )
     if given.cell_id is None:
         overview(found).print()
         return 0
@@ -29,9 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     own = [r for r in found if r.cell_id == matching[0]]
     for record in own:
         _print_record(record, found)
-    document = {"cell_id": matching[0], "tasks": {r.task: r.status for r in own}}
-    document["metrics"] = {name: metric for r in own for name, metric in r.metrics.items()}
-    print(json.dumps(document))
+    print(json.dumps({"cell_id": matching[0], "tasks": [r.summary() for r in own]}))
     return 0
 
 
@@ -41,7 +41,9 @@ def overview(found: list[reader.Record]) -> table.Table:
     for r in found:
         accuracy = table.interval(r.metrics.get(f"{r.task}/accuracy"))
         context = str(r.cell["identity"]["context"])
-        rows.append([r.cell_id, r.cell["model"], r.cell["label"], context, r.task, r.status, str(len(r.rows)), accuracy])
+        rows.append(
+            [r.cell_id, r.cell["model"], r.cell["label"], context, r.task, r.status, str(len(r.rows)), accuracy]
+        )
     return table.Table("", ["cell", "model", "attention", "context", "task", "status", "samples", "accuracy"], rows, [])
 
 

@@ -26,8 +26,9 @@ class Metric:
 
 
 def proportion(hits: Sequence[float], draws: Sequence[int], *, clustered: bool, unit: str = "fraction") -> Metric:
-    """A rate of zeros and ones. One attention without randomness: the Wilson interval. Several draws (`clustered`): the t
-    interval over the draws' means, but never narrower than Wilson's, since draws that agree say nothing of the prompts."""
+    """A rate of zeros and ones. One attention without randomness: the Wilson interval. Several draws (`clustered`):
+    the t interval over the draws' means, but never narrower than Wilson's, since draws that agree say nothing of the
+    prompts."""
     hits = np.asarray(hits, dtype=float)
     wilson = stats.binomtest(round(hits.sum()), len(hits)).proportion_ci(LEVEL, method="wilson")
     low, high = float(wilson.low), float(wilson.high)
@@ -37,7 +38,9 @@ def proportion(hits: Sequence[float], draws: Sequence[int], *, clustered: bool, 
     return Metric(float(hits.mean()), low, high, len(hits), unit)
 
 
-def mean(values: Sequence[float], draws: Sequence[int], *, clustered: bool, unit: str, least: float = -math.inf) -> Metric:
+def mean(
+    values: Sequence[float], draws: Sequence[int], *, clustered: bool, unit: str, least: float = -math.inf
+) -> Metric:
     """A mean with its t interval, over draws' means if `clustered`, over samples otherwise; none from a single value.
     The interval is cut at `least`, the smallest value that can be."""
     values = np.asarray(values, dtype=float)
@@ -68,8 +71,9 @@ def paired_difference(
 ) -> Difference | None:
     """Difference of two attentions sample by sample (key -> score); None without common samples.
 
-    With several draws the unit is the draw. Where the scores are zeros and ones and hardly any sample differs, the observed
-    spread says too little: the spread is taken no smaller than that of one discordant sample more than was seen.
+    With several draws the unit is the draw. Where the scores are zeros and ones and hardly any sample differs, the
+    observed spread says too little: the spread is taken no smaller than that of one discordant sample more than was
+    seen.
     """
     keys = sorted(set(this) & set(reference))
     if not keys:

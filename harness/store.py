@@ -1,7 +1,8 @@
 """The store: results/<cell_id>/<task>-<task_id>/, plain files, safe against kills, torn lines and two writers.
 
-Rows go to parts/<attempt>.jsonl, one file per attempt and so one writer each; a reader merges them by sample key and drops
-what is torn. task.json, put in place by an atomic rename, is the only mark of "finished". Nothing is locked or rewritten.
+Rows go to parts/<attempt>.jsonl, one file per attempt and so one writer each; a reader merges them by sample key and
+drops what is torn. task.json, put in place by an atomic rename, is the only mark of "finished". Nothing is locked or
+rewritten.
 """
 
 import json
@@ -84,8 +85,8 @@ class TaskStore:
 
 
 class Part:
-    """Rows of one attempt, appended. A row is with the operating system as soon as `write` returns (it survives a kill),
-    and on the disk within `SYNC` seconds of writing (it survives a power cut)."""
+    """Rows of one attempt, appended. A row is with the operating system as soon as `write` returns (it survives a
+    kill), and on the disk within `SYNC` seconds of writing (it survives a power cut)."""
 
     SYNC = 1.0
 

@@ -69,7 +69,9 @@ def by_depth(records: Sequence[Record], *, title: str = "") -> Table | None:
     if not depths:
         return None
     rows = [
-        [r.cell["label"], *(_value(r.metrics.get(f"{r.task}{marker}{d:g}")) for d in depths)] for r in records if r.metrics
+        [r.cell["label"], *(_value(r.metrics.get(f"{r.task}{marker}{d:g}")) for d in depths)]
+        for r in records
+        if r.metrics
     ]
     return Table(title, ["accuracy at needle depth", *(f"{d:g}" for d in depths)], rows, [])
 
@@ -100,7 +102,7 @@ def _difference(change) -> str:
 
 
 NOTES = [
-    "Intervals are 95 %: Wilson for a deterministic attention; over mask draws, and never narrower than Wilson, for PLSH.",
-    "Minus exact: paired on the same prompts. Detectable: the smallest true difference these samples show with 80 % power.",
+    "Intervals are 95 %: Wilson for a deterministic attention; for PLSH over draws, never narrower than Wilson.",
+    "Minus exact: paired by prompt. Detectable: the smallest true difference these samples show with 80 % power.",
     "Pairs per row: (query, key) pairs per head with the key before the query, expected over draws.",
 ]

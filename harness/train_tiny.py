@@ -8,12 +8,8 @@ from harness.tiny import card, evaluate, recipe
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m harness.train_tiny", description=__doc__)
-    parser.add_argument(
-        "--only", choices=sorted(recipe.FINISH), help="make this model and not the other"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "embedded", help="folder of the models"
-    )
+    parser.add_argument("--only", choices=sorted(recipe.FINISH), help="make this model and not the other")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "embedded", help="folder of the models")
     parser.add_argument(
         "--steps-scale",
         type=float,
@@ -25,9 +21,7 @@ def main() -> None:
     names = [options.only] if options.only else list(recipe.FINISH)
     costs = recipe.make(names, options.out, options.steps_scale)
     for name in names:
-        measured = evaluate.measure(
-            options.out / name, samples=200 if options.steps_scale >= 1 else 4
-        )
+        measured = evaluate.measure(options.out / name, samples=200 if options.steps_scale >= 1 else 4)
         asked = [f"--only {options.only}"] if options.only else []
         asked += [f"--steps-scale {options.steps_scale}"] if options.steps_scale != 1 else []
         command = " ".join(["python -m harness.train_tiny", *asked])

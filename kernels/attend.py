@@ -18,7 +18,7 @@ def attend(
     scale: float | None = None,
     causal: bool = True,
     kernel: str = "auto",
-    q_offset: int | None = None,
+    q_offset: int | torch.Tensor | None = None,
     padding: torch.Tensor | None = None,
     return_lse: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -29,11 +29,10 @@ def attend(
         scale: default 1/sqrt(head_dim).
         kernel: "exact" (dense, fp32 or fp64), "sdpa" (visited pairs only), "flex" (FlexAttention, compiled at the
             first call of a kind), "triton" (one fused pass, on a GPU), "auto" (triton on CUDA where it can, else sdpa).
-        q_offset: token coordinate of q's first row in a sequence without padding; default keys - queries, as in
-            decoding with a cache. The queries must lie among the keys.
-        padding: (batch,) how many leading slots of k (and of the tokens that q belongs to) are padding. Token
-            coordinates count from the first real token, so a padded row equals the same row alone. Rows of padding
-            give 0.
+        q_offset: token coordinate of q's first row, one number or (batch,); default keys - queries - padding, as in
+            decoding with a cache. The queries must lie among the keys; negative coordinates are padding.
+        padding: (batch,) how many leading slots of k are padding. Token coordinates count from the first real token,
+            so a padded row equals the same row alone. Rows of padding give 0.
         return_lse: also return the log-sum-exp of each row, (batch, heads, queries), float32 or float64 as computed;
             -inf in a row of padding.
 
@@ -42,15 +41,21 @@ def attend(
     _check(q, k, v, weights, kernel)
     queries, keys = q.shape[2], k.shape[2]
     scale = q.shape[3] ** -0.5 if scale is None else float(scale)
-    offset = keys - queries if q_offset is None else int(q_offset)
     pads = [0] * len(q) if padding is None else [int(p) for p in padding]
     if len(pads) != len(q) or any(not 0 <= p <= keys for p in pads):
         raise ValueError(f"padding must hold one count in 0 .. {keys} for each of the {len(q)} sequences, not {pads}.")
-    if offset < 0 or offset + queries > keys:
-        raise ValueError(
-            f"Queries at tokens {offset} .. {offset + queries - 1} do not lie among the {keys} keys: pass k and v of "
-            "the whole sequence, or the q_offset that belongs to them."
-        )
+    # the slot of q's first row, which is what must lie among the keys
+    slots = (
+        [keys - queries] * len(q)
+        if q_offset is None
+        else [o + p for o, p in zip(_each(q_offset, q), pads, strict=True)]
+    )
+    for slot, pad in zip(slots, pads, strict=True):
+        if slot < 0 or slot + queries > keys:
+            raise ValueError(
+                f"Queries at tokens {slot - pad} .. {slot - pad + queries - 1} do not lie among the {keys - pad} keys: "
+                "pass k and v of the whole sequence, or the q_offset that belongs to them."
+            )
     if kernel == "triton" or (kernel == "auto" and q.is_cuda):
         from kernels.triton_attend import attend_triton, obstacle  # triton exists on Linux only
 
@@ -59,12 +64,13 @@ def attend(
             raise ValueError(reason)
         kernel = "auto" if reason else "triton"
     if kernel == "triton":
-        out, lse = attend_triton(q, k, v, weights, scale=scale, causal=causal, offset=offset, pads=pads)
+        starts = [slot - pad for slot, pad in zip(slots, pads, strict=True)]
+        out, lse = attend_triton(q, k, v, weights, scale=scale, causal=causal, starts=starts, pads=pads)
         return (out, lse) if return_lse else out
 
-    def group(rows: list[int] | slice, pad: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def group(rows: list[int] | slice, pad: int, slot: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         inputs = (q[rows], k[rows][:, :, pad:], v[rows][:, :, pad:])
-        options = {"scale": scale, "causal": causal, "offset": offset - pad}
+        options = {"scale": scale, "causal": causal, "offset": slot - pad}
         if kernel == "exact":
             return attend_exact(*inputs, weights, **options)
         if kernel == "flex":
@@ -73,19 +79,28 @@ def attend(
             return attend_flex(*inputs, weights, **options, need_lse=return_lse)
         return attend_sdpa(*inputs, weights, **options, need_lse=return_lse)
 
-    if len(set(pads)) == 1:
-        out, lse = group(slice(None), pads[0])
+    places = list(zip(pads, slots, strict=True))
+    if len(set(places)) == 1:
+        out, lse = group(slice(None), *places[0])
     else:
         out = torch.empty_like(q)
         lse = torch.empty(
             q.shape[:3], device=q.device, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32
         )
-        for pad in sorted(set(pads)):
-            rows = [i for i, p in enumerate(pads) if p == pad]
-            out[rows], part = group(rows, pad)
+        for place in sorted(set(places)):
+            rows = [i for i, p in enumerate(places) if p == place]
+            out[rows], part = group(rows, *place)
             if part is not None:
                 lse[rows] = part
     return (out, lse) if return_lse else out
+
+
+def _each(q_offset: int | torch.Tensor, q: torch.Tensor) -> list[int]:
+    """One offset for each sequence."""
+    offsets = torch.as_tensor(q_offset).reshape(-1).tolist()
+    if len(offsets) not in (1, len(q)):
+        raise ValueError(f"q_offset must be one number or one for each of the {len(q)} sequences, not {offsets}.")
+    return offsets * len(q) if len(offsets) == 1 else offsets
 
 
 def _check(q, k, v, weights, kernel):

@@ -13,9 +13,9 @@ from kernels.weights import PositionalLSH, Weights
 WIDEST = 128  # head dimension: a tile of 256 does not leave room for a second block
 
 
-def attend_triton(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, pads: list[int]):
-    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) without an `obstacle`; `offset` the slot of q's first row among the
-    keys, `pads` the leading slots of each sequence that are padding.
+def attend_triton(q, k, v, weights: Weights, *, scale: float, causal: bool, starts: list[int], pads: list[int]):
+    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) without an `obstacle`; `starts` the token of each sequence's first
+    query, negative in padding, `pads` the slots of padding that its keys begin with.
 
     Returns out like q, and lse (B, H, Tq) float32; rows of padding give 0 and -inf.
     """
@@ -28,13 +28,12 @@ def attend_triton(q, k, v, weights: Weights, *, scale: float, causal: bool, offs
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if causal and q.shape[2] <= ROWS and not differentiated:
-        slots = offset + torch.arange(q.shape[2], device=q.device)
-        rows = slots - torch.tensor(pads, device=q.device)[:, None]
+        rows = torch.tensor(starts, device=q.device)[:, None] + torch.arange(q.shape[2], device=q.device)
         tables = build_row_tables(weights, rows.clamp_min(0).reshape(-1))
-        out, lse = decode(q, k, v, tables, pads, scale=scale, offset=offset)
+        out, lse = decode(q, k, v, tables, pads, starts, scale=scale)
     else:
         tables = build_tables(weights, tokens, tile=tile_of(dtype, capability(q)), causal=causal, device=q.device)
-        out, lse = FusedAttention.apply(q, k, v, tables, pads, scale, offset)
+        out, lse = FusedAttention.apply(q, k, v, tables, pads, starts, scale)
     return out.to(dtype), lse
 
 

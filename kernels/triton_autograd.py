@@ -5,17 +5,17 @@ import torch
 from kernels.tables import LOG2E, Tables
 from kernels.triton_backward import key_kernel, query_kernel
 from kernels.triton_forward import forward
-from kernels.triton_weights import constants, pointers, width_of
+from kernels.triton_weights import constants, on_device, pointers, width_of
 
 
 class FusedAttention(torch.autograd.Function):
     """`kernels.triton_forward.forward` with gradients for q, k and v, through out and through lse."""
 
     @staticmethod
-    def forward(ctx, q, k, v, tables: Tables, pads: list[int], scale: float, offset: int):
-        out, lse = forward(q, k, v, tables, pads, scale=scale, offset=offset)
+    def forward(ctx, q, k, v, tables: Tables, pads: list[int], starts: list[int], scale: float):
+        out, lse = forward(q, k, v, tables, pads, starts, scale=scale)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.rest = tables, pads, scale, offset
+        ctx.rest = tables, pads, starts, scale
         return out, lse
 
     @staticmethod
@@ -34,8 +34,8 @@ def backward(
     dlse: torch.Tensor,
     tables: Tables,
     pads: list[int],
+    starts: list[int],
     scale: float,
-    offset: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients like q, k and v from those of out (B, H, Tq, D) and lse (B, H, Tq); padding gets 0."""
     batch, heads, queries, dim = q.shape
@@ -48,9 +48,8 @@ def backward(
     since, until = visitors(tables)
     inputs = (q, k, v, dout)
     strides = [stride for x in inputs for stride in x.stride()[:3]]
-    pad = torch.tensor(pads, dtype=torch.int32, device=q.device)
-    sizes = (heads, heads // kv_heads, queries, keys, offset, tables.first.shape[1], tables.bias.shape[-1])
-    common = (pad, *pointers(tables), *strides, *sizes, scale, scale * LOG2E)
+    sizes = (heads, heads // kv_heads, queries, keys, tables.first.shape[1], tables.bias.shape[-1])
+    common = (on_device(pads, q), on_device(starts, q), *pointers(tables), *strides, *sizes, scale, scale * LOG2E)
     kind = (tables.law, tables.masks, tables.causal, dim, q.dtype, tile)
     query_kernel[(batch, (queries + 2 * tile - 2) // tile, heads)](
         *inputs, dq, lse, delta, *common, **constants_of(*kind, keys=False)

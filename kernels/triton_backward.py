@@ -48,9 +48,9 @@ def _query_gradient(
 
 @triton.jit
 def query_kernel(
-    Q, K, V, Dout, Dq, Lse, Delta, Pad, Order, First, Last, Slope, Bias, Planes, Corners, Share,
+    Q, K, V, Dout, Dq, Lse, Delta, Pad, Start, Order, First, Last, Slope, Bias, Planes, Corners, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, d_b, d_h, d_t,
-    heads, group, queries, keys, offset, padded, reach, scale, scale2,
+    heads, group, queries, keys, padded, reach, scale, scale2,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
     TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
@@ -60,7 +60,7 @@ def query_kernel(
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
     pad = tl.load(Pad + tl.program_id(0))
-    start, tokens = offset - pad, keys - pad
+    start, tokens = tl.load(Start + tl.program_id(0)), keys - pad
     tile = tl.maximum(start, 0) // TILE + tl.num_programs(1) - 1 - tl.program_id(1)
     i0 = tile * TILE
     if i0 >= start + queries:
@@ -140,9 +140,10 @@ def query_kernel(
 
 @triton.jit
 def key_kernel(
-    Q, K, V, Dout, Dk, Dv, Lse, Delta, Since, Until, Pad, Order, First, Last, Slope, Bias, Planes, Corners, Share,
+    Q, K, V, Dout, Dk, Dv, Lse, Delta, Since, Until,
+    Pad, Start, Order, First, Last, Slope, Bias, Planes, Corners, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, d_b, d_h, d_t,
-    heads, group, queries, keys, offset, padded, reach, scale, scale2,
+    heads, group, queries, keys, padded, reach, scale, scale2,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
     TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
@@ -153,7 +154,7 @@ def key_kernel(
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
     pad = tl.load(Pad + tl.program_id(0))
-    start, tokens = offset - pad, keys - pad
+    start, tokens = tl.load(Start + tl.program_id(0)), keys - pad
     tile = tl.program_id(1)
     j0 = tile * TILE
     if j0 >= tokens:

@@ -17,6 +17,7 @@ from kernels.triton_weights import (
     counts,
     interpreted,
     load_tile,
+    on_device,
     precision_of,
     scales,
     width_of,
@@ -29,9 +30,9 @@ PROGRAMS = 528  # wanted at least: four for each multiprocessor of an H100
 
 @triton.jit
 def decode_kernel(
-    Q, K, V, Part, Lse, Pad, First, Starts, Slope, Bias, Share,
+    Q, K, V, Part, Lse, Pad, Start, First, Starts, Slope, Bias, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
-    heads, group, queries, keys, offset, reach, scale2,
+    heads, group, queries, reach, scale2,
     LAW: tl.constexpr, MASKS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -41,7 +42,7 @@ def decode_kernel(
     split, splits = tl.program_id(0), tl.num_programs(0)
     sequence, head = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     pad = tl.load(Pad + sequence)
-    start = offset - pad
+    start = tl.load(Start + sequence)
     place = tl.arange(0, ROWS)
     rows = start + place
     mine = place < queries
@@ -126,9 +127,9 @@ def decode(
     v: torch.Tensor,
     tables: RowTables,
     pads: list[int],
+    starts: list[int],
     *,
     scale: float,
-    offset: int,
     splits: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `kernels.triton_forward.forward` for at most ROWS causal queries. `tables` for the tokens of all queries of
@@ -143,10 +144,10 @@ def decode(
     part = torch.empty(*q.shape[:3], splits, dim, dtype=torch.float32, device=q.device)
     named = (getattr(tables, name) for name in ("first", "starts", "slope", "bias", "share"))
     decode_kernel[(splits, batch, heads)](
-        q, k, v, part, lse, torch.tensor(pads, dtype=torch.int32, device=q.device),
+        q, k, v, part, lse, on_device(pads, q), on_device(starts, q),
         *(x if x.numel() else tables.first for x in named),
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        heads, heads // k.shape[1], queries, k.shape[2], offset, tables.bias.shape[-1], scale * LOG2E,
+        heads, heads // k.shape[1], queries, tables.bias.shape[-1], scale * LOG2E,
         LAW=tables.law, MASKS=tables.masks, DIM=dim, WIDE=width_of(dim), ROWS=ROWS,
         COLUMNS=32 if interpreted() else COLUMNS, PRECISION=precision_of(q.dtype),
         enable_fp_fusion=True,
@@ -155,4 +156,4 @@ def decode(
         part, lse, out, whole, *out.stride()[:3], heads, queries, splits,
         DIM=dim, WIDE=width_of(dim), SPLITS=triton.next_power_of_2(splits), enable_fp_fusion=True,
     )  # fmt: skip
-    return clear_padding(out, whole, pads, offset)
+    return clear_padding(out, whole, starts)

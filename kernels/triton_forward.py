@@ -19,6 +19,7 @@ from kernels.triton_weights import (
     holding,
     load_tile,
     near,
+    on_device,
     pointers,
     scales,
 )
@@ -42,20 +43,21 @@ def _absorb(
 
 @triton.jit
 def forward_kernel(
-    Q, K, V, Out, Lse, Pad, Order, First, Last, Slope, Bias, Planes, Corners, Share,
+    Q, K, V, Out, Lse, Pad, Start, Order, First, Last, Slope, Bias, Planes, Corners, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,
-    heads, group, queries, keys, offset, padded, reach, scale2,
+    heads, group, queries, keys, padded, reach, scale2,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
     TILE: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid (batch, tiles of rows, heads). Q, K, V, Out: strides of sequence, head and token in elements, the last
-    dimension dense; Lse (batch, heads, queries) dense. The other pointers are those of `Tables`, `reach` the width of
+    dimension dense; Lse (batch, heads, queries) dense. Pad, Start (batch,) int32: the slots of padding before the
+    keys, and the token of the first query. The other pointers are those of `Tables`, `reach` the width of
     its bias and `padded` its N."""
     WORDS: tl.constexpr = (MASKS + 31) // 32
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
     pad = tl.load(Pad + tl.program_id(0))
-    start = offset - pad  # token of the first query
+    start = tl.load(Start + tl.program_id(0))
     tokens = keys - pad
     tile = tl.maximum(start, 0) // TILE + tl.num_programs(1) - 1 - tl.program_id(1)
     i0 = tile * TILE
@@ -146,10 +148,17 @@ def forward_kernel(
 
 
 def forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tables: Tables, pads: list[int], *, scale: float, offset: int
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    tables: Tables,
+    pads: list[int],
+    starts: list[int],
+    *,
+    scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) with dense last dimensions, `pads` the slots of padding that each
-    sequence begins with, `offset` the slot among the keys of q's first row; `tables` for all tokens.
+    sequence's keys begin with, `starts` the token of its first query; `tables` for all tokens.
 
     Returns out like q, and lse (B, H, Tq) float32; rows of padding give 0 and -inf.
     """
@@ -158,10 +167,10 @@ def forward(
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     grid = (batch, (queries + 2 * tables.tile - 2) // tables.tile, heads)
     forward_kernel[grid](
-        q, k, v, out, lse, torch.tensor(pads, dtype=torch.int32, device=q.device), *pointers(tables),
+        q, k, v, out, lse, on_device(pads, q), on_device(starts, q), *pointers(tables),
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-        heads, heads // k.shape[1], queries, k.shape[2], offset, tables.first.shape[1],
+        heads, heads // k.shape[1], queries, k.shape[2], tables.first.shape[1],
         tables.bias.shape[-1], scale * LOG2E,
         **constants(tables.law, tables.masks, tables.causal, dim, q.dtype, tables.tile),
     )  # fmt: skip
-    return clear_padding(out, lse, pads, offset)
+    return clear_padding(out, lse, starts)

@@ -167,14 +167,17 @@ def pointers(tables: Tables) -> list[torch.Tensor]:
     return [getattr(tables, name) if getattr(tables, name).numel() else tables.first for name in named]
 
 
-def clear_padding(
-    out: torch.Tensor, lse: torch.Tensor, pads: list[int], offset: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def on_device(numbers: list[int], q: torch.Tensor) -> torch.Tensor:
+    """Small numbers as int32 where q is."""
+    return torch.tensor(numbers, dtype=torch.int32, device=q.device)
+
+
+def clear_padding(out: torch.Tensor, lse: torch.Tensor, starts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """out and lse with the rows of padding set to 0 and -inf: they belong to no tile, so no kernel writes them."""
-    for sequence, slots in enumerate(pads):
-        if slots > offset:
-            out[sequence, :, : slots - offset] = 0.0
-            lse[sequence, :, : slots - offset] = -torch.inf
+    for sequence, start in enumerate(starts):
+        if start < 0:
+            out[sequence, :, :-start] = 0.0
+            lse[sequence, :, :-start] = -torch.inf
     return out, lse
 
 

@@ -1,4 +1,5 @@
-"""The embedded models do what their cards say, through the very path that any model takes: exact ALiBi, fresh prompts."""
+"""The embedded models do what their cards say, through the very path that any model takes: exact ALiBi, fresh
+prompts."""
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ PROMPTS = 200
 
 
 @pytest.mark.parametrize(
-    ("name", "context", "least"), [("tiny", 512, 0.97), ("tiny", 1024, 0.95), ("tiny", 2048, 0.85), ("tiny-plain", 512, 0.95)]
+    ("name", "context", "least"),
+    [("tiny", 512, 0.97), ("tiny", 1024, 0.95), ("tiny", 2048, 0.85), ("tiny-plain", 512, 0.95)],
 )
 def test_accuracy_on_fresh_prompts(name, context, least):
     spec = resolve_model(ModelConfig(name=name, path=f"harness/embedded/{name}"), None)

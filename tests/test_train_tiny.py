@@ -81,9 +81,7 @@ def test_own_prompts_are_the_text_of_the_task(tokenizer, length, stored, asked):
     keys = [re.search(r"of (\S+)\?", question)[1] for question in questions]
     expected = [needles.question(key) + needles.answer(dict(pairs)[key]) for key in keys]
     assert text.endswith("".join(expected)) and len(set(keys)) == asked
-    assert told(tokenizer, row) == "".join(
-        needles.answer(dict(pairs)[key]) + tokenizer.eos_token for key in keys
-    )
+    assert told(tokenizer, row) == "".join(needles.answer(dict(pairs)[key]) + tokenizer.eos_token for key in keys)
 
 
 def test_ruler_prompts_are_the_text_of_lm_eval(tokenizer):

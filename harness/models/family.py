@@ -1,4 +1,5 @@
-"""What the harness must know of a model family to own its attention: a record of small functions, one file per family."""
+"""What the harness must know of a model family to own its attention: a record of small functions, one file per
+family."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -56,7 +57,7 @@ def extend_cache(cache, k: torch.Tensor, v: torch.Tensor, layer: int) -> tuple[t
         return k, v
     if getattr(cache, "is_compileable", False):
         raise ValueError(
-            f"{type(cache).__name__} hands out its whole buffer, filled or not, so a key's position cannot be told: use "
-            "DynamicCache (generate's default)."
+            f"{type(cache).__name__} hands out its whole buffer, filled or not, so a key's position cannot be told: "
+            "use DynamicCache (generate's default)."
         )
     return cache.update(k, v, layer)

@@ -22,12 +22,12 @@ from transformers import (  # noqa: E402
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 from harness.models.swap import SwappedAttention  # noqa: E402
 
 disable_progress_bar()  # our own progress is on stderr; its bars do not read well in a log
+
 
 @dataclass
 class LoadedModel:
@@ -56,7 +56,9 @@ def load_model(spec: ModelSpec, *, device: torch.device, kernel: str) -> LoadedM
     if found != spec.architecture:
         differing = {k: (v, spec.architecture.as_dict()[k]) for k, v in found.as_dict().items()}
         words = ", ".join(f"{k} {a} not {b}" for k, (a, b) in differing.items() if a != b)
-        raise UserError(f"{spec.source} is not what model={spec.name} says: {words}. Set model.architecture to match it.")
+        raise UserError(
+            f"{spec.source} is not what model={spec.name} says: {words}. Set model.architecture to match it."
+        )
     options = {"config": _config(spec), "dtype": spec.torch_dtype, "use_safetensors": True}
     model = _from_pretrained(spec, AutoModelForCausalLM, **options)
     model.to(device).eval().requires_grad_(False)
@@ -96,8 +98,10 @@ def _guarded(spec: ModelSpec, load):
         if spec.path:
             raise UserError(f"{spec.path} could not be loaded: {error}") from error
         family, arch = spec.family, spec.architecture
+        gone = "; MosaicML's repositories are gone from the Hub" if spec.repo.startswith("mosaicml/") else ""
         raise UserError(
-            f"{spec.source} could not be loaded ({type(error).__name__}; the MosaicML repositories are gone from the Hub). "
-            f"Give a local copy with model.path=FOLDER, or a copy you trust with model.repo=OWNER/NAME model.revision=COMMIT. "
-            f"It will be read with {arch.heads} slopes in {family.slope_order} order and alibi_bias_max {arch.bias_max:g}."
+            f"{spec.source} could not be loaded ({type(error).__name__}{gone}). Give a local copy with "
+            "model.path=FOLDER, or a copy you trust with model.repo=OWNER/NAME model.revision=COMMIT. "
+            f"It will be read with {arch.heads} slopes in {family.slope_order} order and "
+            f"alibi_bias_max {arch.bias_max:g}."
         ) from error

@@ -26,8 +26,9 @@ class MemoryNeed:
 
     def sentence(self, available: int) -> str:
         return (
-            f"Memory: about {self.total / GIB:.2f} GiB (weights {self.weights / GIB:.2f}, KV cache {self.cache / GIB:.2f}, "
-            f"activations {self.activations / GIB:.2f}) of {available / GIB:.1f} GiB available."
+            f"Memory: about {self.total / GIB:.2f} GiB (weights {self.weights / GIB:.2f}, "
+            f"KV cache {self.cache / GIB:.2f}, activations {self.activations / GIB:.2f}) of "
+            f"{available / GIB:.1f} GiB available."
         )
 
 
@@ -55,6 +56,10 @@ def check(need: MemoryNeed, device: torch.device, *, kernel: str) -> str:
     available = available_bytes(device)
     sentence = need.sentence(available)
     if need.total > available:
-        way = "kernel=sdpa, which holds no n x n matrix," if kernel == "exact" else "a smaller context or batch, or dtype=bfloat16"
+        way = (
+            "kernel=sdpa, which holds no n x n matrix,"
+            if kernel == "exact"
+            else "a smaller context or batch, or dtype=bfloat16"
+        )
         raise UserError(f"{sentence} That does not fit on {device}: use {way} or a larger device.")
     return sentence

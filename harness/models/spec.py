@@ -58,8 +58,8 @@ def resolve_model(config: ModelConfig, dtype: str | None) -> ModelSpec:
         raise UserError(f"model={config.name} names neither a path nor a repo: give model.path= or model.repo=.")
     if config.architecture is None:
         raise UserError(
-            f"model.repo={config.repo} needs model.architecture (family, layers, heads, width, vocabulary, bias_max): cells "
-            "are identified before anything is downloaded."
+            f"model.repo={config.repo} needs model.architecture (family, layers, heads, width, vocabulary, "
+            "bias_max): cells are identified before anything is downloaded."
         )
     architecture = Architecture(**vars(config.architecture))
     revision = config.revision or "main"
@@ -75,7 +75,9 @@ def _local(config: ModelConfig, dtype: str) -> ModelSpec:
     raw = read_config(path)
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
-        raise UserError(f"{path} holds no .safetensors file: convert the checkpoint (pickled weights are never loaded).")
+        raise UserError(
+            f"{path} holds no .safetensors file: convert the checkpoint (pickled weights are never loaded)."
+        )
     spec = ModelSpec(config.name, path, None, None, dtype, family_of(raw.get("model_type", "")).architecture(raw), {})
     tokenizer = [p for p in (path / "tokenizer.json", path / "tokenizer.model") if p.exists()]
     return _identified(spec, weights=digest(weights), tokenizer=digest(tokenizer) if tokenizer else None)

@@ -56,7 +56,9 @@ class SwappedAttention:
             self._weights = before
 
     def _attend(self, q, k, v, *, layer: int, scale: float, mask: torch.Tensor | None) -> torch.Tensor:
-        return attend(q, k, v, self._weights[layer], scale=scale, kernel=self.kernel, padding=_leading(mask, k.shape[2]))
+        return attend(
+            q, k, v, self._weights[layer], scale=scale, kernel=self.kernel, padding=_leading(mask, k.shape[2])
+        )
 
 
 def _leading(mask: torch.Tensor | None, keys: int) -> torch.Tensor | None:

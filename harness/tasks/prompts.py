@@ -1,5 +1,6 @@
 """Retrieval prompts of exactly `context` tokens: a needle at a chosen depth of a haystack, then the question."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -25,13 +26,21 @@ def encoder(tokenizer) -> Encode:
 
 
 def build(
-    encode: Encode, *, samples: int, context: int, data_seed: int, haystack: str, text: str | None, depths: Sequence[float]
+    encode: Encode,
+    *,
+    samples: int,
+    context: int,
+    data_seed: int,
+    haystack: str,
+    text: str | None,
+    depths: Sequence[float],
 ) -> Iterator[dict]:
-    """Yield the samples: key (number), prompt, answer, value, depth, distance (tokens from the needle's end to the prompt's
-    end), tokens, doc_hash. A pure function of its arguments: sample i does not depend on how many are asked for."""
+    """Yield the samples: key (number), prompt, answer, value, depth, distance (tokens from the needle's end to the
+    prompt's end), tokens, doc_hash. A pure function of its arguments: sample i does not depend on how many are asked
+    for."""
     sentences = read_sentences(text) if haystack == "text" else None
     for number in range(samples):
-        # depths are dealt in shuffled rounds: every round has each depth once, and no depth falls in step with the draws
+        # depths are dealt in shuffled rounds: each has every depth once, and no depth falls in step with the draws
         turn, place = divmod(number, len(depths))
         order = list(depths)
         random.Random(f"depths {data_seed} {turn}").shuffle(order)
@@ -72,10 +81,8 @@ def cached(folder: Path, encode: Encode, tokenizer_name: str, **arguments) -> da
         draft = folder / f".{place.name}.{uuid.uuid4().hex[:8]}"
         datasets.disable_progress_bars()
         datasets.Dataset.from_list(list(build(encode, **arguments))).save_to_disk(str(draft))
-        try:
+        with contextlib.suppress(OSError):  # another run was first; its content is the same
             os.rename(draft, place)
-        except OSError:  # another run was first; its content is the same
-            pass
     return datasets.load_from_disk(str(place), keep_in_memory=True)
 
 
@@ -156,5 +163,6 @@ class _Prompt:
                 if self._tokens(units, tail) == self.context:
                     return tail
         raise UserError(
-            f"No prompt of exactly {self.context} tokens could be made with this tokenizer: try context={self.context + 1}."
+            f"No prompt of exactly {self.context} tokens could be made with this tokenizer: try "
+            f"context={self.context + 1}."
         )

@@ -47,8 +47,8 @@ class Retrieval:
         need = prompts.shortest(prompts.encoder(load_tokenizer(cell.model))) + 8
         if cell.context < need:
             raise UserError(
-                f"context={cell.context} leaves no room for a haystack: the question and one needle of task=retrieval need "
-                f"{need} tokens with this tokenizer."
+                f"context={cell.context} leaves no room for a haystack: the question and one needle of "
+                f"task=retrieval need {need} tokens with this tokenizer."
             )
 
     def run(self, options: Options, context: TaskContext) -> Iterator[list[dict]]:
@@ -105,7 +105,9 @@ def answer(loaded: LoadedModel, samples: Sequence[Mapping]) -> list[dict]:
     ids = [encode(s["prompt"]) for s in samples]
     tokens = samples[0]["tokens"]
     if any(len(i) != tokens for i in ids):
-        raise UserError(f"Prompts of {sorted({len(i) for i in ids})} tokens where {tokens} were made: another tokenizer?")
+        raise UserError(
+            f"Prompts of {sorted({len(i) for i in ids})} tokens where {tokens} were made: another tokenizer?"
+        )
     prompt = torch.tensor(ids, device=model.device)
     generated = model.generate(
         prompt,

@@ -93,8 +93,6 @@ def write(folder: Path, command: str, costs: list[Cost], measured: Measured) -> 
         phases="\n".join(phases),
         total=f"In all {tokens:.1f} million tokens, {minutes:.0f} minutes.",
         samples=measured.samples,
-        accuracies="\n".join(
-            f"| {what} | {length} | {share:.3f} |" for what, length, share in measured.table
-        ),
+        accuracies="\n".join(f"| {what} | {length} | {share:.3f} |" for what, length, share in measured.table),
     )
     (folder / "README.md").write_text(text)

@@ -23,27 +23,21 @@ TOKENS_AT_ONCE = 4096
 NEAR = 3.4
 
 
-def own_rows(
-    tokenizer: PreTrainedTokenizerFast, length: int, samples: int, seed: str, *, noise: bool
-) -> list[Row]:
+def own_rows(tokenizer: PreTrainedTokenizerFast, length: int, samples: int, seed: str, *, noise: bool) -> list[Row]:
     """Prompts of exactly `length` tokens in our grammar, with one question and its answer."""
     prompts, rng = Prompts(tokenizer, own_grammar()), random.Random(seed)
     answer = len(tokenizer.encode(own_grammar().answer.replace(VALUE, "1234567")))
     return [prompts.draw(rng, length + answer, 1 if noise else None, 1) for _ in range(samples)]
 
 
-def ruler_rows(
-    tokenizer: PreTrainedTokenizerFast, length: int, samples: int, seed: str
-) -> list[Row]:
+def ruler_rows(tokenizer: PreTrainedTokenizerFast, length: int, samples: int, seed: str) -> list[Row]:
     """lm-eval's own niah_single_1 prompts; `length` includes 128 tokens of generation."""
     rows = []
     for sample in ruler_samples(length, samples, seed, tokenizer):
         prompt = tokenizer.encode(f"{sample['input']} {sample['gen_prefix']}")
         answer = tokenizer.encode(ruler_grammar().answer.replace(VALUE, sample["outputs"][0]))
         told = [*answer, tokenizer.eos_token_id]
-        rows.append(
-            Row(prompt + answer, {len(prompt) - 1 + at: token for at, token in enumerate(told)})
-        )
+        rows.append(Row(prompt + answer, {len(prompt) - 1 + at: token for at, token in enumerate(told)}))
     return rows
 
 
@@ -100,9 +94,7 @@ def measure(folder: Path, samples: int) -> Measured:
         rows = own_rows(tokenizer, length, samples, f"test noise {length}", noise=True)
         table.append(("own noise haystack", length, accuracy(exact, rows)))
     rows = own_rows(tokenizer, 512, samples, "test noise 512", noise=True)
-    table.append(
-        (f"own noise haystack, every head cut at m d <= {NEAR}", 512, accuracy(near, rows))
-    )
+    table.append((f"own noise haystack, every head cut at m d <= {NEAR}", 512, accuracy(near, rows)))
     for length in (512, 1024):
         rows = own_rows(tokenizer, length, samples, f"test needles {length}", noise=False)
         table.append(("own haystack of needles", length, accuracy(exact, rows)))

@@ -85,12 +85,8 @@ class Attention(nn.Module):
             out = torch.cat(mixed, dim=2)
         else:
             q = self.split(F.linear(take(x, rows), self.Wqkv.weight[:width]))
-            k, v = (
-                self.split(part) for part in F.linear(x, self.Wqkv.weight[width:]).chunk(2, dim=-1)
-            )
-            out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=bias[:, rows].transpose(0, 1).to(q.dtype)
-            )
+            k, v = (self.split(part) for part in F.linear(x, self.Wqkv.weight[width:]).chunk(2, dim=-1))
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, rows].transpose(0, 1).to(q.dtype))
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
@@ -122,9 +118,7 @@ class Body(nn.Module):
     def __init__(self, shape: MptConfig) -> None:
         super().__init__()
         self.wte = nn.Embedding(shape.vocab_size, shape.d_model)
-        self.blocks = nn.ModuleList(
-            Block(shape.d_model, shape.n_heads) for _ in range(shape.n_layers)
-        )
+        self.blocks = nn.ModuleList(Block(shape.d_model, shape.n_heads) for _ in range(shape.n_layers))
         self.norm_f = nn.LayerNorm(shape.d_model, bias=False)
 
 

@@ -95,9 +95,7 @@ class Prompts:
             ids += answer
         return Row(ids, answers)
 
-    def haystack(
-        self, rng: random.Random, pairs: list[Pair], room: int, *, noisy: bool
-    ) -> list[int]:
+    def haystack(self, rng: random.Random, pairs: list[Pair], room: int, *, noisy: bool) -> list[int]:
         """Needles at random places among the noise that `room` (tokens) holds, or among none."""
         cycle = self.noise[1]
         count = 0

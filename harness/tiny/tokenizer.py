@@ -45,9 +45,7 @@ def build(fixed: Iterable[str], keys: Iterable[str], max_length: int) -> PreTrai
     `max_length` (tokens) is only what the tokenizer reports as the model's limit.
     """
     tokens, _ = vocabulary(fixed, keys)
-    model = Unigram(
-        [(token, SCORE) for token in tokens], tokens.index(UNKNOWN), byte_fallback=False
-    )
+    model = Unigram([(token, SCORE) for token in tokens], tokens.index(UNKNOWN), byte_fallback=False)
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()

@@ -52,9 +52,7 @@ class Phase:
     local: bool = False
 
 
-def candidates(
-    targets: Tensor, core: Tensor, size: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def candidates(targets: Tensor, core: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The tokens the softmax runs over (`core`, targets, some random ones) and the targets' places.
 
     The full softmax would cost more than the rest of the model.
@@ -70,9 +68,7 @@ def loss_of(
     """(training loss, mean answer loss), in nats per token."""
     tokens, places = candidates(batch.targets, core, net.shape.vocab_size, generator)
     hidden = net(batch.ids, bias, batch.rows)
-    losses = F.cross_entropy(
-        net.logits(hidden, tokens).flatten(0, 1).float(), places.flatten(), reduction="none"
-    )
+    losses = F.cross_entropy(net.logits(hidden, tokens).flatten(0, 1).float(), places.flatten(), reduction="none")
     answer = batch.answer.flatten()
     told, others = losses[answer].mean(), losses[~answer].mean()
     return told + OTHERS_WEIGHT * others, told.detach()
@@ -117,17 +113,13 @@ def probe(net: nets.Net, source: Source, length: int, cutoff: float | None) -> s
     shares = []
     for prompts, stored in ((source.own, 1), (source.own, None), (source.ruler, 1)):
         rng = random.Random(length)
-        batch = collate(
-            [prompts.draw(rng, length, stored, 1) for _ in range(PROBES)], length, 0, rng
-        )
+        batch = collate([prompts.draw(rng, length, stored, 1) for _ in range(PROBES)], length, 0, rng)
         hit = net.logits(net(batch.ids, bias, batch.rows)).argmax(-1) == batch.targets
         shares.append((hit | ~batch.answer).all(-1).float().mean().item())
     return "/".join(f"{share:.2f}" for share in shares)
 
 
-def train(
-    net: nets.Net, source: Source, phase: Phase, seed: int, log: Callable[[str], None]
-) -> list[float]:
+def train(net: nets.Net, source: Source, phase: Phase, seed: int, log: Callable[[str], None]) -> list[float]:
     """Run a phase on this process's share of the data; return the answer loss (nats) of each step.
 
     `source` is this process's own; what is drawn from `seed` is the same in all of them.
@@ -177,9 +169,7 @@ def train(
     return told
 
 
-def work(
-    rank: int, meeting: str, phase: Phase, seed: int, start: Path | None, result: Path
-) -> None:
+def work(rank: int, meeting: str, phase: Phase, seed: int, start: Path | None, result: Path) -> None:
     """One process of a phase: from the weights at `start` (None: random ones) to `result`."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=RANKS)

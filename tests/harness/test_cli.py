@@ -81,7 +81,8 @@ def test_gone_repository_says_which_slopes_it_will_use(run, tmp_path):
 
 
 def test_a_run_ends_with_its_table_and_one_json_line(tmp_path):
-    """In a process of its own, from another folder: only results/ is created, stdout holds the table and the document."""
+    """In a process of its own, from another folder: only results/ is created, stdout holds the table and the
+    document."""
     command = [sys.executable, "-m", "harness.run", *FAST]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -95,6 +96,22 @@ def test_a_run_ends_with_its_table_and_one_json_line(tmp_path):
         assert label in done.stdout
     assert "samples" in done.stderr and "Memory: about" in done.stderr
     assert "\x1b" not in done.stdout and "%|" not in done.stderr  # no colours, no bars off a terminal
+
+
+def test_every_cell_has_a_view_of_all_it_holds(run, tmp_path):
+    _, document, _, _ = run(*FAST, f"results={tmp_path}")
+    view = json.loads((tmp_path / document["cell_id"] / "result.json").read_text())
+    assert view["tasks"][0]["metrics"] == document["metrics"] and view["tasks"][0]["samples"] == 8
+    assert view["identity"]["attn"]["masks"] == 4 and len(list(tmp_path.glob("*/result.json"))) == 4
+
+
+def test_one_task_with_two_sets_of_options_is_two_records(run, tmp_path):
+    _, noise, _, _ = run(*FAST, f"results={tmp_path}", "references=none")
+    _, other, _, _ = run(*FAST, f"results={tmp_path}", "references=none", "task.retrieval.haystack=distractors")
+    assert other["cell_id"] == noise["cell_id"] and other["metrics"] != noise["metrics"]
+    view = json.loads((tmp_path / noise["cell_id"] / "result.json").read_text())
+    assert {t["options"]["haystack"] for t in view["tasks"]} == {"noise", "distractors"}
+    assert run(*FAST, f"results={tmp_path}", "references=none")[1]["metrics"] == noise["metrics"]
 
 
 def test_second_run_computes_nothing(run, monkeypatch, tmp_path):
@@ -159,7 +176,7 @@ def test_show_prints_a_record_again(run, tmp_path, capsys):
     _, document, _, _ = run(*FAST, f"results={tmp_path}")
     assert show([document["cell_id"][:6], "--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert json.loads(out.splitlines()[-1])["metrics"] == document["metrics"]
+    assert json.loads(out.splitlines()[-1])["tasks"][0]["metrics"] == document["metrics"]
     assert '"masks": 4' in out and "packages" in out and "exact ALiBi" in out
     assert show(["--results", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("160") == 4

@@ -14,7 +14,9 @@ def test_foreign_kernels_package_is_refused_in_a_sentence(tmp_path):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.5\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-m", "harness.run"], env=environment, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.run"], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 2 and "pip uninstall kernels" in done.stderr and "Traceback" not in done.stderr
 
 

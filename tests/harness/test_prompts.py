@@ -19,7 +19,9 @@ def bpe() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     tokenizer.train_from_iterator([NOVEL, needles.HEADER, " ".join(needles.NOISE)], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
@@ -95,7 +97,11 @@ def test_text_haystack_is_the_users_text(encode, novel):
 
 def test_missing_or_empty_text_is_a_users_mistake(encode, tmp_path):
     (tmp_path / "empty").write_text(" \n")
-    for text, word in ((None, "task.retrieval.text=FILE"), ("absent.txt", "cannot be read"), (str(tmp_path / "empty"), "no text")):
+    for text, word in (
+        (None, "task.retrieval.text=FILE"),
+        ("absent.txt", "cannot be read"),
+        (str(tmp_path / "empty"), "no text"),
+    ):
         with pytest.raises(UserError, match=word):
             make(encode, haystack="text", text=text)
 
@@ -110,7 +116,13 @@ def test_cached_data_is_built_once_and_keyed_by_all_it_depends_on(encode, tmp_pa
 
     assert list(prompts.cached(tmp_path, never, "t", **arguments)) == list(first)
     folders = {p.name for p in tmp_path.iterdir()}
-    for change in ({"samples": 5}, {"data_seed": 1}, {"context": 255}, {"haystack": "text", "text": novel}, {"depths": [0.5]}):
+    for change in (
+        {"samples": 5},
+        {"data_seed": 1},
+        {"context": 255},
+        {"haystack": "text", "text": novel},
+        {"depths": [0.5]},
+    ):
         prompts.cached(tmp_path, encode, "t", **{**arguments, **change})
     prompts.cached(tmp_path, encode, "another tokenizer", **arguments)
     assert len({p.name for p in tmp_path.iterdir()} - folders) == 6

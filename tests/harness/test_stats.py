@@ -54,7 +54,9 @@ def test_mean_of_a_known_sample():
 
 
 def test_paired_difference_uses_common_samples_only():
-    found = paired_difference({0: 1.0, 1: 0.0, 9: 1.0}, {0: 0.0, 1: 0.0, 5: 1.0}, dict.fromkeys(range(10), 0), clustered=False)
+    found = paired_difference(
+        {0: 1.0, 1: 0.0, 9: 1.0}, {0: 0.0, 1: 0.0, 5: 1.0}, dict.fromkeys(range(10), 0), clustered=False
+    )
     assert found.n == 2 and found.value == 0.5
     assert paired_difference({0: 1.0}, {1: 1.0}, {}, clustered=False) is None
 
@@ -73,7 +75,9 @@ def test_detectable_difference_is_detected_with_the_stated_power():
     for _ in range(300):
         reference = np.ones(n)
         this = (rng.random(n) >= drop).astype(float)
-        found = paired_difference(dict(enumerate(this)), dict(enumerate(reference)), dict.fromkeys(range(n), 0), clustered=False)
+        found = paired_difference(
+            dict(enumerate(this)), dict(enumerate(reference)), dict.fromkeys(range(n), 0), clustered=False
+        )
         detected += found.high < 0
         stated.append(found.detectable)
     assert np.mean(stated) < drop and detected / 300 > 0.8

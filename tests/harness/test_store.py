@@ -47,7 +47,7 @@ def test_fifty_kills_lose_nothing_and_change_nothing(tmp_path):
         rows = store(tmp_path).rows()
         assert reported <= set(rows)  # whatever was reported as written is there
         assert all(row == {"key": key, "score": (key * 7919) % 13} for key, row in rows.items())
-    assert 50 < len(reported)  # the kills fell into the writing
+    assert len(reported) > 50  # the kills fell into the writing
     subprocess.run([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.DEVNULL, check=True)
     assert list(store(tmp_path).rows()) == list(range(4000))
     assert store(tmp_path).status() == "ok"

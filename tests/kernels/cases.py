@@ -14,7 +14,7 @@ RULES = [
     "alibi", "window", "count/gamma", "rb/gamma", "exact/gamma", "count/systematic", "rb/systematic",
     "exact/systematic", "count/fixed", "exact/fixed",
 ]  # fmt: skip
-# (keys, queries, q_offset): whole odd lengths, one token, decoding, few queries at the end, a chunk in the middle
+# (keys, queries, slot of the first query): odd lengths, one token, decoding, few queries at the end, a middle chunk
 SHAPES = [(1, 1, None), (129, 129, None), (203, 203, None), (187, 1, None), (150, 7, None), (201, 70, 64)]
 FACTORS = {
     "rule": RULES,
@@ -103,7 +103,10 @@ class Case:
         return q, k, v
 
     def options(self) -> dict:
-        return {"causal": self.causal, "q_offset": self.shape[2], "padding": self.pads()}
+        pads, offset = self.pads(), self.shape[2]
+        if pads is not None and offset is not None:
+            offset = offset - pads  # the shape counts slots, the kernels' offset counts tokens
+        return {"causal": self.causal, "q_offset": offset, "padding": pads}
 
 
 def pairwise(factors: dict[str, list]) -> list[Case]:

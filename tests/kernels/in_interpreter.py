@@ -36,9 +36,9 @@ def test_matrix(case: Case):
 def test_decoding_gives_the_same_for_every_split(rule: str, splits: int):
     case = Case(rule=rule, heads=(3, 1), slopes="spread", shape=(150, 7, None), padding="left")
     q, k, v = case.inputs()
-    rows = (143 + torch.arange(7) - case.pads()[:, None]).clamp_min(0).reshape(-1)
-    tables = build_row_tables(case.weights(), rows)
-    out, lse = decode(q, k, v, tables, case.pads().tolist(), scale=0.25, offset=143, splits=splits)
+    starts = 143 - case.pads()
+    tables = build_row_tables(case.weights(), (starts[:, None] + torch.arange(7)).reshape(-1))
+    out, lse = decode(q, k, v, tables, case.pads().tolist(), starts.tolist(), scale=0.25, splits=splits)
     true_out, true_lse = attend(q, k, v, case.weights(), kernel="exact", return_lse=True, **case.options())
     assert (out - true_out).abs().max() < 2e-5 and (lse - true_lse).abs().max() < 2e-5
 

@@ -36,6 +36,7 @@ def call(q=(1, 4, 9, 8), k=(1, 4, 9, 8), v=None, dtypes=(torch.float32,) * 3, we
         ({"q": (1, 4, 10, 8)}, "pass k and v of the whole sequence"),
         ({"q_offset": 1}, "q_offset that belongs to them"),
         ({"q_offset": -1}, "do not lie among the 9 keys"),
+        ({"q_offset": torch.tensor([0, 0])}, "one for each of the 1 sequences"),
     ],
 )
 def test_attend(mistake, hint):

@@ -131,6 +131,18 @@ def test_padded_sequence_equals_the_sequence_alone(rule, kernel):
 
 
 @pytest.mark.parametrize("kernel", ["exact", "sdpa"])
+def test_offset_counts_tokens_not_slots(kernel):
+    """The same tokens asked for by one offset, whatever the padding before them."""
+    q, k, v = inputs()
+    whole = attend(q, k, v, RULES["count"], kernel=kernel, padding=torch.tensor([0, 12]))
+    shifted = torch.stack([q[0, :, 5:9], q[1, :, 17:21]])
+    for offset in (5, torch.tensor([5, 5])):
+        part = attend(shifted, k, v, RULES["count"], kernel=kernel, padding=torch.tensor([0, 12]), q_offset=offset)
+        assert (part[0] - whole[0, :, 5:9]).abs().max() < 1e-12
+        assert (part[1] - whole[1, :, 17:21]).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("kernel", ["exact", "sdpa"])
 def test_rows_of_a_middle_chunk_equal_the_whole(kernel):
     q, k, v = inputs()
     for weights in RULES.values():
