@@ -19,7 +19,7 @@ CHOSEN = [
     *(Configuration("dq", cap, law) for cap in (80, 90) for law in ("linear", "rb", "count")),
     *(Configuration("dkdv", 90, law) for law in ("rb", "count")),
     *(Configuration("decode", 90, law) for law in ("rb", "count")),
-    Configuration("forward", 90, "count", masks=64),
+    Configuration("forward", 90, "rb", masks=64),
     Configuration("forward", 90, "count", causal=False),
 ]
 TWO_BLOCKS = {"linear", "rb", "count"}  # with up to 32 masks, causal
