@@ -6,7 +6,7 @@ from kernels.exact import attend_exact
 from kernels.sdpa import attend_sdpa
 from kernels.weights import Weights
 
-KERNELS = ("auto", "exact", "sdpa")
+KERNELS = ("auto", "exact", "sdpa", "flex", "triton")
 
 
 def attend(
@@ -27,7 +27,8 @@ def attend(
     Args:
         q: (batch, heads, queries, head_dim); k, v: (batch, kv_heads, keys, head_dim), kv_heads dividing heads.
         scale: default 1/sqrt(head_dim).
-        kernel: "exact" (dense, fp32 or fp64), "sdpa" (visited pairs only), "auto".
+        kernel: "exact" (dense, fp32 or fp64), "sdpa" (visited pairs only), "flex" (FlexAttention, compiled at the
+            first call of a kind), "triton" (one fused pass, on a GPU), "auto" (triton on CUDA where it can, else sdpa).
         q_offset: token coordinate of q's first row, one number or (batch,); default keys - queries - padding, as in
             decoding with a cache. The queries must lie among the keys; negative coordinates are padding.
         padding: (batch,) how many leading slots of k are padding. Token coordinates count from the first real token,
@@ -55,12 +56,27 @@ def attend(
                 f"Queries at tokens {slot - pad} .. {slot - pad + queries - 1} do not lie among the {keys - pad} keys: "
                 "pass k and v of the whole sequence, or the q_offset that belongs to them."
             )
+    if kernel == "triton" or (kernel == "auto" and q.is_cuda):
+        from kernels.triton_attend import attend_triton, obstacle  # triton exists on Linux only
+
+        reason = obstacle(q, weights)
+        if reason and kernel == "triton":
+            raise ValueError(reason)
+        kernel = "auto" if reason else "triton"
+    if kernel == "triton":
+        starts = [slot - pad for slot, pad in zip(slots, pads, strict=True)]
+        out, lse = attend_triton(q, k, v, weights, scale=scale, causal=causal, starts=starts, pads=pads)
+        return (out, lse) if return_lse else out
 
     def group(rows: list[int] | slice, pad: int, slot: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         inputs = (q[rows], k[rows][:, :, pad:], v[rows][:, :, pad:])
         options = {"scale": scale, "causal": causal, "offset": slot - pad}
         if kernel == "exact":
             return attend_exact(*inputs, weights, **options)
+        if kernel == "flex":
+            from kernels.flex import attend_flex  # its import takes seconds
+
+            return attend_flex(*inputs, weights, **options, need_lse=return_lse)
         return attend_sdpa(*inputs, weights, **options, need_lse=return_lse)
 
     places = list(zip(pads, slots, strict=True))

@@ -1,0 +1,163 @@
+"""Compile the Triton kernels ahead of time, without a GPU, and hold what the compiler says to a committed record.
+
+`python -m kernels.aot` compiles every configuration for sm_80 and sm_90 and compares with docs/results/aot.json;
+`--write` renews the record. Registers, spills and shared memory decide how many blocks share a multiprocessor.
+"""
+
+import argparse
+import itertools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels.triton_autograd import constants_of
+from kernels.triton_backward import key_kernel, query_kernel
+from kernels.triton_decode import COLUMNS, ROWS, decode_kernel
+from kernels.triton_forward import forward_kernel
+from kernels.triton_weights import constants, tile_of
+
+RECORD = Path(__file__).parents[1] / "docs/results/aot.json"
+KERNELS = {"forward": forward_kernel, "decode": decode_kernel, "dq": query_kernel, "dkdv": key_kernel}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+TENSORS = {"Q", "K", "V", "Out", "Dout", "Dq", "Dk", "Dv"}
+FLOATS = {"Lse", "Delta", "Part", "Slope", "Bias", "Share"}
+# a multiprocessor of sm_90: registers, and bytes of shared memory of which every block reserves 1 KiB for the system
+REGISTERS, SHARED = 65536, 233472
+TOLERANCE = {"registers": 0.05, "shared": 0.0, "instructions": 0.1, "mma": 0.0}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One compilation: `cap` is the compute capability times ten, `dtype` Triton's name of the inputs' type."""
+
+    kernel: str
+    cap: int
+    law: str
+    dim: int = 128
+    dtype: str = "bf16"
+    masks: int = 16
+    causal: bool = True
+
+    @property
+    def id(self) -> str:
+        masks = f"-S{self.masks}" if self.law not in ("linear", "distance") else ""
+        rows = "" if self.causal else "-both"
+        return f"{self.kernel}-sm{self.cap}-{self.law}{masks}-d{self.dim}-{self.dtype}{rows}"
+
+
+def every() -> list[Configuration]:
+    """All configurations that are recorded."""
+    laws, caps = ("linear", "rb", "distance", "count", "sum"), (80, 90)
+    found = []
+    for cap, law in itertools.product(caps, laws):
+        found += [Configuration("forward", cap, law, dim, dtype) for dim in (64, 128) for dtype in ("bf16", "fp16")]
+        found += [Configuration("forward", cap, law, dim) for dim in (80, 96, 112)]
+        found += [Configuration("forward", cap, law, causal=False), Configuration("forward", cap, law, dtype="fp32")]
+        found += [Configuration(kernel, cap, law, dim) for kernel in ("decode", "dq", "dkdv") for dim in (64, 128)]
+    found += [Configuration("forward", cap, law, masks=64) for cap in caps for law in ("rb", "count", "sum")]
+    return found
+
+
+def build(configuration: Configuration) -> dict:
+    """Compile one configuration: registers of a thread, bytes that it spills, shared memory and warps of a block,
+    instructions, and those of the tensor cores (`mma`), of the kind `unit`: HGMMA is wgmma, HMMA mma.sync."""
+    c = configuration
+    kernel = KERNELS[c.kernel]
+    kind = (c.law, c.masks, c.causal, c.dim, DTYPES[c.dtype], tile_of(DTYPES[c.dtype], c.cap // 10))
+    fixed = constants_of(*kind, keys=c.kernel == "dkdv") if c.kernel in ("dq", "dkdv") else constants(*kind)
+    options = {name: fixed.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
+    if c.kernel == "decode":
+        fixed |= {"ROWS": ROWS, "COLUMNS": COLUMNS}
+        options = {"enable_fp_fusion": True}
+    signature, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in fixed:
+            signature[name] = "constexpr"
+        elif name in TENSORS:
+            signature[name] = f"*{c.dtype}"
+        elif name in FLOATS:
+            signature[name] = "*fp32"
+        elif name[0].isupper():
+            signature[name] = "*i32"
+        else:
+            signature[name] = "fp32" if name.startswith("scale") else "i32"
+        # as at run time: torch aligns memory, and strides of whole tensors are multiples of 16
+        if signature[name].startswith("*") or re.fullmatch("[qkvod]_[bht]|padded", name):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    places = {(i,): fixed[name] for i, name in enumerate(kernel.arg_names) if name in fixed}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", c.cap, 32), options=options)
+    return _resources(compiled)
+
+
+def blocks_per_sm(found: dict) -> int:
+    """Blocks that fit on a multiprocessor of sm_90 with these resources."""
+    registers = -(-found["registers"] // 8) * 8 * 32 * found["warps"]
+    return min(REGISTERS // registers, SHARED // (found["shared"] + 1024))
+
+
+def compare(found: dict, recorded: dict) -> list[str]:
+    """What has become worse or different than the record by more than TOLERANCE, in words."""
+    changes = [f"spilled {recorded['spilled']} -> {found['spilled']} bytes"] * (found["spilled"] > recorded["spilled"])
+    changes += [f"unit {recorded['unit']} -> {found['unit']}"] * (found["unit"] != recorded["unit"])
+    for name, tolerance in TOLERANCE.items():
+        if abs(found[name] - recorded[name]) > tolerance * recorded[name]:
+            changes.append(f"{name} {recorded[name]} -> {found[name]}")
+    return changes
+
+
+def _resources(compiled) -> dict:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _cuobjdump("-res-usage", file.name)
+        code = _cuobjdump("-sass", file.name)
+    kinds = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_]*)", code)
+    unit = "HGMMA" if "HGMMA" in kinds else "HMMA" if "HMMA" in kinds else "none"
+    return {
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "spilled": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "shared": compiled.metadata.shared,
+        "warps": compiled.metadata.num_warps,
+        "instructions": len(kinds),
+        "mma": kinds.count(unit),
+        "unit": unit,
+    }
+
+
+def _cuobjdump(option: str, path: str) -> str:
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    return subprocess.run([tool, option, path], check=True, capture_output=True, text=True).stdout
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="renew docs/results/aot.json")
+    write = parser.parse_args().write
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {"triton": None, "kernels": {}}
+    found, worse = {}, 0
+    for configuration in every():
+        one = found[configuration.id] = build(configuration)
+        known = record["kernels"].get(configuration.id)
+        changes = compare(one, known) if known else ["new"]
+        worse += bool(changes)
+        print(f"{configuration.id:40} {json.dumps(one)} {'; '.join(changes)}", flush=True)
+    if write:
+        lines = [f"    {json.dumps(name)}: {json.dumps(one)}" for name, one in found.items()]
+        versions = f'"triton": {json.dumps(triton.__version__)}'
+        RECORD.write_text(f'{{\n  {versions},\n  "kernels": {{\n' + ",\n".join(lines) + "\n  }\n}\n")
+        return 0
+    return int(worse > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Kernel `flex`: torch's FlexAttention, with the blocks that it visits taken from the weights' reach.
+
+The block mask is built from where each tile of rows begins and ends to see: no n x n mask is ever made. On the CPU
+FlexAttention computes the output only, without log-sum-exp and gradients.
+"""
+
+import functools
+import math
+
+import torch
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+
+from kernels.tables import bias_by_distance, law_of
+from kernels.weights import Weights
+
+BLOCK = 128  # rows and columns of a block, FlexAttention's own default
+KINDS = 64  # kinds of calls (weights, dtypes, shapes) that one process may compile: torch's limit of 8 is soon met
+
+
+def attend_flex(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, need_lse: bool):
+    """As `kernels.exact.attend_exact`, with lse None unless `need_lse`. Raises ValueError for what FlexAttention cannot
+    do on the CPU."""
+    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if q.device.type == "cpu" and (need_lse or differentiated):
+        raise ValueError(
+            "kernel='flex' gives neither a log-sum-exp nor gradients on the CPU, because torch does not: use "
+            "kernel='sdpa'."
+        )
+    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    lse = torch.full(q.shape[:3], -math.inf, device=q.device) if need_lse else None
+    skip = min(max(0, -offset), q.shape[2])  # rows before the first token
+    if skip < q.shape[2] and k.shape[2]:
+        queries, keys = q.shape[2] - skip, k.shape[2]
+        q, k, v = (whole_blocks(x) for x in (q[:, :, skip:], k, v))
+        row = offset + skip + torch.arange(q.shape[2], device=q.device)
+        score_mod = score_of(weights, row, keys, causal)
+        blocks = block_mask(weights, row, keys, causal)
+        options = {"score_mod": score_mod, "block_mask": blocks, "scale": scale, "enable_gqa": q.shape[1] != k.shape[1]}
+        with torch._dynamo.config.patch(recompile_limit=KINDS):
+            if need_lse:
+                whole, extra = compiled()(q, k, v, return_aux=AuxRequest(lse=True), **options)
+                lse[:, :, skip:] = extra.lse[:, :, :queries]
+            else:
+                whole = compiled()(q, k, v, **options)
+        out[:, :, skip:] = whole[:, :, :queries]
+    return out, lse
+
+
+@functools.cache
+def compiled():
+    """FlexAttention compiled whole: a part that torch gave up to compile would compute all n x n scores instead."""
+    return torch.compile(flex_attention, fullgraph=True, dynamic=False)
+
+
+def whole_blocks(x: torch.Tensor) -> torch.Tensor:
+    """x (B, H, T, D) with zeros up to a whole number of blocks: every shape is compiled for by itself, because with
+    symbolic shapes torch 2.13 writes C++ that does not compile."""
+    return F.pad(x, (0, 0, 0, -x.shape[2] % BLOCK))
+
+
+def block_mask(weights: Weights, row: torch.Tensor, keys: int, causal: bool) -> BlockMask:
+    """The blocks that consecutive rows (R,), a whole number of blocks, visit among the keys: an interval for each."""
+    heads = torch.arange(weights.heads, device=row.device)
+    first, last = weights.reach(heads, row.clamp_max(keys - 1)[None].expand(len(heads), -1))
+    last = (row[None].expand(len(heads), -1) if causal else last).clamp(max=keys - 1)
+    low, high = first[:, ::BLOCK] // BLOCK, last[:, BLOCK - 1 :: BLOCK] // BLOCK
+    columns = torch.arange(-(-keys // BLOCK), device=row.device)
+    index = (low[..., None] + columns).clamp_max(len(columns) - 1)
+
+    def visible(b, h, i, j):
+        return (j >= first[h, i]) & (j <= last[h, i])
+
+    return BlockMask.from_kv_blocks(
+        (high - low + 1)[None].int(),
+        index[None].int(),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=visible,
+        seq_lengths=(len(row), len(columns) * BLOCK),
+    )
+
+
+def score_of(weights: Weights, row: torch.Tensor, keys: int, causal: bool):
+    """FlexAttention's score function for rows (R,): the score plus log of the pair's weight."""
+    law, device = law_of(weights), row.device
+    slope = weights.slopes.float().to(device)
+    if law == "linear":
+        return lambda score, b, h, i, j: score - slope[h] * (row[i] - j).abs()
+    heads = torch.arange(weights.heads, device=device)
+    if law in ("rb", "distance"):
+        first, last = weights.reach(heads, row[None].expand(len(heads), -1))
+        last = last.clamp_max(keys - 1) if not causal else last.new_empty(0)
+        bias = bias_by_distance(weights, first, last, row) * math.log(2)
+        bias = F.pad(bias, (0, -bias.shape[1] % BLOCK))
+        farthest = bias.shape[1] - 1
+        return lambda score, b, h, i, j: score + bias[h, (row[i] - j).abs().clamp_max(farthest)]
+    # blocks by their first token: two tokens share a block if it starts alike
+    column = torch.arange(-(-keys // BLOCK) * BLOCK, device=device)
+    own, other = (weights.masks.starts(heads, x[None].expand(len(heads), -1)).int() for x in (row, column))
+    shares = weights.masks.log_weight.exp().div(weights.count).float().to(device)
+
+    def counted(score, b, h, i, j):
+        total = 0.0
+        for s in range(weights.count):
+            total = total + torch.where(own[h, i, s] == other[h, j, s], shares[h, s], 0.0)
+        return score + torch.log(total)
+
+    return counted

@@ -1,0 +1,61 @@
+"""Kernel `triton`: what it can do, its tables, and the choice between the forward pass and decoding."""
+
+import math
+
+import torch
+
+from kernels.tables import MOST, build_row_tables, build_tables
+from kernels.triton_autograd import FusedAttention
+from kernels.triton_decode import ROWS, decode
+from kernels.triton_weights import interpreted, tile_of
+from kernels.weights import PositionalLSH, Weights
+
+WIDEST = 128  # head dimension: a tile of 256 does not leave room for a second block
+
+
+def attend_triton(q, k, v, weights: Weights, *, scale: float, causal: bool, starts: list[int], pads: list[int]):
+    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) without an `obstacle`; `starts` the token of each sequence's first
+    query, negative in padding, `pads` the slots of padding that its keys begin with.
+
+    Returns out like q, and lse (B, H, Tq) float32; rows of padding give 0 and -inf.
+    """
+    tokens = k.shape[2] - min(pads)
+    if tokens == 0 or q.shape[2] == 0:
+        return torch.zeros_like(q), torch.full(q.shape[:3], -math.inf, device=q.device)
+    dtype = q.dtype
+    if interpreted() and dtype == torch.bfloat16:  # its products take the bits of bfloat16 for whole numbers
+        q, k, v = q.float(), k.float(), v.float()
+    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
+    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if causal and q.shape[2] <= ROWS and not differentiated:
+        rows = torch.tensor(starts, device=q.device)[:, None] + torch.arange(q.shape[2], device=q.device)
+        tables = build_row_tables(weights, rows.clamp_min(0).reshape(-1))
+        out, lse = decode(q, k, v, tables, pads, starts, scale=scale)
+    else:
+        tables = build_tables(weights, tokens, tile=tile_of(dtype, capability(q)), causal=causal, device=q.device)
+        out, lse = FusedAttention.apply(q, k, v, tables, pads, starts, scale)
+    return out.to(dtype), lse
+
+
+def capability(q: torch.Tensor) -> int:
+    """Major compute capability of q's GPU, 0 where there is none."""
+    return torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else 0
+
+
+def obstacle(q: torch.Tensor, weights: Weights) -> str | None:
+    """Why this kernel cannot compute the call, in a sentence that says what to do; None if it can."""
+    if q.device.type != "cuda" and not interpreted():
+        return (
+            "kernel='triton' needs a CUDA GPU: use kernel='sdpa' on the CPU, or set TRITON_INTERPRET=1 before Python "
+            "starts to run it, slowly, in Triton's interpreter."
+        )
+    if q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"kernel='triton' takes float16, bfloat16 and float32, not {q.dtype}: use kernel='exact'."
+    if q.shape[3] > WIDEST:
+        return f"kernel='triton' takes head dimensions up to {WIDEST}, not {q.shape[3]}: use kernel='sdpa'."
+    if isinstance(weights, PositionalLSH) and weights.weights == "count" and weights.count > MOST:
+        return (
+            f"kernel='triton' counts at most {MOST} masks, not {weights.count}: use fewer masks, weights 'rb', or "
+            "kernel='sdpa'."
+        )
+    return None

@@ -1,0 +1,83 @@
+"""Kernel `triton` as a function that torch can differentiate."""
+
+import torch
+
+from kernels.tables import LOG2E, Tables
+from kernels.triton_backward import key_kernel, query_kernel
+from kernels.triton_forward import forward
+from kernels.triton_weights import constants, on_device, pointers, width_of
+
+
+class FusedAttention(torch.autograd.Function):
+    """`kernels.triton_forward.forward` with gradients for q, k and v, through out and through lse."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, tables: Tables, pads: list[int], starts: list[int], scale: float):
+        out, lse = forward(q, k, v, tables, pads, starts, scale=scale)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.rest = tables, pads, starts, scale
+        return out, lse
+
+    @staticmethod
+    def backward(ctx, dout, dlse):
+        gradients = backward(*ctx.saved_tensors, dout, dlse, *ctx.rest)
+        return *gradients, None, None, None, None
+
+
+def backward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    dout: torch.Tensor,
+    dlse: torch.Tensor,
+    tables: Tables,
+    pads: list[int],
+    starts: list[int],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients like q, k and v from those of out (B, H, Tq, D) and lse (B, H, Tq); padding gets 0."""
+    batch, heads, queries, dim = q.shape
+    kv_heads, keys, tile = k.shape[1], k.shape[2], tables.tile
+    dout = dout if dout.stride(3) == 1 else dout.contiguous()
+    delta = ((dout.float() * out.float()).sum(-1) - dlse).contiguous()
+    dq = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    # one for each query head, to be summed over those that share a key head
+    dk, dv = (torch.zeros(batch, heads, keys, dim, dtype=q.dtype, device=q.device) for _ in range(2))
+    since, until = visitors(tables)
+    inputs = (q, k, v, dout)
+    strides = [stride for x in inputs for stride in x.stride()[:3]]
+    sizes = (heads, heads // kv_heads, queries, keys, tables.first.shape[1], tables.bias.shape[-1])
+    common = (on_device(pads, q), on_device(starts, q), *pointers(tables), *strides, *sizes, scale, scale * LOG2E)
+    kind = (tables.law, tables.masks, tables.causal, dim, q.dtype, tile)
+    query_kernel[(batch, (queries + 2 * tile - 2) // tile, heads)](
+        *inputs, dq, lse, delta, *common, **constants_of(*kind, keys=False)
+    )
+    key_kernel[(batch, tables.first.shape[1] // tile, heads)](
+        *inputs, dk, dv, lse, delta, since, until, *common, **constants_of(*kind, keys=True)
+    )
+    if heads != kv_heads:
+        dk, dv = (x.view(batch, kv_heads, -1, keys, dim).float().sum(2).to(q.dtype) for x in (dk, dv))
+    return dq, dk, dv
+
+
+def visitors(tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first row that visits each tile of keys, and the row after the last: two (H, tiles) int32."""
+    heads, padded = tables.first.shape
+    begin = torch.arange(0, padded, tables.tile, device=tables.first.device, dtype=torch.int32).expand(heads, -1)
+    end = begin + (tables.tile - 1)
+    until = torch.searchsorted(tables.first, end.contiguous(), right=True)
+    since = begin if tables.causal else torch.searchsorted(tables.last, begin.contiguous())
+    return since.int().contiguous(), until.int()
+
+
+def constants_of(law: str, masks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int, *, keys: bool) -> dict:
+    """`constants` of the backward kernels, the one over tiles of `keys` or that over tiles of rows."""
+    wide = width_of(dim) == 128
+    fixed = constants(law, masks, causal, dim, dtype, tile)
+    # a whole tile of the other side, beside accumulators and inputs of its own, would spill
+    fixed["STEP"] = tile // 2 if wide else tile
+    if keys and wide and tile == 64:
+        fixed["num_warps"] = 8
+    return fixed

@@ -1,0 +1,159 @@
+"""Kernel `triton`, decoding: a few query rows at the end of a long cache, the keys split over programs.
+
+One sequence and head would otherwise be one program on one multiprocessor. Every head splits what it reaches, not the
+whole cache, and a key that no row of the call reaches is never read. The parts are merged by their log-sum-exp.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.tables import LOG2E, RowTables
+from kernels.triton_weights import (
+    HIDDEN,
+    LN2,
+    by_distance,
+    clear_padding,
+    counts,
+    interpreted,
+    load_tile,
+    on_device,
+    precision_of,
+    scales,
+    width_of,
+)
+
+ROWS = 16  # query rows of a program, the least that a matrix product takes
+COLUMNS = 64  # keys of a tile
+PROGRAMS = 528  # wanted at least: four for each multiprocessor of an H100
+
+
+@triton.jit
+def decode_kernel(
+    Q, K, V, Part, Lse, Pad, Start, First, Starts, Slope, Bias, Share,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
+    heads, group, queries, reach, scale2,
+    LAW: tl.constexpr, MASKS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Grid (splits, batch, heads). Part (batch, heads, queries, splits, DIM) and Lse (the same without DIM), float32,
+    dense: the attention over the keys of one split and its log-sum-exp in base 2. The other pointers are those of
+    `RowTables`, whose rows are the queries of the first sequence, then of the second, and so on."""
+    split, splits = tl.program_id(0), tl.num_programs(0)
+    sequence, head = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    pad = tl.load(Pad + sequence)
+    start = tl.load(Start + sequence)
+    place = tl.arange(0, ROWS)
+    rows = start + place
+    mine = place < queries
+    table = (head * tl.num_programs(1) + sequence) * queries
+    first = tl.load(First + table + place, mask=mine, other=2147483647)
+
+    lowest, stop = tl.load(First + table), start + queries
+    each = tl.cdiv(tl.cdiv(tl.maximum(stop - lowest, 0), COLUMNS), splits) * COLUMNS
+    begin = lowest + split * each
+    stop = tl.minimum(begin + each, stop)
+
+    q = load_tile(Q + sequence * q_b + head * q_h, q_t, mine, False, DIM, WIDE, ROWS)
+    key_base = K + sequence * k_b + (head // group) * k_h + pad.to(tl.int64) * k_t
+    value_base = V + sequence * v_b + (head // group) * v_h + pad.to(tl.int64) * v_t
+    slope = 0.0
+    if (LAW == "linear") or (LAW == "rb"):
+        slope = tl.load(Slope + head)
+    top = tl.full([ROWS], HIDDEN, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, WIDE], tl.float32)
+    for j0 in range(begin, stop, COLUMNS):
+        columns = j0 + tl.arange(0, COLUMNS)
+        here = columns < stop
+        k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, COLUMNS)
+        v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, COLUMNS)
+        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+        seen = here[None, :] & (columns[None, :] <= rows[:, None]) & (columns[None, :] >= first[:, None])
+        if counts(LAW):
+            factor = tl.zeros([ROWS, COLUMNS], tl.float32)
+            for s in tl.static_range(MASKS):
+                begun = tl.load(Starts + (table + place) * MASKS + s, mask=mine, other=2147483647)
+                share = 1.0
+                if LAW == "sum":
+                    share = tl.load(Share + head * MASKS + s)
+                factor += tl.where(columns[None, :] >= begun[:, None], share, 0.0)
+            score = tl.where(seen, score, HIDDEN)
+        else:
+            score, factor = by_distance(score, rows, columns, seen, slope, Bias + head * reach, start, j0, LAW, MASKS)
+        higher = tl.maximum(top, tl.max(score, 1))
+        # a split may hold no key that a row sees: its scores are all HIDDEN then, and no more than their maximum
+        p = tl.where(seen, tl.exp2(score - higher[:, None]), 0.0)
+        if scales(LAW):
+            p = p * factor
+        shrink = tl.exp2(top - higher)
+        total = total * shrink + tl.sum(p, 1)
+        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+        top = higher
+    some = total > 0
+    total = tl.where(some, total, 1.0)
+    lse = tl.where(some, top + tl.log2(total), HIDDEN)
+    if counts(LAW):
+        lse -= tl.log2(MASKS * 1.0)
+    to = ((sequence * heads + head) * queries + place) * splits + split
+    tl.store(Lse + to, lse, mask=mine)
+    dims = tl.arange(0, WIDE)
+    tl.store(Part + to[:, None] * DIM + dims[None, :], acc / total[:, None], mask=mine[:, None] & (dims < DIM)[None, :])
+
+
+@triton.jit
+def merge_kernel(
+    Part, Lse, Out, Whole, o_b, o_h, o_t, heads, queries, splits,
+    DIM: tl.constexpr, WIDE: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Grid (batch, heads, queries): the parts of one row, Whole (batch, heads, queries) its log-sum-exp in base e."""
+    sequence, head, query = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    row = (sequence * heads + head) * queries + query
+    split, dims = tl.arange(0, SPLITS), tl.arange(0, WIDE)
+    lse = tl.load(Lse + row * splits + split, mask=split < splits, other=HIDDEN)
+    top = tl.max(lse, 0)
+    weight = tl.exp2(lse - top)
+    kept = (split < splits)[:, None] & (dims < DIM)[None, :]
+    part = tl.load(Part + (row * splits + split)[:, None] * DIM + dims[None, :], mask=kept, other=0.0)
+    total = tl.sum(weight, 0)
+    out = tl.sum(part * weight[:, None], 0) / total
+    tl.store(Out + sequence * o_b + head * o_h + query * o_t + dims, out.to(Out.dtype.element_ty), mask=dims < DIM)
+    tl.store(Whole + row, (top + tl.log2(total)) * LN2)
+
+
+def decode(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    tables: RowTables,
+    pads: list[int],
+    starts: list[int],
+    *,
+    scale: float,
+    splits: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `kernels.triton_forward.forward` for at most ROWS causal queries. `tables` for the tokens of all queries of
+    all sequences in turn, (B * Tq), those of padding as token 0. `splits`: by default as many as fill the GPU."""
+    batch, heads, queries, dim = q.shape
+    assert queries <= ROWS and tables.first.shape == (heads, batch * queries)
+    if splits is None:
+        splits = min(triton.cdiv(k.shape[2], COLUMNS), triton.cdiv(PROGRAMS, batch * heads))
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    whole = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    lse = torch.empty(*q.shape[:3], splits, dtype=torch.float32, device=q.device)
+    part = torch.empty(*q.shape[:3], splits, dim, dtype=torch.float32, device=q.device)
+    named = (getattr(tables, name) for name in ("first", "starts", "slope", "bias", "share"))
+    decode_kernel[(splits, batch, heads)](
+        q, k, v, part, lse, on_device(pads, q), on_device(starts, q),
+        *(x if x.numel() else tables.first for x in named),
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        heads, heads // k.shape[1], queries, tables.bias.shape[-1], scale * LOG2E,
+        LAW=tables.law, MASKS=tables.masks, DIM=dim, WIDE=width_of(dim), ROWS=ROWS,
+        COLUMNS=32 if interpreted() else COLUMNS, PRECISION=precision_of(q.dtype),
+        enable_fp_fusion=True,
+    )  # fmt: skip
+    merge_kernel[(batch, heads, queries)](
+        part, lse, out, whole, *out.stride()[:3], heads, queries, splits,
+        DIM=dim, WIDE=width_of(dim), SPLITS=triton.next_power_of_2(splits), enable_fp_fusion=True,
+    )  # fmt: skip
+    return clear_padding(out, whole, starts)

@@ -1,0 +1,176 @@
+"""Kernel `triton`, forward: one pass over the union of the masks, a tile of query rows to a program.
+
+A program takes the diagonal tile first, so that every row has a finite maximum from then on, and then only the tiles
+that some mask reaches. Heads that visit much and late tiles start first. Positions are tokens: padding moves pointers.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.tables import LOG2E, Tables
+from kernels.triton_weights import (
+    HIDDEN,
+    LN2,
+    clear_padding,
+    constants,
+    counts,
+    far,
+    holding,
+    load_tile,
+    near,
+    on_device,
+    pointers,
+    scales,
+)
+
+
+@triton.jit
+def _absorb(
+    acc, total, top, score, factor, value,
+    LAW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The running softmax (acc, total, top) with one more tile of base-2 scores and the factors of its exponentials."""
+    higher = tl.maximum(top, tl.max(score, 1))
+    p = tl.exp2(score - higher[:, None])
+    if scales(LAW):
+        p = p * factor
+    shrink = tl.exp2(top - higher)
+    total = total * shrink + tl.sum(p, 1)
+    acc = tl.dot(p.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
+    return acc, total, higher
+
+
+@triton.jit
+def forward_kernel(
+    Q, K, V, Out, Lse, Pad, Start, Order, First, Last, Slope, Bias, Planes, Corners, Share,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,
+    heads, group, queries, keys, padded, reach, scale2,
+    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
+    TILE: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """Grid (batch, tiles of rows, heads). Q, K, V, Out: strides of sequence, head and token in elements, the last
+    dimension dense; Lse (batch, heads, queries) dense. Pad, Start (batch,) int32: the slots of padding before the
+    keys, and the token of the first query. The other pointers are those of `Tables`, `reach` the width of
+    its bias and `padded` its N."""
+    WORDS: tl.constexpr = (MASKS + 31) // 32
+    sequence = tl.program_id(0).to(tl.int64)
+    head = tl.load(Order + tl.program_id(2)).to(tl.int64)
+    pad = tl.load(Pad + tl.program_id(0))
+    start = tl.load(Start + tl.program_id(0))
+    tokens = keys - pad
+    tile = tl.maximum(start, 0) // TILE + tl.num_programs(1) - 1 - tl.program_id(1)
+    i0 = tile * TILE
+    if i0 >= start + queries:
+        return
+    place = tl.arange(0, TILE)
+    rows = i0 + place
+    mine = (rows >= start) & (rows < start + queries)
+    key_base = K + sequence * k_b + (head // group) * k_h + pad.to(tl.int64) * k_t
+    value_base = V + sequence * v_b + (head // group) * v_h + pad.to(tl.int64) * v_t
+    query_base = Q + sequence * q_b + head * q_h + (i0 - start).to(tl.int64) * q_t
+    q = load_tile(query_base, q_t, mine, False, DIM, WIDE, TILE)
+
+    first_of = First + head * padded
+    lowest = tl.load(first_of + i0) // TILE * TILE
+    first = tl.load(first_of + rows)
+    last = rows
+    if not CAUSAL:
+        last = tl.load(Last + head * padded + rows)
+    slope = 0.0
+    if (LAW == "linear") or (LAW == "rb"):
+        slope = tl.load(Slope + head)
+    bias = Bias + head * reach
+    planes = Planes + head * padded
+    corner = Corners + (head * (padded // TILE) + tile) * (4 * WORDS * 32)
+    share = Share + head * (WORDS * 32)
+
+    # the diagonal tile
+    here = rows < tokens
+    k = load_tile(key_base + i0.to(tl.int64) * k_t, k_t, here, False, DIM, WIDE, TILE)
+    v = load_tile(value_base + i0.to(tl.int64) * v_t, v_t, here, False, DIM, WIDE, TILE)
+    score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+    seen = here[None, :] & (rows[None, :] <= last[:, None]) & (rows[None, :] >= first[:, None])
+    score, factor = near(
+        score, rows, rows, seen, slope, bias, planes, heads * padded.to(tl.int64), share, i0, LAW, MASKS, TILE, ASM
+    )
+    top = tl.full([TILE], HIDDEN, tl.float32)
+    total = tl.zeros([TILE], tl.float32)
+    acc = tl.zeros([TILE, WIDE], tl.float32)
+    acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+
+    # tiles before it: every key is a token, and none lies after a row
+    word, word_2 = rows, rows
+    if counts(LAW):
+        word = holding(corner, rows, 0, MASKS, False)
+        if MASKS > 32:
+            word_2 = holding(corner, rows, 1, MASKS, False)
+    for j0 in tl.range(lowest, i0, TILE):
+        columns = j0 + place
+        k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, True, DIM, WIDE, TILE)
+        v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, True, DIM, WIDE, TILE)
+        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+        seen = columns[None, :] >= first[:, None]
+        score, factor = far(
+            score, rows, columns, seen, slope, bias, share, word, word_2, corner, i0, j0, LAW, MASKS, True, False, ASM
+        )
+        acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+
+    # tiles after it
+    if not CAUSAL:
+        corner += 2 * WORDS * 32
+        if counts(LAW):
+            word = holding(corner, rows, 0, MASKS, True)
+            if MASKS > 32:
+                word_2 = holding(corner, rows, 1, MASKS, True)
+        highest = tl.minimum(tl.load(Last + head * padded + i0 + TILE - 1), tokens - 1)
+        for j0 in tl.range(i0 + TILE, highest + 1, TILE):
+            columns = j0 + place
+            here = columns < tokens
+            k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, TILE)
+            v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, TILE)
+            score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+            seen = here[None, :] & (columns[None, :] <= last[:, None])
+            score, factor = far(
+                score, rows, columns, seen, slope, bias, share, word, word_2, corner, i0, j0,
+                LAW, MASKS, False, True, ASM,
+            )  # fmt: skip
+            acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+
+    dims = tl.arange(0, WIDE)
+    total = tl.where(mine, total, 1.0)
+    to = Out + sequence * o_b + head * o_h + (i0 - start).to(tl.int64) * o_t + place[:, None] * o_t + dims[None, :]
+    tl.store(to, (acc / total[:, None]).to(Out.dtype.element_ty), mask=mine[:, None] & (dims < DIM)[None, :])
+    lse = top + tl.log2(total)
+    if counts(LAW):
+        lse -= tl.log2(MASKS * 1.0)
+    tl.store(Lse + (sequence * heads + head) * queries + (rows - start), lse * LN2, mask=mine)
+
+
+def forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    tables: Tables,
+    pads: list[int],
+    starts: list[int],
+    *,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) with dense last dimensions, `pads` the slots of padding that each
+    sequence's keys begin with, `starts` the token of its first query; `tables` for all tokens.
+
+    Returns out like q, and lse (B, H, Tq) float32; rows of padding give 0 and -inf.
+    """
+    batch, heads, queries, dim = q.shape
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    grid = (batch, (queries + 2 * tables.tile - 2) // tables.tile, heads)
+    forward_kernel[grid](
+        q, k, v, out, lse, on_device(pads, q), on_device(starts, q), *pointers(tables),
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
+        heads, heads // k.shape[1], queries, k.shape[2], tables.first.shape[1],
+        tables.bias.shape[-1], scale * LOG2E,
+        **constants(tables.law, tables.masks, tables.causal, dim, q.dtype, tables.tile),
+    )  # fmt: skip
+    return clear_padding(out, lse, starts)

@@ -1,0 +1,139 @@
+"""Kernel `triton` in Triton's interpreter. Not collected by itself: test_triton.py runs it in a process where
+TRITON_INTERPRET=1, which would otherwise change every other test of the process."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import FACTORS, Case, pairwise
+from test_matrix import test_kernel_agrees_with_the_oracle as agree
+
+from kernels import PositionalLSH, alibi_slopes, attend, check
+from kernels.tables import build_row_tables
+from kernels.triton_decode import decode
+
+# the interpreter takes a millisecond for every few operations on a tile: few heads, short contexts
+CASES = pairwise(
+    FACTORS
+    | {
+        "masks": [1, 5, 16, 33, 64],
+        "heads": [(1, 1), (4, 2), (3, 1)],
+        "shape": [(1, 1, None), (131, 131, None), (150, 1, None), (150, 7, None), (161, 50, 64)],
+        "dim": [16, 24, 32],
+    }
+)
+LAWS = ["alibi", "rb/gamma", "rb/systematic", "count/gamma", "count/systematic"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.id}-d{case.dim}")
+def test_matrix(case: Case):
+    agree(case, "triton")
+
+
+@pytest.mark.parametrize("rule", LAWS)
+@pytest.mark.parametrize("splits", [1, 2, 5])
+def test_decoding_gives_the_same_for_every_split(rule: str, splits: int):
+    case = Case(rule=rule, heads=(3, 1), slopes="spread", shape=(150, 7, None), padding="left")
+    q, k, v = case.inputs()
+    starts = 143 - case.pads()
+    tables = build_row_tables(case.weights(), (starts[:, None] + torch.arange(7)).reshape(-1))
+    out, lse = decode(q, k, v, tables, case.pads().tolist(), starts.tolist(), scale=0.25, splits=splits)
+    true_out, true_lse = attend(q, k, v, case.weights(), kernel="exact", return_lse=True, **case.options())
+    assert (out - true_out).abs().max() < 2e-5 and (lse - true_lse).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("rule", ["window", "count/gamma", "rb/gamma"])
+def test_decoding_reads_no_key_out_of_reach(rule: str):
+    case = Case(rule=rule, heads=(2, 2), masks=4, shape=(187, 3, None))
+    weights = case.weights()
+    q, k, v = case.inputs()
+    true = attend(q, k, v, weights, kernel="exact")
+    first, _ = weights.reach(torch.arange(2), torch.full((2, 1), 184))
+    assert bool((first > 0).any())
+    for head in range(2):
+        k[:, head, : first[head, 0]] = math.nan
+        v[:, head, : first[head, 0]] = math.nan
+    assert (attend(q, k, v, weights, kernel="triton") - true).abs().max() < 2e-5
+
+
+def test_prefill_in_chunks_is_prefill():
+    case = Case(heads=(3, 3), shape=(131, 131, None))
+    q, k, v = case.inputs()
+    weights = case.weights()
+    whole = attend(q, k, v, weights, kernel="triton")
+    for begin, stop in ((0, 41), (41, 57), (57, 131)):
+        part = attend(
+            q[:, :, begin:stop], k[:, :, :stop], v[:, :, :stop], weights, kernel="triton", q_offset=begin
+        )
+        assert (part - whole[:, :, begin:stop]).abs().max() < 2e-5
+
+
+BACKWARD = pairwise(
+    {
+        "rule": ["window", "exact/gamma", "rb/gamma", "rb/systematic", "count/gamma", "count/systematic"],
+        "masks": [4, 33],
+        "heads": [(2, 1), (2, 2)],
+        "slopes": ["press", "spread"],
+        "shape": [(75, 75, None), (90, 41, 37), (70, 5, None)],
+        "padding": ["none", "left", "all"],
+        "causal": [True, False],
+        "layout": ["plain", "transposed", "poisoned"],
+        "dim": [16, 80],  # half a tile at a time from 65 upwards
+    }
+)
+
+
+@pytest.mark.parametrize("case", BACKWARD, ids=lambda case: f"{case.id}-d{case.dim}")
+def test_gradients(case: Case):
+    weights, inputs = case.weights(), [x.requires_grad_() for x in case.inputs()]
+    (keys, queries, offset), generator = case.shape, torch.Generator().manual_seed(3)
+    toward = torch.randn(inputs[0].shape, generator=generator)
+    slant = torch.randn(inputs[0].shape[:3], generator=generator)
+    out, lse = attend(*inputs, weights, kernel="triton", return_lse=True, **case.options())
+    real = lse > -math.inf
+    mine = torch.autograd.grad((out * toward).sum() + (lse[real] * slant[real]).sum(), inputs)
+    for i, pad in enumerate([0] if case.pads() is None else case.pads().tolist()):
+        # the oracle without the padding, which has no gradient there
+        first = keys - queries if offset is None else offset
+        skip = min(max(0, pad - first), queries)
+        real = [slice(skip, None), slice(pad, None), slice(pad, None)]
+        for gradient, slots in zip(mine, real, strict=True):
+            assert not bool(gradient[i, :, : slots.start].any())
+        if skip == queries:
+            continue
+        own = [x[i : i + 1, :, slots].detach().double().requires_grad_() for x, slots in zip(inputs, real, strict=True)]
+        options = {"causal": case.causal, "q_offset": first + skip - pad, "return_lse": True, "kernel": "exact"}
+        true_out, true_lse = attend(*own, weights, **options)
+        loss = (true_out * toward[i, :, skip:]).sum() + (true_lse * slant[i, :, skip:]).sum()
+        for gradient, slots, expected in zip(mine, real, torch.autograd.grad(loss, own), strict=True):
+            assert (gradient[i, :, slots] - expected[0]).abs().max() < 2e-5
+
+
+def test_what_it_cannot_do_is_said():
+    case = Case(heads=(2, 2), shape=(33, 33, None))
+    double, wide = replace(case, dtype=torch.float64), replace(case, dim=160)
+    for wrong, hint in ((double, "float16, bfloat16"), (wide, "up to 128")):
+        with pytest.raises(ValueError, match=hint):
+            attend(*wrong.inputs(), wrong.weights(), kernel="triton")
+
+
+def test_a_head_may_have_hundreds_of_masks():
+    case = Case(heads=(2, 2), shape=(90, 90, None))
+    weights = PositionalLSH.draw(case.slope_list(), 100, seed=0)
+    with pytest.raises(ValueError, match="at most 64 masks"):
+        attend(*case.inputs(), weights, kernel="triton")
+    rb = PositionalLSH.draw(case.slope_list(), 100, seed=0, weights="rb")
+    q, k, v = case.inputs()
+    assert (attend(q, k, v, rb, kernel="triton") - attend(q, k, v, rb, kernel="exact")).abs().max() < 2e-5
+
+
+def test_the_check_for_a_gpu_runs_and_fails_what_is_wrong(monkeypatch, capsys):
+    monkeypatch.setattr(check, "HEADS", 2)
+    monkeypatch.setattr(check, "KV_HEADS", 1)
+    monkeypatch.setattr(check, "all_weights", lambda: {"count": PositionalLSH.draw(alibi_slopes(2), 4, seed=1)})
+    assert check.check("cpu", 40, (16,)) == []
+    assert capsys.readouterr().out.startswith("count ")
+    monkeypatch.setattr(check, "LIMITS", {torch.float32: 1e-12})
+    failed = check.check("cpu", 40, (16,))
+    assert len(failed) == 5 and failed[0].startswith("count, causal, head dimension 16, torch.float32: ")

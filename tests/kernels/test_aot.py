@@ -1,0 +1,48 @@
+"""What the compiler says to the kernels, for GPUs that are not at hand, against docs/results/aot.json."""
+
+import json
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton exists on Linux only")
+
+import triton
+
+from kernels import aot
+from kernels.aot import Configuration, blocks_per_sm, build, compare, every
+
+RECORD = json.loads(aot.RECORD.read_text())
+CHOSEN = [
+    *(Configuration("forward", 90, law) for law in ("linear", "rb", "distance", "count", "sum")),
+    *(Configuration("forward", 80, law) for law in ("linear", "rb", "count")),
+    *(Configuration("forward", 90, law, 64, "fp16") for law in ("linear", "count")),
+    *(Configuration("dq", cap, law) for cap in (80, 90) for law in ("linear", "rb", "count")),
+    *(Configuration("dkdv", 90, law) for law in ("rb", "count")),
+    *(Configuration("decode", 90, law) for law in ("rb", "count")),
+    Configuration("forward", 90, "rb", masks=64),
+    Configuration("forward", 90, "count", causal=False),
+]
+TWO_BLOCKS = {"linear", "rb", "count"}  # with up to 32 masks, causal
+
+
+@pytest.mark.parametrize("configuration", CHOSEN, ids=lambda configuration: configuration.id)
+def test_resources(configuration: Configuration):
+    c, found = configuration, build(configuration)
+    # few query rows at a time are no work for wgmma
+    assert found["unit"] == ("HGMMA" if c.cap == 90 and c.kernel != "decode" else "HMMA") and found["mma"] > 0
+    assert found["spilled"] == 0
+    if c.cap == 90 and c.kernel in ("forward", "dq") and c.law in TWO_BLOCKS and c.causal and c.masks <= 32:
+        assert blocks_per_sm(found) >= 2
+    if triton.__version__ == RECORD["triton"]:
+        assert compare(found, RECORD["kernels"][configuration.id]) == []
+
+
+def test_the_suite_compiles_a_few_of_the_recorded_configurations():
+    assert len(CHOSEN) <= 24 and {c.id for c in CHOSEN} <= {c.id for c in every()} == set(RECORD["kernels"])
+
+
+def test_a_regression_shows():
+    known = RECORD["kernels"][CHOSEN[0].id]
+    assert compare(known, known) == []
+    worse = known | {"registers": known["registers"] + 20, "spilled": known["spilled"] + 8, "unit": "HMMA"}
+    assert [change.split()[0] for change in compare(worse, known)] == ["spilled", "unit", "registers"]

@@ -1,0 +1,55 @@
+"""Kernel `flex` on the CPU against the oracle. Compiling takes seconds for each kind of call: few kinds."""
+
+import shutil
+
+import pytest
+import torch
+from cases import Case
+
+from kernels import attend
+from kernels.flex import BLOCK, block_mask
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles FlexAttention with g++")
+
+CASES = [
+    Case(rule=rule, masks=4, heads=(4, 2), slopes="spread", causal=causal, shape=shape, padding=padding)
+    for rule, causal, shape, padding in [
+        ("alibi", True, (203, 203, None), "all"),
+        ("window", True, (203, 203, None), "none"),
+        ("window", False, (201, 70, 64), "left"),
+        ("rb/gamma", True, (203, 203, None), "left"),
+        ("rb/systematic", True, (187, 1, None), "none"),
+        ("count/gamma", True, (203, 203, None), "left"),
+        ("count/systematic", True, (150, 7, None), "none"),
+        ("count/gamma", False, (203, 203, None), "none"),
+    ]
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_out_agrees_with_the_oracle(case: Case):
+    q, k, v = case.inputs()
+    out = attend(q, k, v, case.weights(), kernel="flex", **case.options())
+    true = attend(q.double(), k.double(), v.double(), case.weights(), kernel="exact", **case.options())
+    assert (out - true).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("rule", ["window", "count/gamma", "rb/gamma"])
+def test_blocks_hold_every_visited_pair_and_few_more(rule: str, causal: bool):
+    case = Case(rule=rule, heads=(4, 4), masks=2, slopes="press")
+    tokens = 6 * BLOCK
+    blocks = block_mask(case.weights(), torch.arange(tokens), tokens, causal).to_dense()[0].bool()
+    visited = case.weights().matrix(tokens) > 0
+    if causal:
+        visited = visited.tril()
+    wanted = visited.view(4, 6, BLOCK, 6, BLOCK).any(4).any(2)
+    assert bool((blocks | ~wanted).all()) and blocks.sum() <= 1.2 * wanted.sum()
+
+
+def test_what_the_cpu_cannot_do_is_said():
+    case = Case(heads=(2, 2))
+    q, k, v = case.inputs()
+    for inputs, options in (((q, k, v), {"return_lse": True}), ((q.requires_grad_(), k, v), {})):
+        with pytest.raises(ValueError, match="neither a log-sum-exp nor gradients on the CPU"):
+            attend(*inputs, case.weights(), kernel="flex", **options)
