@@ -12,13 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.cell import ATTENTIONS, Attention, Cell, matched_window
-from harness.config import AttnConfig, ModelConfig, RunConfig
+from harness.config import CONF, AttnConfig, ModelConfig, RunConfig
 from harness.errors import UserError, choose, nearest
 from harness.models import memory
 from harness.models.spec import ModelSpec, resolve_model
 from harness.tasks.base import Task
 from harness.tasks.registry import task_of
-from kernels.attend import KERNELS
 from kernels.cost import MATCHES
 from kernels.masks import SAMPLERS
 from kernels.weights import UNION_WEIGHTS
@@ -65,7 +64,7 @@ def plan(cfg: DictConfig) -> Plan:
     if config.draws is not None and config.draws < 1:
         raise UserError(f"draws must be at least 1, not {config.draws}.")
     model = resolve_model(config.model, config.dtype)
-    kernel = choose("kernel", config.kernel.name, KERNELS)
+    kernel = choose("kernel", config.kernel.name, sorted(p.stem for p in (CONF / "kernel").glob("*.yaml")))
     attention = _attention(config, model)
     draws = (config.draws or DRAWS) if attention.random else 1
     if draws > config.samples:

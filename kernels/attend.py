@@ -28,7 +28,8 @@ def attend(
         q: (batch, heads, queries, head_dim); k, v: (batch, kv_heads, keys, head_dim), kv_heads dividing heads.
         scale: default 1/sqrt(head_dim).
         kernel: "exact" (dense, fp32 or fp64), "sdpa" (visited pairs only), "flex" (FlexAttention, compiled at the
-            first call of a kind), "triton" (one fused pass, on a GPU), "auto" (triton on CUDA where it can, else sdpa).
+            first call of a kind), "triton" (one fused pass, on a GPU), "auto" (sdpa, until triton has passed
+            kernels.check on a GPU).
         q_offset: token coordinate of q's first row, one number or (batch,); default keys - queries - padding, as in
             decoding with a cache. The queries must lie among the keys; negative coordinates are padding.
         padding: (batch,) how many leading slots of k are padding. Token coordinates count from the first real token,
@@ -56,14 +57,11 @@ def attend(
                 f"Queries at tokens {slot - pad} .. {slot - pad + queries - 1} do not lie among the {keys - pad} keys: "
                 "pass k and v of the whole sequence, or the q_offset that belongs to them."
             )
-    if kernel == "triton" or (kernel == "auto" and q.is_cuda):
+    if kernel == "triton":
         from kernels.triton_attend import attend_triton, obstacle  # triton exists on Linux only
 
-        reason = obstacle(q, weights)
-        if reason and kernel == "triton":
+        if reason := obstacle(q, weights):
             raise ValueError(reason)
-        kernel = "auto" if reason else "triton"
-    if kernel == "triton":
         starts = [slot - pad for slot, pad in zip(slots, pads, strict=True)]
         out, lse = attend_triton(q, k, v, weights, scale=scale, causal=causal, starts=starts, pads=pads)
         return (out, lse) if return_lse else out

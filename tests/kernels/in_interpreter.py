@@ -63,9 +63,7 @@ def test_prefill_in_chunks_is_prefill():
     weights = case.weights()
     whole = attend(q, k, v, weights, kernel="triton")
     for begin, stop in ((0, 41), (41, 57), (57, 131)):
-        part = attend(
-            q[:, :, begin:stop], k[:, :, :stop], v[:, :, :stop], weights, kernel="triton", q_offset=begin
-        )
+        part = attend(q[:, :, begin:stop], k[:, :, :stop], v[:, :, :stop], weights, kernel="triton", q_offset=begin)
         assert (part - whole[:, :, begin:stop]).abs().max() < 2e-5
 
 

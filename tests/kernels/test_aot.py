@@ -30,11 +30,12 @@ def test_resources(configuration: Configuration):
     c, found = configuration, build(configuration)
     # few query rows at a time are no work for wgmma
     assert found["unit"] == ("HGMMA" if c.cap == 90 and c.kernel != "decode" else "HMMA") and found["mma"] > 0
+    if triton.__version__ != RECORD["triton"]:
+        pytest.skip(f"registers and spills were recorded with triton {RECORD['triton']}, here is {triton.__version__}")
     assert found["spilled"] == 0
     if c.cap == 90 and c.kernel in ("forward", "dq") and c.law in TWO_BLOCKS and c.causal and c.masks <= 32:
         assert blocks_per_sm(found) >= 2
-    if triton.__version__ == RECORD["triton"]:
-        assert compare(found, RECORD["kernels"][configuration.id]) == []
+    assert compare(found, RECORD["kernels"][configuration.id]) == []
 
 
 def test_the_suite_compiles_a_few_of_the_recorded_configurations():
