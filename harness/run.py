@@ -16,6 +16,7 @@ from harness.errors import UserError
 from harness.mistakes import explain, refuse_unknown_flags
 from harness.preflight import refuse_foreign_kernels
 from harness.signals import StopRequest
+from kernels.host import keep_freed_memory
 
 DONE, FAILED, MISTAKE, AGAIN = 0, 1, 2, 75
 
@@ -40,6 +41,7 @@ def main() -> int:
     try:
         refuse_unknown_flags(sys.argv[1:])
         refuse_foreign_kernels()
+        keep_freed_memory()
         with StopRequest() as stop:  # around all cells of a multirun: a signal stops the rest too
             job()
     except UserError as error:

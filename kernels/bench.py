@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from kernels import Alibi, PositionalLSH, Weights, Window, alibi_slopes, attend, equal_cost_cutoff
+from kernels.host import keep_freed_memory
 from kernels.masks import Masks
 
 MASKS = 16
@@ -233,6 +234,7 @@ def main(arguments: list[str] | None = None) -> dict:
     lengths = [int(x) if x.strip().isdigit() else 0 for x in options.tokens.split(",")]
     if min(lengths) < 4 * SAMPLED or min(options.heads, options.head_dim, options.repeats) < 1:
         parser.error(f"--tokens takes whole numbers from {4 * SAMPLED} on, the other counts whole numbers from 1 on.")
+    keep_freed_memory()
     report = {"environment": environment(), "runs": []}
     print(", ".join(f"{name} {value}" for name, value in report["environment"].items()))
     for tokens in lengths:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from kernels.weights import Weights
 
 CHUNKS = (64, 128, 256)  # rows per chunk: more waste of the causal triangle, fewer gathered keys
-PIECE = 1 << 19  # pairs computed at once (2 MB of log-weights): larger falls out of cache, smaller pays more calls
+PIECE = 1 << 20  # pairs computed at once (4 MB of log-weights): larger falls out of cache, smaller pays more calls
 
 
 def attend_sdpa(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, need_lse: bool):
