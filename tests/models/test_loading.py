@@ -150,7 +150,7 @@ class TestRandomWeights:
         with torch.inference_mode():
             loaded.model(ids(1), past_key_values=cache, use_cache=True)
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-        assert held == estimate(architecture, itemsize=4, batch=1, tokens=64, kernel="sdpa").cache
+        assert held == estimate(architecture, itemsize=4, batch=1, tokens=64, masks=1, draws=1, kernel="sdpa").cache
 
     def test_layers_count(self):
         loaded = self.load(layers=2)
@@ -184,5 +184,8 @@ def test_effective_slopes_of_falcon_are_divided_by_the_root_of_the_head_dimensio
 def test_stock_is_estimated_with_its_matrices():
     sizes = {"itemsize": 2, "batch": 1, "tokens": 4096}
     architecture = Architecture("bloom", layers=2, heads=16, width=1024, vocabulary=100)
-    needs = {kernel: estimate(architecture, **sizes, kernel=kernel).total for kernel in ("stock", "exact", "sdpa")}
+    needs = {
+        kernel: estimate(architecture, **sizes, masks=1, draws=1, kernel=kernel).total
+        for kernel in ("stock", "exact", "sdpa")
+    }
     assert needs["stock"] == needs["exact"] > needs["sdpa"]
