@@ -25,7 +25,7 @@ class Record:
     def task(self) -> str:
         return self.store.name
 
-    @property
+    @cached_property
     def status(self) -> str:
         return self.store.status()
 
