@@ -26,7 +26,7 @@ NAME = "tiny-books"
 SEED = 0
 VOCABULARY = 2048
 SHAPE = {"d_model": 256, "layers": 3, "heads": 8}
-PHASE = Phase(NAME, (Stage(512, 1200, 4096), Stage(1024, 400, 4096)), decay=0.95)
+PHASE = Phase(NAME, (Stage(512, 1800, 4096), Stage(1024, 600, 4096)), decay=0.95)
 MAX_LENGTH = 8192
 LOG_EVERY, SAVE_EVERY = 25, 100
 
@@ -126,7 +126,8 @@ def make(texts: dict[books.Book, str], folder: Path, phase: Phase, log: Callable
     read = [text for book, text in texts.items() if book.part == "train"]
     encoder = tokenizer.learn(read, VOCABULARY, MAX_LENGTH)
     data = stream(encoder, read)
-    log(f"{phase.name}: {len(data)} tokens in {sum(len(text.encode()) for text in read)} bytes of {len(read)} novels")
+    size = sum(len(text.encode()) for text in read)
+    log(f"{phase.name}: {len(data)} tokens in {size} bytes of {len(read)} novels")
     torch.manual_seed(SEED)
     net = nets.Net(nets.config(len(encoder), **SHAPE))
     checkpoint = folder / "checkpoint.pt"
@@ -144,6 +145,7 @@ def make(texts: dict[books.Book, str], folder: Path, phase: Phase, log: Callable
         "stages": stages,
         "decay": phase.decay,
         "stream_tokens": len(data),
+        "stream_bytes": size,
         "tokens": sum(stage.steps * (stage.tokens // stage.length) * stage.length for stage in phase.stages),
         "cpu_seconds": seconds,
         "loss_nats_per_token": sum(losses[-LOG_EVERY:]) / len(losses[-LOG_EVERY:]),
