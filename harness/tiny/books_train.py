@@ -26,7 +26,7 @@ NAME = "tiny-books"
 SEED = 0
 VOCABULARY = 2048
 SHAPE = {"d_model": 256, "layers": 3, "heads": 8}
-PHASE = Phase(NAME, (Stage(512, 1800, 4096), Stage(1024, 600, 4096)), decay=0.95)
+PHASE = Phase(NAME, (Stage(512, 1100, 4096), Stage(1024, 250, 4096)), decay=0.95)
 MAX_LENGTH = 8192
 LOG_EVERY, SAVE_EVERY = 25, 100
 
