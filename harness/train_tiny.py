@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from harness.errors import UserError
-from harness.tiny import books, books_train, card, evaluate, recipe
+from harness.store import write_atomic
+from harness.tiny import books, books_card, books_measure, books_train, card, evaluate, recipe
 
 
 def main() -> None:
@@ -28,7 +29,12 @@ def main() -> None:
         metavar="X",
         help="X times the steps of every stage (0 for a smoke test)",
     )
+    parser.add_argument(
+        "--measure", action="store_true", help=f"train nothing: measure the {books_train.NAME} that is in --out again"
+    )
     options = parser.parse_args()
+    if options.measure and options.books is None:
+        parser.error(f"--measure is for {books_train.NAME} alone: give --only {books_train.NAME} --books FOLDER")
     if (options.only == books_train.NAME) != (options.books is not None):
         parser.error(f"--only {books_train.NAME} and --books FOLDER go together")
     if options.books is None:
@@ -59,8 +65,15 @@ def novels(options: argparse.Namespace) -> None:
     texts = books.read(options.books)
     for sentence in books.differing(texts):
         print(sentence, file=sys.stderr)
-    phase = recipe.scaled(books_train.PHASE, options.steps_scale)
-    books_train.make(texts, options.out / books_train.NAME, phase, functools.partial(print, flush=True))
+    folder = options.out / books_train.NAME
+    say = functools.partial(print, flush=True)
+    if not options.measure:
+        books_train.make(texts, folder, recipe.scaled(books_train.PHASE, options.steps_scale), say)
+    made = books_train.told(folder)
+    chunks = books_measure.CHUNKS if options.steps_scale >= 1 else books_measure.DRAWS
+    measured = books_measure.measure(folder, texts, say, chunks)
+    write_atomic(folder / "measured.json", measured)
+    books_card.write(folder, made, measured)
 
 
 if __name__ == "__main__":
