@@ -35,6 +35,7 @@ class ModelConfig:
     weights: str = "checkpoint"
     init_seed: int = 0
     layers: int | None = None
+    reads: str = "text"
     architecture: ArchitectureConfig | None = None
 
 

@@ -30,13 +30,14 @@ def run_task(
     stop: StopRequest,
     progress: Progress,
 ) -> str:
-    """Bring one task of a cell to `samples` rows. Returns its status: ok, unsupported, oom, error or stopped."""
+    """Bring one task of a cell to `samples` rows, or to as many as there are. Returns its status: ok, unsupported, oom,
+    error or stopped."""
     task, options = planned.task, planned.options
     identity = task.identity(options)
     task_id = cell.task_id(task.name, identity)
     store = TaskStore(results, cell.cell_id, task.name, task_id)
     finished, rows = store.finished(), store.rows()
-    if finished and (finished["status"] == "unsupported" or finished["samples"] >= samples):
+    if finished and (finished["samples"] >= samples or finished.get("exhausted")):
         return finished["status"]
     attempt, part = new_attempt(), None
     about = {"task": task.name, "task_id": task_id, "attempt": attempt, "options": identity, "rows_are": task.rows_are}
@@ -59,7 +60,7 @@ def run_task(
         count = next(k for k in itertools.count() if k not in rows)
         metrics = task.metrics(options, [rows[k] for k in range(count)], clustered=cell.draws > 1)
         named = {f"{task.name}/{name}": metric.as_dict() for name, metric in metrics.items()}
-        store.finish({**about, "status": "ok", "samples": count, "metrics": named})
+        store.finish({**about, "status": "ok", "samples": count, "exhausted": count < samples, "metrics": named})
         return "ok"
     except Exception as error:  # an outcome of this task: the other tasks still run
         status = outcome_of(error)
@@ -68,7 +69,7 @@ def run_task(
         progress.say(f"{cell.attention.label} · {task.name}: {status}: {type(error).__name__}: {error}")
         try:
             if status == "unsupported":
-                store.finish({**record, "samples": 0, "metrics": {}})
+                store.finish({**record, "samples": 0, "exhausted": True, "metrics": {}})
             else:
                 store.record_attempt(attempt, record)
         except OSError as full:  # a full disk: what is on it stays, and the other tasks are still tried

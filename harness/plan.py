@@ -16,20 +16,14 @@ from harness.config import CONF, AttnConfig, ModelConfig, RunConfig
 from harness.errors import UserError, choose, nearest
 from harness.models import memory
 from harness.models.spec import ModelSpec, resolve_model
-from harness.tasks.base import Task
-from harness.tasks.registry import task_of
+from harness.tasks.base import PlannedTask, Task
+from harness.tasks.registry import family_of
 from kernels.cost import MATCHES
 from kernels.masks import SAMPLERS
 from kernels.weights import UNION_WEIGHTS
 
 REFERENCES = ("compute", "read", "none")
 DRAWS = 8
-
-
-@dataclass(frozen=True)
-class PlannedTask:
-    task: Task
-    options: Any
 
 
 @dataclass(frozen=True)
@@ -73,7 +67,7 @@ def plan(cfg: DictConfig) -> Plan:
         )
     cell = Cell(model, attention, kernel, config.context, config.seed, draws, config.data_seed)
     wanted = choose("references", config.references or ("compute" if model.embedded else "read"), REFERENCES)
-    tasks = [_task(name, options) for name, options in config.task.items()]
+    tasks = _tasks(config.task)
     if not tasks:
         raise UserError("No task is chosen: set task=retrieval.")
     for planned in tasks:
@@ -81,6 +75,11 @@ def plan(cfg: DictConfig) -> Plan:
             raise UserError(
                 f"task={planned.task.name} is refused: model.weights=random gives random weights, of which an accuracy "
                 "says nothing. Use model.weights=checkpoint."
+            )
+        if model.reads == "prompts" and planned.task.natural_text:
+            raise UserError(
+                f"task={planned.task.name} is refused: it reads natural text, and model={model.name} knows no words "
+                "but those of its own prompts. Use model=tiny-books, or another language model."
             )
         _stock_length(cell, planned.task)
     device = _device(config.device)
@@ -168,14 +167,23 @@ def _references(config: RunConfig, cell: Cell) -> dict[str, Cell]:
     return {role: reference for role, reference in found.items() if reference.cell_id != cell.cell_id}
 
 
-def _task(name: str, given: dict | None) -> PlannedTask:
-    task = task_of(name)
-    typed = OmegaConf.structured(task.options)
-    for key in given or {}:
+def _tasks(chosen: dict[str, dict | None]) -> list[PlannedTask]:
+    """What the chosen names stand for, each task once."""
+    found = {}
+    for name, given in chosen.items():
+        family = family_of(name)
+        for planned in family.tasks(_options(name, family.options, given or {})):
+            found.setdefault((planned.task.name, str(planned.task.identity(planned.options))), planned)
+    return list(found.values())
+
+
+def _options(name: str, kind: type, given: dict) -> Any:
+    typed = OmegaConf.structured(kind)
+    for key in given:
         if key not in typed:
             raise UserError(f"task.{name} has no option {key!r}.{nearest(key, list(typed))}")
     try:
-        return PlannedTask(task, OmegaConf.to_object(OmegaConf.merge(typed, given or {})))
+        return OmegaConf.to_object(OmegaConf.merge(typed, given))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "option"
         raise UserError(f"task.{name}.{key}: {str(error).splitlines()[0]}.") from None

@@ -47,6 +47,11 @@ class Record:
     def metrics(self) -> dict[str, dict]:
         return self.outcome.get("metrics", {})
 
+    @property
+    def headline(self) -> str:
+        """The metric that a table shows: the task's first."""
+        return next(iter(self.metrics), f"{self.task}/accuracy")
+
     def summary(self) -> dict:
         """Status, options and metrics as plain JSON. A cell may hold one task several times, with other options."""
         about = {"task": self.task, "task_id": self.store.task_id, "status": self.status, "samples": len(self.rows)}
@@ -106,7 +111,7 @@ def difference(this: Record, reference: Record, field: str = "score") -> Differe
         return {
             key: row[field]
             for key, row in record.rows.items()
-            if key in other.rows and row["doc_hash"] == other.rows[key]["doc_hash"]
+            if key in other.rows and row["doc_hash"] == other.rows[key]["doc_hash"] and row[field] is not None
         }
 
     random = this if this.clustered else reference

@@ -39,12 +39,12 @@ def overview(found: list[reader.Record]) -> table.Table:
     """One line for each task of each cell."""
     rows = []
     for r in found:
-        accuracy = table.interval(r.metrics.get(f"{r.task}/accuracy"))
+        headline = f"{table.heading(r.headline)} {table.interval(r.metrics[r.headline])}" if r.metrics else ""
         context = str(r.cell["identity"]["context"])
         rows.append(
-            [r.cell_id, r.cell["model"], r.cell["label"], context, r.task, r.status, str(len(r.rows)), accuracy]
+            [r.cell_id, r.cell["model"], r.cell["label"], context, r.task, r.status, str(len(r.rows)), headline]
         )
-    return table.Table("", ["cell", "model", "attention", "context", "task", "status", "samples", "accuracy"], rows, [])
+    return table.Table("", ["cell", "model", "attention", "context", "task", "status", "samples", "result"], rows, [])
 
 
 def _print_record(record: reader.Record, found: list[reader.Record]) -> None:

@@ -1,8 +1,9 @@
 """Intervals. Prompts and mask draws are separate sources of variance: with several draws the draw is the unit."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -49,6 +50,26 @@ def mean(
     centre = float(values.mean())
     low, high = (None, None) if half is None else (max(least, centre - half), centre + half)
     return Metric(centre, low, high, len(values), unit)
+
+
+def jackknife(
+    values: Sequence[Any],
+    draws: Sequence[int],
+    function: Callable[[Sequence[Any]], float],
+    *,
+    clustered: bool,
+    unit: str,
+) -> Metric:
+    """Any smooth function of the samples (a ratio of sums, a perplexity) with the delete-one jackknife's t interval:
+    a draw is left out at a time if `clustered`, a sample otherwise. Of a mean it is the t interval."""
+    groups = np.asarray(draws if clustered and len(set(draws)) > 1 else range(len(values)))
+    names = sorted(set(groups.tolist()))
+    value = float(function(values))
+    if len(names) < 2:
+        return Metric(value, None, None, len(values), unit)
+    without = [float(function([v for v, g in zip(values, groups, strict=True) if g != name])) for name in names]
+    half = _half_width(np.array(without)) * (len(names) - 1)
+    return Metric(value, value - half, value + half, len(values), unit)
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,12 @@ def say(*sentences: str) -> None:
 
 
 def comparison(records: Sequence[Record], *, title: str = "") -> Table:
-    """Attentions side by side on the same samples: cost, accuracy, and the paired difference from exact ALiBi."""
-    columns = ["attention", "pairs per row", "accuracy", "minus exact", "detectable", "answer NLL (nats)", "samples"]
+    """Attentions side by side on the same samples: cost, the task's headline, and the paired difference from exact
+    ALiBi; for tasks that have it, the answer's likelihood."""
+    headline = next((r.headline for r in records if r.metrics), records[0].headline)
+    likelihood = any(f"{r.task}/answer_nll" in r.metrics for r in records)
+    columns = ["attention", "pairs per row", heading(headline), "minus exact", "detectable"]
+    columns += ["answer NLL (nats)"] * likelihood + ["samples"]
     rows = []
     for record in records:
         exact = reference_of(record, records)
@@ -57,11 +61,11 @@ def comparison(records: Sequence[Record], *, title: str = "") -> Table:
             [
                 _label(record),
                 pairs(record.cell["pairs_per_row"]),
-                interval(metrics.get(f"{record.task}/accuracy")),
+                interval(metrics.get(headline)),
                 _difference(change),
                 f"{change.detectable:.3f}" if change and change.detectable is not None else "",
-                interval(metrics.get(f"{record.task}/answer_nll")),
-                str(metrics.get(f"{record.task}/accuracy", {}).get("n", len(record.rows))),
+                *([interval(metrics.get(f"{record.task}/answer_nll"))] * likelihood),
+                str(metrics.get(headline, {}).get("n", len(record.rows))),
             ]
         )
     return Table(title, columns, rows, [])
@@ -92,6 +96,11 @@ def interval(metric: dict | None) -> str:
 def pairs(cost: dict[str, float]) -> str:
     text = f"{cost['fused']:.1f}"
     return f"{text} ({cost['passes']:.1f} in passes)" if "passes" in cost else text
+
+
+def heading(metric: str) -> str:
+    """A metric's name as a column's heading: without the task."""
+    return metric.split("/", 1)[1].replace("_", " ")
 
 
 def _label(record: Record) -> str:

@@ -15,6 +15,7 @@ from harness.models.family import Architecture, Family
 
 EMBEDDED = ROOT / "harness" / "embedded"
 WEIGHTS = ("checkpoint", "random")
+READS = ("text", "prompts")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 IDLE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "init_device")
@@ -25,6 +26,7 @@ class ModelSpec:
     """A model that can be loaded. `identity` is what distinguishes its results from another model's.
 
     init_seed: of random weights; None for a checkpoint's. layers: how many of the checkpoint's; None for all.
+    reads: "text", or "prompts" for a model that knows no words but those of the harness's own prompts.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ModelSpec:
     identity: dict
     init_seed: int | None = None
     layers: int | None = None
+    reads: str = "text"
 
     @property
     def family(self) -> Family:
@@ -76,6 +79,7 @@ def resolve_model(config: ModelConfig, dtype: str | None) -> ModelSpec:
     if config.init_seed < 0:
         raise UserError(f"model.init_seed must be at least 0, not {config.init_seed}.")
     spec = _local(config, dtype, weights) if config.path else _named(config, dtype)
+    spec = replace(spec, reads=choose("model.reads", config.reads, READS))
     if config.layers is not None and not 1 <= config.layers <= spec.architecture.layers:
         raise UserError(f"model.layers must be from 1 to the model's {spec.architecture.layers}, not {config.layers}.")
     if config.layers not in (None, spec.architecture.layers):

@@ -1,7 +1,10 @@
 """What a task is: one file that checks its options, yields rows, and turns rows into metrics."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from harness.cell import Cell
@@ -38,14 +41,32 @@ class TaskContext:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A task's data on disk: where, how many samples there are, and a hash of them."""
+
+    place: Path
+    count: int
+    sha256: str
+
+    @classmethod
+    def of(cls, place: Path, samples: Iterable[Mapping]) -> "Prepared":
+        """sha256 over the samples as canonical JSON."""
+        total, count = hashlib.sha256(), 0
+        for sample in samples:
+            total.update(json.dumps(sample, sort_keys=True, default=str).encode() + b"\n")
+            count += 1
+        return cls(place, count, total.hexdigest())
+
+
+@dataclass(frozen=True)
 class Task(Protocol):
-    """A task is a module-level object with these attributes (see harness.tasks.retrieval)."""
+    """What is run on a cell (see harness.tasks.retrieval)."""
 
     name: str
-    options: type  # dataclass of the task's own options
     rows_are: str  # "samples" or "repeats"
     needs_model: bool
     needs_trained_weights: bool  # refuse model.weights=random: what is measured would say nothing
+    natural_text: bool  # refuse models that know nothing but the words of our prompts
     generates: int  # tokens a model sees at most after the `context` of its prompt
 
     def identity(self, options: Any) -> dict:
@@ -54,6 +75,30 @@ class Task(Protocol):
 
     def check(self, options: Any, cell: Cell) -> None: ...
 
-    def run(self, options: Any, context: TaskContext) -> Iterator[list[dict]]: ...
+    def prepare(self, options: Any, cell: Cell, samples: int, folder: Path) -> Prepared | None:
+        """Make or fetch the task's data and keep it in `folder`; None for a task without data."""
+        ...
 
-    def metrics(self, options: Any, rows: Sequence[Mapping], *, clustered: bool) -> dict[str, Metric]: ...
+    def run(self, options: Any, context: TaskContext) -> Iterator[list[dict]]:
+        """Rows in batches. Fewer than `context.samples` in all where there are no more."""
+        ...
+
+    def metrics(self, options: Any, rows: Sequence[Mapping], *, clustered: bool) -> dict[str, Metric]:
+        """Metrics by name, the one that tables show first."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    task: Task
+    options: Any
+
+
+@dataclass(frozen=True)
+class TaskFamily(Protocol):
+    """What `task=NAME` chooses: a module-level object of harness.tasks.registry. A family of one is a task itself."""
+
+    name: str
+    options: type  # dataclass of the options under task.NAME
+
+    def tasks(self, options: Any) -> list[PlannedTask]: ...

@@ -1,13 +1,14 @@
 """The tasks by name. A new task is one file and one line here."""
 
 from harness.errors import UserError, nearest
-from harness.tasks.base import Task
+from harness.tasks.base import TaskFamily
+from harness.tasks.lm_eval import LM_EVAL, RULER
 from harness.tasks.retrieval import RETRIEVAL
 
-TASKS: dict[str, Task] = {task.name: task for task in (RETRIEVAL,)}
+TASKS: dict[str, TaskFamily] = {family.name: family for family in (RETRIEVAL, RULER, LM_EVAL)}
 
 
-def task_of(name: str) -> Task:
+def family_of(name: str) -> TaskFamily:
     if name not in TASKS:
         raise UserError(f"There is no task {name!r}.{nearest(name, TASKS)}")
     return TASKS[name]

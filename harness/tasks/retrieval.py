@@ -14,7 +14,7 @@ from harness.cell import Cell
 from harness.errors import UserError, choose
 from harness.models.load import LoadedModel, load_tokenizer, new_cache
 from harness.tasks import prompts
-from harness.tasks.base import TaskContext
+from harness.tasks.base import PlannedTask, Prepared, TaskContext
 
 HAYSTACKS = ("noise", "distractors", "text")
 BUDGET = 16  # tokens that may be generated: a tokenizer without digit groups needs 8 for the answer
@@ -36,7 +36,11 @@ class Retrieval:
     rows_are = "samples"
     needs_model = True
     needs_trained_weights = True
+    natural_text = False
     generates = BUDGET
+
+    def tasks(self, options: Options) -> list[PlannedTask]:
+        return [PlannedTask(self, options)]
 
     def identity(self, options: Options) -> dict:
         return {**asdict(options), "text": prompts.text_hash(options.text) if options.text else None}
@@ -56,19 +60,13 @@ class Retrieval:
                 f"task=retrieval need {need} tokens with this tokenizer."
             )
 
+    def prepare(self, options: Options, cell: Cell, samples: int, folder: Path) -> Prepared:
+        data, place = self._prompts(options, cell, samples, folder)
+        return Prepared.of(place, data)
+
     def run(self, options: Options, context: TaskContext) -> Iterator[list[dict]]:
         cell, loaded = context.cell, context.model()
-        data = prompts.cached(
-            Path(context.data_folder),
-            prompts.encoder(loaded.tokenizer),
-            cell.model.identity["tokenizer"] or cell.model.source,
-            samples=context.samples,
-            context=cell.context,
-            data_seed=cell.data_seed,
-            haystack=options.haystack,
-            text=options.text,
-            depths=list(options.depths),
-        )
+        data, _ = self._prompts(options, cell, context.samples, Path(context.data_folder))
         weights = functools.cache(cell.weights)
         for draw, keys in context.batches():
             started = time.perf_counter()
@@ -76,6 +74,20 @@ class Retrieval:
                 rows = answer(loaded, [data[k] for k in keys])
             seconds = (time.perf_counter() - started) / len(rows)
             yield [{**row, "draw": draw, "seconds": seconds} for row in rows]
+
+    def _prompts(self, options: Options, cell: Cell, samples: int, folder: Path):
+        tokenizer = load_tokenizer(cell.model)
+        return prompts.cached(
+            folder,
+            prompts.encoder(tokenizer),
+            cell.model.identity["tokenizer"] or cell.model.source,
+            samples=samples,
+            context=cell.context,
+            data_seed=cell.data_seed,
+            haystack=options.haystack,
+            text=options.text,
+            depths=list(options.depths),
+        )
 
     def metrics(self, options: Options, rows: Sequence[Mapping], *, clustered: bool) -> dict[str, stats.Metric]:
         def rate(chosen: Sequence[Mapping]) -> stats.Metric:

@@ -1,0 +1,148 @@
+"""Which lm-eval tasks there are, by name, without importing lm-eval until one is asked for.
+
+A leaf is one task as lm-eval runs it. Groups and tags are expanded to leaves, each of which is a task of its own here,
+with its own samples, intervals and resume.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError, nearest
+from harness.lmeval import quiet
+
+RULER = (
+    "niah_single_1",
+    "niah_single_2",
+    "niah_single_3",
+    "niah_multikey_1",
+    "niah_multikey_2",
+    "niah_multikey_3",
+    "niah_multivalue",
+    "niah_multiquery",
+    "ruler_vt",
+    "ruler_cwe",
+    "ruler_fwe",
+    "ruler_qa_squad",
+    "ruler_qa_hotpot",
+)
+# made of word lists and one repeated sentence: they need no data set, and ask for no knowledge of a language
+SYNTHETIC = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "ruler_vt", "ruler_cwe", "ruler_fwe")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One lm-eval task: its YAML file, and what a group above it overrides."""
+
+    name: str
+    yaml: Path
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ruler(self) -> bool:
+        return self.name in RULER and self.yaml.parent.name == "ruler"
+
+    @property
+    def synthetic(self) -> bool:
+        return self.ruler and self.name in SYNTHETIC
+
+    def config(self, *, functions: bool) -> dict:
+        """The task's configuration; its functions as such, which imports their modules, or as strings."""
+        from lm_eval.tasks._yaml_loader import load_yaml
+
+        with quiet():
+            config = {**load_yaml(self.yaml, resolve_func=functions), **self.overrides}
+        return {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
+
+    @functools.cached_property
+    def generates(self) -> int:
+        """Tokens that a request may generate; 0 where likelihoods are asked for."""
+        from lm_eval.defaults import DEFAULT_MAX_GEN_TOKS
+        from lm_eval.models.utils import normalize_gen_kwargs
+
+        config = self.config(functions=False)
+        if config.get("output_type", "generate_until") != "generate_until":
+            return 0
+        return normalize_gen_kwargs(dict(config.get("generation_kwargs") or {}), DEFAULT_MAX_GEN_TOKS)["max_gen_toks"]
+
+    @property
+    def identity(self) -> dict:
+        """What distinguishes this task from another of the same name."""
+        text = hashlib.sha256(self.yaml.read_bytes() + json.dumps(self.overrides, sort_keys=True).encode())
+        return {"name": self.name, "lm_eval": version(), "definition": text.hexdigest()[:16]}
+
+
+def version() -> str:
+    """The version of lm-eval in use: part of every task's identity, because tasks change between versions."""
+    return importlib.metadata.version("lm-eval")
+
+
+def ruler_leaves(names: Sequence[str]) -> list[Leaf]:
+    """Leaves of RULER (13 tasks) by name. Raises UserError for another name."""
+    files = {}
+    folder = _task_folder() / "ruler"
+    for file in folder.glob("*.yaml"):
+        text = file.read_text()
+        name = next((n for n in RULER if f"\ntask: {n}\n" in f"\n{text}\n"), None)
+        files |= {name: file} if name else {}
+    for name in names:
+        if name not in files:
+            raise UserError(f"task.ruler.names: {name!r} is not a RULER task.{nearest(name, RULER)}")
+    return [Leaf(name, files[name]) for name in dict.fromkeys(names)]
+
+
+def leaves(names: Sequence[str], include_path: str | None = None) -> list[Leaf]:
+    """Leaves of any task, group or tag of lm-eval, and of a folder of the user's own YAML files. Reading lm-eval's
+    14,000 definitions takes seconds; RULER's names do without. Raises UserError for an unknown name."""
+    if include_path is None and all(name in RULER for name in names):
+        return ruler_leaves(names)
+    index = _index(include_path)
+    found: dict[str, Leaf] = {}
+    for name in names:
+        if name not in index:
+            raise UserError(f"task.lm_eval.names: lm-eval has no task {name!r}.{nearest(name, index)}")
+        for leaf in _expanded(name, {}, index):
+            found.setdefault(leaf.name, leaf)
+    return list(found.values())
+
+
+def _task_folder() -> Path:
+    return Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks"
+
+
+@functools.cache
+def _index(include_path: str | None) -> dict:
+    from lm_eval.tasks import TaskManager
+
+    if include_path and not Path(include_path).expanduser().is_dir():
+        raise UserError(f"task.lm_eval.include_path={include_path}: there is no such folder.")
+    return TaskManager(include_path=include_path and str(Path(include_path).expanduser())).task_index
+
+
+def _expanded(name: str, overrides: dict, index: dict) -> Iterator[Leaf]:
+    entry = index[name]
+    kind = entry.kind.name
+    if kind == "TAG":
+        for member in sorted(entry.tags):
+            yield from _expanded(member, overrides, index)
+    elif kind == "GROUP":
+        members = entry.cfg.get("task") or []
+        for member in [members] if isinstance(members, str) else members:
+            given = {} if isinstance(member, str) else {k: v for k, v in member.items() if k not in ("task", "group")}
+            child = member if isinstance(member, str) else member.get("task") or member.get("group")
+            if not isinstance(child, str) or child not in index:
+                raise UserError(f"lm-eval's group {name} defines a task inline: name its tasks one by one instead.")
+            yield from _expanded(child, {**overrides, **given}, index)
+    elif kind == "PY_TASK":
+        raise UserError(
+            f"lm-eval's task {name} is a Python class, not a YAML definition: its data could be neither hashed nor "
+            "kept for nodes without a network, so it is not supported."
+        )
+    else:
+        yield Leaf(name, entry.yaml_path, overrides)

@@ -1,0 +1,198 @@
+"""The documents of an lm-eval task: built once, in a process of their own, kept and hashed in the results folder.
+
+lm-eval's synthetic tasks draw from the global generators, print to stdout, keep state between calls, build 500 samples
+whatever is asked for, and some try for ever where the length is too small. None of that reaches the runner: a child
+process builds what is wanted under a fixed seed and leaves files, and every cell reads the same files.
+"""
+
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.errors import UserError
+from harness.lmeval.catalogue import Leaf
+from harness.store import read_json, write_atomic
+from harness.tasks.base import Prepared
+
+VERSION = 1  # of the way documents are kept: part of what a folder's name is hashed from
+STUCK = 3  # the child's exit code where lm-eval tries without end
+TRIES = 200  # equal tries in a row that tell so
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the documents depend on. samples bounds RULER's alone: it makes its documents, others are read whole."""
+
+    leaf: Leaf
+    context: int
+    data_seed: int
+    tokenizer: str  # hash or name: what its documents are made for
+    samples: int | None
+    metadata: dict
+    num_fewshot: int | None
+
+    @property
+    def folder(self) -> str:
+        recipe = {"version": VERSION, **self.leaf.identity, "metadata": self.metadata, "num_fewshot": self.num_fewshot}
+        if self.leaf.ruler:
+            made = ("context", "data_seed", "tokenizer", "samples")
+            recipe |= {name: getattr(self, name) for name in made}
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+        return f"{self.leaf.name}-{digest[:16]}"
+
+
+def documents(request: Request, folder: Path, tokenizer) -> Prepared:
+    """The request's documents, built if they are not there.
+
+    Raises NotImplementedError where a task cannot be made at this length, UserError where data or a package is missing.
+    """
+    place = folder / request.folder
+    manifest = read_json(place / "manifest.json")
+    if manifest is None:
+        print(f"Preparing the documents of {request.leaf.name} in {place}", file=sys.stderr, flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / f".{place.name}.{uuid.uuid4().hex[:8]}"
+        with tempfile.TemporaryDirectory() as tokens:
+            tokenizer.save_pretrained(tokens)
+            _in_child(request, draft, tokens)
+        with contextlib.suppress(OSError):  # another run was first; its content is the same
+            os.rename(draft, place)
+        manifest = read_json(place / "manifest.json")
+    return Prepared(place, manifest["documents"], manifest["sha256"])
+
+
+def _in_child(request: Request, draft: Path, tokenizer: str) -> None:
+    name = request.leaf.name
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "harness.lmeval.preload"])
+    receive, send = context.Pipe(duplex=False)
+    child = context.Process(target=_build, args=(request, draft, tokenizer, send), daemon=True)
+    child.start()
+    send.close()
+    try:
+        kind, message = receive.recv()
+    except EOFError:
+        child.join()
+        if child.exitcode != STUCK:
+            raise RuntimeError(f"Preparing the documents of {name} ended with code {child.exitcode}.") from None
+        kind, message = "ValueError", "lm-eval finds no sample that fits"
+    child.join()
+    if kind is None:
+        return
+    if kind == "ValueError" and request.leaf.ruler:
+        raise NotImplementedError(
+            f"task={name} cannot be made at context={request.context} with this tokenizer: choose a larger context "
+            f"({message})."
+        )
+    if kind in ("ImportError", "ModuleNotFoundError"):
+        raise UserError(f"task={name} needs a package that is not installed: {message}.")
+    raise UserError(
+        f"The data of task={name} cannot be had here ({kind}: {message}). Where there is a network, prepare it with "
+        f"python -m harness.data and the same options, and copy {draft.parent} to this machine."
+    )
+
+
+def _build(request: Request, draft: Path, tokenizer: str, send) -> None:
+    """The child: build the task as lm-eval does, and save the splits that evaluation reads."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the runner decides when to stop
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # lm-eval prints a line for each try
+    try:
+        splits = _splits(request, tokenizer)
+        draft.mkdir(parents=True)
+        for split, data in splits.items():
+            data.save_to_disk(str(draft / split))
+        kept = Prepared.of(draft, next(iter(splits.values())))
+        about = {**request.leaf.identity, "context": request.context, "splits": list(splits)}
+        write_atomic(draft / "manifest.json", about | {"documents": kept.count, "sha256": kept.sha256})
+        send.send((None, ""))
+    except Exception as error:
+        words = " ".join(str(error).split())
+        send.send((type(error).__name__, words[:400]))
+
+
+def _splits(request: Request, tokenizer: str) -> dict[str, Any]:
+    """Data sets by split, the evaluated one first. Seeds are those of lm-eval's own command line for data_seed=0."""
+    import datasets
+    from lm_eval.api.task import ConfigurableTask
+
+    datasets.disable_progress_bars()
+    config = task_config(request, {"tokenizer": tokenizer})
+    if request.leaf.ruler:
+        _bound(request.samples)
+    random.seed(request.data_seed)
+    np.random.seed(1234 + request.data_seed)
+    task = ConfigurableTask(config=config)
+    evaluated = task.config.test_split or task.config.validation_split
+    if request.leaf.ruler and not all(document["outputs"] for document in task.dataset[evaluated]):
+        raise ValueError("its prompts would ask for nothing")  # lm-eval goes on where no word fits
+    kept = [evaluated] if not request.num_fewshot else [evaluated, *(s for s in task.dataset if s != evaluated)]
+    return {split: task.dataset[split] for split in kept}
+
+
+def task_config(request: Request, metadata: dict) -> dict:
+    """The leaf's configuration as lm-eval's constructor takes it, with the metadata that documents are made from."""
+    config = request.leaf.config(functions=True)
+    own = config.get("metadata")
+    lengths = {"max_seq_lengths": [request.context]} if request.leaf.ruler else {}
+    config["metadata"] = {**(own if isinstance(own, dict) else {}), **lengths, **request.metadata, **metadata}
+    if request.num_fewshot is not None:
+        config["num_fewshot"] = request.num_fewshot
+    return config
+
+
+def _bound(samples: int | None) -> None:
+    """Make RULER's builders stop after `samples` documents, and end this process where they try without end.
+
+    The builders loop over `tqdm(range(500))` and draw sample after sample, so that the first documents do not depend on
+    how many follow. Where nothing fits, some of them catch every exception and try again: only the end of the process
+    ends that.
+    """
+    tries = _Tries()
+
+    def progress(numbers: range, **_) -> Iterator[int]:
+        for number in numbers[:samples]:
+            tries.forget()
+            yield number
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("lm_eval.tasks.ruler.") and hasattr(module, "tqdm"):
+            module.tqdm = progress
+            if hasattr(module, "generate_input_output"):
+                module.generate_input_output = tries.watched(module.generate_input_output)
+            if hasattr(module, "get_tokenizer"):
+                module.get_tokenizer = lambda *given, make=module.get_tokenizer, **named: tries.watched(
+                    make(*given, **named)
+                )
+
+
+class _Tries:
+    """Counts equal calls in a row since the last finished sample."""
+
+    def __init__(self):
+        self.forget()
+
+    def forget(self) -> None:
+        self.last, self.count = None, 0
+
+    def watched(self, function: Callable) -> Callable:
+        def call(*given, **named):
+            self.count = self.count + 1 if (function, given, named) == self.last else 1
+            self.last = (function, given, named)
+            if self.count > TRIES:
+                os._exit(STUCK)
+            return function(*given, **named)
+
+        return call

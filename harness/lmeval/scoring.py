@@ -1,0 +1,168 @@
+"""Requests of an lm-eval task, their rows, and its metrics with intervals of our own."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import stats
+from harness.errors import UserError
+from harness.lmeval.catalogue import Leaf
+from harness.lmeval.documents import Request, task_config
+
+FEWSHOT_SEED = 1234  # lm-eval's own default
+UNITS = {
+    "bits_per_byte": "bits per byte",
+    "byte_perplexity": "perplexity per byte",
+    "word_perplexity": "perplexity per word",
+    "perplexity": "perplexity",
+}
+KEPT = 2000  # characters of a prediction or target that a row keeps
+
+
+def load_task(request: Request, place: Path, max_gen_toks: int | None):
+    """lm-eval's task object over the documents in `place`."""
+    import datasets
+    from lm_eval.api.task import ConfigurableTask
+
+    splits = [p.name for p in place.iterdir() if p.is_dir()]
+    config = task_config(request, {})
+    config["custom_dataset"] = lambda **_: {s: datasets.load_from_disk(str(place / s)) for s in splits}
+    for split in ("training_split", "validation_split", "fewshot_split"):
+        if config.get(split) not in (None, *splits):
+            config[split] = None  # read for few-shot examples only
+    if max_gen_toks is not None:
+        config["generation_kwargs"] = {**(config.get("generation_kwargs") or {}), "max_gen_toks": max_gen_toks}
+    return ConfigurableTask(config=config)
+
+
+def refuse_long(task, lm, documents: Iterable[tuple[int, Mapping]]) -> None:
+    """UserError if a prompt would be cut: before anything is computed."""
+    lengths = []
+    for number, document in documents:
+        requests = _requests(task, number, document)
+        if requests[0].request_type == "loglikelihood_rolling":
+            return  # windows of `context` tokens, nothing is left out
+        lengths.append(max(lm.tokens(r) for r in requests))
+    over = [n for n in lengths if n > lm.context]
+    if over:
+        raise UserError(
+            f"{len(over)} of {len(lengths)} prompts of task={task.config.task} are longer than context={lm.context} "
+            f"(the longest has {max(over)} tokens): choose context={max(over)} or more. No prompt is ever cut."
+        )
+
+
+def rows_of(task, lm, documents: Sequence[tuple[int, Mapping]]) -> list[dict]:
+    """Answer documents of one batch and score them by the task's own functions: a row for each."""
+    made = [_requests(task, number, document) for number, document in documents]
+    flat = [r for requests in made for r in requests]
+    repeated = [r for r in flat for _ in range(r.repeats)]
+    answers = getattr(lm, flat[0].request_type)(repeated)
+    for request, answer in zip(repeated, answers, strict=True):
+        request.resps.append(answer)
+    task._instances = flat
+    task.apply_filters()
+    return [_row(task, lm, number, m, document) for m, (number, document) in zip(made, documents, strict=True)]
+
+
+def _requests(task, number: int, document: Mapping) -> list:
+    """Document `number` as requests to a model. Its few-shot examples depend on nothing but the number, so that they
+    are the same in every attention and after a resume."""
+    task.set_fewshot_seed(FEWSHOT_SEED + number)
+    shots = task.config.num_fewshot or 0
+    context = task.fewshot_context(document, num_fewshot=shots, gen_prefix=task.doc_to_prefix(document))
+    made = task.construct_requests(doc=document, ctx=context, metadata=(task.config.task, number, task.config.repeats))
+    return made if isinstance(made, list) else [made]
+
+
+def _row(task, lm, number: int, made: list, document: Mapping) -> dict:
+    values = {}
+    for name in made[0].filtered_resps:
+        found = task.process_results(document, [r.filtered_resps[name] for r in made])
+        suffix = "" if len(made[0].filtered_resps) == 1 else f"_{name}"
+        values |= {metric + suffix: _plain(value) for metric, value in found.items()}
+    tokens = max(lm.tokens(r) for r in made)
+    first = next(iter(made[0].filtered_resps.values()))
+    asked = json.dumps([document, [r.args for r in made]], sort_keys=True, default=str)
+    values = _without_placeholders(values, lm.context)
+    return {
+        "key": number,
+        "score": _score(values),
+        "values": values,
+        "prediction": str(first)[:KEPT],
+        "target": str(task.doc_to_target(document))[:KEPT],
+        "doc_hash": hashlib.sha256(asked.encode()).hexdigest()[:16],
+        "tokens_wanted": tokens,
+        "tokens_seen": tokens,
+    }
+
+
+def _without_placeholders(values: dict, context: int) -> dict:
+    """RULER names its score by the length and fills in -1 for others: the one that was measured is the accuracy."""
+    lengths = [name for name in values if name.isdigit()]
+    if not lengths:
+        return values
+    return {"accuracy": values[str(context)]} | {k: v for k, v in values.items() if k not in lengths}
+
+
+def _score(values: Mapping[str, Any]) -> float | None:
+    """The figure by which samples are compared in pairs: the first metric, or a text's own bits per byte."""
+    if isinstance(values.get("bits_per_byte"), list):
+        likelihood, size = values["bits_per_byte"]
+        return -likelihood / size / math.log(2)
+    first = next(iter(values.values()))
+    return float(first) if isinstance(first, (int, float)) else None
+
+
+def _plain(value: Any) -> Any:
+    """A metric's value as JSON has it."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return float(value) if isinstance(value, bool) else value
+
+
+def metrics(leaf: Leaf, rows: Sequence[Mapping], *, clustered: bool) -> dict[str, stats.Metric]:
+    """The task's metrics by its own aggregation, each with an interval computed here (lm-eval's bootstrap knows nothing
+    of mask draws). Rates of zeros and ones: as for retrieval. Everything else: the jackknife. Of a text's perplexities
+    bits per byte comes first: it is what tables show."""
+    draws = [r["draw"] for r in rows]
+    functions = _aggregations(leaf)
+    found = {}
+    for name in sorted(rows[0]["values"], key=lambda name: name != "bits_per_byte"):
+        values = [r["values"][name] for r in rows]
+        # a metric under one of several filters has the filter's name behind its own
+        function = next((f for m, f in functions.items() if name == m or name.startswith(f"{m}_")), _mean)
+        if function is _mean and all(v in (0, 1) for v in values):
+            found[name] = stats.proportion(values, draws, clustered=clustered)
+        else:
+            unit = UNITS.get(name, "score")
+            found[name] = stats.jackknife(values, draws, function, clustered=clustered, unit=unit)
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _aggregations(leaf: Leaf) -> dict[str, Callable]:
+    """Metric name -> the function over samples that lm-eval reports."""
+    if leaf.ruler:
+        return {}  # the mean over those of this length, and others are not in the rows
+    from lm_eval.api import metrics as _  # noqa: F401  (registers them)
+    from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY, get_aggregation, get_metric_aggregation
+
+    config = leaf.config(functions=True)
+    listed = config.get("metric_list") or [{"metric": m} for m in DEFAULT_METRIC_REGISTRY[config["output_type"]]]
+    found = {}
+    for entry in listed:
+        name = entry["metric"] if isinstance(entry["metric"], str) else entry["metric"].__name__
+        given = entry.get("aggregation") or get_metric_aggregation(name)
+        function = get_aggregation(given) if isinstance(given, str) else given
+        found[name] = _mean if function is get_aggregation("mean") else function
+    return found
