@@ -102,7 +102,9 @@ def leaves(names: Sequence[str], include_path: str | None = None) -> list[Leaf]:
     14,000 definitions takes seconds; RULER's names do without. Raises UserError for an unknown name."""
     if include_path is None and all(name in RULER for name in names):
         return ruler_leaves(names)
-    index = _index(include_path)
+    index = _index(include_path, defaults=False)
+    if not set(names) <= set(index):
+        index = _index(include_path, defaults=True)
     found: dict[str, Leaf] = {}
     for name in names:
         if name not in index:
@@ -117,12 +119,13 @@ def _task_folder() -> Path:
 
 
 @functools.cache
-def _index(include_path: str | None) -> dict:
+def _index(include_path: str | None, *, defaults: bool) -> dict:
     from lm_eval.tasks import TaskManager
 
-    if include_path and not Path(include_path).expanduser().is_dir():
+    folder = Path(include_path).expanduser() if include_path else None
+    if folder and not folder.is_dir():
         raise UserError(f"task.lm_eval.include_path={include_path}: there is no such folder.")
-    return TaskManager(include_path=include_path and str(Path(include_path).expanduser())).task_index
+    return TaskManager(include_path=folder and str(folder), include_defaults=defaults).task_index
 
 
 def _expanded(name: str, overrides: dict, index: dict) -> Iterator[Leaf]:

@@ -29,7 +29,7 @@ from harness.tasks.base import Prepared
 
 VERSION = 1  # of the way documents are kept: part of what a folder's name is hashed from
 STUCK = 3  # the child's exit code where lm-eval tries without end
-TRIES = 200  # equal tries in a row that tell so
+TRIES = 200  # equal calls in a row that tell so
 
 
 @dataclass(frozen=True)
@@ -179,19 +179,20 @@ def _bound(samples: int | None) -> None:
 
 
 class _Tries:
-    """Counts equal calls in a row since the last finished sample."""
+    """Counts equal calls in a row, of each function, since the last finished sample."""
 
     def __init__(self):
         self.forget()
 
     def forget(self) -> None:
-        self.last, self.count = None, 0
+        self.last: dict[Callable, tuple] = {}
+        self.count: dict[Callable, int] = {}
 
     def watched(self, function: Callable) -> Callable:
         def call(*given, **named):
-            self.count = self.count + 1 if (function, given, named) == self.last else 1
-            self.last = (function, given, named)
-            if self.count > TRIES:
+            same = self.last.get(function) == (given, named)
+            self.last[function], self.count[function] = (given, named), self.count.get(function, 0) + 1 if same else 1
+            if self.count[function] > TRIES:
                 os._exit(STUCK)
             return function(*given, **named)
 

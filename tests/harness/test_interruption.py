@@ -12,6 +12,7 @@ import torch
 
 from harness.store import TaskStore
 from harness.tasks import registry, retrieval
+from harness.tasks.base import PlannedTask
 from tests.conftest import ROOT
 
 RUN = ("context=160", "samples=48", "draws=4", "masks=4", "batch=2", "references=none")
@@ -137,8 +138,13 @@ class Broken:
 
     name, rows_are, needs_model, options = "broken", "samples", False, retrieval.Options
 
+    needs_trained_weights, natural_text, generates = False, False, 0
+
     def __init__(self, fault):
         self.fault = fault
+
+    def tasks(self, options):
+        return [PlannedTask(self, options)]
 
     def identity(self, options):
         return {}

@@ -1,0 +1,215 @@
+"""What goes wrong when lm-eval is called as its documentation says, each trap with a test that it is not ours."""
+
+import json
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from harness.config import ModelConfig
+from harness.models.load import load_model
+from harness.models.spec import resolve_model
+from kernels import PositionalLSH, alibi_slopes
+from tests.conftest import ROOT
+from tests.models.random_models import save
+
+RULER = ("model=tiny", "task=ruler", "task.ruler.names=[niah_single_1]", "context=512")
+
+
+def test_lm_eval_is_imported_only_when_asked_for(tmp_path):
+    code = (
+        "import sys\n"
+        "sys.argv = ['x', 'samples=2', 'draws=2', 'references=none', 'results=' + sys.argv[1]]\n"
+        "from harness.run import main\n"
+        "assert main() == 0\n"
+        "print([m for m in sys.modules if m.split('.')[0] in ('lm_eval', 'nltk')])\n"
+    )
+
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_prompt_that_would_be_cut_is_an_error_before_anything_runs(cell, definitions, language, monkeypatch):
+    called = []
+    monkeypatch.setattr("harness.lmeval.scoring.rows_of", lambda *_: called.append(1))
+    names = ("task=lm_eval", "task.lm_eval.names=[repeats]", f"task.lm_eval.include_path={definitions}")
+    code, document, rows, err = cell("model=local", language, *names, "context=16", "attn=alibi", "samples=4")
+    assert code == 1 and document["tasks"] == {"repeats": "error"}
+    assert "4 of 4 prompts of task=repeats are longer than context=16" in err and "choose context=" in err
+    assert not called and not rows
+
+
+def test_generated_tokens_come_on_top_of_the_context(cell, definitions, language, checkpoint):
+    from transformers import AutoTokenizer
+
+    from tests.lmeval.conftest import PASSAGES
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    longest = max(len(tokenizer(p)["input_ids"]) for p in PASSAGES[:2])
+    names = ("task=lm_eval", "task.lm_eval.names=[repeats]", f"task.lm_eval.include_path={definitions}")
+    code, _, rows, _ = cell("model=local", language, *names, f"context={longest}", "attn=alibi", "samples=2")
+    assert code == 0
+    assert max(row["tokens_seen"] for row in rows["repeats"]) == longest
+    assert all(row["tokens_seen"] == row["tokens_wanted"] for row in rows["repeats"])
+
+
+def test_every_length_gets_its_samples_and_no_placeholder_is_reported(cell):
+    """In one call of lm-eval `limit` evaluates the first length only, and 4096 is reported as -1."""
+    for context in ("512", "640"):
+        code, document, rows, _ = cell(*RULER[:3], f"context={context}", "attn=alibi", "samples=6")
+        assert code == 0
+        assert list(document["metrics"]) == ["niah_single_1/accuracy"]
+        assert document["metrics"]["niah_single_1/accuracy"]["n"] == 6
+        assert sorted(row["key"] for row in rows["niah_single_1"]) == list(range(6))
+        assert all(256 < row["tokens_seen"] <= int(context) - 128 + 32 for row in rows["niah_single_1"])
+
+
+def test_attentions_see_identical_documents_and_draws_partition_them(cell):
+    seen = {}
+    for attn in (("attn=alibi",), ("attn=plsh", "draws=3")):
+        code, _, rows, _ = cell(*RULER, *attn, "samples=7", "batch=2", "references=none")
+        assert code == 0
+        seen[attn] = {row["key"]: row for row in rows["niah_single_1"]}
+    exact, plsh = seen.values()
+    assert {k: r["doc_hash"] for k, r in exact.items()} == {k: r["doc_hash"] for k, r in plsh.items()}
+    assert {k: r["draw"] for k, r in plsh.items()} == {k: k % 3 for k in range(7)}
+    other_seed = cell(*RULER, "attn=alibi", "samples=7", "data_seed=1")[2]["niah_single_1"]
+    assert {r["doc_hash"] for r in other_seed}.isdisjoint(r["doc_hash"] for r in exact.values())
+
+
+def test_a_stopped_task_goes_on_where_it_was(cell):
+    """More samples extend a task: the first rows stay, and all are those of an undisturbed run."""
+    options = (*RULER, "attn=plsh", "draws=2", "references=none", "batch=2")
+    assert cell(*options, "samples=4")[0] == 0
+    code, document, extended, _ = cell(*options, "samples=9")
+    assert code == 0 and document["metrics"]["niah_single_1/accuracy"]["n"] == 9
+    rows = extended["niah_single_1"]
+    assert len(rows) == 9, "a sample was computed twice"
+    fresh = {r["key"]: r for r in cell(*options, "samples=9", "kernel=sdpa")[2]["niah_single_1"]}  # another cell
+    for row in rows:
+        same = ("draw", "doc_hash", "prediction", "score", "target")
+        assert [row[f] for f in same] == [fresh[row["key"]][f] for f in same]
+
+
+def test_two_models_in_one_process_get_their_own_numbers(cell, definitions, tmp_path, checkpoint):
+    """lm-eval's request cache is keyed by the request alone: a second model would get the first one's answers."""
+    from transformers import AutoTokenizer
+
+    other = tmp_path / "other"
+    AutoTokenizer.from_pretrained(checkpoint).save_pretrained(other)
+    save(other, vocab_size=len(AutoTokenizer.from_pretrained(other)), heads=4)
+    names = ("task=lm_eval", "task.lm_eval.names=[passages]", f"task.lm_eval.include_path={definitions}")
+    options = ("model=local", *names, "context=64", "attn=alibi", "samples=6")
+    values = []
+    for folder in (checkpoint, other, checkpoint):
+        code, document, _, _ = cell(f"model.path={folder}", *options)
+        assert code == 0
+        values.append(document["metrics"]["passages/bits_per_byte"]["value"])
+    assert values[0] == values[2] and abs(values[0] - values[1]) > 1e-3
+
+
+@pytest.fixture
+def half(checkpoint):
+    """The random model in bfloat16, where a log-softmax in the model's own type would be rough."""
+    spec = resolve_model(ModelConfig(name="local", path=str(checkpoint)), "bfloat16")
+    return load_model(spec, device=torch.device("cpu"), kernel="sdpa")
+
+
+def test_likelihoods_are_of_float32_and_logits_exist_for_few_positions(half, monkeypatch):
+    from harness.lmeval import model
+
+    monkeypatch.setattr(model, "ROWS", 16)
+    lm = model.RunnerLM(half, context=512, generates=4, batch=2)
+    head = half.model.get_output_embeddings()
+    seen = []
+    head.register_forward_hook(lambda module, given, out: seen.append(out.shape[:-1].numel()))
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 200, (90,), generator=generator).tolist()
+    (found,) = lm._loglikelihood_tokens([(None, ids[:30], ids[30:])])
+    assert max(seen) == 16
+    with torch.inference_mode():
+        logits = half.model(torch.tensor([ids[:-1]])).logits[0, 29:]
+    exact = torch.log_softmax(logits.double(), -1).gather(1, torch.tensor(ids[30:])[:, None]).sum()
+    rough = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids[30:])[:, None]).sum()
+    assert abs(found[0] - exact) < 1e-3 < abs(float(rough) - exact)
+
+
+def test_a_long_prompt_is_generated_from_without_its_logits(half):
+    from harness.lmeval.model import RunnerLM
+
+    lm = RunnerLM(half, context=512, generates=4, batch=2)
+    seen = []
+    head = half.model.get_output_embeddings()
+    head.register_forward_hook(lambda module, given, out: seen.append(out.shape[:-1].numel()))
+    context = torch.randint(5, 200, (2, 300), generator=torch.Generator().manual_seed(0))
+    lm._model_generate(context, 304, ["\n"], attention_mask=torch.ones_like(context))
+    assert seen and max(seen) == 2  # one position for each of two prompts
+
+
+def test_lm_evals_seeds_do_not_touch_mask_draws():
+    def masks():
+        drawn = PositionalLSH.draw(alibi_slopes(4), 8, seed=3, draw=1, layer=0)
+        return drawn.masks.width, drawn.masks.shift
+
+    before = masks()
+    random.seed(0), np.random.seed(1234), torch.manual_seed(1234)  # what simple_evaluate does
+    assert all(torch.equal(a, b) for a, b in zip(before, masks(), strict=True))
+
+
+class TestRefused:
+    def test_natural_text_on_a_model_of_prompts(self, cell):
+        code, document, _, _ = cell("model=tiny", "task=ruler", "task.ruler.names=[niah_single_2]")
+        assert code == 2
+        assert "reads natural text" in document["message"] and "tiny-books" in document["message"]
+
+    def test_unknown_names(self, cell):
+        code, document, _, _ = cell("task=ruler", "task.ruler.names=[niah_singel_1]")
+        assert code == 2 and "Did you mean niah_single_1?" in document["message"]
+        code, document, _, _ = cell("task=lm_eval", "task.lm_eval.names=[longbench_narativeqa]")
+        assert code == 2 and "Did you mean longbench_narrativeqa?" in document["message"]
+        code, document, _, _ = cell("task=lm_eval")
+        assert code == 2 and "task.lm_eval.names=[" in document["message"]
+
+    def test_random_weights(self, cell):
+        code, document, _, _ = cell(*RULER, "model=bloom-560m", "model.weights=random", "model.layers=2")
+        assert code == 2 and "random weights" in document["message"]
+
+    def test_missing_data_names_what_would_bring_it(self, cell, language):
+        code, document, _, err = cell("model=local", language, *RULER[1:2], "task.ruler.names=[niah_single_2]")
+        assert code == 1 and document["tasks"] == {"niah_single_2": "error"}
+        assert "paul_graham_essays" in err and "python -m harness.data" in err
+
+    def test_a_length_that_nothing_fits_is_recorded_and_ends(self, cell):
+        names = "task.ruler.names=[ruler_vt,ruler_cwe,niah_single_1]"
+        code, document, _, err = cell(*RULER[:2], names, "context=200", "attn=alibi", "samples=3")
+        assert code == 0 and set(document["tasks"].values()) == {"unsupported"}
+        assert err.count("choose a larger context") == 3
+
+
+def test_data_is_prepared_once_and_hashed(tmp_path, capsys, monkeypatch):
+    from harness import data
+    from harness.lmeval import documents
+
+    options = ["task=[retrieval,ruler]", "task.ruler.names=[niah_multikey_2]", "samples=8", "context=512"]
+    options += ["model=tiny", f"results={tmp_path}"]
+    assert data.main(options) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["samples"] for row in first["data"]] == [8, 8]
+    monkeypatch.setattr(documents, "_in_child", None)  # nothing is built again
+    assert data.main(options) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == first
+    assert data.main([*options, "task=[retreival]"]) == 2
+    assert "Did you mean" in json.loads(capsys.readouterr().out.splitlines()[-1])["message"]
+
+
+def test_a_task_with_fewer_documents_than_samples_is_finished(cell, definitions, language):
+    names = ("task=lm_eval", "task.lm_eval.names=[passages]", f"task.lm_eval.include_path={definitions}")
+    options = ("model=local", language, *names, "context=64", "attn=alibi", "samples=50")
+    code, document, rows, _ = cell(*options)
+    assert code == 0 and document["metrics"]["passages/bits_per_byte"]["n"] == 6
+    assert cell(*options)[2] == rows, "finished, and yet computed again"
