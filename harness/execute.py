@@ -10,6 +10,7 @@ import torch
 
 from harness import environment
 from harness.cell import Cell
+from harness.errors import UserError
 from harness.models.load import LoadedModel
 from harness.plan import PlannedTask
 from harness.progress import Progress
@@ -66,7 +67,8 @@ def run_task(
         status = outcome_of(error)
         record = {**about, "status": status, "error": type(error).__name__, "message": str(error)[:2000]}
         record["traceback"] = traceback.format_exc(limit=-12)
-        progress.say(f"{cell.attention.label} · {task.name}: {status}: {type(error).__name__}: {error}")
+        told = str(error) if isinstance(error, (UserError, NotImplementedError)) else f"{type(error).__name__}: {error}"
+        progress.say(f"{cell.attention.label} · {task.name}: {status}: {told}")
         try:
             if status == "unsupported":
                 store.finish({**record, "samples": 0, "exhausted": True, "metrics": {}})

@@ -161,6 +161,28 @@ def test_lm_evals_seeds_do_not_touch_mask_draws():
     assert all(torch.equal(a, b) for a, b in zip(before, masks(), strict=True))
 
 
+@pytest.mark.parametrize("name", ["ruler_vt", "ruler_cwe", "ruler_fwe"])
+def test_the_first_documents_do_not_depend_on_how_many_follow(name, data):
+    """So that more samples extend a run: lm-eval itself always makes 500."""
+    import datasets
+    from transformers import AutoTokenizer
+
+    from harness.lmeval.catalogue import ruler_leaves
+    from harness.lmeval.documents import Request, documents
+    from tests.lmeval.conftest import embedded
+
+    (leaf,) = ruler_leaves([name])
+    tokenizer = AutoTokenizer.from_pretrained(embedded("tiny"))
+
+    def made(samples: int) -> list:
+        request = Request(leaf, 1536, 0, "tiny", samples, {}, None)
+        return list(datasets.load_from_disk(str(documents(request, data, tokenizer).place / "test")))
+
+    few, more = made(2), made(5)
+    assert len(more) == 5 and more[:2] == few
+    assert len({document["input"] for document in more}) == 5
+
+
 class TestRefused:
     def test_natural_text_on_a_model_of_prompts(self, cell):
         code, document, _, _ = cell("model=tiny", "task=ruler", "task.ruler.names=[niah_single_2]")
