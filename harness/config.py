@@ -36,6 +36,7 @@ class ModelConfig:
     init_seed: int = 0
     layers: int | None = None
     reads: str = "text"
+    device_map: str | None = None
     architecture: ArchitectureConfig | None = None
 
 

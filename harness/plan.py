@@ -82,7 +82,7 @@ def plan(cfg: DictConfig) -> Plan:
                 "but those of its own prompts. Use model=tiny-books, or another language model."
             )
         _stock_length(cell, planned.task)
-    device = _device(config.device)
+    device = _device(config.device, model.device_map)
     results = _writable(config.results)
     # stock and its reference by turns: the larger of the two
     method = "stock" if attention.name == "stock" else kernel
@@ -131,7 +131,8 @@ def _memory(config: RunConfig, cell: Cell, kernel: str, device: torch.device, re
     model = cell.model
 
     def checked(**size) -> str:
-        return memory.check(memory.estimate(model.architecture, **size, kernel=kernel), device, kernel=kernel)
+        need = memory.estimate(model.architecture, **size, kernel=kernel)
+        return memory.check(need, device, kernel=kernel, spread=model.device_map is not None)
 
     size = {"itemsize": model.torch_dtype.itemsize, "batch": config.batch, "tokens": config.context}
     size |= {"masks": config.masks if config.attn.name == "plsh" else 1, "draws": config.draws or DRAWS}
@@ -202,7 +203,12 @@ def _options(name: str, kind: type, given: dict) -> Any:
         raise UserError(f"task.{name}.{key}: {str(error).splitlines()[0]}.") from None
 
 
-def _device(wanted: str) -> torch.device:
+def _device(wanted: str, device_map: str | None) -> torch.device:
+    if device_map is not None and not (torch.cuda.is_available() and wanted in ("auto", "cuda")):
+        raise UserError(
+            f"model.device_map={device_map} spreads the model over CUDA devices: it needs device=auto or cuda and a "
+            f"machine that has some (here are {torch.cuda.device_count()}). Leave it out for one device."
+        )
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -67,6 +67,9 @@ MISTAKES = [
     (("model.weights=randm",), "'randm' is not known", "Did you mean random?"),
     (("model.layers=3",), "model.layers must be from 1 to the model's 2", ""),
     (("model.init_seed=-1",), "model.init_seed must be at least 0", ""),
+    (("model.device_map=al",), "'al' is not known", "auto"),
+    (("model.device_map=auto", "device=cpu"), "spreads the model over CUDA devices", "Leave it out"),
+    (("model.device_map=auto", "model.weights=random"), "spreads a checkpoint", "leave it out"),
     (("masks",), "could not be read", ""),
     (("--multi-run",), "flag --multi-run is not known", "Did you mean --multirun?"),
 ]
