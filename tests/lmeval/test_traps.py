@@ -12,7 +12,7 @@ import torch
 from harness.config import ModelConfig
 from harness.models.load import load_model
 from harness.models.spec import resolve_model
-from kernels import PositionalLSH, alibi_slopes
+from kernels import PositionalLSH, Window, alibi_slopes
 from tests.conftest import ROOT
 from tests.models.random_models import save
 
@@ -149,6 +149,23 @@ def test_a_long_prompt_is_generated_from_without_its_logits(half):
     context = torch.randint(5, 200, (2, 300), generator=torch.Generator().manual_seed(0))
     lm._model_generate(context, 304, ["\n"], attention_mask=torch.ones_like(context))
     assert seen and max(seen) == 2  # one position for each of two prompts
+
+
+def test_generation_evicts_where_the_cell_says_so(half, monkeypatch):
+    from harness.lmeval import model
+
+    made, new_cache = [], model.new_cache
+    monkeypatch.setattr(model, "new_cache", lambda *given, **named: made.append(new_cache(*given, **named)) or made[-1])
+    context = torch.randint(5, 200, (2, 1200), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(1200) >= torch.tensor([[0], [700]])).long()
+    with half.attention.use([Window(half.attention.slopes, 0.2, 2)] * 2):
+        found = [
+            model.RunnerLM(half, context=1200, generates=8, batch=2, evict=evict)._model_generate(
+                context, 1208, ["\n"], attention_mask=mask
+            )
+            for evict in (False, True)
+        ]
+    assert torch.equal(*found) and made[1].allocated_bytes < 0.5 * made[0].allocated_bytes
 
 
 def test_lm_evals_seeds_do_not_touch_mask_draws():
