@@ -20,7 +20,7 @@ from harness.tasks.base import PlannedTask, Task
 from harness.tasks.registry import family_of
 from kernels.cost import MATCHES
 from kernels.masks import SAMPLERS
-from kernels.weights import UNION_WEIGHTS
+from kernels.union import UNION_WEIGHTS
 
 REFERENCES = ("compute", "read", "none")
 DRAWS = 8
