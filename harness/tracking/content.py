@@ -86,13 +86,22 @@ def _names(found: list[Record]) -> dict[str, Record]:
 
 def _table(record: Record) -> dict[str, Any]:
     """Numbers as they are, the start of short answers, nothing else: a row may hold a prompt."""
-    rows = list(record.rows.values())
+    rows = [_flat(row) for row in record.rows.values()]
     columns = [
         name
         for name in dict.fromkeys(name for row in rows for name in row)
         if name in TEXT or all(_number(row.get(name)) for row in rows)
     ]
     return {"columns": columns, "data": [[_short(row.get(name)) for name in columns] for row in rows]}
+
+
+def _flat(row: dict) -> dict:
+    """A row with its fields of several numbers spread out: values.accuracy."""
+    return {
+        name if part is None else f"{name}.{part}": value
+        for name, found in row.items()
+        for part, value in (found.items() if isinstance(found, dict) else [(None, found)])
+    }
 
 
 def _number(value: object) -> bool:

@@ -9,7 +9,9 @@ that was there; {"no_key": true}; or {"failed": why}, after which nothing is tri
 """
 
 import json
+import math
 import os
+import signal
 import socket
 import sys
 import time
@@ -25,6 +27,7 @@ CONTENT, ROW = "mirror/content", "mirror/row"  # in a run's summary: what it hol
 def main(folder: Path) -> None:
     os.dup2(2, 1)  # whatever wandb prints: this process has no stdout
     request = json.loads((folder / "request.json").read_text())
+    signal.alarm(math.ceil(request["patience"]) + 10)  # for the case that whoever started it was killed
     with (folder / "replies.jsonl").open("w") as replies:
 
         def reply(**answer: object) -> None:

@@ -40,12 +40,14 @@ def test_text_of_rows_and_errors_stays_at_home(results):
     (part,) = results.glob("*/retrieval-*/parts/*.jsonl")
     rows = [json.loads(line) for line in part.read_text().splitlines()]
     extra = {"prompt": secret, "arguments": [secret], "doc": {"text": secret}, "note": secret, "prediction": secret}
+    extra["values"] = {"accuracy": 0.5}
     part.write_text("".join(json.dumps({**row, **extra}) + "\n" for row in rows))
     store = TaskStore(results, cell_id, "broken", "0" * 16)
     store.record_attempt("a", {"attempt": "a", "status": "error", "error": "E", "message": secret, "traceback": secret})
     content = content_of(results, cell_id)
     assert content["summary"]["broken/error"] == "E" and content["status"] == "error"
-    assert set(content["tables"]["retrieval/rows"]["columns"]) & set(extra) == {"prediction"}
+    columns = set(content["tables"]["retrieval/rows"]["columns"])
+    assert columns & {*extra, "doc.text"} == {"prediction"} and "values.accuracy" in columns
     text = json.dumps(content)
     assert secret[:LONGEST] in text and secret[: LONGEST + 1] not in text
 
