@@ -72,6 +72,7 @@ def run_cell(cfg: DictConfig, stop: StopRequest, tracker: Tracker) -> tuple[int,
     statuses: dict[str, dict[str, str]] = {}
     work = {"samples": planned.samples, "batch": planned.batch, "results": planned.results, "device": planned.device}
     for cell in planned.cells:
+        tracker.catch_up()
         for task in planned.tasks:
             if stop.requested:
                 status = "stopped"

@@ -63,7 +63,11 @@ class Tracker:
         with contextlib.suppress(OSError):  # a full disk: the default destination is left
             wish(results, cell_id, **wanted)
         self._pending.setdefault((results, config.mode, config.timeout), []).append(cell_id)
-        if time.monotonic() >= self._due:
+
+    def catch_up(self) -> None:
+        """To be called before a cell is computed: those that ended are mirrored, if it is time. The last ones wait for
+        `__exit__`, when everything is printed."""
+        if time.monotonic() >= self._due and not self._stop.requested:
             self._flush()
 
     def _flush(self) -> None:

@@ -2,10 +2,13 @@
 
 import json
 import re
+import sys
 
 import pytest
 
 from harness.secrets import without_secrets
+from harness.tracking.mirror import Outcome
+from harness.tracking.tracker import Tracker
 from tests.conftest import ROOT
 from tests.tracking.conftest import FAST, KEY, cell_of, every_byte
 from tests.tracking.server import ENTITY
@@ -48,6 +51,22 @@ def test_variables_of_wandb_are_defaults(run, account, monkeypatch, results):
     run = account.state.runs[cell_id]
     assert (run["project"], run["entity"], run["groupName"]) == ("p1", ENTITY, "g1") and {"a", "b"} < set(run["tags"])
     assert json.loads(out.splitlines()[-1])["status"] == "ok" and account.url not in out
+
+
+@pytest.mark.parametrize(("period", "calls"), [(60.0, [4]), (0.0, [1, 1, 1, 1])])
+def test_short_cells_share_a_process_and_the_last_waits_for_the_table(run, monkeypatch, tmp_path, period, calls):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(Tracker, "PERIOD", period)
+    seen = []
+
+    def mirror(results, cells, **_):
+        seen.append((len(cells), sum((results / c / "result.json").exists() for c in cells), sys.stdout.tell()))
+        return Outcome("offline")
+
+    monkeypatch.setattr("harness.tracking.mirror.mirror", mirror)
+    assert run(*FAST[:-1], f"results={tmp_path}")[0] == 0
+    assert [cells for cells, *_ in seen] == calls and all(cells == whole for cells, whole, _ in seen)
+    assert [printed > 0 for *_, printed in seen] == [False] * (len(calls) - 1) + [True]
 
 
 @pytest.mark.parametrize(
