@@ -12,12 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.cell import ATTENTIONS, Attention, Cell, matched_window
-from harness.config import CONF, AttnConfig, ModelConfig, RunConfig
+from harness.config import CONF, AttnConfig, ModelConfig, RunConfig, TrackingConfig
 from harness.errors import UserError, choose, nearest
 from harness.models import memory
 from harness.models.spec import ModelSpec, resolve_model
 from harness.tasks.base import PlannedTask, Task
 from harness.tasks.registry import family_of
+from harness.tracking import tracker
 from kernels.cost import MATCHES
 from kernels.masks import SAMPLERS
 from kernels.union import UNION_WEIGHTS
@@ -37,6 +38,7 @@ class Plan:
     device: torch.device
     results: Path
     memory: str | None  # the sentence that says how much will be needed
+    tracking: TrackingConfig
 
     @property
     def cells(self) -> list[Cell]:
@@ -46,7 +48,8 @@ class Plan:
 
 def plan(cfg: DictConfig) -> Plan:
     """Check everything that can be known without weights. Raises UserError."""
-    for part, name, kind in ((cfg, "", RunConfig), (cfg.model, "model.", ModelConfig), (cfg.attn, "attn.", AttnConfig)):
+    typed = (cfg, "", RunConfig), (cfg.model, "model.", ModelConfig), (cfg.attn, "attn.", AttnConfig)
+    for part, name, kind in (*typed, (cfg.tracking, "tracking.", TrackingConfig)):
         known = [f"{name}{field}" for field in kind.__dataclass_fields__]
         for key in part:  # +key=value adds what Hydra does not know
             if f"{name}{key}" not in known:
@@ -57,6 +60,7 @@ def plan(cfg: DictConfig) -> Plan:
             raise UserError(f"{name} must be at least {least} and below 2**63, not {getattr(config, name)}.")
     if config.draws is not None and config.draws < 1:
         raise UserError(f"draws must be at least 1, not {config.draws}.")
+    tracking = tracker.check(config.tracking)
     model = resolve_model(config.model, config.dtype)
     kernel = choose("kernel", config.kernel.name, sorted(p.stem for p in (CONF / "kernel").glob("*.yaml")))
     attention = _attention(config, model)
@@ -99,6 +103,7 @@ def plan(cfg: DictConfig) -> Plan:
         device=device,
         results=results,
         memory=sentence,
+        tracking=tracking,
     )
 
 

@@ -186,7 +186,7 @@ def test_a_reader_that_leaves_does_not_fail_the_run(tmp_path):
 def test_help_explains_every_group_and_option(tmp_path):
     done = subprocess.run([sys.executable, "-m", "harness.run", "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0
-    for group in ("model", "attn", "kernel", "task"):
+    for group in ("model", "attn", "kernel", "task", "tracking"):
         for option in (CONF / group).glob("*.yaml"):
             assert option.stem in done.stdout
     for name in RunConfig.__dataclass_fields__:
