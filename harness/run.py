@@ -85,13 +85,13 @@ def run_cell(cfg: DictConfig, stop: StopRequest, tracker: Tracker) -> tuple[int,
     ends = {status for tasks in statuses.values() for status in tasks.values()}
     code = AGAIN if "stopped" in ends else FAILED if ends & {"error", "oom"} else DONE
     try:
-        return code, _report(planned, statuses, code)
+        return code, _report(planned, statuses, code, rows_written=progress.written)
     except (BrokenPipeError, SystemExit):  # whoever read stdout left (rich exits then); the results are in the store
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code, {}
 
 
-def _report(planned, statuses: dict, code: int) -> dict:
+def _report(planned, statuses: dict, code: int, *, rows_written: int) -> dict:
     """Print the tables and the JSON line, from the store alone."""
     from harness import reader, table
 
@@ -99,6 +99,7 @@ def _report(planned, statuses: dict, code: int) -> dict:
     beside = dict(planned.references)
     cells = {"exact": beside.pop("exact", None), "this cell": own, **beside}
     metrics, present = {}, set()
+    by_task: list[dict] = []
     for task in planned.tasks:
         name, options = task.task.name, task.task.identity(task.options)
         shown = {}
@@ -112,10 +113,13 @@ def _report(planned, statuses: dict, code: int) -> dict:
             metrics |= shown["this cell"].metrics
         present |= set(shown)
         if shown:
+            by_task.append(shown)
             title = f"{name} · {own.model.name} · {own.context} tokens"
             table.comparison(list(shown.values()), title=title).print()
             if depths := table.by_depth(list(shown.values())):
                 depths.print()
+    if len(by_task) > 1:
+        table.across_tasks([list(shown.values()) for shown in by_task]).print()
     table.say(*table.NOTES)
     missing = [role for role in planned.references if role not in present]
     if missing:
@@ -126,6 +130,7 @@ def _report(planned, statuses: dict, code: int) -> dict:
         "cell_id": own.cell_id,
         "results": str(planned.results / own.cell_id),
         "tasks": statuses[own.cell_id],
+        "rows_written": rows_written,
         "references": {role: cell.cell_id for role, cell in planned.references.items() if role in present},
         "metrics": metrics,
     }
