@@ -1,20 +1,19 @@
-"""`python -m harness.tables [--check]`: rewrite the tables in README.md and docs/ from the committed records.
+"""Tables as Markdown: of a store, or those that stand in README.md and docs/, made anew from the committed records.
 
-A table stands between the marks `<!-- table: STORE MODEL -->` and `<!-- end of table -->`; in STORE's place stands the
-file of `python -m harness.models.upstream` for the faults of stock transformers.
+In a page a table stands between the marks `<!-- table: STORE MODEL -->` and `<!-- end of table -->`; in STORE's place
+stands the file of `python -m harness.models.upstream` for the faults of stock transformers.
 """
 
-import argparse
 import re
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness import reader, table
 from harness.config import ROOT
+from harness.report.describe import Grid, Page
 from harness.store import read_json
 
 MARK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-ORDER = {"alibi": 0, "stock": 1, "plsh": 2, "window": 3}
 
 
 def rewritten(text: str) -> str:
@@ -28,26 +27,31 @@ def markdown(store: Path, model: str) -> str:
         from harness.models import upstream  # imports transformers, which no other table needs
 
         return upstream.markdown(read_json(store))
-    found = [r for r in reader.records(store) if r.cell["model"] == model]
-    assert found, f"{store} has no records of {model}"
+    asked = reader.questions(r for r in reader.records(store) if r.cell["model"] == model)
+    assert asked, f"{store} has no records of {model}"
     parts = []
-    questions = sorted({(r.task, r.cell["identity"]["context"], reader.same_question(r)) for r in found})
-    for task, context, question in questions:
-        shown = [r for r in found if reader.same_question(r) == question]
-        shown.sort(key=lambda r: (ORDER[r.attention["name"]], r.cell["pairs_per_row"]["fused"], r.cell["label"]))
-        parts.append(table.comparison(shown, title=f"{model}, {task}, {context} tokens").markdown())
-        if depths := table.by_depth(shown):
+    for q in asked:
+        parts.append(table.comparison(q.records, title=f"{q.model}, {q.task}, {q.context} tokens").markdown())
+        if depths := table.by_depth(q.records):
             parts.append(depths.markdown())
     return "\n".join(parts).rstrip()
 
 
-def main() -> int:
-    """Returns 0, or 1 if --check finds a table that is not current."""
-    parser = argparse.ArgumentParser(prog="python -m harness.tables", description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if a table is not current")
-    check = parser.parse_args().check
+def store_tables(page: Page) -> str:
+    """All tables of a page's description, section by section; what a reader of a terminal or of a README gets."""
+    parts = []
+    for section in page.sections:
+        grids = [block.table for block in section.blocks if isinstance(block, Grid)]
+        parts += [f"## {section.title}", ""] if grids else []
+        parts += [grid.markdown() for grid in grids]
+    return "\n".join(parts)
+
+
+def rewrite(pages: Sequence[Path], *, check: bool) -> int:
+    """Make the marked tables of these pages anew. Returns 0, or 1 if `check` found one that was not current, and then
+    nothing is changed."""
     stale = []
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for page in pages:
         before = page.read_text()
         after = rewritten(before)
         if after != before:
@@ -56,7 +60,3 @@ def main() -> int:
                 page.write_text(after)
     print(f"{'Not current' if check else 'Rewritten'}: {', '.join(stale)}" if stale else "All tables are current.")
     return 1 if check and stale else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

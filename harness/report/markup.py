@@ -11,7 +11,8 @@ def escaped(value: object) -> str:
     return html.escape(str(value), quote=True)
 
 
-def attributes(tags: Tags) -> str:
-    """Attributes that the filters read."""
+def attributes(tags: Tags, kind: str = "") -> str:
+    """The class of an element and what the filters read of it."""
     given = "".join(f' data-{name}="{escaped(value)}"' for name in FILTERS if (value := getattr(tags, name)))
-    return f' class="tagged"{given}' if given else ""
+    classes = " ".join(filter(None, [kind, "tagged" if given else ""]))
+    return f' class="{classes}"{given}' if classes else ""

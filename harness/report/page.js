@@ -78,7 +78,10 @@
     if (details.querySelector("table")) return;
     const box = Object.assign(document.createElement("div"), { className: "table", tabIndex: 0 });
     box.setAttribute("role", "region");
-    box.setAttribute("aria-label", "Values of the plot");
+    const group = details.closest(".group").querySelector("h3").textContent;
+    const caption = details.closest("figure").querySelector("figcaption").textContent;
+    const section = details.closest("section").querySelector("h2").textContent;
+    box.setAttribute("aria-label", `Values: ${section}, ${group}, ${caption}`);
     const table = box.appendChild(document.createElement("table"));
     const row = (parent, kind, cells) => {
       const line = parent.appendChild(document.createElement("tr"));

@@ -28,14 +28,14 @@ def draw(page: Page, *, drawn_by: str) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
         '<meta name="color-scheme" content="light dark">',
         f"<title>{escaped(page.title)}</title>",
-        f"<style>{(HERE / 'page.css').readescaped()}</style></head><body>",
+        f"<style>{(HERE / 'page.css').read_text()}</style></head><body>",
         '<a class="skip" href="#main">To the results</a>',
         f"<header><h1>{escaped(page.title)}</h1><p>{escaped(page.lead)}</p>{_contents(page)}{_filters(page)}</header>",
         "<noscript><p>The plots and filters need JavaScript; the tables do not.</p></noscript>",
         f'<main id="main">{body}</main><footer><p>{escaped(drawn_by)}</p></footer>',
         f'<script type="application/json" id="figures">{_json(figures)}</script>',
         f"<script>{get_plotlyjs()}</script>",
-        f"<script>{(HERE / 'page.js').readescaped()}</script>",
+        f"<script>{(HERE / 'page.js').read_text()}</script>",
         "</body></html>\n",
     ]
     return "\n".join(parts)
@@ -91,7 +91,7 @@ def _group(key: str, group: Group, figures: dict[str, dict]) -> str:
     drawn = [_figure(key, panel, figures) for panel in group.panels]
     kind = "heats" if isinstance(group.panels[0], Heat) else "panels"
     first, more = drawn[:SHOWN], drawn[SHOWN:]
-    parts = [f"<div{attributes(group.tags)}><h3>{escaped(group.title)}</h3>", legend(group)]
+    parts = [f"<div{attributes(group.tags, 'group')}><h3>{escaped(group.title)}</h3>", legend(group)]
     parts.append(f'<div class="{kind}">{"".join(first)}</div>')
     if more:
         parts.append(f'<details class="more"><summary>{len(more)} more plots</summary>')

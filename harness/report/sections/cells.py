@@ -17,7 +17,7 @@ def section(questions: list[Question]) -> Section:
     rows = []
     for (q, r), row in zip(found, drawn.rows, strict=True):
         change = difference(r, q.exact) if q.exact not in (None, r) and r.score else None
-        rows.append([row[0][:8], q.model, *row[2:], table.signed(change), table.pairs(r.pairs)])
+        rows.append([row[0][:8], q.model, *row[2:], table.signed(change), f"{r.pairs['fused']:.1f}"])
     tags = [common.tags_of(r, q.model) for q, r in found]
     details = [_details(r) for _, r in found]
     for model_questions in common.by_model(questions).values():
@@ -27,7 +27,7 @@ def section(questions: list[Question]) -> Section:
             details.append([("command", made_by)])
     status = columns.index("status")
     gone = sum(row[status] == "missing" for row in rows)
-    drawn = table.Table("All cells", columns, rows, [])
+    drawn = table.Table("Cells and their records", columns, rows, [])
     return Section(
         "cells",
         "All cells",
@@ -83,6 +83,7 @@ def _details(r: Record) -> list[tuple[str, str]]:
     found += [("device", environment.get("device")), ("host", environment.get("host"))]
     options = outcome.get("options") or {}
     found.append(("options", ", ".join(f"{k}={v}" for k, v in options.items() if v is not None)))
+    found.append(("pairs per row", table.pairs(r.pairs)))
     found.append(("record", f"{r.cell_id}/{r.store.name}-{r.store.task_id}"))
     if message := outcome.get("message"):
         found.append((str(outcome.get("error")), str(message)[:MESSAGE]))

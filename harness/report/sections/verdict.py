@@ -69,9 +69,9 @@ def section(questions: list[Question]) -> Section:
         titles = dict.fromkeys(m.title for m in matches)
         reach = _reach(matches)
         panels = [p for t in titles if (p := _forest(t, [m for m in matches if m.title == t], reach))]
-        blocks.append(
-            Group(f"{model}, {task}", panels, tags, Live("config.masks", group[0].records[0].headline, log_x=True))
-        )
+        if panels:
+            live = Live("config.masks", group[0].records[0].headline, log_x=True)
+            blocks.append(Group(f"{model}, {task}", panels, tags, live))
         blocks.append(_grid(model, task, matches))
     if all_matches:
         blocks = [Text(sentence(all_matches)), _counts(all_matches), *notes, *blocks]
