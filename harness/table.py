@@ -32,7 +32,7 @@ class Table:
         say(*self.notes)
 
     def markdown(self) -> str:
-        lines = [f"**{self.title}**", ""] if self.title else []
+        lines = [f"**{_in_markdown(self.title)}**", ""] if self.title else []
         lines += ["| " + " | ".join(self.columns) + " |"]
         lines += ["|" + "|".join(["---"] + ["---:"] * (len(self.columns) - 1)) + "|"]
         lines += ["| " + " | ".join(_in_markdown(cell) for cell in row) + " |" for row in self.rows]

@@ -105,7 +105,7 @@ def _live(group: Group, live: Live, entity: str, project: str):
 def _cut(table: Table) -> str:
     more = len(table.rows) - ROWS
     notes = [*table.notes, f"And {more} more rows: see the local page."] if more > 0 else table.notes
-    return Table(html.escape(table.title, quote=False), table.columns, table.rows[:ROWS], notes).markdown()
+    return Table(table.title, table.columns, table.rows[:ROWS], notes).markdown()
 
 
 def _words(sentence: str) -> str:
