@@ -32,17 +32,18 @@
   }
 
   const plots = [...document.querySelectorAll(".plot")];
-  const visible = (element) => element.getClientRects().length > 0;
+  const visible = (element) => element.checkVisibility();
   const waiting = () => plots.filter((plot) => !drawn.has(plot) && visible(plot));
 
-  // What is near is drawn first, the rest while nothing else happens.
+  // What is near is drawn first, the rest while nothing else happens; of very many plots most wait to come near.
+  const AHEAD = 400;
   const near = new IntersectionObserver(
     (entries) => entries.filter((e) => e.isIntersecting && !drawn.has(e.target)).forEach((e) => draw(e.target)),
     { rootMargin: "400px" },
   );
   plots.forEach((plot) => near.observe(plot));
   function fill(deadline) {
-    const queue = waiting();
+    const queue = waiting().slice(0, Math.max(0, AHEAD - drawn.size));
     while (queue.length && deadline.timeRemaining() > 10) draw(queue.shift());
     document.documentElement.dataset.waiting = String(queue.length);
     if (queue.length) requestIdleCallback(fill);

@@ -58,8 +58,9 @@ def _panel(run: dict, about: dict) -> Panel:
         guides, values = [Guide("byte floor", floor)], [*values, floor]
     x = Axis("milliseconds per call", True, decades(values), (min(values) / 1.4, max(values) * 1.4))
     names = {float(row): f"{m['name']} (error {_error(m)})" for row, m in enumerate(timed)}
+    rest = "" if rate else ", no memory bandwidth in the record"
     return Panel(
-        f"{_shape(run)}; floor: {floor_bytes(run) / 1e6:,.0f} MB",
+        f"{_shape(run)}; floor: {floor_bytes(run) / 1e6:,.0f} MB{rest}",
         x,
         Axis("", ticks=names, range=(-0.6, len(timed) - 0.4)),
         drawn,
