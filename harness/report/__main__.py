@@ -70,7 +70,7 @@ def _page(given: argparse.Namespace, arguments: list[str]) -> int:
 def _wandb(given: argparse.Namespace) -> int:
     from harness.report import build, wandb_page
 
-    url = wandb_page.save(build.build(given.results), title=f"Positional LSH: {given.results.resolve().name}")
+    url = wandb_page.save(build.build(given.results), title=f"Positional LSH: {given.results.resolve().name}"[:128])
     print(json.dumps({"status": "ok", "url": url}))
     return 0
 

@@ -60,7 +60,9 @@ def cell(
     return results / name
 
 
-def record(folder: Path, score: Callable[[int], float], *, samples: int = 40, **row: object) -> None:
+def record(
+    folder: Path, score: Callable[[int], float], *, samples: int = 40, task: str = "retrieval", **row: object
+) -> None:
     """A finished retrieval record: `score` by sample, spread over five depths and distances up to the context."""
     about = json.loads((folder / "cell.json").read_text())["identity"]
     draws, context = about["draws"] or 1, about["context"]
@@ -75,18 +77,20 @@ def record(folder: Path, score: Callable[[int], float], *, samples: int = 40, **
     def rate(name: str, chosen: Iterable[dict]) -> None:
         chosen = list(chosen)
         hits, of = [r["score"] for r in chosen], [r["draw"] for r in chosen]
-        metrics[f"retrieval/{name}"] = stats.proportion(hits, of, clustered=draws > 1).as_dict()
+        metrics[f"{task}/{name}"] = stats.proportion(hits, of, clustered=draws > 1).as_dict()
 
     rate("accuracy", rows)
     for depth in DEPTHS:
         rate(f"accuracy_depth_{depth:g}", (r for r in rows if r["depth"] == depth))
     for b in sorted({r["distance"].bit_length() for r in rows}):
         rate(f"accuracy_distance_{1 << (b - 1)}_{1 << b}", (r for r in rows if r["distance"].bit_length() == b))
-    part = folder / "retrieval-t" / "parts" / "a.jsonl"
+    if task == "retrieval":
+        metrics["retrieval/answer_nll"] = {"value": 0.1, "low": 0.1, "high": 0.1, "n": samples, "unit": "nats"}
+    part = folder / f"{task}-t" / "parts" / "a.jsonl"
     part.parent.mkdir(parents=True, exist_ok=True)
     part.write_text("".join(json.dumps(r) + "\n" for r in rows))
     done = {"status": "ok", "samples": samples, "attempt": "a", "options": {"haystack": "noise"}, "metrics": metrics}
-    write(folder / "retrieval-t" / "task.json", {**done, "environment": ENVIRONMENT})
+    write(folder / f"{task}-t" / "task.json", {**done, "environment": ENVIRONMENT})
 
 
 def failed(folder: Path, error: str, message: str) -> None:

@@ -108,7 +108,7 @@ def test_filters_hide_what_they_leave_out(show):
     page = show()
     page.select_option('[data-filter="model"]', "other")
     assert page.locator("#masks h3:visible").all_inner_texts() == ["other, retrieval"]
-    models = page.locator("#cells tbody tr:visible td:nth-child(2)").all_inner_texts()
+    models = page.locator("#cells tbody tr:visible td:nth-child(2)").all_text_contents()
     assert models and set(models) == {"other"}
     page.select_option('[data-filter="weights"]', "rb")
     names = page.locator("#masks .legend >> visible=true").first.locator("li:visible").all_inner_texts()
@@ -141,10 +141,10 @@ def test_columns_sort_by_keyboard(show):
     head.focus()
     page.keyboard.press("Enter")
     column = page.locator("#cells tbody td:nth-child(10)")
-    values = [float(t) for t in column.all_inner_texts() if t]
+    values = [float(t) for t in column.all_text_contents() if t]
     assert values == sorted(values)
     page.keyboard.press("Enter")
-    values = [float(t) for t in column.all_inner_texts() if t]
+    values = [float(t) for t in column.all_text_contents() if t]
     assert values == sorted(values, reverse=True) and len(set(values)) > 3
     assert page.locator('#cells th[aria-sort="descending"]').inner_text().startswith("pairs per row")
 
@@ -154,6 +154,7 @@ def test_values_of_a_plot_open_as_a_table(show):
     page.select_option('[data-filter="model"]', "m")
     values = page.locator("#masks .values:visible").first
     values.locator("summary").click()
+    values.locator("table").wait_for()
     text = values.inner_text()
     assert "PLSH S=4 gamma count" in text and "n = 20" in text and "[" in text
 

@@ -99,6 +99,22 @@ def test_a_page_of_one_cell(tmp_path):
     page.draw(described, drawn_by="x")
 
 
+def test_tasks_with_other_columns_and_a_cell_that_has_only_begun(store):
+    for attn, pairs in ((made.ALIBI, {"fused": 127.5}), (made.plsh(4), {"fused": 21.25, "passes": 127.5})):
+        made.record(made.cell(store, attn, **pairs), lambda k: 1.0, task="niah", samples=20)
+    folder = made.cell(store, made.plsh(32), fused=78.0, passes=127.5)
+    made.record(folder, lambda k: 1.0)
+    (folder / "retrieval-t" / "task.json").unlink()
+    described = build.build(store)
+    page.draw(described, drawn_by="x")
+    tables = [b.table for b in section(described, "verdict").blocks if isinstance(b, Grid)]
+    side = [t for t in tables if t.title.startswith("Attentions side by side")]
+    assert [len(t.columns) for t in side] == [9, 10] and all(len(r) == len(t.columns) for t in side for r in t.rows)
+    assert {p.title for p in panels(described, "masks")} == {"256 tokens", "512 tokens"}
+    statuses = [row[5] for row in section(described, "cells").blocks[0].table.rows]
+    assert statuses.count("stopped") == 1
+
+
 def test_figures_that_are_not_finite_are_left_to_the_tables(store):
     path = next(
         p for p in store.glob("*/retrieval-t/task.json") if "plsh" in (p.parent.parent / "cell.json").read_text()

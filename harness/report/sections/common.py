@@ -36,8 +36,10 @@ def titles(group: Sequence[Question]) -> list[str]:
         return {"dtype": identity["dtype"], "data_seed": identity["data_seed"], **options}
 
     all_facts = [facts(q) for q in group]
-    names = list(dict.fromkeys(name for f in all_facts for name in f))
-    varying = [name for name in names if len({str(f.get(name)) for f in all_facts}) > 1]
+    # what has only begun has no options yet
+    known = [f for q, f in zip(group, all_facts, strict=True) if any(r.outcome for r in q.records)]
+    names = list(dict.fromkeys(name for f in known for name in f))
+    varying = [name for name in names if len({str(f.get(name)) for f in known}) > 1]
     return [
         ", ".join([f"{q.context} tokens", *(f"{name} {f.get(name)}" for name in varying)])
         for q, f in zip(group, all_facts, strict=True)

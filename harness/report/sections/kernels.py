@@ -22,6 +22,8 @@ def section(questions: list[Question], records: Path = RECORDS) -> Section:
         about = bench.get("environment", {})
         device = about.get("gpu") or about.get("cpu") or "unknown device"
         for run in bench.get("runs", []):
+            if not {"shape", "methods"} <= run.keys():
+                continue  # of another bench
             title = f"{file.name}: {device}, {_shape(run)}"
             blocks += [Group(title, [_panel(run, about)]), _grid(title, run)]
     return Section(

@@ -61,9 +61,9 @@ def section(questions: list[Question]) -> Section:
             missing += [gap for m in found[:1] if (gap := _gap(q, m))]
         if not matches:
             continue
-        asked += [q for q in group if q.named("plsh")]
+        asked += [q for q in group if any(r.score for r in q.named("plsh"))]
         all_matches += matches
-        if model in FAVOURED:
+        if model in FAVOURED and Text(FAVOURED[model], Tags(model)) not in notes:
             notes.append(Text(FAVOURED[model], Tags(model)))
         tags = Tags(model, task)
         titles = dict.fromkeys(m.title for m in matches)
@@ -75,8 +75,7 @@ def section(questions: list[Question]) -> Section:
         blocks.append(_grid(model, task, matches))
     if all_matches:
         blocks = [Text(sentence(all_matches)), _counts(all_matches), *notes, *blocks]
-    if asked:
-        blocks.append(_side_by_side(asked))
+    blocks += _side_by_side(asked)
     no_plsh = ("No cell of Positional LSH with an accuracy stands in this store.", "python -m harness.run attn=plsh")
     return Section(
         "verdict",
@@ -193,15 +192,22 @@ def _grid(model: str, task: str, matches: list[Match]) -> Grid:
     return Grid(drawn, [m.tags for m in matches], fold=True, group=Tags(model, task))
 
 
-def _side_by_side(asked: list[Question]) -> Grid:
-    """The tables of `harness.run`, one under the other."""
-    columns, rows, tags = [], [], []
+def _side_by_side(asked: list[Question]) -> list[Grid]:
+    """The tables of `harness.run` under one another, as far as they have the same columns."""
+    found: dict[tuple[str, ...], tuple[list[list[str]], list[Tags]]] = {}
     for q in asked:
         drawn = table.comparison(q.records)
-        columns = ["model", "task", "context", *drawn.columns]
+        rows, tags = found.setdefault(tuple(drawn.columns), ([], []))
         rows += [[q.model, q.task, str(q.context), *row] for row in drawn.rows]
         tags += [common.tags_of(r, q.model) for r in q.records]
-    return Grid(table.Table("Attentions side by side", columns, rows, table.NOTES), tags, fold=True)
+    grids = []
+    for place, (columns, (rows, tags)) in enumerate(found.items()):
+        tasks = ", ".join(dict.fromkeys(row[1] for row in rows)) + (f" ({place + 1})" if place else "")
+        drawn = table.Table(
+            f"Attentions side by side: {tasks}", ["model", "task", "context", *columns], rows, table.NOTES
+        )
+        grids.append(Grid(drawn, tags, fold=True))
+    return grids
 
 
 def _short(record: Record) -> str:
