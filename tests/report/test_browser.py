@@ -37,6 +37,16 @@ def file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The page of one context: what a rule says of it, it says of more."""
+    root = tmp_path_factory.mktemp("small")
+    made.sweep(root / "results", models=["m"], contexts=[256], masks=[4], samples=20)
+    made.failed(made.cell(root / "results", made.plsh(8), fused=50.0, passes=90.0), "ValueError", HOSTILE)
+    assert main([str(root / "results"), "--out", str(root / "out")]) == 0
+    return root / "out" / "index.html"
+
+
+@pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as started:
@@ -50,7 +60,7 @@ def show(browser, file):
     """Open the page and wait until all that is visible is drawn; nothing may be fetched, nothing complained of."""
     opened, said = [], []
 
-    def call(**looks):
+    def call(file=file, **looks):
         page = browser.new_page(**looks)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
@@ -84,9 +94,9 @@ def test_every_plot_is_drawn(show):
         assert page.locator(f"#{key} .plot").count() > 0, key
 
 
-def test_axe_finds_nothing_to_object_to(show):
+def test_axe_finds_nothing_to_object_to(show, small):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
-    page = show(color_scheme="light")
+    page = show(small, color_scheme="light")
     page.evaluate("document.querySelectorAll('details:not(.values), #masks .values').forEach((d) => (d.open = true))")
     page.wait_for_timeout(100)
     page.wait_for_selector('html[data-waiting="0"]')
@@ -159,8 +169,8 @@ def test_values_of_a_plot_open_as_a_table(show):
     assert "PLSH S=4 gamma count" in text and "n = 20" in text and "[" in text
 
 
-def test_paper_is_light_and_holds_every_section(show, tmp_path):
-    page = show(color_scheme="dark")
+def test_paper_is_light(show, small):
+    page = show(small, color_scheme="dark")
     ink = "getComputedStyle(document.querySelector('#masks .plot .xtick text')).fill"
     assert page.evaluate(ink) == "rgb(232, 232, 230)"
     page.evaluate("dispatchEvent(new Event('beforeprint'))")

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import time
 
 import plotly.graph_objects as go
 import pytest
@@ -155,9 +154,7 @@ def test_five_hundred_cells_fit(tmp_path, capsys):
         tmp_path / "r", models=models, contexts=[512, 1024, 2048, 4096], masks=[2, 4, 8, 16, 32, 64], samples=40
     )
     assert cells == 500
-    began = time.process_time()
     assert main([str(tmp_path / "r"), "--out", str(tmp_path / "o")]) == 0
-    assert time.process_time() - began < 20  # of this process: 2.5 s where it was written
     assert json.loads(capsys.readouterr().out)["bytes"] < 10e6
 
 
