@@ -3,7 +3,7 @@ loaded."""
 
 import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.cell import ATTENTIONS, Attention, Cell, matched_window
-from harness.config import CONF, AttnConfig, ModelConfig, RunConfig
+from harness.config import CONF, AttnConfig, ModelConfig, RunConfig, TrackingConfig
 from harness.errors import UserError, choose, nearest
 from harness.models import memory
 from harness.models.spec import ModelSpec, resolve_model
 from harness.tasks.base import PlannedTask, Task
 from harness.tasks.registry import family_of
+from harness.tracking import tracker
 from kernels.cost import MATCHES
 from kernels.masks import SAMPLERS
-from kernels.weights import UNION_WEIGHTS
+from kernels.union import UNION_WEIGHTS
 
 REFERENCES = ("compute", "read", "none")
 DRAWS = 8
@@ -37,6 +38,7 @@ class Plan:
     device: torch.device
     results: Path
     memory: str | None  # the sentence that says how much will be needed
+    tracking: TrackingConfig
 
     @property
     def cells(self) -> list[Cell]:
@@ -46,7 +48,8 @@ class Plan:
 
 def plan(cfg: DictConfig) -> Plan:
     """Check everything that can be known without weights. Raises UserError."""
-    for part, name, kind in ((cfg, "", RunConfig), (cfg.model, "model.", ModelConfig), (cfg.attn, "attn.", AttnConfig)):
+    typed = (cfg, "", RunConfig), (cfg.model, "model.", ModelConfig), (cfg.attn, "attn.", AttnConfig)
+    for part, name, kind in (*typed, (cfg.tracking, "tracking.", TrackingConfig)):
         known = [f"{name}{field}" for field in kind.__dataclass_fields__]
         for key in part:  # +key=value adds what Hydra does not know
             if f"{name}{key}" not in known:
@@ -57,6 +60,7 @@ def plan(cfg: DictConfig) -> Plan:
             raise UserError(f"{name} must be at least {least} and below 2**63, not {getattr(config, name)}.")
     if config.draws is not None and config.draws < 1:
         raise UserError(f"draws must be at least 1, not {config.draws}.")
+    tracking = tracker.check(config.tracking)
     model = resolve_model(config.model, config.dtype)
     kernel = choose("kernel", config.kernel.name, sorted(p.stem for p in (CONF / "kernel").glob("*.yaml")))
     attention = _attention(config, model)
@@ -82,11 +86,11 @@ def plan(cfg: DictConfig) -> Plan:
                 "but those of its own prompts. Use model=tiny-books, or another language model."
             )
         _stock_length(cell, planned.task)
-    device = _device(config.device)
+    device = _device(config.device, model.device_map)
     results = _writable(config.results)
     # stock and its reference by turns: the larger of the two
     method = "stock" if attention.name == "stock" else kernel
-    sentence = _memory(config, model, method, device) if any(t.task.needs_model for t in tasks) else None
+    sentence = _memory(config, cell, method, device, wanted) if any(t.task.needs_model for t in tasks) else None
     for planned in tasks:
         planned.task.check(planned.options, cell)
     return Plan(
@@ -99,6 +103,7 @@ def plan(cfg: DictConfig) -> Plan:
         device=device,
         results=results,
         memory=sentence,
+        tracking=tracking,
     )
 
 
@@ -127,10 +132,20 @@ def _stock_length(cell: Cell, task: Task) -> None:
         )
 
 
-def _memory(config: RunConfig, model: ModelSpec, kernel: str, device: torch.device) -> str:
+def _memory(config: RunConfig, cell: Cell, kernel: str, device: torch.device, references: str) -> str:
+    model = cell.model
+
+    def checked(**size) -> str:
+        need = memory.estimate(model.architecture, **size, kernel=kernel)
+        return memory.check(need, device, kernel=kernel, spread=model.device_map is not None)
+
     size = {"itemsize": model.torch_dtype.itemsize, "batch": config.batch, "tokens": config.context}
     size |= {"masks": config.masks if config.attn.name == "plsh" else 1, "draws": config.draws or DRAWS}
-    return memory.check(memory.estimate(model.architecture, **size, kernel=kernel), device, kernel=kernel)
+    if cell.attention.evict and references != "compute":  # the reference of exact ALiBi keeps all keys
+        checked(**size, reach=0)  # the masks, before they are drawn
+        spans = (weights.span for draw in range(cell.draws) for weights in cell.weights(draw))
+        size["reach"] = cell.attention.sinks + max(spans)
+    return checked(**size)
 
 
 def _attention(config: RunConfig, model: ModelSpec) -> Attention:
@@ -139,20 +154,25 @@ def _attention(config: RunConfig, model: ModelSpec) -> Attention:
     sampler = choose("attn.sampler", attn.sampler or "gamma", SAMPLERS)
     choose("attn.weights", attn.weights or "count", UNION_WEIGHTS)
     choose("attn.match", attn.match or "fused", MATCHES)
+    if not 0 <= attn.sinks <= config.context:
+        raise UserError(f"attn.sinks must be from 0 to context={config.context}, not {attn.sinks}.")
     if name in ("alibi", "stock"):
+        if attn.evict:
+            raise UserError(f"attn.evict=true drops keys that nothing reaches any more, and attn={name} reaches all.")
         return Attention(name)
+    kept = {"sinks": attn.sinks, "evict": attn.evict}
     if name == "plsh":
         weights = attn.weights or "count"
         if weights == "rb" and sampler == "fixed":
             raise UserError("attn.weights=rb needs random masks: use attn.sampler=gamma or systematic.")
         masks = 1 if sampler == "fixed" else config.masks  # all its masks are one and the same
-        return Attention("plsh", masks=masks, sampler=sampler, weights=weights)
+        return Attention("plsh", masks=masks, sampler=sampler, weights=weights, **kept)
     if attn.cutoff is not None:
         if not 0 <= attn.cutoff < math.inf:
             raise UserError(f"attn.cutoff must be a number of at least 0, not {attn.cutoff}; attn=alibi has no cutoff.")
-        return Attention("window", cutoff=attn.cutoff)
-    match = attn.match or "fused"
-    return matched_window(model, masks=config.masks, sampler=sampler, context=config.context, match=match)
+        return Attention("window", cutoff=attn.cutoff, **kept)
+    cost = {"masks": config.masks, "sampler": sampler, "context": config.context, "match": attn.match or "fused"}
+    return replace(matched_window(model, **cost, sinks=attn.sinks), evict=attn.evict)
 
 
 def _references(config: RunConfig, cell: Cell) -> dict[str, Cell]:
@@ -160,10 +180,9 @@ def _references(config: RunConfig, cell: Cell) -> dict[str, Cell]:
     found = {"exact": cell.with_attention(Attention("alibi"))}
     if cell.attention.name == "plsh":
         for match in MATCHES:
-            window = matched_window(
-                cell.model, masks=config.masks, sampler=cell.attention.sampler, context=cell.context, match=match
-            )
-            found[f"window {match}"] = cell.with_attention(window)
+            cost = {"masks": config.masks, "sampler": cell.attention.sampler, "context": cell.context, "match": match}
+            window = matched_window(cell.model, **cost, sinks=cell.attention.sinks)
+            found[f"window {match}"] = cell.with_attention(replace(window, evict=cell.attention.evict))
     return {role: reference for role, reference in found.items() if reference.cell_id != cell.cell_id}
 
 
@@ -189,7 +208,12 @@ def _options(name: str, kind: type, given: dict) -> Any:
         raise UserError(f"task.{name}.{key}: {str(error).splitlines()[0]}.") from None
 
 
-def _device(wanted: str) -> torch.device:
+def _device(wanted: str, device_map: str | None) -> torch.device:
+    if device_map is not None and not (torch.cuda.is_available() and wanted in ("auto", "cuda")):
+        raise UserError(
+            f"model.device_map={device_map} spreads the model over CUDA devices: it needs device=auto or cuda and a "
+            f"machine that has some (here are {torch.cuda.device_count()}). Leave it out for one device."
+        )
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

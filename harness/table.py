@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from harness.reader import Record, difference, reference_of
+from harness.stats import Difference
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class Table:
         say(*self.notes)
 
     def markdown(self) -> str:
-        lines = [f"**{self.title}**", ""] if self.title else []
+        lines = [f"**{_in_markdown(self.title)}**", ""] if self.title else []
         lines += ["| " + " | ".join(self.columns) + " |"]
         lines += ["|" + "|".join(["---"] + ["---:"] * (len(self.columns) - 1)) + "|"]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
+        lines += ["| " + " | ".join(_in_markdown(cell) for cell in row) + " |" for row in self.rows]
         return "\n".join([*lines, "", *self.notes])
 
 
@@ -48,7 +49,7 @@ def say(*sentences: str) -> None:
 def comparison(records: Sequence[Record], *, title: str = "") -> Table:
     """Attentions side by side on the same samples: cost, the task's headline, and the paired difference from exact
     ALiBi; for tasks that have it, the answer's likelihood."""
-    headline = next((r.headline for r in records if r.metrics), records[0].headline)
+    headline = headline_of(records)
     likelihood = any(f"{r.task}/answer_nll" in r.metrics for r in records)
     columns = ["attention", "pairs per row", heading(headline), "minus exact", "detectable"]
     columns += ["answer NLL (nats)"] * likelihood + ["samples"]
@@ -62,7 +63,7 @@ def comparison(records: Sequence[Record], *, title: str = "") -> Table:
                 _label(record),
                 pairs(record.cell["pairs_per_row"]),
                 interval(metrics.get(headline)),
-                _difference(change),
+                signed(change),
                 f"{change.detectable:.3f}" if change and change.detectable is not None else "",
                 *([interval(metrics.get(f"{record.task}/answer_nll"))] * likelihood),
                 str(metrics.get(headline, {}).get("n", len(record.rows))),
@@ -85,6 +86,36 @@ def by_depth(records: Sequence[Record], *, title: str = "") -> Table | None:
     return Table(title, ["accuracy at needle depth", *(f"{d:g}" for d in depths)], rows, [])
 
 
+def across_tasks(by_task: Sequence[Sequence[Record]]) -> Table:
+    """The headline of each task (a column) under each attention (a row)."""
+    names = [f"{records[0].task}: {heading(headline_of(records))}" for records in by_task]
+    labels = dict.fromkeys(record.cell["label"] for records in by_task for record in records)
+    rows = []
+    for label in labels:
+        of = [next((r for r in records if r.cell["label"] == label), None) for records in by_task]
+        values = [
+            interval(r and r.metrics.get(headline_of(records))) or (r.status if r else "")
+            for r, records in zip(of, by_task, strict=True)
+        ]
+        rows.append([label, *values])
+    return Table("all tasks", ["attention", *names], rows, [])
+
+
+def headline_of(records: Sequence[Record]) -> str:
+    """The metric that a table of these records shows."""
+    return next((r.headline for r in records if r.metrics), records[0].headline)
+
+
+def overview(records: Sequence[Record]) -> Table:
+    """One line for each task of each cell."""
+    columns = ["cell", "model", "attention", "context", "task", "status", "samples", "result"]
+    rows = []
+    for r in records:
+        about = [r.cell_id, r.cell["model"], r.cell["label"], str(r.context), r.task, r.status, str(len(r.rows))]
+        rows.append([*about, f"{heading(r.headline)} {interval(r.metrics[r.headline])}" if r.metrics else ""])
+    return Table("", columns, rows, [])
+
+
 def interval(metric: dict | None) -> str:
     if metric is None:
         return ""
@@ -103,6 +134,11 @@ def heading(metric: str) -> str:
     return metric.split("/", 1)[1].replace("_", " ")
 
 
+def _in_markdown(cell: str) -> str:
+    """A cell that stays one cell: names and messages may hold anything."""
+    return cell.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
 def _label(record: Record) -> str:
     """The attention, and what must be said of its numbers."""
     remarks = [] if record.status == "ok" else [record.status]
@@ -115,7 +151,7 @@ def _value(metric: dict | None) -> str:
     return "" if metric is None else f"{metric['value']:.2f}"
 
 
-def _difference(change) -> str:
+def signed(change: Difference | None) -> str:
     if change is None:
         return ""
     if change.low is None:
