@@ -18,6 +18,7 @@ from harness.models.load import load_model
 from harness.models.spec import resolve_model
 from harness.tiny import bits, books, books_train, net, tokenizer
 from harness.tiny.train import Phase, Stage
+from kernels import Alibi
 
 WORDS = ["the", "a", "whale", "sea", "ship", "said", "of", "and", "Mr.", "upon", "“Aye,”", "was", "naïve", "—", "old\n"]
 
@@ -163,7 +164,7 @@ def test_sliding_windows_count_every_token_once(exported, small, tokens, context
     ids = small[1][5 : 5 + tokens + 1]
     spec = resolve_model(ModelConfig(name="x", path=str(exported)), None)
     loaded = load_model(spec, device=torch.device("cpu"), kernel="auto")
-    found = bits.sliding(loaded, ids, None, context=context)
+    found = bits.sliding(loaded, ids, [Alibi(spec.slopes)] * 2, context=context)
     assert len(found) == tokens
     stock = MptForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
     half = context // 2

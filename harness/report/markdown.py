@@ -1,7 +1,8 @@
 """Tables as Markdown: of a store, or those that stand in README.md and docs/, made anew from the committed records.
 
 In a page a table stands between the marks `<!-- table: STORE MODEL -->` and `<!-- end of table -->`; in STORE's place
-stands the file of `python -m harness.models.upstream` for the faults of stock transformers.
+stands the JSON file of `python -m harness.models.upstream` for the faults of stock transformers, and that of
+`python -m harness.train_tiny` for the bits per byte of tiny-books.
 """
 
 import re
@@ -24,9 +25,11 @@ def rewritten(text: str) -> str:
 def markdown(store: Path, model: str) -> str:
     """Comparison and depth tables of one model's records, by task and context."""
     if store.suffix == ".json":
-        from harness.models import upstream  # imports transformers, which no other table needs
+        # they import transformers, which no other table needs
+        from harness.models import upstream
+        from harness.tiny import books_card
 
-        return upstream.markdown(read_json(store))
+        return {"upstream": upstream, "tiny-books": books_card}[model].markdown(read_json(store))
     asked = reader.questions(r for r in reader.records(store) if r.cell["model"] == model)
     assert asked, f"{store} has no records of {model}"
     parts = []

@@ -30,7 +30,7 @@ def byte_counts(tokenizer: PreTrainedTokenizerBase) -> Tensor:
 
 
 @torch.inference_mode()
-def nats(loaded: LoadedModel, windows: Tensor, weights: Sequence[Weights] | None, *, last: int) -> Tensor:
+def nats(loaded: LoadedModel, windows: Tensor, weights: Sequence[Weights], *, last: int) -> Tensor:
     """(windows, last): minus the log-probability of the last tokens of every window (n, context + 1)."""
     size = max(1, TOKENS_AT_ONCE // windows.shape[1])
     found = []
@@ -41,7 +41,7 @@ def nats(loaded: LoadedModel, windows: Tensor, weights: Sequence[Weights] | None
     return torch.cat(found).unflatten(0, (-1, last))
 
 
-def sliding(loaded: LoadedModel, ids: Tensor, weights: Sequence[Weights] | None, *, context: int) -> Tensor:
+def sliding(loaded: LoadedModel, ids: Tensor, weights: Sequence[Weights], *, context: int) -> Tensor:
     """(N - 1,): nats of every token of `ids` (N,) but the first, each predicted once.
 
     Windows of `context` tokens are moved by half of that, and the second half of each is counted: a token sees from

@@ -27,6 +27,7 @@ def measure(folder: Path, texts: dict[books.Book, str], log: Callable[[str], Non
     """All figures of the card, for the model in `folder`, as plain JSON."""
     spec = resolve_model(ModelConfig(name=folder.name, path=str(folder)), None)
     loaded = load_model(spec, device=torch.device("cpu"), kernel="auto")
+    exact = Cell(spec, Attention("alibi"), "auto", CONTEXT, 0, 1, 0).weights(0)
     sizes = bits.byte_counts(loaded.tokenizer)
     read = [text for book, text in texts.items() if book.part == "train"]
     trained = stream(loaded.tokenizer, read)
@@ -41,7 +42,7 @@ def measure(folder: Path, texts: dict[books.Book, str], log: Callable[[str], Non
         plain["single tokens, by their share in the training texts"] = bits.unigram(ids[1:], trained, sizes)
         model = {}
         for context in CONTEXTS:
-            nats = bits.sliding(loaded, ids, None, context=context)
+            nats = bits.sliding(loaded, ids, exact, context=context)
             model[str(context)] = float(nats.double().sum()) / math.log(2) / size
             log(f"{book.title}, context {context}: {model[str(context)]:.4f} bits per byte")
         novels[book.part] = {"title": book.title, "bytes": size, "tokens": len(ids) - 1, "model": model, "plain": plain}
