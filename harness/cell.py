@@ -2,6 +2,7 @@
 its id is a hash of exactly that, so options that cannot matter collapse to null and the same cell is never run
 twice."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -75,7 +76,7 @@ class Cell:
             "data_seed": self.data_seed,
         }
 
-    @property
+    @functools.cached_property
     def cell_id(self) -> str:
         return short_hash(self.identity)
 
