@@ -1,4 +1,4 @@
-"""`python -m harness.collect [RESULTS] --out FILE.parquet|.csv`: the store as one table, a row for each task of each cell.
+"""`python -m harness.collect [RESULTS] --out FILE.parquet|.csv`: the store as one table, a row for each task of a cell.
 
 Columns: what was run (cell, task, the cell's identity flattened, options), its status, each metric with its interval
 (retrieval/accuracy, _low, _high, _n), and where it was made (environment.*). Unfinished and failed tasks are rows too.
@@ -50,8 +50,8 @@ def collect(results: Path) -> tuple[pa.Table, int]:
     before = _read(copy)
     known = {}
     if before is not None:
-        names = zip(before["cell_id"].to_pylist(), before["task"].to_pylist(), before["task_id"].to_pylist(), strict=True)
-        known = {key: (i, trace) for i, (key, trace) in enumerate(zip(names, before[TRACE].to_pylist(), strict=True))}
+        columns = [before[name].to_pylist() for name in ("cell_id", "task", "task_id", TRACE)]
+        known = {tuple(key): (i, trace) for i, (*key, trace) in enumerate(zip(*columns, strict=True))}
     kept, changed, parts, read = [], [], [], 0
     waiting = reader.records(results)[::-1]
     while waiting:
@@ -68,11 +68,7 @@ def collect(results: Path) -> tuple[pa.Table, int]:
             changed = []
     parts += [_table(changed)] if changed else []
     parts += [before.take(kept)] if kept else []
-    try:
-        whole = pa.concat_tables(parts, promote_options="permissive") if parts else _table([])
-    except pa.ArrowInvalid:  # a column has changed its type: all are read again
-        copy.unlink()
-        return collect(results)
+    whole = _joined(parts) if parts else _table([])
     if whole.num_rows:
         whole = whole.sort_by([(name, "ascending") for name in ("cell_id", "task", "task_id")])
     if read or before is None or len(kept) < before.num_rows:
@@ -120,8 +116,25 @@ def _table(rows: list[dict]) -> pa.Table:
 def _column(values: list) -> pa.Array:
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # of several types: as JSON
-        return pa.array([None if v is None else json.dumps(v) for v in values])
+    except (pa.ArrowInvalid, pa.ArrowTypeError):  # of several types: as text
+        return pa.array([None if v is None else str(v) for v in values])
+
+
+def _joined(parts: list[pa.Table]) -> pa.Table:
+    """The tables below one another; columns whose types do not go together as text."""
+    try:
+        return pa.concat_tables(parts, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        pass
+    types: dict[str, set[pa.DataType]] = {}
+    for field in (field for part in parts for field in part.schema if not pa.types.is_null(field.type)):
+        types.setdefault(field.name, set()).add(field.type)
+    text = [name for name, found in types.items() if len(found) > 1 and pa.string() in found]
+    for i, part in enumerate(parts):
+        for name in (name for name in text if name in part.column_names):
+            place = part.column_names.index(name)
+            parts[i] = part = part.set_column(place, name, part[name].cast(pa.string()))
+    return pa.concat_tables(parts, promote_options="permissive")
 
 
 def _read(copy: Path) -> pa.Table | None:

@@ -1,7 +1,7 @@
 """Run a sweep file: every cell that is not in the results folder yet, or show what is there.
 
-The file is in W&B's format (docs/sweeps.md). KEY=VALUE sets an option for all rows. stdout ends with one JSON line; exit
-codes: 0 all cells are done, 1 some failed, 2 a mistake, 75 stopped or not complete.
+The file is in W&B's format (docs/sweeps.md). KEY=VALUE sets an option for all rows. stdout ends with one JSON line.
+Exit codes: 0 all cells are done, 1 some failed, 2 a mistake, 75 stopped or not complete.
 """
 
 import argparse

@@ -53,7 +53,7 @@ def read(file: Path) -> Grid:
         raise UserError(f"{file} holds no sweep: see docs/sweeps.md for its form.")
     said = [f"{key!r} is not supported.{nearest(key, KEYS)}" for key in content if key not in KEYS]
     if content.get("method") != "grid":
-        said.append(f"method is {content.get('method')}: only method: grid can be run on a laptop and a cluster as well.")
+        said.append(f"method is {content.get('method')}: write method: grid, the only one that runs without W&B.")
     command = content.get("command", ENDS)
     if not isinstance(command, list) or command[-2:] != ENDS:
         said.append("command must end with harness.run and ${args_no_hyphens}, and nothing in between or after.")
@@ -111,6 +111,6 @@ def checked(name: str, text: str) -> None:
     try:
         several = OverridesParser.create().parse_override(f"{name}={text}").is_sweep_override()
     except HydraException:
-        raise UserError(f"{name}: the value {text!r} cannot be read as an override: it needs quotes of its own.") from None
+        raise UserError(f"{name}: {text!r} cannot be read as an override: it needs quotes of its own.") from None
     if several:
         raise UserError(f"{name}: Hydra reads {text!r} as several values: write each as a value, or a list as [a, b].")

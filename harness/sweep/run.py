@@ -87,4 +87,3 @@ def _complaint(log: Path, code: int) -> str:
         return said
     ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return f"{ended}, see {log}"
-

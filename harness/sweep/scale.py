@@ -1,5 +1,5 @@
-"""`python -m harness.sweep.scale [--cells N] [--out FILE]`: how long a large sweep takes to expand and check, its status
-to read, and its records to collect, on a store made for the purpose. Writes docs/results/scale.json."""
+"""`python -m harness.sweep.scale [--cells N] [--out FILE]`: how long it takes to expand and check a large sweep, to
+read its status and to collect its records, on a store made for the purpose. Writes docs/results/scale.json."""
 
 import argparse
 import json
@@ -47,8 +47,8 @@ def grid_of(cells: int) -> Grid:
 
 
 def fill(results: Path, rows: Sequence[Row]) -> None:
-    """A store with these rows in the states of MIX. Each record is a copy of a committed one, with eight of its rows."""
-    source = next(p for p in sorted(TEMPLATE.glob("*/*/task.json")) if "plsh" in (p.parents[1] / "cell.json").read_text())
+    """A store with these rows in the states of MIX. Records are copies of a committed one, with eight of its rows."""
+    source = min(TEMPLATE.glob("*/*/task.json"))
     cell, task = read_json(source.parents[1] / "cell.json"), read_json(source)
     lines = next(source.parent.glob("parts/*.jsonl")).read_bytes().splitlines(keepends=True)[:8]
     attempt = json.dumps({"status": "error", "error": "RuntimeError", "message": "made up", "attempt": "a"})
@@ -118,8 +118,10 @@ def markdown(record: dict) -> str:
         for f in record["figures"]
     ]
     about = record["environment"]
-    note = f"One process on {about['device']}, Python {about['python']}, the store on {about['file_system']}, other work on "
-    note += "the same cores. The peak is that of the process since it began."
+    note = (
+        f"One process on {about['device']}, Python {about['python']}, the store on {about['file_system']}, with other "
+    )
+    note += "work on the same cores. The peak is that of the process since it began."
     return Table("", ["", "how many", "seconds", "CPU seconds", "peak MiB"], rows, [note]).markdown()
 
 

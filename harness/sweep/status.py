@@ -3,7 +3,7 @@
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.index import Entry, Key, look
@@ -30,7 +30,8 @@ def states(rows: Sequence[Row], results: Path) -> list[State]:
     for row in rows:
         for key in row.work:
             wanted[key] = max(wanted.get(key, 0), row.samples)
-    parts: dict[Key, Entry] = dict(look(results, wanted.items()))
+    # what tells whether the entry still holds is not needed any more, and is most of it
+    parts = {key: replace(entry, mark=None, trace=None) for key, entry in look(results, wanted.items())}
     return [_state(row, [parts[key] for key in row.work]) for row in rows]
 
 

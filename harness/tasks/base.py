@@ -75,8 +75,8 @@ class Task(Protocol):
         ...
 
     def check(self, options: Any, cell: Cell) -> None:
-        """Raise UserError for options that make no sense. Of the cell it depends on model, attention, kernel and context
-        alone: cells that differ in nothing else are checked once."""
+        """Raise UserError for options that make no sense. Of the cell it depends on model, attention, kernel and
+        context alone: cells that differ in nothing else are checked once."""
         ...
 
     def prepare(self, options: Any, cell: Cell, samples: int, folder: Path) -> Prepared | None:
