@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rich.console import Console, Group
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from harness.reader import Record, difference, reference_of
 from harness.stats import Difference
@@ -29,14 +30,14 @@ class Table:
 
     def drawn(self) -> Group:
         """For a display that refreshes itself."""
-        return Group(self._drawn(), *self.notes)
+        return Group(self._drawn(), *map(Text, self.notes))
 
     def _drawn(self) -> RichTable:
         drawn = RichTable(title=self.title, title_justify="left", title_style="bold")
         for i, column in enumerate(self.columns):
             drawn.add_column(column, justify="left" if i < self.words else "right", overflow="fold")
         for row in self.rows:
-            drawn.add_row(*row)
+            drawn.add_row(*map(Text, row))  # brackets are the text's own
         return drawn
 
     def markdown(self) -> str:

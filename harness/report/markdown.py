@@ -1,9 +1,10 @@
 """Tables as Markdown: of a store, or those that stand in README.md and docs/, made anew from the committed records.
 
-In a page a table stands between the marks `<!-- table: STORE MODEL -->` and `<!-- end of table -->`; in STORE's place
-stands the file of `python -m harness.models.upstream` for the faults of stock transformers.
+In a page a table stands between the marks `<!-- table: STORE MODEL -->` and `<!-- end of table -->`; in STORE's place may
+stand a file of figures that one of the modules of MEASURED has written.
 """
 
+import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from harness.config import ROOT
 from harness.report.describe import Grid, Page
 from harness.store import read_json
 
+# files of figures, and the module whose `markdown` draws them; imported when needed, as transformers comes with some
+MEASURED = {"upstream.json": "harness.models.upstream", "scale.json": "harness.sweep.scale"}
 MARK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -24,9 +27,7 @@ def rewritten(text: str) -> str:
 def markdown(store: Path, model: str) -> str:
     """Comparison and depth tables of one model's records, by task and context."""
     if store.suffix == ".json":
-        from harness.models import upstream  # imports transformers, which no other table needs
-
-        return upstream.markdown(read_json(store))
+        return importlib.import_module(MEASURED[store.name]).markdown(read_json(store))
     asked = reader.questions(r for r in reader.records(store) if r.cell["model"] == model)
     assert asked, f"{store} has no records of {model}"
     parts = []

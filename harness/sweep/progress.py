@@ -7,6 +7,7 @@ from collections import Counter
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from harness.sweep.cells import Row
 
@@ -47,5 +48,5 @@ class Progress:
         told = ", ".join(f"{count} {end}" for end, count in self._ended.items()) or "none ended"
         drawn = Table("row", "seconds", "overrides", title=f"{told} of {self.total}", title_justify="left")
         for row, began in self._running.values():
-            drawn.add_row(str(row.number), f"{time.monotonic() - began:.0f}", " ".join(row.overrides))
+            drawn.add_row(str(row.number), f"{time.monotonic() - began:.0f}", Text(" ".join(row.overrides)))
         return drawn
