@@ -1,7 +1,7 @@
 """Tables as Markdown: of a store, or those that stand in README.md and docs/, made anew from the committed records.
 
-In a page a table stands between the marks `<!-- table: STORE MODEL -->` and `<!-- end of table -->`; in STORE's place may
-stand a file of figures that one of the modules of MEASURED has written.
+In a page a table stands between the marks `<!-- table: STORE MODEL -->` and `<!-- end of table -->`; in STORE's place
+may stand a file of figures that one of the modules of MEASURED has written.
 """
 
 import importlib
