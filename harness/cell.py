@@ -12,6 +12,7 @@ from kernels import Alibi, PositionalLSH, Weights, Window, equal_cost_cutoff, ex
 from kernels.cost import window_pairs
 
 SCHEMA = 1
+DRAWS = 8  # of the masks, where the configuration does not say
 ATTENTIONS = ("alibi", "plsh", "window", "stock")
 
 

@@ -2,7 +2,6 @@
 loaded."""
 
 import math
-import tempfile
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +11,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.cell import ATTENTIONS, Attention, Cell, matched_window
+from harness.cell import ATTENTIONS, DRAWS, Attention, Cell, matched_window
 from harness.config import CONF, AttnConfig, ModelConfig, RunConfig, TrackingConfig
-from harness.errors import UserError, choose, nearest
-from harness.models import memory
+from harness.errors import CannotLoad, UserError, choose, nearest
+from harness.machine import device_of, memory_sentence, writable
 from harness.models.spec import ModelSpec, resolve_model
 from harness.tasks.base import PlannedTask, Task
 from harness.tasks.registry import family_of
@@ -25,7 +24,6 @@ from kernels.masks import SAMPLERS
 from kernels.union import UNION_WEIGHTS
 
 REFERENCES = ("compute", "read", "none")
-DRAWS = 8
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,7 @@ class Planner:
     def __init__(self, *, here: bool = True):
         self.here = here
         self._known: dict[Hashable, tuple[Any, UserError | None]] = {}
+        self._absent: dict[Hashable, CannotLoad] = {}  # models that could not be had, looked for once
         self._kernels = sorted(p.stem for p in (CONF / "kernel").glob("*.yaml"))
 
     def plan(self, config: RunConfig) -> Plan:
@@ -102,17 +101,17 @@ class Planner:
             _refuse_model(planned.task, model)
             _stock_length(cell, planned.task)
         placed = ("device", config.device, model.device_map)
-        device = self._once(placed, lambda: _device(config.device, model.device_map, here=self.here))
-        results = self._once(("results", config.results), lambda: _writable(config.results))
+        device = self._once(placed, lambda: device_of(config.device, model.device_map, here=self.here))
+        results = self._once(("results", config.results), lambda: writable(config.results))
         sentence = None
         if self.here and any(t.task.needs_model for t in tasks):
             # stock and its reference by turns: the larger of the two
             method = "stock" if attention.name == "stock" else kernel
             size = (*given, method, config.batch, config.draws, *placed, wanted, cell.cell_id * attention.evict)
-            sentence = self._once(("memory", *size), lambda: _memory(config, cell, method, device, wanted))
+            sentence = self._once(("memory", *size), lambda: memory_sentence(config, cell, method, device, wanted))
         for planned in tasks:
             seen = (id(planned), *named, attention, kernel, config.context)
-            self._once(("check", *seen), lambda p=planned: p.task.check(p.options, cell))
+            self._once(("check", *seen), lambda p=planned: self._check(p, cell, named))
         beside = {}
         if wanted != "none":
             cost = (*named, attention, config.masks, config.context)
@@ -130,6 +129,15 @@ class Planner:
             memory=sentence,
             tracking=tracking,
         )
+
+    def _check(self, planned: PlannedTask, cell: Cell, named: Hashable) -> None:
+        if named in self._absent:
+            raise self._absent[named]
+        try:
+            planned.task.check(planned.options, cell)
+        except CannotLoad as error:
+            self._absent[named] = error
+            raise
 
     def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What `make` returns or the UserError it raises, made at the first call with this key."""
@@ -158,20 +166,6 @@ def _refuse_model(task: Task, model: ModelSpec) -> None:
         )
 
 
-def _writable(folder: str) -> Path:
-    """The results folder, made if need be; UserError if nothing can be written there."""
-    if not folder.strip():
-        raise UserError("results must name a folder: set results=FOLDER.")
-    path = Path(folder).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise UserError(f"results={folder} cannot be written to: {error}.") from None
-    return path
-
-
 def _stock_length(cell: Cell, task: Task) -> None:
     """UserError if the checkpoint's own attention cannot see the prompt and what the task generates after it."""
     limit = cell.model.architecture.positions
@@ -181,22 +175,6 @@ def _stock_length(cell: Cell, task: Task) -> None:
             f"{cell.context + task.generates} (context={cell.context}, and what it generates). Use attn=alibi, which "
             "has no such bound, or a smaller context."
         )
-
-
-def _memory(config: RunConfig, cell: Cell, kernel: str, device: torch.device, references: str) -> str:
-    model = cell.model
-
-    def checked(**size) -> str:
-        need = memory.estimate(model.architecture, **size, kernel=kernel)
-        return memory.check(need, device, kernel=kernel, spread=model.device_map is not None)
-
-    size = {"itemsize": model.torch_dtype.itemsize, "batch": config.batch, "tokens": config.context}
-    size |= {"masks": config.masks if config.attn.name == "plsh" else 1, "draws": config.draws or DRAWS}
-    if cell.attention.evict and references != "compute":  # the reference of exact ALiBi keeps all keys
-        checked(**size, reach=0)  # the masks, before they are drawn
-        spans = (weights.span for draw in range(cell.draws) for weights in cell.weights(draw))
-        size["reach"] = cell.attention.sinks + max(spans)
-    return checked(**size)
 
 
 def _attention(config: RunConfig, model: ModelSpec) -> Attention:
@@ -257,23 +235,3 @@ def _options(name: str, kind: type, given: dict) -> Any:
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "option"
         raise UserError(f"task.{name}.{key}: {str(error).splitlines()[0]}.") from None
-
-
-def _device(wanted: str, device_map: str | None, *, here: bool) -> torch.device:
-    """here: it must be a device of this machine."""
-    if here and device_map is not None and not (torch.cuda.is_available() and wanted in ("auto", "cuda")):
-        raise UserError(
-            f"model.device_map={device_map} spreads the model over CUDA devices: it needs device=auto or cuda and a "
-            f"machine that has some (here are {torch.cuda.device_count()}). Leave it out for one device."
-        )
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise UserError(f"device={wanted!r} is not a device: use auto, cpu, cuda or cuda:0.") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device={wanted} is not supported: use auto, cpu, cuda or cuda:0.")
-    if here and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device={wanted}: this machine has {torch.cuda.device_count()} CUDA devices. Use device=cpu.")
-    return device

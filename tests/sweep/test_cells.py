@@ -7,6 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from harness.config import CONF, ROOT, register
+from harness.errors import CannotLoad
 from harness.plan import plan
 from harness.sweep.cells import Mistakes, expand, work_of
 from harness.sweep.grid import Grid, read
@@ -100,6 +101,20 @@ def test_our_sweeps_of_other_models_lack_nothing_but_the_download(name, tmp_path
     with pytest.raises(Mistakes) as raised:
         expand(read(ROOT / "sweeps" / f"{name}.yaml"), results=str(tmp_path), here=False)
     assert all("could not be loaded" in sentence for sentence in raised.value.rows)
+
+
+def test_a_model_that_cannot_be_had_is_looked_for_once(monkeypatch):
+    asked = []
+
+    def absent(spec):
+        asked.append(spec)
+        raise CannotLoad("no network")
+
+    monkeypatch.setattr("harness.tasks.retrieval.load_tokenizer", absent)
+    values = {"masks": ("2", "4"), "context": ("160", "300"), "references": ("none",)}
+    with pytest.raises(Mistakes, match=r"rows 1-4 \(4 rows\): no network"):
+        expand(Grid("g", values))
+    assert len(asked) == 1
 
 
 def test_a_row_survives_the_shell():
