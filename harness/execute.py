@@ -35,7 +35,7 @@ def run_task(
     """Bring one task of a cell to `samples` rows, or to as many as there are. Returns its status: ok, unsupported, oom,
     error or stopped."""
     task, options = planned.task, planned.options
-    identity = task.identity(options)
+    identity = planned.identity
     task_id = cell.task_id(task.name, identity)
     store = TaskStore(results, cell.cell_id, task.name, task_id)
     finished, rows = store.finished(), store.rows()

@@ -52,6 +52,7 @@ def main() -> int:
     code = next((c for c in (MISTAKE, AGAIN, FAILED) if c in codes), DONE)
     if _multirun():
         status = {DONE: "ok", FAILED: "failed", MISTAKE: "invalid", AGAIN: "stopped"}[code]
+        status = status if codes else "unknown"  # a launcher has run the cells in other processes
         print(json.dumps({"status": status, "cells": cell_ids, "exit_codes": codes}), flush=True)
     return code
 
@@ -101,7 +102,7 @@ def _report(planned, statuses: dict, code: int, *, rows_written: int) -> dict:
     metrics, present = {}, set()
     by_task: list[dict] = []
     for task in planned.tasks:
-        name, options = task.task.name, task.task.identity(task.options)
+        name, options = task.task.name, task.identity
         shown = {}
         for role, cell in cells.items():
             if cell is not None:

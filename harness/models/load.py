@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import hf_hub_download
 
-from harness.errors import UserError
+from harness.errors import CannotLoad, UserError
 from harness.models.families import family_of
 from harness.models.family import Architecture
 from harness.models.spec import ModelSpec, agree, read_config
@@ -121,10 +121,10 @@ def _guarded(spec: ModelSpec, load):
         return load()
     except (OSError, ValueError, json.JSONDecodeError) as error:
         if spec.path:
-            raise UserError(f"{spec.path} could not be loaded: {error}") from error
+            raise CannotLoad(f"{spec.path} could not be loaded: {error}") from error
         family, arch = spec.family, spec.architecture
         gone = "; MosaicML's repositories are gone from the Hub" if spec.repo.startswith("mosaicml/") else ""
-        raise UserError(
+        raise CannotLoad(
             f"{spec.source} could not be loaded ({type(error).__name__}{gone}). Give a local copy with "
             "model.path=FOLDER, or a copy you trust with model.repo=OWNER/NAME model.revision=COMMIT. "
             f"It will be read with {arch.heads} slopes in {family.slope_order} order and "

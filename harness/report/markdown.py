@@ -1,10 +1,10 @@
 """Tables as Markdown: of a store, or those that stand in README.md and docs/, made anew from the committed records.
 
 In a page a table stands between the marks `<!-- table: STORE MODEL -->` and `<!-- end of table -->`; in STORE's place
-stands the JSON file of `python -m harness.models.upstream` for the faults of stock transformers, and that of
-`python -m harness.train_tiny` for the bits per byte of tiny-books.
+may stand a file of figures that one of the modules of MEASURED has written.
 """
 
+import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +14,12 @@ from harness.config import ROOT
 from harness.report.describe import Grid, Page
 from harness.store import read_json
 
+# files of figures, and the module whose `markdown` draws them; imported when needed, as transformers comes with some
+MEASURED = {
+    "upstream.json": "harness.models.upstream",
+    "scale.json": "harness.sweep.scale",
+    "measured.json": "harness.tiny.books_card",
+}
 MARK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -25,11 +31,7 @@ def rewritten(text: str) -> str:
 def markdown(store: Path, model: str) -> str:
     """Comparison and depth tables of one model's records, by task and context."""
     if store.suffix == ".json":
-        # they import transformers, which no other table needs
-        from harness.models import upstream
-        from harness.tiny import books_card
-
-        return {"upstream": upstream, "tiny-books": books_card}[model].markdown(read_json(store))
+        return importlib.import_module(MEASURED[store.name]).markdown(read_json(store))
     asked = reader.questions(r for r in reader.records(store) if r.cell["model"] == model)
     assert asked, f"{store} has no records of {model}"
     parts = []

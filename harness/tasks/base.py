@@ -1,5 +1,6 @@
 """What a task is: one file that checks its options, yields rows, and turns rows into metrics."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -73,7 +74,10 @@ class Task(Protocol):
         """The options as they enter the task's id, as plain JSON: a file by its content, not by its path."""
         ...
 
-    def check(self, options: Any, cell: Cell) -> None: ...
+    def check(self, options: Any, cell: Cell) -> None:
+        """Raise UserError for options that make no sense. Of the cell it depends on model, attention, kernel and
+        context alone: cells that differ in nothing else are checked once."""
+        ...
 
     def prepare(self, options: Any, cell: Cell, samples: int, folder: Path) -> Prepared | None:
         """Make or fetch the task's data and keep it in `folder`; None for a task without data."""
@@ -92,6 +96,11 @@ class Task(Protocol):
 class PlannedTask:
     task: Task
     options: Any
+
+    @functools.cached_property
+    def identity(self) -> dict:
+        """The options as they enter the task's id."""
+        return self.task.identity(self.options)
 
 
 @dataclass(frozen=True)
