@@ -1,11 +1,11 @@
 """Load a model and its tokenizer, local or from the Hub, safetensors only, and put our attention into it."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
 
 from harness.errors import CannotLoad, UserError
 from harness.models.families import family_of
@@ -119,7 +119,7 @@ def _from_pretrained(spec: ModelSpec, kind, folder: Path | None, **options):
 def _guarded(spec: ModelSpec, load):
     try:
         return load()
-    except (OSError, ValueError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         if spec.path:
             raise CannotLoad(f"{spec.path} could not be loaded: {error}") from error
         family, arch = spec.family, spec.architecture
