@@ -97,7 +97,7 @@ def _in_child(request: Request, draft: Path, tokenizer: str) -> None:
     context.set_forkserver_preload([__name__, "harness.lmeval.preload"])
     receive, send = context.Pipe(duplex=False)
     child = context.Process(target=_build, args=(request, draft, tokenizer, send), daemon=True)
-    # a signal to all processes of the job is the runner's to answer: the server is born deaf to it, and its children too
+    # a signal to all processes of the job is the runner's to answer: the server and its children ignore it
     before = {number: signal.signal(number, signal.SIG_IGN) for number in StopRequest.SIGNALS}
     try:
         forkserver.ensure_running()

@@ -12,7 +12,7 @@ def test_names_and_values_are_those_of_the_store(results):
     content, record = content_of(results, cell_id), read_json(task_json(results))
     for name, metric in record["metrics"].items():
         assert content["row"][name] == metric["value"]
-        assert content["summary"][f"{name}_low"] == metric["low"]
+        assert content["summary"].get(f"{name}_low") == metric["low"]  # some figures have no interval
     assert content["row"]["context"] == 160 and content["row"]["masks"] == 4
     assert content["config"]["cell_id"] == cell_id and content["config"]["attn"]["name"] == "plsh"
     assert content["config"]["task"]["retrieval"] == record["options"]
