@@ -23,13 +23,16 @@ def short_hash(value: object) -> str:
 
 @dataclass(frozen=True)
 class Attention:
-    """What is computed. Fields that cannot matter for `name` are None; a window's cutoff is a number."""
+    """What is computed. Fields that cannot matter for `name` are None; a window's cutoff is a number. sinks: the first
+    tokens that stay visible with exact weight. evict: generation drops the keys that nothing can reach any more."""
 
     name: str
     masks: int | None = None
     sampler: str | None = None
     weights: str | None = None
     cutoff: float | None = None
+    sinks: int = 0
+    evict: bool = False
 
     @property
     def random(self) -> bool:
@@ -41,9 +44,17 @@ class Attention:
             return "exact ALiBi"
         if self.name == "stock":
             return "stock (transformers' own)"
+        more = f" +{self.sinks} sink{'s' * (self.sinks > 1)}" if self.sinks else ""
+        more += ", evicting" if self.evict else ""
         if self.name == "window":
-            return f"window T={self.cutoff:.3g}"
-        return f"PLSH S={self.masks} {self.sampler} {self.weights}"
+            return f"window T={self.cutoff:.3g}{more}"
+        return f"PLSH S={self.masks} {self.sampler} {self.weights}{more}"
+
+    @property
+    def identity(self) -> dict:
+        """What came after the first records is in it only where it is in use: their ids stay what they are."""
+        fields = {field: getattr(self, field) for field in ("name", "masks", "sampler", "weights", "cutoff")}
+        return {**fields, **{field: getattr(self, field) for field in ("sinks", "evict") if getattr(self, field)}}
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ class Cell:
             "schema": SCHEMA,
             "model": self.model.identity,
             "dtype": self.model.dtype,
-            "attn": {field: getattr(attention, field) for field in ("name", "masks", "sampler", "weights", "cutoff")},
+            "attn": attention.identity,
             "kernel": None if attention.name == "stock" else self.kernel,
             "context": self.context,
             "seed": self.seed if attention.random else None,
@@ -89,7 +100,7 @@ class Cell:
         if attention.name == "alibi":
             return [Alibi(slopes)] * layers
         if attention.name == "window":
-            return [Window(slopes, attention.cutoff)] * layers
+            return [Window(slopes, attention.cutoff, attention.sinks)] * layers
         return [
             PositionalLSH.draw(
                 slopes,
@@ -99,6 +110,7 @@ class Cell:
                 layer=layer,
                 sampler=attention.sampler,
                 weights=attention.weights,
+                sinks=attention.sinks,
             )
             for layer in range(layers)
         ]
@@ -111,15 +123,18 @@ class Cell:
         if attention.name in ("alibi", "stock"):
             return {"fused": (self.context - 1) / 2}
         if attention.name == "window":
-            return {"fused": window_pairs(slopes, attention.cutoff, self.context) / rows}
+            return {"fused": window_pairs(slopes, attention.cutoff, self.context, sinks=attention.sinks) / rows}
+        options = {"sampler": attention.sampler, "sinks": attention.sinks}
         return {
-            match: expected_pairs(slopes, attention.masks, self.context, match=match, sampler=attention.sampler) / rows
+            match: expected_pairs(slopes, attention.masks, self.context, match=match, **options) / rows
             for match in ("fused", "passes")
         }
 
 
-def matched_window(model: ModelSpec, *, masks: int, sampler: str, context: int, match: str) -> Attention:
-    """The window that visits as many pairs as the masks do. Six digits: the cutoff is part of the cell's identity, and
-    its last bits may differ between machines."""
-    cutoff = equal_cost_cutoff(model.slopes, masks, context, match=match, sampler=sampler)
-    return Attention("window", cutoff=float(f"{cutoff:.6g}"))
+def matched_window(
+    model: ModelSpec, *, masks: int, sampler: str, context: int, match: str, sinks: int = 0
+) -> Attention:
+    """The window that visits as many pairs as the masks do, both with the same sinks. Six digits: the cutoff is part of
+    the cell's identity, and its last bits may differ between machines."""
+    cutoff = equal_cost_cutoff(model.slopes, masks, context, match=match, sampler=sampler, sinks=sinks)
+    return Attention("window", cutoff=float(f"{cutoff:.6g}"), sinks=sinks)

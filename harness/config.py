@@ -46,6 +46,8 @@ class AttnConfig:
     weights: str | None = None
     match: str | None = None
     cutoff: float | None = None
+    sinks: int = 0
+    evict: bool = False
 
 
 @dataclass

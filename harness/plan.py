@@ -3,7 +3,7 @@ loaded."""
 
 import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def plan(cfg: DictConfig) -> Plan:
     results = _writable(config.results)
     # stock and its reference by turns: the larger of the two
     method = "stock" if attention.name == "stock" else kernel
-    sentence = _memory(config, model, method, device) if any(t.task.needs_model for t in tasks) else None
+    sentence = _memory(config, cell, method, device, wanted) if any(t.task.needs_model for t in tasks) else None
     for planned in tasks:
         planned.task.check(planned.options, cell)
     return Plan(
@@ -127,10 +127,19 @@ def _stock_length(cell: Cell, task: Task) -> None:
         )
 
 
-def _memory(config: RunConfig, model: ModelSpec, kernel: str, device: torch.device) -> str:
+def _memory(config: RunConfig, cell: Cell, kernel: str, device: torch.device, references: str) -> str:
+    model = cell.model
+
+    def checked(**size) -> str:
+        return memory.check(memory.estimate(model.architecture, **size, kernel=kernel), device, kernel=kernel)
+
     size = {"itemsize": model.torch_dtype.itemsize, "batch": config.batch, "tokens": config.context}
     size |= {"masks": config.masks if config.attn.name == "plsh" else 1, "draws": config.draws or DRAWS}
-    return memory.check(memory.estimate(model.architecture, **size, kernel=kernel), device, kernel=kernel)
+    if cell.attention.evict and references != "compute":  # the reference of exact ALiBi keeps all keys
+        checked(**size, reach=0)  # the masks, before they are drawn
+        spans = (weights.span for draw in range(cell.draws) for weights in cell.weights(draw))
+        size["reach"] = cell.attention.sinks + max(spans)
+    return checked(**size)
 
 
 def _attention(config: RunConfig, model: ModelSpec) -> Attention:
@@ -139,20 +148,25 @@ def _attention(config: RunConfig, model: ModelSpec) -> Attention:
     sampler = choose("attn.sampler", attn.sampler or "gamma", SAMPLERS)
     choose("attn.weights", attn.weights or "count", UNION_WEIGHTS)
     choose("attn.match", attn.match or "fused", MATCHES)
+    if not 0 <= attn.sinks <= config.context:
+        raise UserError(f"attn.sinks must be from 0 to context={config.context}, not {attn.sinks}.")
     if name in ("alibi", "stock"):
+        if attn.evict:
+            raise UserError(f"attn.evict=true drops keys that nothing reaches any more, and attn={name} reaches all.")
         return Attention(name)
+    kept = {"sinks": attn.sinks, "evict": attn.evict}
     if name == "plsh":
         weights = attn.weights or "count"
         if weights == "rb" and sampler == "fixed":
             raise UserError("attn.weights=rb needs random masks: use attn.sampler=gamma or systematic.")
         masks = 1 if sampler == "fixed" else config.masks  # all its masks are one and the same
-        return Attention("plsh", masks=masks, sampler=sampler, weights=weights)
+        return Attention("plsh", masks=masks, sampler=sampler, weights=weights, **kept)
     if attn.cutoff is not None:
         if not 0 <= attn.cutoff < math.inf:
             raise UserError(f"attn.cutoff must be a number of at least 0, not {attn.cutoff}; attn=alibi has no cutoff.")
-        return Attention("window", cutoff=attn.cutoff)
-    match = attn.match or "fused"
-    return matched_window(model, masks=config.masks, sampler=sampler, context=config.context, match=match)
+        return Attention("window", cutoff=attn.cutoff, **kept)
+    cost = {"masks": config.masks, "sampler": sampler, "context": config.context, "match": attn.match or "fused"}
+    return replace(matched_window(model, **cost, sinks=attn.sinks), evict=attn.evict)
 
 
 def _references(config: RunConfig, cell: Cell) -> dict[str, Cell]:
@@ -160,10 +174,9 @@ def _references(config: RunConfig, cell: Cell) -> dict[str, Cell]:
     found = {"exact": cell.with_attention(Attention("alibi"))}
     if cell.attention.name == "plsh":
         for match in MATCHES:
-            window = matched_window(
-                cell.model, masks=config.masks, sampler=cell.attention.sampler, context=cell.context, match=match
-            )
-            found[f"window {match}"] = cell.with_attention(window)
+            cost = {"masks": config.masks, "sampler": cell.attention.sampler, "context": cell.context, "match": match}
+            window = matched_window(cell.model, **cost, sinks=cell.attention.sinks)
+            found[f"window {match}"] = cell.with_attention(replace(window, evict=cell.attention.evict))
     return {role: reference for role, reference in found.items() if reference.cell_id != cell.cell_id}
 
 

@@ -46,12 +46,14 @@ class Configuration:
     dtype: str = "bf16"
     masks: int = 16
     causal: bool = True
+    sinks: int = 0
 
     @property
     def id(self) -> str:
         masks = f"-S{self.masks}" if self.law not in ("linear", "distance") else ""
         rows = "" if self.causal else "-both"
-        return f"{self.kernel}-sm{self.cap}-{self.law}{masks}-d{self.dim}-{self.dtype}{rows}"
+        sinks = f"-sinks{self.sinks}" if self.sinks else ""
+        return f"{self.kernel}-sm{self.cap}-{self.law}{masks}-d{self.dim}-{self.dtype}{rows}{sinks}"
 
 
 def every() -> list[Configuration]:
@@ -64,6 +66,8 @@ def every() -> list[Configuration]:
         found += [Configuration("forward", cap, law, causal=False), Configuration("forward", cap, law, dtype="fp32")]
         found += [Configuration(kernel, cap, law, dim) for kernel in ("decode", "dq", "dkdv") for dim in (64, 128)]
     found += [Configuration("forward", cap, law, masks=64) for cap in caps for law in ("rb", "count", "sum")]
+    kernels = ("forward", "decode", "dq", "dkdv")
+    found += [Configuration(k, cap, law, sinks=4) for cap in caps for k in kernels for law in ("linear", "rb", "count")]
     return found
 
 
@@ -72,9 +76,10 @@ def build(configuration: Configuration) -> dict:
     instructions, and those of the tensor cores (`mma`), of the kind `unit`: HGMMA is wgmma, HMMA mma.sync."""
     c = configuration
     kernel = KERNELS[c.kernel]
-    kind = (c.law, c.masks, c.causal, c.dim, DTYPES[c.dtype], tile_of(DTYPES[c.dtype], c.cap // 10))
+    kind = (c.law, c.masks, c.sinks, c.causal, c.dim, DTYPES[c.dtype], tile_of(DTYPES[c.dtype], c.cap // 10))
     fixed = constants_of(*kind, keys=c.kernel == "dkdv") if c.kernel in ("dq", "dkdv") else constants(*kind)
     options = {name: fixed.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
+    fixed["GAPS"] = False
     if c.kernel == "decode":
         fixed |= {"ROWS": ROWS, "COLUMNS": COLUMNS}
         options = {"enable_fp_fusion": True}

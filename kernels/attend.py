@@ -4,7 +4,7 @@ import torch
 
 from kernels.exact import attend_exact
 from kernels.sdpa import attend_sdpa
-from kernels.weights import Weights
+from kernels.weights import Alibi, Weights
 
 KERNELS = ("auto", "exact", "sdpa", "flex", "triton")
 
@@ -20,6 +20,7 @@ def attend(
     kernel: str = "auto",
     q_offset: int | torch.Tensor | None = None,
     padding: torch.Tensor | None = None,
+    gap: int | torch.Tensor = 0,
     return_lse: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Attention under `weights`: row-normalised ``exp(q.k * scale) * w`` times v.
@@ -30,10 +31,13 @@ def attend(
         kernel: "exact" (dense, fp32 or fp64), "sdpa" (visited pairs only), "flex" (FlexAttention, compiled at the
             first call of a kind), "triton" (one fused pass, on a GPU), "auto" (sdpa, until triton has passed
             kernels.check on a GPU).
-        q_offset: token coordinate of q's first row, one number or (batch,); default keys - queries - padding, as in
-            decoding with a cache. The queries must lie among the keys; negative coordinates are padding.
+        q_offset: token coordinate of q's first row, one number or (batch,); default keys - queries - padding + gap, as
+            in decoding with a cache. The queries must lie among the keys; negative coordinates are padding.
         padding: (batch,) how many leading slots of k are padding. Token coordinates count from the first real token,
             so a padded row equals the same row alone. Rows of padding give 0.
+        gap: how many tokens k and v leave out after the sinks, one number or (batch,): a cache that has dropped what no
+            row will reach again holds the first `weights.sinks` tokens, then token sinks + gap and all after it. Causal
+            only; no query may reach what is left out (`weights.reach`).
         return_lse: also return the log-sum-exp of each row, (batch, heads, queries), float32 or float64 as computed;
             -inf in a row of padding.
 
@@ -45,16 +49,17 @@ def attend(
     pads = [0] * len(q) if padding is None else [int(p) for p in padding]
     if len(pads) != len(q) or any(not 0 <= p <= keys for p in pads):
         raise ValueError(f"padding must hold one count in 0 .. {keys} for each of the {len(q)} sequences, not {pads}.")
-    # the slot of q's first row, which is what must lie among the keys
-    slots = (
-        [keys - queries] * len(q)
-        if q_offset is None
-        else [o + p for o, p in zip(_each(q_offset, q), pads, strict=True)]
-    )
-    for slot, pad in zip(slots, pads, strict=True):
+    gaps = _each("gap", gap, q)
+    _check_gaps(gaps, weights, causal)
+    if q_offset is None:
+        starts = [keys - queries - pad + left_out for pad, left_out in zip(pads, gaps, strict=True)]
+    else:
+        starts = _each("q_offset", q_offset, q)
+    for start, pad, left_out in zip(starts, pads, gaps, strict=True):
+        slot = start + pad - left_out  # of q's first row, which is what must lie among the keys
         if slot < 0 or slot + queries > keys:
             raise ValueError(
-                f"Queries at tokens {slot - pad} .. {slot - pad + queries - 1} do not lie among the {keys - pad} keys: "
+                f"Queries at tokens {start} .. {start + queries - 1} do not lie among the {keys - pad} keys: "
                 "pass k and v of the whole sequence, or the q_offset that belongs to them."
             )
     if kernel == "triton":
@@ -62,13 +67,12 @@ def attend(
 
         if reason := obstacle(q, weights):
             raise ValueError(reason)
-        starts = [slot - pad for slot, pad in zip(slots, pads, strict=True)]
-        out, lse = attend_triton(q, k, v, weights, scale=scale, causal=causal, starts=starts, pads=pads)
+        out, lse = attend_triton(q, k, v, weights, scale=scale, causal=causal, starts=starts, pads=pads, gaps=gaps)
         return (out, lse) if return_lse else out
 
-    def group(rows: list[int] | slice, pad: int, slot: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def group(rows: list[int] | slice, start: int, pad: int, left_out: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         inputs = (q[rows], k[rows][:, :, pad:], v[rows][:, :, pad:])
-        options = {"scale": scale, "causal": causal, "offset": slot - pad}
+        options = {"scale": scale, "causal": causal, "offset": start, "gap": left_out}
         if kernel == "exact":
             return attend_exact(*inputs, weights, **options)
         if kernel == "flex":
@@ -77,7 +81,7 @@ def attend(
             return attend_flex(*inputs, weights, **options, need_lse=return_lse)
         return attend_sdpa(*inputs, weights, **options, need_lse=return_lse)
 
-    places = list(zip(pads, slots, strict=True))
+    places = list(zip(starts, pads, gaps, strict=True))
     if len(set(places)) == 1:
         out, lse = group(slice(None), *places[0])
     else:
@@ -93,12 +97,19 @@ def attend(
     return (out, lse) if return_lse else out
 
 
-def _each(q_offset: int | torch.Tensor, q: torch.Tensor) -> list[int]:
-    """One offset for each sequence."""
-    offsets = torch.as_tensor(q_offset).reshape(-1).tolist()
-    if len(offsets) not in (1, len(q)):
-        raise ValueError(f"q_offset must be one number or one for each of the {len(q)} sequences, not {offsets}.")
-    return offsets * len(q) if len(offsets) == 1 else offsets
+def _each(name: str, given: int | torch.Tensor, q: torch.Tensor) -> list[int]:
+    """One number for each sequence."""
+    numbers = torch.as_tensor(given).reshape(-1).tolist()
+    if len(numbers) not in (1, len(q)):
+        raise ValueError(f"{name} must be one number or one for each of the {len(q)} sequences, not {numbers}.")
+    return numbers * len(q) if len(numbers) == 1 else numbers
+
+
+def _check_gaps(gaps: list[int], weights: Weights, causal: bool) -> None:
+    if min(gaps, default=0) < 0:
+        raise ValueError(f"gap must be at least 0, not {gaps}.")
+    if any(gaps) and (not causal or isinstance(weights, Alibi)):
+        raise ValueError("A gap needs causal=True and weights that forget (Window, PositionalLSH): pass every key.")
 
 
 def _check(q, k, v, weights, kernel):

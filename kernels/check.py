@@ -19,9 +19,11 @@ HEADS, KV_HEADS = 8, 4
 
 
 def all_weights() -> dict[str, Weights]:
-    """Every law of weights, and counts in one word and in two."""
+    """Every law of weights, counts in one word and in two, and sinks in one tile and in two."""
     slopes = alibi_slopes(HEADS)
-    found = {"alibi": Alibi(slopes), "window": Window(slopes, 5.0)}
+    found = {"alibi": Alibi(slopes), "window": Window(slopes, 5.0), "window, 4 sinks": Window(slopes, 5.0, 4)}
+    for kind in ("rb", "count"):
+        found[f"{kind} S=16, 70 sinks"] = PositionalLSH.draw(slopes, 16, seed=1, weights=kind, sinks=70)
     for kind, sampler, masks in [
         ("exact", "gamma", 16), ("rb", "gamma", 4), ("rb", "gamma", 16), ("rb", "systematic", 16),
         ("count", "gamma", 4), ("count", "gamma", 16), ("count", "gamma", 64), ("count", "systematic", 16),

@@ -2,6 +2,9 @@
 
 Pairs are (query, key) with key < query: the diagonal is in every method. All figures are expectations over draws, in
 closed form (the systematic sampler: a one-dimensional quadrature), so that they do not depend on the draw at hand.
+
+Sinks are visited once by every later row under either method, and no mask, nor the window, is charged for them again:
+what is left is a context without its first `sinks` tokens. A window of equal cost has the same sinks, which cancel.
 """
 
 import functools
@@ -37,20 +40,21 @@ def log_coverage(distance: torch.Tensor, masks: int, sampler: str) -> torch.Tens
 
 
 def expected_pairs(
-    slopes: torch.Tensor, masks: int, tokens: int, *, match: str = "fused", sampler: str = "gamma"
+    slopes: torch.Tensor, masks: int, tokens: int, *, match: str = "fused", sampler: str = "gamma", sinks: int = 0
 ) -> float:
     """Expected visited pairs of all heads over a causal context of `tokens`: of the union ("fused"), or of the S blocks
-    counted one by one ("passes")."""
+    counted one by one ("passes"); with each sink once."""
     _check(masks, tokens, match, sampler)
     slopes = slopes.double().cpu()
-    distance = torch.arange(1, tokens, dtype=torch.float64)
-    rows = tokens - distance  # how many rows have a key at this distance
     if sampler == "fixed":
         position = torch.arange(tokens, dtype=torch.float64)
         width = 2.0 / slopes[:, None]
-        pairs = position - torch.ceil(torch.floor(position / width) * width)
-        return float(pairs.sum()) * (masks if match == "passes" else 1)
-    total = 0.0
+        start = torch.ceil(torch.floor(position / width) * width).clamp_min(sinks)
+        pairs = float((position - start).clamp_min(0).sum()) * (masks if match == "passes" else 1)
+        return pairs + sink_pairs(len(slopes), tokens, sinks)
+    pairs, tokens = sink_pairs(len(slopes), tokens, sinks), max(tokens - sinks, 1)
+    distance = torch.arange(1, tokens, dtype=torch.float64)
+    rows = tokens - distance  # how many rows have a key at this distance
     for slope in slopes:
         t = slope * distance
         if match == "fused":
@@ -59,33 +63,42 @@ def expected_pairs(
             probability = masks * torch.exp(-t)
         else:
             probability = masks * torch.from_numpy(_lone_coverage(t.numpy()))
-        total += float((rows * probability).sum())
-    return total
+        pairs += float((rows * probability).sum())
+    return pairs
 
 
-def window_pairs(slopes: torch.Tensor, cutoff: float, tokens: int) -> float:
-    """``sum over heads and rows i < tokens of min(i, cutoff / slope)``: the pairs of a window, its edge not rounded."""
+def sink_pairs(heads: int, tokens: int, sinks: int) -> int:
+    """``sum over heads and rows i < tokens of min(i, sinks)``: how often a sink is seen by a later row."""
+    seen = min(sinks, tokens)
+    return heads * (seen * (seen - 1) // 2 + (tokens - seen) * seen)
+
+
+def window_pairs(slopes: torch.Tensor, cutoff: float, tokens: int, *, sinks: int = 0) -> float:
+    """``sum over heads and rows i < tokens of min(i, cutoff / slope)``: the pairs of a window, its edge not rounded;
+    with sinks, ``min(i, sinks) + min(i - sinks, cutoff / slope)``."""
+    pairs, tokens = sink_pairs(len(slopes), tokens, sinks), max(tokens - sinks, 1)
     reach = torch.clamp(cutoff / slopes.double().cpu(), max=tokens - 1.0)
     whole = torch.floor(reach)
-    return float((whole * (whole + 1) / 2 + (tokens - 1 - whole) * reach).sum())
+    return pairs + float((whole * (whole + 1) / 2 + (tokens - 1 - whole) * reach).sum())
 
 
 def equal_cost_cutoff(
-    slopes: torch.Tensor, masks: int, tokens: int, *, match: str = "fused", sampler: str = "gamma"
+    slopes: torch.Tensor, masks: int, tokens: int, *, match: str = "fused", sampler: str = "gamma", sinks: int = 0
 ) -> float:
-    """The cutoff T at which exact ALiBi cut at ``slope * distance > T`` visits as many pairs as `masks` masks do.
+    """The cutoff T at which exact ALiBi cut at ``slope * distance > T`` visits as many pairs as `masks` masks do, both
+    with the same sinks.
 
     Solves ``window_pairs(slopes, T, tokens) = expected_pairs(...)``. Where the masks cost more than every pair there
     is, T is the smallest that sees them all. Returns T in units of sigma.
     """
-    target = expected_pairs(slopes, masks, tokens, match=match, sampler=sampler)
+    target = expected_pairs(slopes, masks, tokens, match=match, sampler=sampler, sinks=sinks)
     # a hair more than the whole context, so that dividing by a slope again does not round to one token less
-    low, high = 0.0, float(slopes.max()) * (tokens - 1) * (1 + 1e-12)
-    if target >= window_pairs(slopes, high, tokens):
+    low, high = 0.0, float(slopes.max()) * max(tokens - sinks - 1, 0) * (1 + 1e-12)
+    if target >= window_pairs(slopes, high, tokens, sinks=sinks):
         return high
     for _ in range(200):  # the function is increasing and continuous; 200 halvings exhaust float64
         middle = (low + high) / 2
-        if window_pairs(slopes, middle, tokens) < target:
+        if window_pairs(slopes, middle, tokens, sinks=sinks) < target:
             low = middle
         else:
             high = middle

@@ -12,9 +12,10 @@ def bytes_needed(batch: int, heads: int, queries: int, keys: int, itemsize: int 
     return heads * queries * keys * (3 * 8 + 4 * batch * itemsize)
 
 
-def attend_exact(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int):
+def attend_exact(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, gap: int):
     """One group of sequences without padding: q (B, H, Tq, D), k and v (B, Hkv, Tk, D), `offset` the token of q's first
-    row (negative rows see nothing). Computes in fp64 for fp64 input, in fp32 otherwise.
+    row (negative rows see nothing), `gap` the tokens left out of k and v after the sinks. Computes in fp64 for fp64
+    input, in fp32 otherwise.
 
     Returns: out like q, and the log-sum-exp (B, H, Tq) in the computing dtype; rows before 0 give 0 and -inf.
     """
@@ -23,6 +24,7 @@ def attend_exact(q, k, v, weights: Weights, *, scale: float, causal: bool, offse
     k, v = (x.to(compute).repeat_interleave(repeat, dim=1) for x in (k, v))
     rows = offset + torch.arange(q.shape[2], device=q.device)
     columns = torch.arange(k.shape[2], device=q.device)
+    columns[weights.sinks :] += gap
     log_w = weights.log_dense(rows.clamp_min(0), columns)
     hidden = rows[:, None] < 0
     if causal:

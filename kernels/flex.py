@@ -18,7 +18,7 @@ BLOCK = 128  # rows and columns of a block, FlexAttention's own default
 KINDS = 64  # kinds of calls (weights, dtypes, shapes) that one process may compile: torch's limit of 8 is soon met
 
 
-def attend_flex(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, need_lse: bool):
+def attend_flex(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, gap: int, need_lse: bool):
     """As `kernels.exact.attend_exact`, with lse None unless `need_lse`. Raises ValueError for what FlexAttention cannot
     do on the CPU."""
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
@@ -34,8 +34,8 @@ def attend_flex(q, k, v, weights: Weights, *, scale: float, causal: bool, offset
         queries, keys = q.shape[2] - skip, k.shape[2]
         q, k, v = (whole_blocks(x) for x in (q[:, :, skip:], k, v))
         row = offset + skip + torch.arange(q.shape[2], device=q.device)
-        score_mod = score_of(weights, row, keys, causal)
-        blocks = block_mask(weights, row, keys, causal)
+        score_mod = score_of(weights, row, keys, causal, gap)
+        blocks = block_mask(weights, row, keys, causal, gap)
         options = {"score_mod": score_mod, "block_mask": blocks, "scale": scale, "enable_gqa": q.shape[1] != k.shape[1]}
         with torch._dynamo.config.patch(recompile_limit=KINDS):
             if need_lse:
@@ -59,20 +59,31 @@ def whole_blocks(x: torch.Tensor) -> torch.Tensor:
     return F.pad(x, (0, 0, 0, -x.shape[2] % BLOCK))
 
 
-def block_mask(weights: Weights, row: torch.Tensor, keys: int, causal: bool) -> BlockMask:
-    """The blocks that consecutive rows (R,), a whole number of blocks, visit among the keys: an interval for each."""
-    heads = torch.arange(weights.heads, device=row.device)
-    first, last = weights.reach(heads, row.clamp_max(keys - 1)[None].expand(len(heads), -1))
-    last = (row[None].expand(len(heads), -1) if causal else last).clamp(max=keys - 1)
+def block_mask(weights: Weights, row: torch.Tensor, keys: int, causal: bool, gap: int = 0) -> BlockMask:
+    """The blocks that consecutive rows (R,), a whole number of blocks, visit among the keys: those of the sinks, and an
+    interval for each."""
+    heads, sinks = torch.arange(weights.heads, device=row.device), weights.sinks
+    own = row.clamp_max(keys + gap - 1)[None].expand(len(heads), -1)
+    first, last = (x - gap for x in weights.reach(heads, own))  # slots, as all that follows
+    last = (own - gap if causal else last).clamp(max=keys - 1)
+    of_sinks = -(-min(sinks, keys) // BLOCK)
     low, high = first[:, ::BLOCK] // BLOCK, last[:, BLOCK - 1 :: BLOCK] // BLOCK
+    before = low.clamp_max(of_sinks)  # blocks of sinks that the interval does not hold
+    if not causal:
+        high = high.clamp_min(of_sinks - 1)
     columns = torch.arange(-(-keys // BLOCK), device=row.device)
-    index = (low[..., None] + columns).clamp_max(len(columns) - 1)
+    index = torch.where(columns < before[..., None], columns, (low - before)[..., None] + columns)
+    newest = own[0] - gap
 
     def visible(b, h, i, j):
-        return (j >= first[h, i]) & (j <= last[h, i])
+        seen = (j >= first[h, i]) & (j <= last[h, i])
+        if sinks:
+            seen = seen | ((j < sinks) & (j <= newest[i])) if causal else seen | (j < sinks)
+        return seen
 
+    index = index.clamp_max(len(columns) - 1)
     return BlockMask.from_kv_blocks(
-        (high - low + 1)[None].int(),
+        (before + (high - low + 1).clamp_min(0))[None].int(),
         index[None].int(),
         BLOCK_SIZE=BLOCK,
         mask_mod=visible,
@@ -80,8 +91,23 @@ def block_mask(weights: Weights, row: torch.Tensor, keys: int, causal: bool) -> 
     )
 
 
-def score_of(weights: Weights, row: torch.Tensor, keys: int, causal: bool):
-    """FlexAttention's score function for rows (R,): the score plus log of the pair's weight."""
+def score_of(weights: Weights, row: torch.Tensor, keys: int, causal: bool, gap: int):
+    """FlexAttention's score function for rows (R,) and slots of keys: the score plus log of the pair's weight."""
+    slope, sinks = weights.slopes.float().to(row.device), weights.sinks
+    beyond = score_by_law(weights, row, -(-keys // BLOCK) * BLOCK + gap, causal)
+    if not sinks and not gap:
+        return beyond
+
+    def with_sinks(score, b, h, i, slot):
+        j = torch.where(slot < sinks, slot, slot + gap)
+        own = score - slope[h] * (row[i] - j).abs()
+        return torch.where(slot < sinks, own, beyond(score, b, h, i, j))
+
+    return with_sinks
+
+
+def score_by_law(weights: Weights, row: torch.Tensor, tokens: int, causal: bool):
+    """The same for the tokens 0 .. tokens - 1 as keys, none of them a sink."""
     law, device = law_of(weights), row.device
     slope = weights.slopes.float().to(device)
     if law == "linear":
@@ -89,13 +115,13 @@ def score_of(weights: Weights, row: torch.Tensor, keys: int, causal: bool):
     heads = torch.arange(weights.heads, device=device)
     if law in ("rb", "distance"):
         first, last = weights.reach(heads, row[None].expand(len(heads), -1))
-        last = last.clamp_max(keys - 1) if not causal else last.new_empty(0)
+        last = last.clamp_max(tokens - 1) if not causal else last.new_empty(0)
         bias = bias_by_distance(weights, first, last, row) * math.log(2)
         bias = F.pad(bias, (0, -bias.shape[1] % BLOCK))
         farthest = bias.shape[1] - 1
         return lambda score, b, h, i, j: score + bias[h, (row[i] - j).abs().clamp_max(farthest)]
     # blocks by their first token: two tokens share a block if it starts alike
-    column = torch.arange(-(-keys // BLOCK) * BLOCK, device=device)
+    column = torch.arange(tokens, device=device)
     own, other = (weights.masks.starts(heads, x[None].expand(len(heads), -1)).int() for x in (row, column))
     shares = weights.masks.log_weight.exp().div(weights.count).float().to(device)
 

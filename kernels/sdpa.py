@@ -1,8 +1,8 @@
 """Kernel `sdpa`: chunks of query rows against only the columns that some row of the chunk visits, by torch's
 scaled_dot_product_attention. Nothing grows with n^2; memory is bounded by PIECE.
 
-All (head, chunk) pairs whose visited width falls into one size class are computed by one call, their keys gathered.
-"""
+Sinks are further columns of every chunk. All (head, chunk) pairs whose visited width falls into one size class are
+computed by one call, their keys gathered."""
 
 import math
 from collections.abc import Iterator
@@ -16,24 +16,29 @@ CHUNKS = (64, 128, 256)  # rows per chunk: more waste of the causal triangle, fe
 PIECE = 1 << 20  # pairs computed at once (4 MB of log-weights): larger falls out of cache, smaller pays more calls
 
 
-def attend_sdpa(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, need_lse: bool):
+def attend_sdpa(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, gap: int, need_lse: bool):
     """As `kernels.exact.attend_exact`, with lse None unless `need_lse`."""
     batch, heads, queries, dim = q.shape
-    keys, device = k.shape[2], q.device
+    tokens, device = k.shape[2] + gap, q.device
     out = torch.zeros(batch * heads * queries, dim, dtype=q.dtype, device=device)
     lse = torch.full((len(out),), -math.inf, device=device, dtype=_compute_dtype(q)) if need_lse else None
     skip = min(max(0, -offset), queries)  # rows before the first token
-    if skip < queries and keys:
+    if skip < queries and k.shape[2]:
         flat = [x.reshape(-1, dim) for x in (q, k, v)]
-        for head, rows, first, size in _pieces(weights, offset + skip, offset + queries, keys, causal, batch, device):
+        sinks = min(weights.sinks, tokens)
+        for head, rows, first, size in _pieces(weights, offset + skip, offset + queries, tokens, causal, batch, device):
             log_w = weights.log_piece(head, rows, first, size, causal)
-            columns = first[:, None] + torch.arange(size, device=device)
-            _attend_piece(flat, head, rows - offset, columns.clamp_min_(0), log_w, scale, q.shape, k.shape, out, lse)
+            slots = first[:, None] - gap + torch.arange(size, device=device)
+            slots.clamp_min_(0)  # columns without a slot have no weight
+            if sinks:
+                log_w = torch.cat([weights.log_sinks(head, rows, sinks, causal), log_w], -1)
+                slots = torch.cat([torch.arange(sinks, device=device).expand(len(head), -1), slots], -1)
+            _attend_piece(flat, head, rows - offset, slots, log_w, scale, q.shape, k.shape, out, lse)
     return out.view(q.shape), None if lse is None else lse.view(q.shape[:3])
 
 
 def _pieces(
-    weights: Weights, begin: int, stop: int, keys: int, causal: bool, batch: int, device: torch.device
+    weights: Weights, begin: int, stop: int, tokens: int, causal: bool, batch: int, device: torch.device
 ) -> Iterator:
     """Every row of begin .. stop - 1 of every head, once: heads (G,), rows (G, C), the first column of each group (G,)
     and how many columns follow from it, the same for all G."""
@@ -41,11 +46,12 @@ def _pieces(
         head, first_row = (x.reshape(-1) for x in torch.meshgrid(members, starts, indexing="ij"))
         last_row = first_row + length - 1
         low = weights.reach(head, first_row[:, None])[0][:, 0]
-        high = last_row if causal else weights.reach(head, last_row[:, None])[1][:, 0].clamp_max(keys - 1)
+        high = last_row if causal else weights.reach(head, last_row[:, None])[1][:, 0].clamp_max(tokens - 1)
         width = _size_class(high - low + 1)
         for size in width.unique().tolist():
             alike = torch.nonzero(width == size)[:, 0]
-            for some in alike.split(max(1, PIECE // (length * max(size * batch, weights.numbers_per_row)))):
+            pairs = length * max((size + weights.sinks) * batch, weights.numbers_per_row)
+            for some in alike.split(max(1, PIECE // pairs)):
                 rows = first_row[some, None] + torch.arange(length, device=device)
                 yield head[some], rows, high[some] + 1 - size, size
 
@@ -71,14 +77,14 @@ def _chunks(weights: Weights, begin: int, stop: int, device: torch.device) -> It
             yield stop - whole, members, torch.tensor([whole], device=device)
 
 
-def _attend_piece(flat, head, rows, columns, log_w, scale, q_shape, k_shape, out, lse):
-    """Rows (G, C) of q against columns (G, W) of k, written into out and lse; all tensors flattened to (-1, dim), which
+def _attend_piece(flat, head, rows, slots, log_w, scale, q_shape, k_shape, out, lse):
+    """Rows (G, C) of q against slots (G, W) of k, written into out and lse; all tensors flattened to (-1, dim), which
     index_select copies several times faster than indexing by (head, row) does."""
     batch, heads, queries, dim = q_shape
     kv_heads, keys = k_shape[1:3]
     sequence = torch.arange(batch, device=rows.device)[:, None, None]
     own = (sequence * heads + head[:, None]) * queries + rows
-    shared = (sequence * kv_heads + (head * kv_heads // heads)[:, None]) * keys + columns
+    shared = (sequence * kv_heads + (head * kv_heads // heads)[:, None]) * keys + slots
     # off the CPU torch would want the bias in the low precision of q
     dtype = out.dtype if out.device.type == "cpu" else _compute_dtype(out)
     query, key, value = (

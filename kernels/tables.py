@@ -35,18 +35,21 @@ MOST = 2 * WORD  # a kernel holds two words of a row
 class Tables:
     """Tables for tokens 0 .. N - 1, N whole tiles. A table that the law does not need is empty.
 
+    `sinks`: how many tokens every row sees with the weight of ALiBi, whatever the law; the rest is about other columns.
     `first`, `last`: (H, N) int32, the first and last visited column of each row, both non-decreasing in the row;
     with `causal` the row itself is the last, and `last` is empty.
     `order`: (H,) int32, the heads by falling number of visited pairs. `slope`: (H,) float32, for base-2 exponentials.
     `bias`: (H, W) float32, log2 of the weight by distance 0 .. W - 1.
     `planes`: (words, log2(tile), H, N) int32. `corners`: (H, N / tile, 4, words * 32) int32: start and end of the block
-    of a tile's first token, then start and end of the block of its last token; masks beyond S hold nothing.
+    of a tile's first token, then start and end of the block of its last token; masks beyond S hold nothing. With
+    `causal` no start lies among the sinks.
     `share`: (H, words * 32) float32, what each mask adds to S times the weight.
     """
 
     law: str
     tile: int
     masks: int
+    sinks: int
     first: torch.Tensor
     last: torch.Tensor
     order: torch.Tensor
@@ -94,13 +97,14 @@ def build_tables(weights: Weights, tokens: int, *, tile: int, causal: bool, devi
     empty = torch.empty(0, device=device)
     planes, corners, share = empty.int(), empty.int(), empty
     if law in ("count", "sum"):
-        planes, corners = _planes(weights, rows, tile), _corners(weights, rows, tile)
+        planes, corners = _planes(weights, rows, tile), _corners(weights, rows, tile, causal)
         share = torch.zeros(weights.heads, corners.shape[-1], device=device)
         share[:, : weights.count] = weights.masks.log_weight.exp()
     return Tables(
         law=law,
         tile=tile,
         masks=weights.count if isinstance(weights, PositionalLSH) else 0,
+        sinks=weights.sinks,
         first=first,
         last=last,
         order=(first if causal else first - last).double().sum(1).argsort().int(),
@@ -114,11 +118,12 @@ def build_tables(weights: Weights, tokens: int, *, tile: int, causal: bool, devi
 
 @dataclass(frozen=True)
 class RowTables:
-    """What a few causal rows (N,) need, without tiles: `first` (H, N) int32, `starts` (H, N, S) int32 the start of each
-    row's block in each mask, `slope`, `bias` and `share` (H, S) as in `Tables`."""
+    """What a few causal rows (N,) need, without tiles: `sinks` as in `Tables`, `first` (H, N) int32, `starts` (H, N,
+    S) int32 the start of each row's block in each mask, `slope`, `bias` and `share` (H, S) as in `Tables`."""
 
     law: str
     masks: int
+    sinks: int
     first: torch.Tensor
     starts: torch.Tensor
     slope: torch.Tensor
@@ -133,13 +138,14 @@ def build_row_tables(weights: Weights, rows: torch.Tensor) -> RowTables:
     starts, share = torch.empty(0, dtype=torch.int32, device=device), torch.empty(0, device=device)
     if law in ("count", "sum"):
         starts = weights.masks.starts(heads, each).int()
-        first = starts.amin(-1)
+        first = starts.amin(-1).clamp_min(weights.sinks)
         share = weights.masks.log_weight.exp().float().to(device)
     else:
         first = weights.reach(heads, each)[0].int()
     return RowTables(
         law=law,
         masks=weights.count if isinstance(weights, PositionalLSH) else 0,
+        sinks=weights.sinks,
         first=first,
         starts=starts,
         slope=(weights.slopes * LOG2E).float().to(device),
@@ -152,7 +158,7 @@ def bias_by_distance(
     weights: PositionalLSH, first: torch.Tensor, last: torch.Tensor, rows: torch.Tensor
 ) -> torch.Tensor:
     """log2 of the weight at distances 0 .. the farthest that any of the rows (R,) visits: (H, W) float32."""
-    farthest = int((rows - first).max())
+    farthest = max(0, int((rows - first).max()))
     if last.numel():
         farthest = max(farthest, int((last - rows).max()))
     distance = torch.arange(farthest + 1, device=rows.device)
@@ -174,7 +180,7 @@ def _planes(weights: PositionalLSH, rows: torch.Tensor, tile: int) -> torch.Tens
     return planes
 
 
-def _corners(weights: PositionalLSH, rows: torch.Tensor, tile: int) -> torch.Tensor:
+def _corners(weights: PositionalLSH, rows: torch.Tensor, tile: int, causal: bool) -> torch.Tensor:
     heads = torch.arange(weights.heads, device=rows.device)
     far = torch.iinfo(torch.int32).max
     lanes = math.ceil(weights.count / WORD) * WORD
@@ -182,7 +188,8 @@ def _corners(weights: PositionalLSH, rows: torch.Tensor, tile: int) -> torch.Ten
     corners[:, :, 0::2] = far  # no key lies after the start, none before the end: a mask that holds nothing
     for pivot, token in enumerate((rows[::tile], rows[tile - 1 :: tile])):
         each = token[None].expand(weights.heads, -1)
-        corners[:, :, 2 * pivot, : weights.count] = weights.masks.starts(heads, each).int()
+        start = weights.masks.starts(heads, each).clamp_min_(weights.sinks if causal else 0)
+        corners[:, :, 2 * pivot, : weights.count] = start.int()
         corners[:, :, 2 * pivot + 1, : weights.count] = weights.masks.ends(heads, each).clamp_max(far).int()
     return corners
 

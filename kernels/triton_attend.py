@@ -13,13 +13,25 @@ from kernels.weights import PositionalLSH, Weights
 WIDEST = 128  # head dimension: a tile of 256 does not leave room for a second block
 
 
-def attend_triton(q, k, v, weights: Weights, *, scale: float, causal: bool, starts: list[int], pads: list[int]):
+def attend_triton(
+    q,
+    k,
+    v,
+    weights: Weights,
+    *,
+    scale: float,
+    causal: bool,
+    starts: list[int],
+    pads: list[int],
+    gaps: list[int],
+):
     """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) without an `obstacle`; `starts` the token of each sequence's first
-    query, negative in padding, `pads` the slots of padding that its keys begin with.
+    query, negative in padding, `pads` the slots of padding that its keys begin with, `gaps` the tokens that its keys
+    leave out after the sinks.
 
     Returns out like q, and lse (B, H, Tq) float32; rows of padding give 0 and -inf.
     """
-    tokens = k.shape[2] - min(pads)
+    tokens = k.shape[2] + max(gap - pad for gap, pad in zip(gaps, pads, strict=True))
     if tokens == 0 or q.shape[2] == 0:
         return torch.zeros_like(q), torch.full(q.shape[:3], -math.inf, device=q.device)
     dtype = q.dtype
@@ -30,10 +42,12 @@ def attend_triton(q, k, v, weights: Weights, *, scale: float, causal: bool, star
     if causal and q.shape[2] <= ROWS and not differentiated:
         rows = torch.tensor(starts, device=q.device)[:, None] + torch.arange(q.shape[2], device=q.device)
         tables = build_row_tables(weights, rows.clamp_min(0).reshape(-1))
-        out, lse = decode(q, k, v, tables, pads, starts, scale=scale)
+        out, lse = decode(q, k, v, tables, pads, starts, gaps, scale=scale)
     else:
+        if differentiated and any(gaps):
+            raise ValueError("kernel='triton' has no gradient where keys are left out: pass every key, or no_grad.")
         tables = build_tables(weights, tokens, tile=tile_of(dtype, capability(q)), causal=causal, device=q.device)
-        out, lse = FusedAttention.apply(q, k, v, tables, pads, starts, scale)
+        out, lse = FusedAttention.apply(q, k, v, tables, pads, starts, gaps, scale)
     return out.to(dtype), lse
 
 

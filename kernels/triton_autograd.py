@@ -12,8 +12,8 @@ class FusedAttention(torch.autograd.Function):
     """`kernels.triton_forward.forward` with gradients for q, k and v, through out and through lse."""
 
     @staticmethod
-    def forward(ctx, q, k, v, tables: Tables, pads: list[int], starts: list[int], scale: float):
-        out, lse = forward(q, k, v, tables, pads, starts, scale=scale)
+    def forward(ctx, q, k, v, tables: Tables, pads: list[int], starts: list[int], gaps: list[int], scale: float):
+        out, lse = forward(q, k, v, tables, pads, starts, gaps, scale=scale)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.rest = tables, pads, starts, scale
         return out, lse
@@ -21,7 +21,7 @@ class FusedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dout, dlse):
         gradients = backward(*ctx.saved_tensors, dout, dlse, *ctx.rest)
-        return *gradients, None, None, None, None
+        return *gradients, None, None, None, None, None
 
 
 def backward(
@@ -50,7 +50,7 @@ def backward(
     strides = [stride for x in inputs for stride in x.stride()[:3]]
     sizes = (heads, heads // kv_heads, queries, keys, tables.first.shape[1], tables.bias.shape[-1])
     common = (on_device(pads, q), on_device(starts, q), *pointers(tables), *strides, *sizes, scale, scale * LOG2E)
-    kind = (tables.law, tables.masks, tables.causal, dim, q.dtype, tile)
+    kind = (tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tile)
     query_kernel[(batch, (queries + 2 * tile - 2) // tile, heads)](
         *inputs, dq, lse, delta, *common, **constants_of(*kind, keys=False)
     )
@@ -72,10 +72,12 @@ def visitors(tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
     return since.int().contiguous(), until.int()
 
 
-def constants_of(law: str, masks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int, *, keys: bool) -> dict:
+def constants_of(
+    law: str, masks: int, sinks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int, *, keys: bool
+) -> dict:
     """`constants` of the backward kernels, the one over tiles of `keys` or that over tiles of rows."""
     wide = width_of(dim) == 128
-    fixed = constants(law, masks, causal, dim, dtype, tile)
+    fixed = constants(law, masks, sinks, causal, dim, dtype, tile)
     # a whole tile of the other side, beside accumulators and inputs of its own, would spill
     fixed["STEP"] = tile // 2 if wide else tile
     if keys and wide and tile == 64:

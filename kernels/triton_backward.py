@@ -7,7 +7,7 @@ score's gradient is ``p * (dout . v - delta)``. The masks and slopes get no grad
 import triton
 import triton.language as tl
 
-from kernels.triton_weights import counts, far, holding, load_tile, near, scales
+from kernels.triton_weights import between, bounded, counts, far, holding, load_tile, near, scales, to_sinks
 
 
 @triton.jit
@@ -51,8 +51,8 @@ def query_kernel(
     Q, K, V, Dout, Dq, Lse, Delta, Pad, Start, Order, First, Last, Slope, Bias, Planes, Corners, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, d_b, d_h, d_t,
     heads, group, queries, keys, padded, reach, scale, scale2,
-    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
-    TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, DIM: tl.constexpr,
+    WIDE: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid and arguments as in the forward pass; Dq (batch, heads, queries, DIM) dense, Dout with strides d_. Keys are
     taken STEP at a time."""
@@ -112,7 +112,7 @@ def query_kernel(
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         score, factor = far(
             score, rows, columns, columns[None, :] >= first[:, None], slope, bias, share, word, word_2, corner, i0, j0,
-            LAW, MASKS, True, False, ASM,
+            LAW, MASKS, True, bounded(SINKS, CAUSAL), ASM,
         )  # fmt: skip
         dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
     if not CAUSAL:
@@ -124,6 +124,8 @@ def query_kernel(
         for j0 in tl.range(i0 + TILE, highest + 1, STEP):
             columns = j0 + step
             here = columns < tokens
+            if SINKS > 0:
+                here = here & (columns >= SINKS)
             k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, STEP)
             v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, STEP)
             score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
@@ -132,6 +134,19 @@ def query_kernel(
                 score, rows, columns, seen, slope, bias, share, word, word_2, corner, i0, j0,
                 LAW, MASKS, False, True, ASM,
             )  # fmt: skip
+            dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
+    if SINKS > 0:
+        slope = tl.load(Slope + head)
+        for j0 in tl.range(0, SINKS, STEP):
+            columns = j0 + step
+            here = (columns < SINKS) & (columns < tokens)
+            k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, STEP)
+            v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, STEP)
+            score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+            seen = here[None, :] & (columns[None, :] >= 0)
+            if CAUSAL:
+                seen = seen & (columns[None, :] <= rows[:, None])
+            score, factor = to_sinks(score, between(rows, columns, i0, j0), seen, slope, LAW, MASKS)
             dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
     dims = tl.arange(0, WIDE)
     to = Dq + (row_base + rows)[:, None] * DIM + dims[None, :]
@@ -144,8 +159,8 @@ def key_kernel(
     Pad, Start, Order, First, Last, Slope, Bias, Planes, Corners, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, d_b, d_h, d_t,
     heads, group, queries, keys, padded, reach, scale, scale2,
-    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
-    TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, DIM: tl.constexpr,
+    WIDE: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid (batch, tiles of keys, heads). Dk, Dv (batch, heads, keys, DIM) dense, one for each query head; Since, Until
     (heads, tiles) int32: the first row that visits the tile, and the row after the last. Rows are taken STEP at a
@@ -176,6 +191,24 @@ def key_kernel(
     corner = Corners + tables * (4 * WORDS * 32)
     dk = tl.zeros([TILE, WIDE], tl.float32)
     dv = tl.zeros([TILE, WIDE], tl.float32)
+
+    if SINKS > 0:
+        slope = tl.load(Slope + head)
+        begin = tl.maximum(start, 0) // STEP * STEP
+        if CAUSAL:
+            begin = tl.maximum(begin, j0)
+        for i0 in tl.range(begin, tl.where(j0 < SINKS, start + queries, 0), STEP):
+            rows = i0 + step
+            mine = (rows >= start) & (rows < start + queries)
+            q = load_tile(query_base + tl.cast(i0, tl.int64) * q_t, q_t, mine, False, DIM, WIDE, STEP)
+            dout = load_tile(dout_base + tl.cast(i0, tl.int64) * d_t, d_t, mine, False, DIM, WIDE, STEP)
+            lse, delta = _row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
+            score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
+            seen = (here & (columns < SINKS))[:, None] & mine[None, :]
+            if CAUSAL:
+                seen = seen & (columns[:, None] <= rows[None, :])
+            score, factor = to_sinks(score, between(columns, rows, j0, i0), seen, slope, LAW, MASKS)
+            dk, dv = _key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
 
     for i0 in tl.range(j0, j0 + TILE, STEP):
         rows = i0 + step
@@ -213,7 +246,7 @@ def key_kernel(
         score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
         score, factor = far(
             score, columns, rows, columns[:, None] >= first[None, :], slope, bias, share, word, word_2,
-            corner + 2 * WORDS * 32, j0, i0, LAW, MASKS, False, False, ASM,
+            corner + 2 * WORDS * 32, j0, i0, LAW, MASKS, False, bounded(SINKS, CAUSAL), ASM,
         )  # fmt: skip
         dk, dv = _key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
     # rows before it: their blocks reach forward over its first token
@@ -231,8 +264,11 @@ def key_kernel(
             lse, delta = _row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
             last = tl.load(Last + head * padded + rows)
             score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
+            seen = here[:, None] & (columns[:, None] <= last[None, :])
+            if SINKS > 0:
+                seen = seen & (columns >= SINKS)[:, None]
             score, factor = far(
-                score, columns, rows, here[:, None] & (columns[:, None] <= last[None, :]), slope, bias, share,
+                score, columns, rows, seen, slope, bias, share,
                 word, word_2, corner, j0, i0, LAW, MASKS, True, True, ASM,
             )  # fmt: skip
             dk, dv = _key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)

@@ -12,6 +12,7 @@ from kernels.tables import LOG2E, RowTables
 from kernels.triton_weights import (
     HIDDEN,
     LN2,
+    between,
     by_distance,
     clear_padding,
     counts,
@@ -20,6 +21,7 @@ from kernels.triton_weights import (
     on_device,
     precision_of,
     scales,
+    to_sinks,
     width_of,
 )
 
@@ -29,16 +31,31 @@ PROGRAMS = 528  # wanted at least: four for each multiprocessor of an H100
 
 
 @triton.jit
+def _absorb(acc, total, top, score, factor, seen, value, LAW: tl.constexpr, PRECISION: tl.constexpr):
+    """The running softmax (acc, total, top) with one more tile."""
+    higher = tl.maximum(top, tl.max(score, 1))
+    # a split may hold no key that a row sees: its scores are all HIDDEN then, and no more than their maximum
+    p = tl.where(seen, tl.exp2(score - higher[:, None]), 0.0)
+    if scales(LAW):
+        p = p * factor
+    shrink = tl.exp2(top - higher)
+    total = total * shrink + tl.sum(p, 1)
+    acc = tl.dot(p.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
+    return acc, total, higher
+
+
+@triton.jit
 def decode_kernel(
-    Q, K, V, Part, Lse, Pad, Start, First, Starts, Slope, Bias, Share,
+    Q, K, V, Part, Lse, Pad, Start, Gap, First, Starts, Slope, Bias, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
     heads, group, queries, reach, scale2,
-    LAW: tl.constexpr, MASKS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
+    LAW: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, GAPS: tl.constexpr, DIM: tl.constexpr,
+    WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid (splits, batch, heads). Part (batch, heads, queries, splits, DIM) and Lse (the same without DIM), float32,
-    dense: the attention over the keys of one split and its log-sum-exp in base 2. The other pointers are those of
-    `RowTables`, whose rows are the queries of the first sequence, then of the second, and so on."""
+    """Grid (splits, batch, heads). Part (batch, heads, queries, splits, DIM) and Lse (the same without DIM),
+    float32, dense: the attention over the keys of one split (the first takes the sinks too) and its log-sum-exp in
+    base 2. The other pointers are those of `RowTables`, whose rows are the queries of the first sequence, then of
+    the second, and so on."""
     split, splits = tl.program_id(0), tl.num_programs(0)
     sequence, head = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     pad = tl.load(Pad + sequence)
@@ -55,14 +72,30 @@ def decode_kernel(
     stop = tl.minimum(begin + each, stop)
 
     q = load_tile(Q + sequence * q_b + head * q_h, q_t, mine, False, DIM, WIDE, ROWS)
-    key_base = K + sequence * k_b + (head // group) * k_h + pad.to(tl.int64) * k_t
-    value_base = V + sequence * v_b + (head // group) * v_h + pad.to(tl.int64) * v_t
+    lead = pad  # slots before token 0, were no token left out
+    if GAPS:
+        lead -= tl.load(Gap + sequence)
+    key_base = K + sequence * k_b + (head // group) * k_h + lead.to(tl.int64) * k_t
+    value_base = V + sequence * v_b + (head // group) * v_h + lead.to(tl.int64) * v_t
     slope = 0.0
     if (LAW == "linear") or (LAW == "rb"):
         slope = tl.load(Slope + head)
     top = tl.full([ROWS], HIDDEN, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, WIDE], tl.float32)
+    if SINKS > 0:
+        slope = tl.load(Slope + head)
+        sink_keys = K + sequence * k_b + (head // group) * k_h + pad.to(tl.int64) * k_t
+        sink_values = V + sequence * v_b + (head // group) * v_h + pad.to(tl.int64) * v_t
+        for j0 in range(0, tl.where(split == 0, SINKS, 0), COLUMNS):
+            columns = j0 + tl.arange(0, COLUMNS)
+            here = (columns < SINKS) & (columns < start + queries)
+            k = load_tile(sink_keys + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, COLUMNS)
+            v = load_tile(sink_values + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, COLUMNS)
+            score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+            seen = here[None, :] & (columns[None, :] <= rows[:, None])
+            score, factor = to_sinks(score, between(rows, columns, start, j0), seen, slope, LAW, MASKS)
+            acc, total, top = _absorb(acc, total, top, score, factor, seen, v, LAW, PRECISION)
     for j0 in range(begin, stop, COLUMNS):
         columns = j0 + tl.arange(0, COLUMNS)
         here = columns < stop
@@ -81,15 +114,7 @@ def decode_kernel(
             score = tl.where(seen, score, HIDDEN)
         else:
             score, factor = by_distance(score, rows, columns, seen, slope, Bias + head * reach, start, j0, LAW, MASKS)
-        higher = tl.maximum(top, tl.max(score, 1))
-        # a split may hold no key that a row sees: its scores are all HIDDEN then, and no more than their maximum
-        p = tl.where(seen, tl.exp2(score - higher[:, None]), 0.0)
-        if scales(LAW):
-            p = p * factor
-        shrink = tl.exp2(top - higher)
-        total = total * shrink + tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
-        top = higher
+        acc, total, top = _absorb(acc, total, top, score, factor, seen, v, LAW, PRECISION)
     some = total > 0
     total = tl.where(some, total, 1.0)
     lse = tl.where(some, top + tl.log2(total), HIDDEN)
@@ -128,6 +153,7 @@ def decode(
     tables: RowTables,
     pads: list[int],
     starts: list[int],
+    gaps: list[int],
     *,
     scale: float,
     splits: int | None = None,
@@ -144,11 +170,11 @@ def decode(
     part = torch.empty(*q.shape[:3], splits, dim, dtype=torch.float32, device=q.device)
     named = (getattr(tables, name) for name in ("first", "starts", "slope", "bias", "share"))
     decode_kernel[(splits, batch, heads)](
-        q, k, v, part, lse, on_device(pads, q), on_device(starts, q),
+        q, k, v, part, lse, *(on_device(each, q) for each in (pads, starts, gaps)),
         *(x if x.numel() else tables.first for x in named),
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         heads, heads // k.shape[1], queries, tables.bias.shape[-1], scale * LOG2E,
-        LAW=tables.law, MASKS=tables.masks, DIM=dim, WIDE=width_of(dim), ROWS=ROWS,
+        LAW=tables.law, MASKS=tables.masks, SINKS=tables.sinks, GAPS=any(gaps), DIM=dim, WIDE=width_of(dim), ROWS=ROWS,
         COLUMNS=32 if interpreted() else COLUMNS, PRECISION=precision_of(q.dtype),
         enable_fp_fusion=True,
     )  # fmt: skip

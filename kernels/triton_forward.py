@@ -12,6 +12,8 @@ from kernels.tables import LOG2E, Tables
 from kernels.triton_weights import (
     HIDDEN,
     LN2,
+    between,
+    bounded,
     clear_padding,
     constants,
     counts,
@@ -22,6 +24,7 @@ from kernels.triton_weights import (
     on_device,
     pointers,
     scales,
+    to_sinks,
 )
 
 
@@ -43,22 +46,28 @@ def _absorb(
 
 @triton.jit
 def forward_kernel(
-    Q, K, V, Out, Lse, Pad, Start, Order, First, Last, Slope, Bias, Planes, Corners, Share,
+    Q, K, V, Out, Lse, Pad, Start, Gap, Order, First, Last, Slope, Bias, Planes, Corners, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,
     heads, group, queries, keys, padded, reach, scale2,
-    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
-    TILE: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, GAPS: tl.constexpr,
+    DIM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid (batch, tiles of rows, heads). Q, K, V, Out: strides of sequence, head and token in elements, the last
-    dimension dense; Lse (batch, heads, queries) dense. Pad, Start (batch,) int32: the slots of padding before the
-    keys, and the token of the first query. The other pointers are those of `Tables`, `reach` the width of
-    its bias and `padded` its N."""
+    dimension dense; Lse (batch, heads, queries) dense. Pad, Start, Gap (batch,) int32: the slots of padding before
+    the keys, the token of the first query and, read with GAPS, how many tokens are left out after the sinks. The
+    other pointers are those of `Tables`, `reach` the width of its bias and `padded` its N."""
     WORDS: tl.constexpr = (MASKS + 31) // 32
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
     pad = tl.load(Pad + tl.program_id(0))
     start = tl.load(Start + tl.program_id(0))
     tokens = keys - pad
+    lead = pad  # slots before token 0, were no token left out
+    if GAPS:
+        gap = tl.load(Gap + tl.program_id(0))
+        tokens += gap
+        lead -= gap
+        held = SINKS + gap  # the first token after those left out
     tile = tl.maximum(start, 0) // TILE + tl.num_programs(1) - 1 - tl.program_id(1)
     i0 = tile * TILE
     if i0 >= start + queries:
@@ -66,8 +75,8 @@ def forward_kernel(
     place = tl.arange(0, TILE)
     rows = i0 + place
     mine = (rows >= start) & (rows < start + queries)
-    key_base = K + sequence * k_b + (head // group) * k_h + pad.to(tl.int64) * k_t
-    value_base = V + sequence * v_b + (head // group) * v_h + pad.to(tl.int64) * v_t
+    key_base = K + sequence * k_b + (head // group) * k_h + lead.to(tl.int64) * k_t
+    value_base = V + sequence * v_b + (head // group) * v_h + lead.to(tl.int64) * v_t
     query_base = Q + sequence * q_b + head * q_h + (i0 - start).to(tl.int64) * q_t
     q = load_tile(query_base, q_t, mine, False, DIM, WIDE, TILE)
 
@@ -85,8 +94,14 @@ def forward_kernel(
     corner = Corners + (head * (padded // TILE) + tile) * (4 * WORDS * 32)
     share = Share + head * (WORDS * 32)
 
+    top = tl.full([TILE], HIDDEN, tl.float32)
+    total = tl.zeros([TILE], tl.float32)
+    acc = tl.zeros([TILE, WIDE], tl.float32)
+
     # the diagonal tile
     here = rows < tokens
+    if GAPS:
+        here = here & (rows >= held)
     k = load_tile(key_base + i0.to(tl.int64) * k_t, k_t, here, False, DIM, WIDE, TILE)
     v = load_tile(value_base + i0.to(tl.int64) * v_t, v_t, here, False, DIM, WIDE, TILE)
     score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
@@ -94,9 +109,6 @@ def forward_kernel(
     score, factor = near(
         score, rows, rows, seen, slope, bias, planes, heads * padded.to(tl.int64), share, i0, LAW, MASKS, TILE, ASM
     )
-    top = tl.full([TILE], HIDDEN, tl.float32)
-    total = tl.zeros([TILE], tl.float32)
-    acc = tl.zeros([TILE, WIDE], tl.float32)
     acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
 
     # tiles before it: every key is a token, and none lies after a row
@@ -107,13 +119,16 @@ def forward_kernel(
             word_2 = holding(corner, rows, 1, MASKS, False)
     for j0 in tl.range(lowest, i0, TILE):
         columns = j0 + place
-        k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, True, DIM, WIDE, TILE)
-        v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, True, DIM, WIDE, TILE)
+        if GAPS:
+            here = columns >= held
+        k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, not GAPS, DIM, WIDE, TILE)
+        v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, not GAPS, DIM, WIDE, TILE)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         seen = columns[None, :] >= first[:, None]
         score, factor = far(
-            score, rows, columns, seen, slope, bias, share, word, word_2, corner, i0, j0, LAW, MASKS, True, False, ASM
-        )
+            score, rows, columns, seen, slope, bias, share, word, word_2, corner, i0, j0,
+            LAW, MASKS, True, bounded(SINKS, CAUSAL), ASM,
+        )  # fmt: skip
         acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
 
     # tiles after it
@@ -127,6 +142,8 @@ def forward_kernel(
         for j0 in tl.range(i0 + TILE, highest + 1, TILE):
             columns = j0 + place
             here = columns < tokens
+            if SINKS > 0:
+                here = here & (columns >= SINKS)
             k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, TILE)
             v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, TILE)
             score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
@@ -135,6 +152,24 @@ def forward_kernel(
                 score, rows, columns, seen, slope, bias, share, word, word_2, corner, i0, j0,
                 LAW, MASKS, False, True, ASM,
             )  # fmt: skip
+            acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+
+    # the sinks: a row that saw nothing so far has a maximum of HIDDEN, which what it sees here wipes out
+    if SINKS > 0:
+        if GAPS:  # they lie before what is left out
+            key_base += gap.to(tl.int64) * k_t
+            value_base += gap.to(tl.int64) * v_t
+        slope = tl.load(Slope + head)
+        for j0 in tl.range(0, SINKS, TILE):
+            columns = j0 + place
+            here = (columns < SINKS) & (columns < tokens)
+            k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, TILE)
+            v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, TILE)
+            score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+            seen = here[None, :] & (columns[None, :] >= 0)
+            if CAUSAL:
+                seen = seen & (columns[None, :] <= rows[:, None])
+            score, factor = to_sinks(score, between(rows, columns, i0, j0), seen, slope, LAW, MASKS)
             acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
 
     dims = tl.arange(0, WIDE)
@@ -154,11 +189,13 @@ def forward(
     tables: Tables,
     pads: list[int],
     starts: list[int],
+    gaps: list[int],
     *,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) with dense last dimensions, `pads` the slots of padding that each
-    sequence's keys begin with, `starts` the token of its first query; `tables` for all tokens.
+    sequence's keys begin with, `starts` the token of its first query, `gaps` the tokens that its keys leave out after
+    the sinks (causal only); `tables` for all tokens.
 
     Returns out like q, and lse (B, H, Tq) float32; rows of padding give 0 and -inf.
     """
@@ -167,10 +204,11 @@ def forward(
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     grid = (batch, (queries + 2 * tables.tile - 2) // tables.tile, heads)
     forward_kernel[grid](
-        q, k, v, out, lse, on_device(pads, q), on_device(starts, q), *pointers(tables),
+        q, k, v, out, lse, *(on_device(each, q) for each in (pads, starts, gaps)), *pointers(tables),
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         heads, heads // k.shape[1], queries, k.shape[2], tables.first.shape[1],
         tables.bias.shape[-1], scale * LOG2E,
-        **constants(tables.law, tables.masks, tables.causal, dim, q.dtype, tables.tile),
+        **constants(tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tables.tile),
+        GAPS=any(gaps),
     )  # fmt: skip
     return clear_padding(out, lse, starts)

@@ -139,10 +139,26 @@ def far(
     return by_distance(score, a, b, seen, slope, bias, a0, b0, LAW, MASKS)
 
 
+@triton.jit
+def to_sinks(score, ahead, seen, slope, LAW: tl.constexpr, MASKS: tl.constexpr):
+    """Scores of pairs with sinks `ahead` tokens away and their factors, as of `by_distance`: the weight is ALiBi's
+    whatever the law. Counts are S times a weight, and so is this factor."""
+    factor = tl.full(score.shape, 1.0, tl.float32)
+    if counts(LAW):
+        factor = tl.full(score.shape, MASKS * 1.0, tl.float32)
+    return tl.where(seen, score - slope * tl.abs(ahead), HIDDEN), factor
+
+
 @triton.constexpr_function
 def counts(law):
     """Whether the masks that hold a pair are looked at one by one."""
     return law in ("count", "sum")
+
+
+@triton.constexpr_function
+def bounded(sinks, causal):
+    """Whether counts must leave out the sinks by `seen`: no block of a pivot begins among them in causal tables."""
+    return sinks > 0 and not causal
 
 
 @triton.constexpr_function
@@ -181,7 +197,7 @@ def clear_padding(out: torch.Tensor, lse: torch.Tensor, starts: list[int]) -> tu
     return out, lse
 
 
-def constants(law: str, masks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int) -> dict:
+def constants(law: str, masks: int, sinks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int) -> dict:
     """What the kernels over tiles are compiled for, and how they are launched."""
     # 4 warps, two programs to a multiprocessor, unless a program wants more registers than that leaves
     many = tile == 64 and (not causal or law in ("distance", "sum") or (law == "count" and masks > 32))
@@ -189,6 +205,7 @@ def constants(law: str, masks: int, causal: bool, dim: int, dtype: torch.dtype, 
         "LAW": law,
         "CAUSAL": causal,
         "MASKS": 0 if law in ("linear", "distance") else masks,
+        "SINKS": sinks,
         "DIM": dim,
         "WIDE": width_of(dim),
         "TILE": tile,

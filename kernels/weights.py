@@ -3,6 +3,9 @@
 Attention under weights w is the row-normalised ``exp(q.k * scale) * w`` times V. Each class below defines w by one
 dense formula (`log_dense`, for oracles and small n) and gives the same numbers piece by piece for kernels that never
 build n x n.
+
+Sinks: the first `sinks` tokens stay visible to every row with the exact weight ``exp(-m |i - j|)``, the pairs that the
+window or the masks cover too: attention that models park on the first tokens is neither cut nor estimated.
 """
 
 import math
@@ -22,6 +25,7 @@ class Weights(ABC):
     """Weights of H heads. Positions are whole token coordinates >= 0; log-weight -inf means the pair is not visited."""
 
     slopes: torch.Tensor
+    sinks: int = 0
 
     @property
     def heads(self) -> int:
@@ -32,21 +36,34 @@ class Weights(ABC):
         """How many numbers describe what one row visits: what a kernel that works by pieces must have room for."""
         return 1
 
+    @property
+    def span(self) -> int | None:
+        """How far back any row of any head can reach at most, in tokens, sinks apart; None without a bound."""
+        return None
+
     @abstractmethod
     def log_dense(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """log w of every pair by its definition: rows (R,), columns (N,) -> (H, R, N) float64. Not causal."""
 
     @abstractmethod
     def reach(self, heads: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """First and last visited column of each row, to the left and right: rows (G, C) of heads (G,) -> two (G, C)
-        int64. Both are non-decreasing in the row; the last is not clipped to the number of tokens."""
+        """First and last visited column of each row beyond the sinks, to the left and right: rows (G, C) of heads (G,)
+        -> two (G, C) int64. Both are non-decreasing in the row, the first is at least `sinks` (and so may lie after the
+        row, which then sees sinks alone); the last is not clipped to the number of tokens."""
 
     @abstractmethod
     def log_piece(
         self, heads: torch.Tensor, rows: torch.Tensor, first: torch.Tensor, width: int, causal: bool
     ) -> torch.Tensor:
         """log w of a piece: consecutive rows (G, C) of heads (G,) against columns first[g] .. first[g] + width - 1 ->
-        (G, C, width) float32. Columns below 0, and with `causal` those after the row, get -inf."""
+        (G, C, width) float32. Columns below `sinks`, and with `causal` those after the row, get -inf."""
+
+    def log_sinks(self, heads: torch.Tensor, rows: torch.Tensor, columns: int, causal: bool) -> torch.Tensor:
+        """log w of consecutive rows (G, C) of heads (G,) against the sinks 0 .. columns - 1: (G, C, columns)
+        float32."""
+        assert columns <= self.sinks
+        first = torch.zeros_like(rows[:, 0])
+        return _by_distance(Alibi(self.slopes)._log_distance, heads, rows, first, columns, causal)
 
     def matrix(self, tokens: int) -> torch.Tensor:
         """Dense w: (H, tokens, tokens) float64, not yet made causal. For small n."""
@@ -54,10 +71,10 @@ class Weights(ABC):
         return self.log_dense(position, position).exp()
 
     def pairs(self, tokens: int) -> torch.Tensor:
-        """Visited pairs (key before query) of each head in a causal context of `tokens`: (H,) int64."""
+        """Visited pairs (key before query) of each head in a causal context of `tokens`, sinks included: (H,) int64."""
         rows = torch.arange(tokens)[None].expand(self.heads, -1)
         first, _ = self.reach(torch.arange(self.heads), rows)
-        return (rows - first).sum(1)
+        return (rows - first).clamp_min(0).sum(1) + rows.clamp_max(self.sinks).sum(1)
 
 
 def _check_slopes(slopes: torch.Tensor) -> torch.Tensor:
@@ -70,6 +87,12 @@ def _check_slopes(slopes: torch.Tensor) -> torch.Tensor:
     return slopes
 
 
+def _check_sinks(sinks: int) -> int:
+    if sinks < 0:
+        raise ValueError(f"sinks must be at least 0, not {sinks}.")
+    return int(sinks)
+
+
 def _by_distance(
     formula: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     heads: torch.Tensor,
@@ -77,10 +100,12 @@ def _by_distance(
     first: torch.Tensor,
     width: int,
     causal: bool,
+    begin: int = 0,
 ) -> torch.Tensor:
     """A piece (see `Weights.log_piece`) whose log-weight depends on the distance alone, by ``formula(heads (U,),
     distance (U, N) int64) -> (U, N)``. Every row is the same list of numbers moved on by one, and chunks of one head
-    lie alike to their columns: the formula is evaluated once for each distinct list, the rest is copying."""
+    lie alike to their columns: the formula is evaluated once for each distinct list, the rest is copying. Columns
+    before `begin` get -inf."""
     length = rows.shape[1]
     layout, member = torch.unique(torch.stack([heads, rows[:, 0] - first], 1), dim=0, return_inverse=True)
     ahead = layout[:, 1:] + (length - 1) - torch.arange(width + length - 1, device=rows.device)
@@ -88,8 +113,8 @@ def _by_distance(
     if causal:
         values = values.masked_fill(ahead < 0, -math.inf)
     log_w = values.unfold(1, width, 1).flip(1).index_select(0, member)
-    if bool((first < 0).any()):
-        log_w.masked_fill_((torch.arange(width, device=rows.device) < -first[:, None])[:, None, :], -math.inf)
+    if bool((first < begin).any()):
+        log_w.masked_fill_((torch.arange(width, device=rows.device) < begin - first[:, None])[:, None, :], -math.inf)
     return log_w
 
 
@@ -118,12 +143,15 @@ class Alibi(Weights):
 
 @dataclass(frozen=True)
 class Window(Weights):
-    """Exact ALiBi cut where the bias falls below -cutoff: ``w = exp(-m |i - j|)`` if ``m |i - j| <= cutoff``, or 0."""
+    """Exact ALiBi cut where the bias falls below -cutoff: ``w = exp(-m |i - j|)`` if ``m |i - j| <= cutoff`` or j is a
+    sink, or 0."""
 
     slopes: torch.Tensor
     cutoff: float
+    sinks: int = 0
 
     def __post_init__(self):
+        _check_sinks(self.sinks)
         object.__setattr__(self, "slopes", _check_slopes(self.slopes))
         if not self.cutoff >= 0:
             raise ValueError(f"cutoff must be at least 0 (in units of 1/slope), not {self.cutoff}.")
@@ -133,17 +161,22 @@ class Window(Weights):
         """Farthest visible distance of each head, (H,) int64."""
         return torch.floor((self.cutoff / self.slopes).clamp_max(2.0**62)).long()
 
+    @property
+    def span(self) -> int:
+        return int(self.tokens.max())
+
     def log_dense(self, rows, columns):
         distance = (rows[:, None] - columns[None, :]).abs()[None]
         full = Alibi(self.slopes).log_dense(rows, columns)
-        return full.masked_fill(distance > self.tokens.to(rows.device)[:, None, None], -math.inf)
+        cut = (distance > self.tokens.to(rows.device)[:, None, None]) & (columns >= self.sinks)
+        return full.masked_fill(cut, -math.inf)
 
     def reach(self, heads, rows):
         span = self.tokens[heads.cpu()].to(rows.device)[:, None]
-        return (rows - span).clamp_min(0), rows + span
+        return (rows - span).clamp_min(self.sinks), rows + span
 
     def log_piece(self, heads, rows, first, width, causal):
-        return _by_distance(self._log_distance, heads, rows, first, width, causal)
+        return _by_distance(self._log_distance, heads, rows, first, width, causal, self.sinks)
 
     def _log_distance(self, heads: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
         span = self.tokens[heads.cpu()].to(distance.device)[:, None]
@@ -159,12 +192,15 @@ class PositionalLSH(Weights):
     * "rb": ``L / P(covered)`` wherever the union covers: the conditional expectation of the count for independent
       masks, unbiased too, on the same pairs, with far less variance (Rao-Blackwell);
     * "exact": L on the union, a window of random reach (biased: nothing makes up for what the union misses).
+
+    Sinks have the weight L under each of them, covered or not.
     """
 
     slopes: torch.Tensor
     masks: Masks
     sampler: str
     weights: str
+    sinks: int = 0
 
     @classmethod
     def draw(
@@ -177,10 +213,11 @@ class PositionalLSH(Weights):
         layer: int = 0,
         sampler: str = "gamma",
         weights: str = "count",
+        sinks: int = 0,
     ) -> "PositionalLSH":
         """Draw `masks` masks per head; a pure function of (seed, draw, layer, head) and the options.
 
-        Raises ValueError for masks < 1, an unknown sampler or weights, or "rb" with the sampler "fixed".
+        Raises ValueError for masks < 1, sinks < 0, an unknown sampler or weights, or "rb" with the sampler "fixed".
         """
         slopes = _check_slopes(slopes)
         if weights not in UNION_WEIGHTS:
@@ -191,7 +228,7 @@ class PositionalLSH(Weights):
         drawn = draw_masks(slopes, masks, seed=seed, draw=draw, layer=layer, sampler=sampler)
         if weights == "rb":
             log_coverage(torch.zeros(1), masks, sampler)  # says which samplers have one
-        return cls(slopes, drawn, sampler, weights)
+        return cls(slopes, drawn, sampler, weights, _check_sinks(sinks))
 
     @property
     def count(self) -> int:
@@ -200,6 +237,10 @@ class PositionalLSH(Weights):
     @property
     def numbers_per_row(self) -> int:
         return self.count
+
+    @property
+    def span(self) -> int:
+        return math.ceil(float(self.masks.width.max()))
 
     def log_distance(self, heads: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
         """log w of a covered pair for "rb" and "exact": distance (N,) or (G, N) tokens -> (G, N) float64."""
@@ -218,16 +259,19 @@ class PositionalLSH(Weights):
             union |= shared
             total += shared * mask_weight[:, s]
         if self.weights == "count":
-            return (total / self.count).log_()
-        distance = (rows[:, None] - columns[None, :]).abs()
-        log_w = self.log_distance(heads, distance.reshape(-1)).reshape(self.heads, *distance.shape)
-        return log_w.masked_fill_(~union, -math.inf)
+            log_w = (total / self.count).log_()
+        else:
+            distance = (rows[:, None] - columns[None, :]).abs()
+            log_w = self.log_distance(heads, distance.reshape(-1)).reshape(self.heads, *distance.shape)
+            log_w.masked_fill_(~union, -math.inf)
+        return torch.where(columns < self.sinks, Alibi(self.slopes).log_dense(rows, columns), log_w)
 
     def reach(self, heads, rows):
-        return self.masks.starts(heads, rows).amin(-1), self.masks.ends(heads, rows).amax(-1) - 1
+        first = self.masks.starts(heads, rows).amin(-1).clamp_min_(self.sinks)
+        return first, self.masks.ends(heads, rows).amax(-1) - 1
 
     def log_piece(self, heads, rows, first, width, causal):
-        start = self.masks.starts(heads, rows)
+        start = self.masks.starts(heads, rows).clamp_min_(self.sinks)
         end = None if causal else self.masks.ends(heads, rows)
         if self.weights == "count":
             return self._runs(heads, rows, start, end, first, width)
@@ -247,7 +291,8 @@ class PositionalLSH(Weights):
         weight = self.masks.log_weight[heads.cpu()].exp().to(device)[:, None, :].expand(-1, length, -1)
         if end is None:
             edges, order = (start - offset).clamp_(0, width).int().sort(-1)
-            stop = (rows[..., None] + 1 - offset).clamp_(0, width).int()
+            # a row among the sinks ends before the first column that counts
+            stop = torch.maximum((rows[..., None] + 1 - offset).clamp_(0, width).int(), edges[..., -1:])
             if bool((self.masks.log_weight == 0).all()):  # equal weights: the sorted order says nothing
                 value = torch.arange(1, count + 1, device=device, dtype=torch.float64).expand(start.shape)
             else:

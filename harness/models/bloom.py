@@ -2,7 +2,7 @@
 
 import torch
 
-from harness.models.family import Architecture, Family, extend_cache
+from harness.models.family import Architecture, Family
 
 # BloomConfig and the older of the published configurations name these differently
 OLDER = {"n_embed": "hidden_size", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
@@ -38,8 +38,8 @@ def _forward(module, attend, hidden_states, residual, alibi=None, attention_mask
     batch, tokens, _ = hidden_states.shape
     qkv = module.query_key_value(hidden_states).view(batch, tokens, module.num_heads, 3, module.head_dim)
     q, k, v = (x.transpose(1, 2) for x in qkv.unbind(3))
-    k, v = extend_cache(layer_past, k, v, module.layer_idx)
-    out = attend(q, k, v, layer=module.layer_idx, scale=module.inv_norm_factor, mask=attention_mask)
+    options = {"layer": module.layer_idx, "mask": attention_mask, "cache": layer_past}
+    out = attend(q, k, v, scale=module.inv_norm_factor, **options)
     return residual + module.dense(out.transpose(1, 2).reshape(batch, tokens, -1)), None
 
 

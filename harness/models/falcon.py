@@ -3,7 +3,7 @@
 import torch
 
 from harness.errors import UserError
-from harness.models.family import Architecture, Family, extend_cache
+from harness.models.family import Architecture, Family
 
 OLDER = {"n_embed": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
 
@@ -63,8 +63,8 @@ def _forward(module, attend, hidden_states, alibi=None, attention_mask=None, pos
     qkv = qkv.view(batch, tokens, groups, -1, module.head_dim)
     q = qkv[:, :, :, :-2].flatten(2, 3).transpose(1, 2)
     k, v = qkv[:, :, :, -2].transpose(1, 2), qkv[:, :, :, -1].transpose(1, 2)
-    k, v = extend_cache(layer_past, k, v, module.layer_idx)
-    out = attend(q, k, v, layer=module.layer_idx, scale=module.inv_norm_factor, mask=attention_mask)
+    options = {"layer": module.layer_idx, "mask": attention_mask, "cache": layer_past}
+    out = attend(q, k, v, scale=module.inv_norm_factor, **options)
     return module.dense(out.transpose(1, 2).reshape(batch, tokens, -1)), None
 
 

@@ -49,7 +49,8 @@ class Family:
     mend: raw config.json -> the same in the form transformers accepts.
     raw: Architecture -> raw config.json of a model with that architecture, for random weights.
     is_attention: which modules to replace.
-    forward: (module, attend, *the module's own arguments) -> the module's own return value.
+    forward: (module, attend, *the module's own arguments) -> the module's own return value. It calls ``attend(q, k, v,
+        layer=, scale=, mask=, cache=)`` with the new tokens' keys and values; `attend` puts them into the cache.
     slope_factor: what the family's own code multiplies its slopes by, besides the bias itself.
     """
 
@@ -66,15 +67,3 @@ class Family:
         """Effective ALiBi slopes, (heads,) float64: what multiplies the distance after the scores are scaled."""
         slopes = alibi_slopes(architecture.heads, bias_max=architecture.bias_max, order=self.slope_order)
         return slopes * self.slope_factor(architecture)
-
-
-def extend_cache(cache, k: torch.Tensor, v: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Append keys and values (batch, heads, tokens, head_dim) to a transformers cache, return all of them."""
-    if cache is None:
-        return k, v
-    if getattr(cache, "is_compileable", False):
-        raise ValueError(
-            f"{type(cache).__name__} hands out its whole buffer, filled or not, so a key's position cannot be told: "
-            "use DynamicCache (generate's default)."
-        )
-    return cache.update(k, v, layer)

@@ -19,7 +19,6 @@ from transformers import (  # noqa: E402
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    DynamicCache,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -90,11 +89,6 @@ def _checkpoint(spec: ModelSpec) -> PreTrainedModel:
     agree(found, spec.architecture, spec.source, spec.name)
     options = {"config": _config(spec), "dtype": spec.torch_dtype, "use_safetensors": True}
     return _from_pretrained(spec, AutoModelForCausalLM, spec.path, **options)
-
-
-def new_cache(model: PreTrainedModel) -> DynamicCache:
-    """An empty KV cache that grows, the kind the replaced attention accepts."""
-    return DynamicCache(config=model.config)
 
 
 def _raw_config(spec: ModelSpec) -> dict:

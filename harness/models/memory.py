@@ -10,6 +10,7 @@ from harness.models.family import Architecture
 from kernels.exact import bytes_needed
 
 GIB = 2**30
+CHUNK = 512  # tokens of a forward where keys are evicted
 # what holds n x n matrices, and what to use where they do not fit
 DENSE = {
     "exact": "kernel=sdpa, which holds no n x n matrix,",
@@ -38,19 +39,30 @@ class MemoryNeed:
 
 
 def estimate(
-    arch: Architecture, *, itemsize: int, batch: int, tokens: int, masks: int, draws: int, kernel: str
+    arch: Architecture,
+    *,
+    itemsize: int,
+    batch: int,
+    tokens: int,
+    masks: int,
+    draws: int,
+    kernel: str,
+    reach: int | None = None,
 ) -> MemoryNeed:
-    """Estimate for prefilling `tokens` of `batch` sequences with a KV cache, logits of the last tokens only."""
+    """Estimate for prefilling `tokens` of `batch` sequences with a KV cache, logits of the last tokens only. reach: how
+    many tokens a cache that evicts holds beside a chunk; None if it holds all."""
+    fed = tokens if reach is None else min(tokens, CHUNK)
+    held = tokens if reach is None else min(tokens, reach + CHUNK)
     layer = (2 + 2 * arch.expansion) * arch.width**2 + 2 * arch.width * arch.kv_width
     weights = (arch.layers * layer + arch.vocabulary * arch.width) * itemsize
-    cache = 2 * arch.layers * arch.kv_width * tokens * batch * itemsize
+    cache = 2 * arch.layers * arch.kv_width * held * batch * itemsize
     # the widest moment of a layer: hidden state and residual, with q, k, v and output or the feed-forward's two halves;
     # the attention kernel works in pieces of its own, counted as 0.25 GiB
-    activations = (2 + max(6, 2 * arch.expansion)) * arch.width * tokens * batch * itemsize + GIB // 4
+    activations = (2 + max(6, 2 * arch.expansion)) * arch.width * fed * batch * itemsize + GIB // 4
     # three float64 per mask of every draw, and a chunk of 64 rows with a few int64 per mask
     activations += masks * 8 * (3 * draws * arch.layers * arch.heads + 6 * 64)
     if kernel in DENSE:
-        activations += bytes_needed(batch, arch.heads, tokens, tokens)
+        activations += bytes_needed(batch, arch.heads, fed, held)
     return MemoryNeed(weights, cache, activations)
 
 

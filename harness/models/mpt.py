@@ -3,7 +3,7 @@
 import torch
 
 from harness.errors import UserError
-from harness.models.family import Architecture, Family, extend_cache
+from harness.models.family import Architecture, Family
 
 
 def _architecture(raw: dict) -> Architecture:
@@ -52,8 +52,8 @@ def _forward(module, attend, hidden_states, position_bias=None, past_key_values=
     if module.clip_qkv:
         qkv = qkv.clamp(min=-module.clip_qkv, max=module.clip_qkv)
     q, k, v = (x.view(batch, tokens, module.n_heads, -1).transpose(1, 2) for x in qkv.chunk(3, dim=2))
-    k, v = extend_cache(past_key_values, k, v, module.layer_idx)
-    out = attend(q, k, v, layer=module.layer_idx, scale=module.softmax_scale, mask=attention_mask)
+    options = {"layer": module.layer_idx, "mask": attention_mask, "cache": past_key_values}
+    out = attend(q, k, v, scale=module.softmax_scale, **options)
     return module.out_proj(out.transpose(1, 2).reshape(batch, tokens, -1)), None
 
 

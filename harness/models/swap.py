@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from transformers import AttentionMaskInterface, PreTrainedModel
 
+from harness.models.cache import KVCache
 from harness.models.family import Family
 from kernels import Alibi, Weights, attend
 
@@ -68,23 +69,39 @@ class SwappedAttention:
         finally:
             self._weights = before
 
-    def _attend(self, q, k, v, *, layer: int, scale: float, mask: torch.Tensor | None) -> torch.Tensor:
-        return attend(
-            q, k, v, self._weights[layer], scale=scale, kernel=self.kernel, padding=_leading(mask, k.shape[2])
-        )
+    def _attend(self, q, k, v, *, layer: int, scale: float, mask: torch.Tensor | None, cache) -> torch.Tensor:
+        """Attention of new tokens' q (batch, heads, tokens, head_dim) to them and all that is in the cache."""
+        weights, slots = self._weights[layer], k.shape[2]
+        if cache is not None:
+            if cache.is_compileable:
+                raise ValueError(
+                    f"{type(cache).__name__} hands out its whole buffer, filled or not, so a key's position cannot be "
+                    "told: use DynamicCache (generate's default) or harness.models.cache.new_cache."
+                )
+            slots += cache.get_seq_length(layer)
+        pads = _leading(mask, slots, len(q))
+        gaps = [0] * len(q)
+        if isinstance(cache, KVCache):
+            k, v = cache.update(k, v, layer, pads, weights)
+            place = cache.layers[layer].place(pads)
+            pads, gaps = place.padding, place.gap
+        elif cache is not None:
+            k, v = cache.update(k, v, layer)
+        pads, gaps = torch.tensor(pads), torch.tensor(gaps)
+        return attend(q, k, v, weights, scale=scale, kernel=self.kernel, padding=pads, gap=gaps)
 
 
-def _leading(mask: torch.Tensor | None, keys: int) -> torch.Tensor | None:
-    """Padding counts (batch,) of a left-padded mask."""
+def _leading(mask: torch.Tensor | None, slots: int, batch: int) -> list[int]:
+    """Padding counts of each sequence of a left-padded mask."""
     if mask is None or mask.ndim != 2:
         raise ValueError(
             "Replaced attention takes a 2-D padding mask (batch, tokens) or none, and the model's mask builder must be "
             f"{MASK_NAME!r}; it got {'no mask' if mask is None else f'a mask of shape {tuple(mask.shape)}'}."
         )
     if mask.shape[1] == 0:
-        return None
-    mask = mask[:, :keys]
+        return [0] * batch
+    mask = mask[:, :slots]
     pads = (~mask).sum(1)
-    if bool((mask != (torch.arange(keys, device=mask.device) >= pads[:, None])).any()):
+    if bool((mask != (torch.arange(slots, device=mask.device) >= pads[:, None])).any()):
         raise ValueError("Only left padding is supported: put the padding before the tokens (padding_side='left').")
-    return pads
+    return pads.tolist()

@@ -12,7 +12,8 @@ import torch
 from harness import stats
 from harness.cell import Cell
 from harness.errors import UserError, choose
-from harness.models.load import LoadedModel, load_tokenizer, new_cache
+from harness.models.cache import new_cache
+from harness.models.load import LoadedModel, load_tokenizer
 from harness.tasks import prompts
 from harness.tasks.base import PlannedTask, Prepared, TaskContext
 
@@ -71,7 +72,7 @@ class Retrieval:
         for draw, keys in context.batches():
             started = time.perf_counter()
             with loaded.attention.use(weights(draw)):
-                rows = answer(loaded, [data[k] for k in keys])
+                rows = answer(loaded, [data[k] for k in keys], evict=cell.attention.evict)
             seconds = (time.perf_counter() - started) / len(rows)
             yield [{**row, "draw": draw, "seconds": seconds} for row in rows]
 
@@ -102,6 +103,10 @@ class Retrieval:
         for low, high in distance_bins(rows):
             within = [r for r in rows if low <= r["distance"] < high]
             found[f"accuracy_distance_{low}_{high}"] = rate(within)
+        for name in ("kv_bytes_allocated", "kv_bytes_used"):
+            sizes = [r[name] for r in rows if name in r]  # rows of older records have none
+            if sizes:
+                found[name] = stats.Metric(max(sizes), None, None, len(sizes), "bytes")
         return found
 
 
@@ -112,8 +117,9 @@ def distance_bins(rows: Sequence[Mapping]) -> list[tuple[int, int]]:
 
 
 @torch.inference_mode()
-def answer(loaded: LoadedModel, samples: Sequence[Mapping]) -> list[dict]:
-    """Greedy answers to prompts of one length, and the true answers' negative log-likelihood.
+def answer(loaded: LoadedModel, samples: Sequence[Mapping], *, evict: bool = False) -> list[dict]:
+    """Greedy answers to prompts of one length, and the true answers' negative log-likelihood. The bytes of the KV cache
+    are those of one sequence.
 
     Raises FloatingPointError if the model's output is not finite, UserError if a prompt's length is not what it says.
     """
@@ -126,17 +132,23 @@ def answer(loaded: LoadedModel, samples: Sequence[Mapping]) -> list[dict]:
             f"Prompts of {sorted({len(i) for i in ids})} tokens where {tokens} were made: another tokenizer?"
         )
     prompt = torch.tensor(ids, device=model.device)
+    answers = [_answer_ids(tokenizer, s["answer"]) for s in samples]
+    budget = max(BUDGET, *(len(a) for a in answers))
+    # the answer's likelihood takes back what was generated
+    cache = new_cache(model, tokens + budget, evict=evict, rewind=BUDGET)
     generated = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
-        past_key_values=new_cache(model),
+        past_key_values=cache,
+        use_cache=True,  # published MPT configurations say false
+        prefill_chunk_size=cache.chunk,
         max_new_tokens=BUDGET,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         return_dict_in_generate=True,
     )
     texts = tokenizer.batch_decode(generated.sequences[:, tokens:], skip_special_tokens=True)
-    nll = _answer_nll(model, generated.past_key_values, prompt, [_answer_ids(tokenizer, s["answer"]) for s in samples])
+    nll = _answer_nll(model, cache, prompt, answers)
     return [
         {
             "key": s["key"],
@@ -149,6 +161,8 @@ def answer(loaded: LoadedModel, samples: Sequence[Mapping]) -> list[dict]:
             "doc_hash": s["doc_hash"],
             "tokens_wanted": s["tokens"],
             "tokens_seen": len(i),
+            "kv_bytes_allocated": cache.allocated_bytes // len(samples),
+            "kv_bytes_used": cache.used_bytes // len(samples),
         }
         for s, text, loss, i in zip(samples, texts, nll, ids, strict=True)
     ]

@@ -16,10 +16,14 @@ from kernels import Alibi, PositionalLSH, Window, equal_cost_cutoff, expected_pa
 from kernels.cost import window_pairs
 
 
-def cell(*overrides):
+def planned(*overrides):
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return plan(compose("config", overrides=list(overrides))).cell
+        return plan(compose("config", overrides=list(overrides)))
+
+
+def cell(*overrides):
+    return planned(*overrides).cell
 
 
 def test_identity_has_what_the_results_depend_on():
@@ -31,7 +35,7 @@ def test_identity_has_what_the_results_depend_on():
 
 
 MATTERS = "masks=8 context=256 seed=1 draws=4 data_seed=1 dtype=bfloat16 kernel=sdpa attn.weights=rb model=tiny-plain"
-MATTERS += " attn.sampler=systematic attn=alibi attn=window"
+MATTERS += " attn.sampler=systematic attn=alibi attn=window attn.sinks=4 attn.evict=true"
 
 
 @pytest.mark.parametrize("change", MATTERS.split())
@@ -51,6 +55,8 @@ def test_options_that_cannot_matter_collapse(attn):
         assert cell(*attn.split(), change).cell_id == base.cell_id
     if "fixed" not in attn:
         assert cell(*attn.split(), "masks=3", "attn.sampler=gamma").cell_id == base.cell_id
+    if attn == "attn=alibi":
+        assert cell(attn, "attn.sinks=4").cell_id == base.cell_id
     assert base.identity["seed"] is None and base.identity["draws"] is None and base.draws == 1
 
 
@@ -94,6 +100,27 @@ def test_cost_is_pairs_per_row_and_head():
     window = base.with_attention(matched_window(base.model, masks=16, sampler="gamma", context=1024, match="fused"))
     assert window.cost()["fused"] == pytest.approx(base.cost()["fused"], rel=1e-4)
     assert window.cost()["fused"] == pytest.approx(window_pairs(slopes, window.attention.cutoff, 1024) / rows)
+
+
+@pytest.mark.parametrize("attn", ["plsh", "window"])
+def test_sinks_are_in_the_weights_the_label_and_only_then_in_the_identity(attn):
+    base, found = cell(f"attn={attn}"), cell(f"attn={attn}", "attn.sinks=4")
+    assert "sinks" not in base.identity["attn"] and cell(f"attn={attn}", "attn.sinks=0").cell_id == base.cell_id
+    assert found.identity["attn"]["sinks"] == 4 and {w.sinks for w in found.weights(1)} == {4}
+    assert found.attention.label.endswith(" +4 sinks") and "sink" not in base.attention.label
+    evicting = cell(f"attn={attn}", "attn.evict=true")
+    assert "evict" not in found.identity["attn"] and evicting.identity["attn"]["evict"] is True
+
+
+def test_windows_of_equal_cost_have_the_sinks_of_the_masks():
+    found = planned("attn.sinks=4", "context=1024")
+    fused = found.references["window fused"]
+    assert {c.attention.sinks for role, c in found.references.items() if role != "exact"} == {4}
+    assert fused.cost()["fused"] == pytest.approx(found.cell.cost()["fused"], rel=1e-4)
+    assert fused.cell_id == cell("attn=window", "attn.sinks=4", "context=1024").cell_id
+    slopes = found.cell.model.slopes
+    seen = Window(slopes, fused.attention.cutoff, 4).pairs(1024).sum() / (1024 * len(slopes))
+    assert fused.cost()["fused"] == pytest.approx(float(seen), abs=0.5)  # a window's edge is rounded to a token
 
 
 @pytest.mark.parametrize("group", ["model", "attn", "kernel", "task"])

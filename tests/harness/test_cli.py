@@ -34,6 +34,10 @@ MISTAKES = [
     (("attn=window", "attn.match=fusd"), "'fusd' is not known", "Did you mean fused?"),
     (("attn=window", "attn.cutoff=-1"), "attn.cutoff must be a number of at least 0", ""),
     (("attn=window", "attn.cutoff=inf"), "attn.cutoff must be a number of at least 0", "attn=alibi"),
+    (("attn.sinks=-1",), "attn.sinks must be from 0 to context=512", ""),
+    (("attn=window", "attn.sinks=513"), "attn.sinks must be from 0 to context=512", ""),
+    (("attn=alibi", "attn.evict=true"), "attn=alibi reaches all", ""),
+    (("attn=stock", "attn.evict=true"), "attn=stock reaches all", ""),
     (("attn=alibi", "attn.sampler=bogus"), "'bogus' is not known", "gamma"),
     (("attn=window", "attn.cutoff=3", "attn.match=bogus"), "'bogus' is not known", "fused"),
     (("task=[retrieval,rular]",), "no task=rular", "retrieval"),
@@ -191,6 +195,25 @@ def test_window_of_the_issue(run, tmp_path):
     arguments = ("model=tiny-plain", "attn=window", "attn.match=fused", "masks=16", "context=256", "samples=8")
     code, document, out, _ = run(*arguments, f"results={tmp_path}")
     assert code == 0 and set(document["references"]) == {"exact"} and "window T=" in out
+
+
+def test_eviction_answers_the_same_from_less_memory(run, tmp_path):
+    """A context of several chunks, of which the farthest head reaches 153 tokens back."""
+    arguments = ("attn=window", "attn.cutoff=0.6", "attn.sinks=2", "context=1300", "samples=4", "batch=2")
+    documents = [
+        run(*arguments, f"attn.evict={evict}", f"results={tmp_path}", "references=none")[1] for evict in (False, True)
+    ]
+    whole, less = ([record_rows(tmp_path, d["cell_id"]), d["metrics"]] for d in documents)
+    for row, other in zip(whole[0], less[0], strict=True):
+        assert row["prediction"] == other["prediction"] and abs(row["nll"] - other["nll"]) < 1e-3
+    slot = 2 * 2 * 128 * 4  # bytes of a token: keys and values, 2 layers, width 128, float32
+    size = {
+        name: [m[f"retrieval/{name}"] for m in (whole[1], less[1])] for name in ("kv_bytes_allocated", "kv_bytes_used")
+    }
+    assert size["kv_bytes_allocated"][0] == {"value": 1316 * slot, "low": None, "high": None, "n": 4, "unit": "bytes"}
+    assert size["kv_bytes_allocated"][1]["value"] == (2 + 153 + 16 + 512) * slot
+    assert size["kv_bytes_used"][1]["value"] <= size["kv_bytes_allocated"][1]["value"]
+    assert size["kv_bytes_used"][0]["value"] > 1300 * slot
 
 
 def test_show_prints_a_record_again(run, tmp_path, capsys):

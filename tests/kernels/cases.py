@@ -26,6 +26,7 @@ FACTORS = {
     "dtype": [torch.float32, torch.bfloat16, torch.float16],
     "causal": [True, False],
     "layout": ["plain", "transposed", "poisoned"],
+    "sinks": [0, 3, 140],  # 140: a row may lie among the sinks, and they fill more than one tile
 }
 
 
@@ -43,6 +44,7 @@ class Case:
     causal: bool = True
     layout: str = "plain"
     dim: int = 16
+    sinks: int = 0  # ALiBi itself has none
 
     @property
     def id(self) -> str:
@@ -50,12 +52,15 @@ class Case:
         shape = f"{queries}of{keys}" + ("" if offset is None else f"at{offset}")
         parts = [self.rule, f"S{self.masks}", f"{self.heads[0]}x{self.heads[1]}", self.slopes, shape, self.padding]
         parts += [str(self.dtype)[6:], "causal" if self.causal else "both", self.layout]
+        parts += [f"sinks{self.sinks}"] * (self.sinks > 0)
         return "-".join(parts).replace("/", ".")
 
     def slope_list(self) -> torch.Tensor:
         heads = self.heads[0]
         if self.slopes == "press":
             return alibi_slopes(heads)
+        if self.slopes == "steep":  # no head reaches far
+            return torch.logspace(0, -5, heads, base=2.0, dtype=torch.float64)
         if self.slopes == "flat":
             return torch.full((heads,), 2.0**-16, dtype=torch.float64)
         return torch.logspace(3, -16, heads, base=2.0, dtype=torch.float64)  # the first is 8
@@ -65,9 +70,10 @@ class Case:
         if self.rule == "alibi":
             return Alibi(slopes)
         if self.rule == "window":
-            return Window(slopes, 3.0)
+            return Window(slopes, 3.0, self.sinks)
         kind, sampler = self.rule.split("/")
-        return PositionalLSH.draw(slopes, self.masks, seed=11, draw=2, layer=3, sampler=sampler, weights=kind)
+        key = {"seed": 11, "draw": 2, "layer": 3}
+        return PositionalLSH.draw(slopes, self.masks, **key, sampler=sampler, weights=kind, sinks=self.sinks)
 
     def pads(self) -> torch.Tensor | None:
         keys = self.shape[0]

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import FACTORS, Case, pairwise
+from test_gap import GAPS
+from test_gap import test_what_no_row_reaches_may_be_left_out as leave_out
 from test_matrix import test_kernel_agrees_with_the_oracle as agree
 
 from kernels import PositionalLSH, alibi_slopes, attend, check
@@ -21,6 +23,7 @@ CASES = pairwise(
         "heads": [(1, 1), (4, 2), (3, 1)],
         "shape": [(1, 1, None), (131, 131, None), (150, 1, None), (150, 7, None), (161, 50, 64)],
         "dim": [16, 24, 32],
+        "sinks": [0, 3, 40],
     }
 )
 LAWS = ["alibi", "rb/gamma", "rb/systematic", "count/gamma", "count/systematic"]
@@ -31,14 +34,20 @@ def test_matrix(case: Case):
     agree(case, "triton")
 
 
+@pytest.mark.parametrize("case", GAPS, ids=lambda case: case.id)
+def test_gaps(case: Case):
+    leave_out(case, 5, "triton")
+
+
 @pytest.mark.parametrize("rule", LAWS)
 @pytest.mark.parametrize("splits", [1, 2, 5])
 def test_decoding_gives_the_same_for_every_split(rule: str, splits: int):
-    case = Case(rule=rule, heads=(3, 1), slopes="spread", shape=(150, 7, None), padding="left")
+    case = Case(rule=rule, heads=(3, 1), slopes="spread", shape=(150, 7, None), padding="left", sinks=3)
     q, k, v = case.inputs()
     starts = 143 - case.pads()
     tables = build_row_tables(case.weights(), (starts[:, None] + torch.arange(7)).reshape(-1))
-    out, lse = decode(q, k, v, tables, case.pads().tolist(), starts.tolist(), scale=0.25, splits=splits)
+    places = (case.pads().tolist(), starts.tolist(), [0, 0, 0])
+    out, lse = decode(q, k, v, tables, *places, scale=0.25, splits=splits)
     true_out, true_lse = attend(q, k, v, case.weights(), kernel="exact", return_lse=True, **case.options())
     assert (out - true_out).abs().max() < 2e-5 and (lse - true_lse).abs().max() < 2e-5
 
@@ -78,6 +87,7 @@ BACKWARD = pairwise(
         "causal": [True, False],
         "layout": ["plain", "transposed", "poisoned"],
         "dim": [16, 80],  # half a tile at a time from 65 upwards
+        "sinks": [0, 3, 40],
     }
 )
 

@@ -21,6 +21,8 @@ CHOSEN = [
     *(Configuration("decode", 90, law) for law in ("rb", "count")),
     Configuration("forward", 90, "rb", masks=64),
     Configuration("forward", 90, "count", causal=False),
+    Configuration("forward", 90, "rb", sinks=4),
+    Configuration("dq", 90, "count", sinks=4),
 ]
 TWO_BLOCKS = {"linear", "rb", "count"}  # with up to 32 masks, causal
 

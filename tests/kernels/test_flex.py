@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from cases import Case
+from test_gap import GAPS, without_the_unreached
 
 from kernels import attend
 from kernels.flex import BLOCK, block_mask
@@ -23,6 +24,9 @@ CASES = [
         ("count/systematic", True, (150, 7, None), "none"),
         ("count/gamma", False, (203, 203, None), "none"),
     ]
+] + [
+    Case(rule=rule, masks=4, heads=(4, 2), slopes="press", causal=causal, shape=(403, 403, None), sinks=sinks)
+    for rule, causal, sinks in [("count/gamma", True, 140), ("rb/gamma", False, 3)]
 ]
 
 
@@ -34,10 +38,18 @@ def test_out_agrees_with_the_oracle(case: Case):
     assert (out - true).abs().max() < 2e-5
 
 
+def test_keys_may_be_left_out():
+    case = GAPS[2]
+    short, options = without_the_unreached(case, 5)
+    out = attend(*short, case.weights(), kernel="flex", **options)
+    assert (out - attend(*case.inputs(), case.weights(), kernel="exact", padding=case.pads())).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("sinks", [0, 140])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("rule", ["window", "count/gamma", "rb/gamma"])
-def test_blocks_hold_every_visited_pair_and_few_more(rule: str, causal: bool):
-    case = Case(rule=rule, heads=(4, 4), masks=2, slopes="press")
+def test_blocks_hold_every_visited_pair_and_few_more(rule: str, causal: bool, sinks: int):
+    case = Case(rule=rule, heads=(4, 4), masks=2, slopes="press", sinks=sinks)
     tokens = 6 * BLOCK
     blocks = block_mask(case.weights(), torch.arange(tokens), tokens, causal).to_dense()[0].bool()
     visited = case.weights().matrix(tokens) > 0

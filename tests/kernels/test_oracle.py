@@ -1,6 +1,7 @@
 """The oracle against formulas written out here: bias matrices, buckets in exact arithmetic, softmax row by row."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -36,6 +37,9 @@ def loops(q, k, v, weight, causal=True):
 def explicit_weight(weights, head):
     """L'[i, j] of a head from the masks' numbers alone, buckets in rational arithmetic."""
     slope = float(weights.slopes[head])
+    if weights.sinks:
+        beyond = explicit_weight(replace(weights, sinks=0), head)
+        return lambda i, j: math.exp(-slope * abs(i - j)) if j < weights.sinks else beyond(i, j)
     if isinstance(weights, Alibi):
         return lambda i, j: math.exp(-slope * abs(i - j))
     if isinstance(weights, Window):
@@ -65,6 +69,10 @@ RULES = {
     "exact": PositionalLSH.draw(SLOPES, 5, seed=3, weights="exact"),
     "systematic": PositionalLSH.draw(SLOPES, 4, seed=3, sampler="systematic"),
     "fixed": PositionalLSH.draw(SLOPES, 2, seed=3, sampler="fixed"),
+    "window with sinks": Window(SLOPES, 1.3, sinks=2),
+    "count with sinks": PositionalLSH.draw(SLOPES, 5, seed=3, sinks=11),
+    "rb with sinks": PositionalLSH.draw(SLOPES, 5, seed=3, weights="rb", sinks=2),
+    "exact with sinks": PositionalLSH.draw(SLOPES, 5, seed=3, weights="exact", sinks=100),
 }
 
 

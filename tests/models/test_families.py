@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import StaticCache
 
+from harness.models.cache import new_cache
 from harness.models.families import FAMILIES
-from harness.models.load import new_cache
 from harness.models.swap import SwappedAttention
 from kernels import PositionalLSH, Window
 from tests.models.random_models import BUILD, CASES, falcon, mpt, swapped
@@ -76,7 +76,7 @@ def test_chunked_prefill_equals_whole(build):
     model = build()
     swapped(model)
     whole = model(ids()).logits
-    cache = new_cache(model)
+    cache = new_cache(model, TOKENS)
     parts = [model(part, past_key_values=cache, use_cache=True).logits for part in ids().split(23, dim=1)]
     assert (torch.cat(parts, 1) - whole).abs().max() <= CLOSE
 
@@ -111,7 +111,7 @@ def test_decode_equals_prefill(build, name):
     weights = layer_weights(attention, name)
     with attention.use(weights):
         whole = model(ids()).logits
-        cache = new_cache(model)
+        cache = new_cache(model, TOKENS)
         steps = [model(ids()[:, i : i + 1], past_key_values=cache, use_cache=True).logits for i in range(TOKENS)]
     assert (torch.cat(steps, 1) - whole).abs().max() <= CLOSE
     assert (whole - model(ids()).logits).abs().max() > 0.05  # the weights are in force inside `use` and only there

@@ -8,10 +8,11 @@ from transformers import AutoConfig
 
 from harness.config import ArchitectureConfig, ModelConfig
 from harness.errors import UserError
+from harness.models.cache import new_cache
 from harness.models.falcon import FALCON
 from harness.models.families import FAMILIES
 from harness.models.family import Architecture
-from harness.models.load import load_model, new_cache
+from harness.models.load import load_model
 from harness.models.memory import estimate
 from harness.models.spec import resolve_model
 from kernels import alibi_slopes
@@ -146,10 +147,11 @@ class TestRandomWeights:
         loaded = self.load(sizes={"kv_heads": kv_heads})
         architecture = FALCON.architecture(loaded.model.config.to_dict())
         assert architecture.kv_heads == kv_heads
-        cache = new_cache(loaded.model)
+        cache = new_cache(loaded.model, 64)
         with torch.inference_mode():
             loaded.model(ids(1), past_key_values=cache, use_cache=True)
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        assert cache.allocated_bytes == cache.used_bytes == held
         assert held == estimate(architecture, itemsize=4, batch=1, tokens=64, masks=1, draws=1, kernel="sdpa").cache
 
     def test_layers_count(self):
@@ -179,6 +181,16 @@ def test_older_names_in_a_configuration_are_read(family, older):
 def test_effective_slopes_of_falcon_are_divided_by_the_root_of_the_head_dimension():
     architecture = Architecture("falcon", layers=1, heads=8, width=8 * 64, vocabulary=50)
     assert torch.equal(FALCON.slopes(architecture), alibi_slopes(8) / 8)
+
+
+def test_eviction_is_estimated_by_what_it_holds():
+    sizes = {"itemsize": 2, "batch": 1, "tokens": 65536, "masks": 1, "draws": 1, "kernel": "sdpa"}
+    architecture = Architecture("bloom", layers=2, heads=16, width=1024, vocabulary=100)
+    whole, less = (estimate(architecture, **sizes, reach=reach) for reach in (None, 1000))
+    assert less.cache == 2 * 2 * 1024 * (1000 + 512) * 2 < whole.cache and less.activations < whole.activations
+    assert less.weights == whole.weights
+    short = {**sizes, "tokens": 300}
+    assert estimate(architecture, **short, reach=1000) == estimate(architecture, **short)
 
 
 def test_stock_is_estimated_with_its_matrices():
