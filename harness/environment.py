@@ -1,6 +1,7 @@
 """Where a record was made: enough to judge it and to make it again."""
 
 import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -33,6 +34,15 @@ def describe(device: torch.device) -> dict:
         "start": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": shlex.join(["python", "-m", "harness.run", *sys.argv[1:]]),
     }
+
+
+def machine(device: torch.device) -> dict:
+    """What a time depends on beside the cell: device, versions and code, a change that is not committed included."""
+    commit, changed = _git("rev-parse", "HEAD"), _git("diff", "HEAD", "--", "harness", "kernels")
+    if changed:
+        commit = f"{commit}+{hashlib.sha256(changed.encode()).hexdigest()[:8]}"
+    versions = {name: _version(name) for name in ("torch", "triton")}
+    return {"device": _device_name(device), **versions, "commit": commit}
 
 
 @functools.cache

@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from harness import environment
 from harness.cell import ATTENTIONS, Attention, Cell, matched_window
 from harness.config import CONF, AttnConfig, ModelConfig, RunConfig
 from harness.errors import UserError, choose, nearest
@@ -61,20 +62,23 @@ def plan(cfg: DictConfig) -> Plan:
     kernel = choose("kernel", config.kernel.name, sorted(p.stem for p in (CONF / "kernel").glob("*.yaml")))
     attention = _attention(config, model)
     draws = (config.draws or DRAWS) if attention.random else 1
-    if draws > config.samples:
-        raise UserError(
-            f"samples={config.samples} cannot be spread over draws={draws}: ask for more samples or fewer draws."
-        )
     cell = Cell(model, attention, kernel, config.context, config.seed, draws, config.data_seed)
-    wanted = choose("references", config.references or ("compute" if model.embedded else "read"), REFERENCES)
-    tasks = _tasks(config.task)
+    device = _device(config.device)
+    # with random weights nothing but speed is asked for, and a speed is compared within one run
+    own = "compute" if model.embedded or model.random else "read"
+    wanted = choose("references", config.references or own, REFERENCES)
+    tasks = _tasks(config.task, device)
     if not tasks:
         raise UserError("No task is chosen: set task=retrieval.")
     for planned in tasks:
+        if planned.task.rows_are == "samples" and draws > config.samples:
+            raise UserError(
+                f"samples={config.samples} cannot be spread over draws={draws}: ask for more samples or fewer draws."
+            )
         if model.random and planned.task.needs_trained_weights:
             raise UserError(
-                f"task={planned.task.name} is refused: model.weights=random gives random weights, of which an accuracy "
-                "says nothing. Use model.weights=checkpoint."
+                f"task={planned.task.name} is refused: the model has random weights, of which an accuracy says "
+                "nothing. Use model.weights=checkpoint, or task=throughput."
             )
         if model.reads == "prompts" and planned.task.natural_text:
             raise UserError(
@@ -82,11 +86,13 @@ def plan(cfg: DictConfig) -> Plan:
                 "but those of its own prompts. Use model=tiny-books, or another language model."
             )
         _stock_length(cell, planned.task)
-    device = _device(config.device)
     results = _writable(config.results)
     # stock and its reference by turns: the larger of the two
     method = "stock" if attention.name == "stock" else kernel
-    sentence = _memory(config, cell, method, device, wanted) if any(t.task.needs_model for t in tasks) else None
+    batches = [t.task.amount(t.options, cell, config.samples, config.batch)[1] for t in tasks if t.task.needs_model]
+    # exact ALiBi keeps all keys: the reference, and what a timing stands beside
+    keeps_all = wanted == "compute" or any(t.task.rows_are == "repeats" for t in tasks)
+    sentence = _memory(config, cell, method, device, max(batches), keeps_all) if batches else None
     for planned in tasks:
         planned.task.check(planned.options, cell)
     return Plan(
@@ -127,15 +133,15 @@ def _stock_length(cell: Cell, task: Task) -> None:
         )
 
 
-def _memory(config: RunConfig, cell: Cell, kernel: str, device: torch.device, references: str) -> str:
+def _memory(config: RunConfig, cell: Cell, kernel: str, device: torch.device, batch: int, keeps_all: bool) -> str:
     model = cell.model
 
     def checked(**size) -> str:
         return memory.check(memory.estimate(model.architecture, **size, kernel=kernel), device, kernel=kernel)
 
-    size = {"itemsize": model.torch_dtype.itemsize, "batch": config.batch, "tokens": config.context}
+    size = {"itemsize": model.torch_dtype.itemsize, "batch": batch, "tokens": config.context}
     size |= {"masks": config.masks if config.attn.name == "plsh" else 1, "draws": config.draws or DRAWS}
-    if cell.attention.evict and references != "compute":  # the reference of exact ALiBi keeps all keys
+    if cell.attention.evict and not keeps_all:
         checked(**size, reach=0)  # the masks, before they are drawn
         spans = (weights.span for draw in range(cell.draws) for weights in cell.weights(draw))
         size["reach"] = cell.attention.sinks + max(spans)
@@ -180,13 +186,16 @@ def _references(config: RunConfig, cell: Cell) -> dict[str, Cell]:
     return {role: reference for role, reference in found.items() if reference.cell_id != cell.cell_id}
 
 
-def _tasks(chosen: dict[str, dict | None]) -> list[PlannedTask]:
+def _tasks(chosen: dict[str, dict | None], device: torch.device) -> list[PlannedTask]:
     """What the chosen names stand for, each task once."""
     found = {}
+    machine = environment.machine(device)
     for name, given in chosen.items():
         family = family_of(name)
         for planned in family.tasks(_options(name, family.options, given or {})):
-            found.setdefault((planned.task.name, str(planned.task.identity(planned.options))), planned)
+            if planned.task.rows_are == "repeats":
+                planned = replace(planned, machine=machine)
+            found.setdefault((planned.task.name, str(planned.identity)), planned)
     return list(found.values())
 
 

@@ -48,6 +48,10 @@ class Record:
         return self.outcome.get("metrics", {})
 
     @property
+    def rows_are(self) -> str:
+        return self.outcome.get("rows_are", "samples")
+
+    @property
     def headline(self) -> str:
         """The metric that a table shows: the task's first."""
         return next(iter(self.metrics), f"{self.task}/accuracy")

@@ -97,7 +97,7 @@ def _report(planned, statuses: dict, code: int) -> dict:
     cells = {"exact": beside.pop("exact", None), "this cell": own, **beside}
     metrics, present = {}, set()
     for task in planned.tasks:
-        name, options = task.task.name, task.task.identity(task.options)
+        name, options = task.task.name, task.identity
         shown = {}
         for role, cell in cells.items():
             if cell is not None:
@@ -113,7 +113,7 @@ def _report(planned, statuses: dict, code: int) -> dict:
             table.comparison(list(shown.values()), title=title).print()
             if depths := table.by_depth(list(shown.values())):
                 depths.print()
-    table.say(*table.NOTES)
+    table.say(*table.notes({task.task.rows_are for task in planned.tasks}))
     missing = [role for role in planned.references if role not in present]
     if missing:
         print(f"Not in {planned.results}: {', '.join(missing)}. Add references=compute to compute what is missing.")

@@ -12,8 +12,9 @@ from pathlib import Path
 from harness import reader, table
 from harness.config import ROOT
 from harness.store import read_json
+from harness.throughput import contexts
 
-MARK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- table: (\S+) (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 ORDER = {"alibi": 0, "stock": 1, "plsh": 2, "window": 3}
 
 
@@ -30,7 +31,7 @@ def markdown(store: Path, model: str) -> str:
         return upstream.markdown(read_json(store))
     found = [r for r in reader.records(store) if r.cell["model"] == model]
     assert found, f"{store} has no records of {model}"
-    parts = []
+    parts = [t.markdown() for t in contexts.tables([r for r in found if r.rows_are == "repeats"])]
     questions = sorted({(r.task, r.cell["identity"]["context"], reader.same_question(r)) for r in found})
     for task, context, question in questions:
         shown = [r for r in found if reader.same_question(r) == question]

@@ -51,6 +51,9 @@ class LmEvalTask:
         if (config.get("generation_kwargs") or {}).get("do_sample"):
             raise UserError(f"task={self.name} is not supported: it samples its answers, which no resumed run repeats.")
 
+    def amount(self, options: LeafOptions, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
+        return samples, batch
+
     def prepare(self, options: LeafOptions, cell: Cell, samples: int, folder: Path) -> Prepared:
         from harness.lmeval.documents import documents
 
