@@ -1,10 +1,11 @@
 """`python -m harness.tables [--check]`: rewrite the tables in README.md and docs/ from the committed records.
 
-A table stands between the marks `<!-- table: STORE MODEL -->` and `<!-- end of table -->`; in STORE's place stands the
-file of `python -m harness.models.upstream` for the faults of stock transformers.
+A table stands between the marks `<!-- table: STORE MODEL -->` and `<!-- end of table -->`; in STORE's place may
+stand the JSON file of `python -m harness.models.upstream` or of `python -m harness.bench_overhead`.
 """
 
 import argparse
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from harness.store import read_json
 from harness.throughput import contexts
 
 MARK = re.compile(r"(<!-- table: (\S+) (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+MADE_BY = {"upstream": "harness.models.upstream", "overhead": "harness.bench_overhead"}
 ORDER = {"alibi": 0, "stock": 1, "plsh": 2, "window": 3}
 
 
@@ -26,9 +28,8 @@ def rewritten(text: str) -> str:
 def markdown(store: Path, model: str) -> str:
     """Comparison and depth tables of one model's records, by task and context."""
     if store.suffix == ".json":
-        from harness.models import upstream  # imports transformers, which no other table needs
-
-        return upstream.markdown(read_json(store))
+        # imported here: one of them needs transformers, which no other table does
+        return importlib.import_module(MADE_BY[store.stem]).markdown(read_json(store))
     found = [r for r in reader.records(store) if r.cell["model"] == model]
     assert found, f"{store} has no records of {model}"
     parts = [t.markdown() for t in contexts.tables([r for r in found if r.rows_are == "repeats"])]
