@@ -2,23 +2,16 @@
 its id is a hash of exactly that, so options that cannot matter collapse to null and the same cell is never run
 twice."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from harness.models.spec import ModelSpec
+from harness.store import short_hash
 from kernels import Alibi, PositionalLSH, Weights, Window, equal_cost_cutoff, expected_pairs
 from kernels.cost import window_pairs
 
 SCHEMA = 1
 ATTENTIONS = ("alibi", "plsh", "window", "stock")
-
-
-def short_hash(value: object) -> str:
-    """16 hexadecimal digits over canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class ModelConfig:
     init_seed: int = 0
     layers: int | None = None
     reads: str = "text"
+    device_map: str | None = None
     architecture: ArchitectureConfig | None = None
 
 
@@ -56,11 +57,22 @@ class KernelConfig:
 
 
 @dataclass
+class TrackingConfig:
+    mode: str = MISSING
+    project: str = "${oc.env:WANDB_PROJECT,positional-lsh}"
+    entity: str | None = "${oc.env:WANDB_ENTITY,null}"
+    group: str | None = "${oc.env:WANDB_RUN_GROUP,null}"
+    tags: list[str] = field(default_factory=list)
+    timeout: float = 45.0
+
+
+@dataclass
 class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     attn: AttnConfig = field(default_factory=AttnConfig)
     kernel: KernelConfig = field(default_factory=KernelConfig)
     task: dict[str, Any] = field(default_factory=dict)  # each task types its own options
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     masks: int = 16
     context: int = 512
     seed: int = 0

@@ -14,6 +14,7 @@ import time
 import torch
 
 from harness.config import ROOT
+from harness.secrets import without_secrets
 
 PACKAGES = ("torch", "triton", "transformers", "tokenizers", "datasets", "lm-eval", "numpy", "hydra-core")
 
@@ -32,7 +33,7 @@ def describe(device: torch.device) -> dict:
         "host": socket.gethostname(),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "start": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": shlex.join(["python", "-m", "harness.run", *sys.argv[1:]]),
+        "command": without_secrets(shlex.join(["python", "-m", "harness.run", *sys.argv[1:]])),
     }
 
 

@@ -10,9 +10,11 @@ import torch
 
 from harness import environment
 from harness.cell import Cell
+from harness.errors import UserError
 from harness.models.load import LoadedModel
 from harness.plan import PlannedTask
 from harness.progress import Progress
+from harness.secrets import without_secrets
 from harness.signals import StopRequest
 from harness.store import TaskStore, new_attempt, write_atomic
 from harness.tasks.base import TaskContext
@@ -65,9 +67,11 @@ def run_task(
         return "ok"
     except Exception as error:  # an outcome of this task: the other tasks still run
         status = outcome_of(error)
-        record = {**about, "status": status, "error": type(error).__name__, "message": str(error)[:2000]}
-        record["traceback"] = traceback.format_exc(limit=-12)
-        progress.say(f"{cell.attention.label} · {task.name}: {status}: {type(error).__name__}: {error}")
+        message = without_secrets(str(error))
+        record = {**about, "status": status, "error": type(error).__name__, "message": message[:2000]}
+        record["traceback"] = without_secrets(traceback.format_exc(limit=-12))
+        told = message if isinstance(error, (UserError, NotImplementedError)) else f"{type(error).__name__}: {message}"
+        progress.say(f"{cell.attention.label} · {task.name}: {status}: {told}")
         try:
             if status == "unsupported":
                 store.finish({**record, "samples": 0, "exhausted": True, "metrics": {}})

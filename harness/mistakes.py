@@ -49,7 +49,7 @@ def known_names() -> list[str]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         config = compose("config")
-    return [*_flatten(config), "model", "attn", "kernel", "task"]
+    return [*_flatten(config), "model", "attn", "kernel", "task", "tracking"]
 
 
 def _flatten(config: DictConfig, prefix: str = "") -> list[str]:

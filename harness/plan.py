@@ -13,15 +13,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness import environment
 from harness.cell import ATTENTIONS, Attention, Cell, matched_window
-from harness.config import CONF, AttnConfig, ModelConfig, RunConfig
+from harness.config import CONF, AttnConfig, ModelConfig, RunConfig, TrackingConfig
 from harness.errors import UserError, choose, nearest
 from harness.models import memory
 from harness.models.spec import ModelSpec, resolve_model
 from harness.tasks.base import PlannedTask, Task
 from harness.tasks.registry import family_of
+from harness.tracking import tracker
 from kernels.cost import MATCHES
 from kernels.masks import SAMPLERS
-from kernels.weights import UNION_WEIGHTS
+from kernels.union import UNION_WEIGHTS
 
 REFERENCES = ("compute", "read", "none")
 DRAWS = 8
@@ -38,6 +39,7 @@ class Plan:
     device: torch.device
     results: Path
     memory: str | None  # the sentence that says how much will be needed
+    tracking: TrackingConfig
 
     @property
     def cells(self) -> list[Cell]:
@@ -47,7 +49,8 @@ class Plan:
 
 def plan(cfg: DictConfig) -> Plan:
     """Check everything that can be known without weights. Raises UserError."""
-    for part, name, kind in ((cfg, "", RunConfig), (cfg.model, "model.", ModelConfig), (cfg.attn, "attn.", AttnConfig)):
+    typed = (cfg, "", RunConfig), (cfg.model, "model.", ModelConfig), (cfg.attn, "attn.", AttnConfig)
+    for part, name, kind in (*typed, (cfg.tracking, "tracking.", TrackingConfig)):
         known = [f"{name}{field}" for field in kind.__dataclass_fields__]
         for key in part:  # +key=value adds what Hydra does not know
             if f"{name}{key}" not in known:
@@ -58,12 +61,13 @@ def plan(cfg: DictConfig) -> Plan:
             raise UserError(f"{name} must be at least {least} and below 2**63, not {getattr(config, name)}.")
     if config.draws is not None and config.draws < 1:
         raise UserError(f"draws must be at least 1, not {config.draws}.")
+    tracking = tracker.check(config.tracking)
     model = resolve_model(config.model, config.dtype)
     kernel = choose("kernel", config.kernel.name, sorted(p.stem for p in (CONF / "kernel").glob("*.yaml")))
     attention = _attention(config, model)
     draws = (config.draws or DRAWS) if attention.random else 1
     cell = Cell(model, attention, kernel, config.context, config.seed, draws, config.data_seed)
-    device = _device(config.device)
+    device = _device(config.device, model.device_map)
     # with random weights nothing but speed is asked for, and a speed is compared within one run
     own = "compute" if model.embedded or model.random else "read"
     wanted = choose("references", config.references or own, REFERENCES)
@@ -105,6 +109,7 @@ def plan(cfg: DictConfig) -> Plan:
         device=device,
         results=results,
         memory=sentence,
+        tracking=tracking,
     )
 
 
@@ -137,7 +142,8 @@ def _memory(config: RunConfig, cell: Cell, kernel: str, device: torch.device, ba
     model = cell.model
 
     def checked(**size) -> str:
-        return memory.check(memory.estimate(model.architecture, **size, kernel=kernel), device, kernel=kernel)
+        need = memory.estimate(model.architecture, **size, kernel=kernel)
+        return memory.check(need, device, kernel=kernel, spread=model.device_map is not None)
 
     size = {"itemsize": model.torch_dtype.itemsize, "batch": batch, "tokens": config.context}
     size |= {"masks": config.masks if config.attn.name == "plsh" else 1, "draws": config.draws or DRAWS}
@@ -211,7 +217,12 @@ def _options(name: str, kind: type, given: dict) -> Any:
         raise UserError(f"task.{name}.{key}: {str(error).splitlines()[0]}.") from None
 
 
-def _device(wanted: str) -> torch.device:
+def _device(wanted: str, device_map: str | None) -> torch.device:
+    if device_map is not None and not (torch.cuda.is_available() and wanted in ("auto", "cuda")):
+        raise UserError(
+            f"model.device_map={device_map} spreads the model over CUDA devices: it needs device=auto or cuda and a "
+            f"machine that has some (here are {torch.cuda.device_count()}). Leave it out for one device."
+        )
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -14,6 +14,7 @@ class Progress:
     def __init__(self):
         self._console = Console(file=sys.stderr)
         self._bar: Bar | None = None
+        self.written = 0  # rows of all tasks so far
 
     def start(self, title: str, total: int, done: int, *, rows_are: str = "samples") -> None:
         self._title, self._total, self._done, self._rows_are = title, total, done, rows_are
@@ -28,6 +29,7 @@ class Progress:
     def advance(self, count: int) -> None:
         self._done += count
         self._fresh += count
+        self.written += count
         if self._bar:
             self._bar.advance(self._row, count)
         elif time.monotonic() - self._last >= self.PERIOD or self._done >= self._total:

@@ -89,9 +89,15 @@ def records(results: Path, cell_ids: Iterable[str] | None = None) -> list[Record
 def write_view(results: Path, cell_id: str) -> None:
     """Put results/<cell_id>/result.json in place: all of a cell in one file, for readers without this code. A view that
     can be made again at any time; nothing reads it back."""
-    found = records(results, [cell_id])
+    found = view(results, cell_id)
     if found:
-        write_atomic(results / cell_id / "result.json", {**found[0].cell, "tasks": [r.summary() for r in found]})
+        write_atomic(results / cell_id / "result.json", found)
+
+
+def view(results: Path, cell_id: str) -> dict | None:
+    """The cell and the summaries of all its tasks; None if the store has none."""
+    found = records(results, [cell_id])
+    return {**found[0].cell, "tasks": [r.summary() for r in found]} if found else None
 
 
 def same_question(record: Record) -> tuple:

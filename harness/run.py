@@ -16,6 +16,7 @@ from harness.errors import UserError
 from harness.mistakes import explain, refuse_unknown_flags
 from harness.preflight import refuse_foreign_kernels
 from harness.signals import StopRequest
+from harness.tracking.tracker import Tracker
 from kernels.host import keep_freed_memory
 
 DONE, FAILED, MISTAKE, AGAIN = 0, 1, 2, 75
@@ -32,7 +33,7 @@ def main() -> int:
     def job(cfg: DictConfig) -> None:
         document = {}
         try:
-            code, document = (AGAIN, {}) if stop.requested else run_cell(cfg, stop)
+            code, document = (AGAIN, {}) if stop.requested else run_cell(cfg, stop, tracker)
         except UserError as error:
             code = _mistake(str(error))
         codes.append(code)
@@ -42,7 +43,7 @@ def main() -> int:
         refuse_unknown_flags(sys.argv[1:])
         refuse_foreign_kernels()
         keep_freed_memory()
-        with StopRequest() as stop:  # around all cells of a multirun: a signal stops the rest too
+        with StopRequest() as stop, Tracker(stop) as tracker:  # around all cells of a multirun: a signal stops the rest
             job()
     except UserError as error:
         return _mistake(str(error))
@@ -55,7 +56,7 @@ def main() -> int:
     return code
 
 
-def run_cell(cfg: DictConfig, stop: StopRequest) -> tuple[int, dict]:
+def run_cell(cfg: DictConfig, stop: StopRequest, tracker: Tracker) -> tuple[int, dict]:
     """Run one composed configuration: (exit code, the JSON document that was printed)."""
     from harness import reader
     from harness.execute import run_task
@@ -71,6 +72,7 @@ def run_cell(cfg: DictConfig, stop: StopRequest) -> tuple[int, dict]:
     statuses: dict[str, dict[str, str]] = {}
     work = {"samples": planned.samples, "batch": planned.batch, "results": planned.results, "device": planned.device}
     for cell in planned.cells:
+        tracker.catch_up()
         for task in planned.tasks:
             if stop.requested:
                 status = "stopped"
@@ -79,16 +81,17 @@ def run_cell(cfg: DictConfig, stop: StopRequest) -> tuple[int, dict]:
             statuses.setdefault(cell.cell_id, {})[task.task.name] = status
         with contextlib.suppress(OSError):  # a full disk: the view can be made again, the run goes on
             reader.write_view(planned.results, cell.cell_id)
+        tracker.add(planned.results, cell.cell_id, planned.tracking, own=cell is planned.cell)
     ends = {status for tasks in statuses.values() for status in tasks.values()}
     code = AGAIN if "stopped" in ends else FAILED if ends & {"error", "oom"} else DONE
     try:
-        return code, _report(planned, statuses, code)
+        return code, _report(planned, statuses, code, rows_written=progress.written)
     except (BrokenPipeError, SystemExit):  # whoever read stdout left (rich exits then); the results are in the store
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code, {}
 
 
-def _report(planned, statuses: dict, code: int) -> dict:
+def _report(planned, statuses: dict, code: int, *, rows_written: int) -> dict:
     """Print the tables and the JSON line, from the store alone."""
     from harness import reader, table
 
@@ -96,6 +99,7 @@ def _report(planned, statuses: dict, code: int) -> dict:
     beside = dict(planned.references)
     cells = {"exact": beside.pop("exact", None), "this cell": own, **beside}
     metrics, present = {}, set()
+    by_task: list[dict] = []
     for task in planned.tasks:
         name, options = task.task.name, task.identity
         shown = {}
@@ -109,10 +113,13 @@ def _report(planned, statuses: dict, code: int) -> dict:
             metrics |= shown["this cell"].metrics
         present |= set(shown)
         if shown:
+            by_task.append(shown)
             title = f"{name} · {own.model.name} · {own.context} tokens"
             table.comparison(list(shown.values()), title=title).print()
             if depths := table.by_depth(list(shown.values())):
                 depths.print()
+    if len(by_task) > 1:
+        table.across_tasks([list(shown.values()) for shown in by_task]).print()
     table.say(*table.notes({task.task.rows_are for task in planned.tasks}))
     missing = [role for role in planned.references if role not in present]
     if missing:
@@ -123,6 +130,7 @@ def _report(planned, statuses: dict, code: int) -> dict:
         "cell_id": own.cell_id,
         "results": str(planned.results / own.cell_id),
         "tasks": statuses[own.cell_id],
+        "rows_written": rows_written,
         "references": {role: cell.cell_id for role, cell in planned.references.items() if role in present},
         "metrics": metrics,
     }

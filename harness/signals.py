@@ -10,6 +10,7 @@ class StopRequest:
 
     def __init__(self):
         self.requested = False
+        self.count = 0  # how many signals came
 
     def __enter__(self) -> "StopRequest":
         self._before = {s: signal.signal(s, self._ask) for s in self.SIGNALS}
@@ -21,3 +22,4 @@ class StopRequest:
 
     def _ask(self, *_) -> None:
         self.requested = True
+        self.count += 1

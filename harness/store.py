@@ -5,6 +5,7 @@ drops what is torn. task.json, put in place by an atomic rename, is the only mar
 rewritten.
 """
 
+import hashlib
 import json
 import os
 import socket
@@ -14,6 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 FINISHED = ("ok", "unsupported")
+
+
+def short_hash(value: object) -> str:
+    """16 hexadecimal digits over canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_atomic(path: Path, value: object) -> None:

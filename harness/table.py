@@ -50,7 +50,7 @@ def comparison(records: Sequence[Record], *, title: str = "") -> Table:
     ALiBi; for tasks that have it, the answer's likelihood. Of repeats, see `repeats`."""
     if any(r.rows_are == "repeats" for r in records):
         return repeats(records, title=title)
-    headline = next((r.headline for r in records if r.metrics), records[0].headline)
+    headline = headline_of(records)
     likelihood = any(f"{r.task}/answer_nll" in r.metrics for r in records)
     columns = ["attention", "pairs per row", heading(headline), "minus exact", "detectable"]
     columns += ["answer NLL (nats)"] * likelihood + ["samples"]
@@ -104,6 +104,26 @@ def by_depth(records: Sequence[Record], *, title: str = "") -> Table | None:
 def notes(kinds: Collection[str]) -> list[str]:
     """What must be said of tables of samples, of repeats, or of both."""
     return NOTES * ("samples" in kinds) + NOTES_OF_REPEATS * ("repeats" in kinds)
+
+
+def across_tasks(by_task: Sequence[Sequence[Record]]) -> Table:
+    """The headline of each task (a column) under each attention (a row)."""
+    names = [f"{records[0].task}: {heading(headline_of(records))}" for records in by_task]
+    labels = dict.fromkeys(record.cell["label"] for records in by_task for record in records)
+    rows = []
+    for label in labels:
+        of = [next((r for r in records if r.cell["label"] == label), None) for records in by_task]
+        values = [
+            interval(r and r.metrics.get(headline_of(records))) or (r.status if r else "")
+            for r, records in zip(of, by_task, strict=True)
+        ]
+        rows.append([label, *values])
+    return Table("all tasks", ["attention", *names], rows, [])
+
+
+def headline_of(records: Sequence[Record]) -> str:
+    """The metric that a table of these records shows."""
+    return next((r.headline for r in records if r.metrics), records[0].headline)
 
 
 def interval(metric: dict | None) -> str:

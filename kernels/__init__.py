@@ -3,7 +3,8 @@
 from kernels.attend import attend
 from kernels.cost import equal_cost_cutoff, expected_pairs
 from kernels.slopes import alibi_slopes
-from kernels.weights import Alibi, PositionalLSH, Weights, Window
+from kernels.union import PositionalLSH
+from kernels.weights import Alibi, Weights, Window
 
 __all__ = [
     "Alibi",

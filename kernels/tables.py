@@ -23,7 +23,8 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.weights import Alibi, PositionalLSH, Weights, Window
+from kernels.union import PositionalLSH
+from kernels.weights import Alibi, Weights, Window
 
 LAWS = ("linear", "rb", "distance", "count", "sum")
 LOG2E = 1.4426950408889634

@@ -8,7 +8,8 @@ from kernels.tables import MOST, build_row_tables, build_tables
 from kernels.triton_autograd import FusedAttention
 from kernels.triton_decode import ROWS, decode
 from kernels.triton_weights import interpreted, tile_of
-from kernels.weights import PositionalLSH, Weights
+from kernels.union import PositionalLSH
+from kernels.weights import Weights
 
 WIDEST = 128  # head dimension: a tile of 256 does not leave room for a second block
 

@@ -11,6 +11,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["WANDB_MODE"] = "disabled"  # tests/tracking turns it on where it is the subject
 # barriers between threads cost a scheduler's time slice each where other work runs on the same cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

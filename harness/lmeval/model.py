@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from harness.models.load import LoadedModel, new_cache
+from harness.models.cache import new_cache
+from harness.models.load import LoadedModel
 
 ROWS = 512  # positions whose logits exist at one time
 
@@ -16,9 +17,10 @@ class RunnerLM(HFLM):
 
     context: the longest prompt in tokens, and the window of rolling likelihoods. Generated tokens come on top.
     generates: tokens a request may generate at most.
+    evict: whether generation drops the keys that nothing can reach any more.
     """
 
-    def __init__(self, loaded: LoadedModel, *, context: int, generates: int, batch: int):
+    def __init__(self, loaded: LoadedModel, *, context: int, generates: int, batch: int, evict: bool = False):
         super().__init__(
             pretrained=loaded.model,
             tokenizer=copy.deepcopy(loaded.tokenizer),  # HFLM sets its padding token
@@ -26,7 +28,7 @@ class RunnerLM(HFLM):
             batch_size=batch,
             softmax_dtype="float32",
         )
-        self.context, self.generates = context, generates
+        self.context, self.generates, self.evict = context, generates, evict
 
     def tokens(self, instance) -> int:
         """Tokens a request feeds before it generates; of a rolling likelihood all tokens, which no length bounds."""
@@ -44,8 +46,10 @@ class RunnerLM(HFLM):
             self._max_length = self.context
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **named) -> torch.Tensor:
+        cache = new_cache(self.model, max_length, evict=self.evict)
+        named |= {"past_key_values": cache, "prefill_chunk_size": cache.chunk}
         with torch.inference_mode():
-            return super()._model_generate(context, max_length, stop, past_key_values=new_cache(self.model), **named)
+            return super()._model_generate(context, max_length, stop, **named)
 
     @torch.inference_mode()
     def _loglikelihood_tokens(

@@ -51,7 +51,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
 
 
 def load_model(spec: ModelSpec, *, device: torch.device, kernel: str) -> LoadedModel:
-    """Load weights in the spec's dtype onto `device` and replace the attention.
+    """Load weights in the spec's dtype onto `device`, or over all GPUs by its device map, and replace the attention.
 
     Raises UserError if the checkpoint cannot be had, or its own configuration disagrees with what the cell says of it.
     """
@@ -62,7 +62,9 @@ def load_model(spec: ModelSpec, *, device: torch.device, kernel: str) -> LoadedM
         model = random_model(spec.architecture, spec.init_seed, dtype=spec.torch_dtype)
     else:
         model = _checkpoint(spec)
-    model.to(device).eval().requires_grad_(False)
+    if spec.device_map is None:  # else accelerate has placed it, for good
+        model.to(device)
+    model.eval().requires_grad_(False)
     model.generation_config.update(do_sample=False, top_k=None, top_p=None, temperature=None)
     attention = SwappedAttention(model, spec.family, spec.slopes, kernel=kernel)
     return LoadedModel(model, tokenizer, attention)
@@ -88,6 +90,7 @@ def _checkpoint(spec: ModelSpec) -> PreTrainedModel:
         found = replace(found, layers=spec.layers)
     agree(found, spec.architecture, spec.source, spec.name)
     options = {"config": _config(spec), "dtype": spec.torch_dtype, "use_safetensors": True}
+    options |= {"device_map": spec.device_map} if spec.device_map else {}
     return _from_pretrained(spec, AutoModelForCausalLM, spec.path, **options)
 
 

@@ -66,15 +66,18 @@ def estimate(
     return MemoryNeed(weights, cache, activations)
 
 
-def available_bytes(device: torch.device) -> int:
+def available_bytes(device: torch.device, *, spread: bool = False) -> int:
+    """Free memory of the device, or of all CUDA devices together if the model is to be spread over them."""
+    if spread:
+        return sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
 
 
-def check(need: MemoryNeed, device: torch.device, *, kernel: str) -> str:
+def check(need: MemoryNeed, device: torch.device, *, kernel: str, spread: bool = False) -> str:
     """The sentence to print; UserError if the run cannot fit."""
-    available = available_bytes(device)
+    available = available_bytes(device, spread=spread)
     sentence = need.sentence(available)
     if need.total > available:
         way = DENSE.get(kernel, "a smaller context, batch or number of masks, or dtype=bfloat16,")

@@ -16,6 +16,7 @@ from harness.models.family import Architecture, Family
 EMBEDDED = ROOT / "harness" / "embedded"
 WEIGHTS = ("checkpoint", "random")
 READS = ("text", "prompts")
+DEVICE_MAPS = ("auto", "balanced", "sequential")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 IDLE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "init_device")
@@ -27,6 +28,7 @@ class ModelSpec:
 
     init_seed: of random weights; None for a checkpoint's. layers: how many of the checkpoint's; None for all.
     reads: "text", or "prompts" for a model that knows no words but those of the harness's own prompts.
+    device_map: how accelerate spreads it over the GPUs; None for one device.
     """
 
     name: str
@@ -39,6 +41,7 @@ class ModelSpec:
     init_seed: int | None = None
     layers: int | None = None
     reads: str = "text"
+    device_map: str | None = None
 
     @property
     def family(self) -> Family:
@@ -80,6 +83,10 @@ def resolve_model(config: ModelConfig, dtype: str | None) -> ModelSpec:
         raise UserError(f"model.init_seed must be at least 0, not {config.init_seed}.")
     spec = _local(config, dtype, weights) if config.path else _named(config, dtype)
     spec = replace(spec, reads=choose("model.reads", config.reads, READS))
+    if config.device_map is not None:
+        spec = replace(spec, device_map=choose("model.device_map", config.device_map, DEVICE_MAPS))
+        if weights == "random":
+            raise UserError("model.device_map spreads a checkpoint: leave it out with model.weights=random.")
     if config.layers is not None and not 1 <= config.layers <= spec.architecture.layers:
         raise UserError(f"model.layers must be from 1 to the model's {spec.architecture.layers}, not {config.layers}.")
     if config.layers not in (None, spec.architecture.layers):

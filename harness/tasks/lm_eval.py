@@ -70,7 +70,8 @@ class LmEvalTask:
         within = replace(context, samples=min(context.samples, len(documents)))
         batches = list(within.batches())
         loaded = context.model()
-        lm = RunnerLM(loaded, context=cell.context, generates=self.generates, batch=context.batch)
+        sizes = {"context": cell.context, "generates": self.generates, "batch": context.batch}
+        lm = RunnerLM(loaded, **sizes, evict=cell.attention.evict)
         scoring.refuse_long(task, lm, [(k, documents[k]) for _, keys in batches for k in keys])
         weights = functools.cache(cell.weights)
         for draw, keys in batches:

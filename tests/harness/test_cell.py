@@ -180,6 +180,12 @@ def test_random_weights_are_identified_by_seed_and_architecture():
     assert not spec("model=tiny", "model.weights=random").embedded
 
 
+def test_where_a_model_lies_does_not_identify_it():
+    assert (
+        spec("model.device_map=auto").identity == spec().identity and spec("model.device_map=auto").device_map == "auto"
+    )
+
+
 def test_a_part_of_a_model_is_another_model_and_the_whole_is_not():
     whole = spec("model=tiny")
     assert spec("model=tiny", "model.layers=2").identity == whole.identity

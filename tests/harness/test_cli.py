@@ -67,6 +67,9 @@ MISTAKES = [
     (("model.weights=randm",), "'randm' is not known", "Did you mean random?"),
     (("model.layers=3",), "model.layers must be from 1 to the model's 2", ""),
     (("model.init_seed=-1",), "model.init_seed must be at least 0", ""),
+    (("model.device_map=al",), "'al' is not known", "auto"),
+    (("model.device_map=auto", "device=cpu"), "spreads the model over CUDA devices", "Leave it out"),
+    (("model.device_map=auto", "model.weights=random"), "spreads a checkpoint", "leave it out"),
     (("masks",), "could not be read", ""),
     (("--multi-run",), "flag --multi-run is not known", "Did you mean --multirun?"),
 ]
@@ -183,7 +186,7 @@ def test_a_reader_that_leaves_does_not_fail_the_run(tmp_path):
 def test_help_explains_every_group_and_option(tmp_path):
     done = subprocess.run([sys.executable, "-m", "harness.run", "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0
-    for group in ("model", "attn", "kernel", "task"):
+    for group in ("model", "attn", "kernel", "task", "tracking"):
         for option in (CONF / group).glob("*.yaml"):
             assert option.stem in done.stdout
     for name in RunConfig.__dataclass_fields__:

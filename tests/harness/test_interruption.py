@@ -182,11 +182,11 @@ def test_failed_task_is_tried_again(run, monkeypatch, tmp_path):
     real = retrieval.answer
     calls = []
 
-    def fail_once(*arguments):
+    def fail_once(*arguments, **options):
         calls.append(1)
         if len(calls) == 2:
             raise RuntimeError("a fault of the moment")
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(retrieval, "answer", fail_once)
     code, document, _, _ = run(*FAST, f"results={tmp_path}")

@@ -12,7 +12,7 @@ import torch
 from harness.config import ModelConfig
 from harness.models.load import load_model
 from harness.models.spec import resolve_model
-from kernels import PositionalLSH, alibi_slopes
+from kernels import PositionalLSH, Window, alibi_slopes
 from tests.conftest import ROOT
 from tests.models.random_models import save
 
@@ -151,6 +151,23 @@ def test_a_long_prompt_is_generated_from_without_its_logits(half):
     assert seen and max(seen) == 2  # one position for each of two prompts
 
 
+def test_generation_evicts_where_the_cell_says_so(half, monkeypatch):
+    from harness.lmeval import model
+
+    made, new_cache = [], model.new_cache
+    monkeypatch.setattr(model, "new_cache", lambda *given, **named: made.append(new_cache(*given, **named)) or made[-1])
+    context = torch.randint(5, 200, (2, 1200), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(1200) >= torch.tensor([[0], [700]])).long()
+    with half.attention.use([Window(half.attention.slopes, 0.2, 2)] * 2):
+        found = [
+            model.RunnerLM(half, context=1200, generates=8, batch=2, evict=evict)._model_generate(
+                context, 1208, ["\n"], attention_mask=mask
+            )
+            for evict in (False, True)
+        ]
+    assert torch.equal(*found) and made[1].allocated_bytes < 0.5 * made[0].allocated_bytes
+
+
 def test_lm_evals_seeds_do_not_touch_mask_draws():
     def masks():
         drawn = PositionalLSH.draw(alibi_slopes(4), 8, seed=3, draw=1, layer=0)
@@ -159,6 +176,28 @@ def test_lm_evals_seeds_do_not_touch_mask_draws():
     before = masks()
     random.seed(0), np.random.seed(1234), torch.manual_seed(1234)  # what simple_evaluate does
     assert all(torch.equal(a, b) for a, b in zip(before, masks(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["ruler_vt", "ruler_cwe", "ruler_fwe"])
+def test_the_first_documents_do_not_depend_on_how_many_follow(name, data):
+    """So that more samples extend a run: lm-eval itself always makes 500."""
+    import datasets
+    from transformers import AutoTokenizer
+
+    from harness.lmeval.catalogue import ruler_leaves
+    from harness.lmeval.documents import Request, documents
+    from tests.lmeval.conftest import embedded
+
+    (leaf,) = ruler_leaves([name])
+    tokenizer = AutoTokenizer.from_pretrained(embedded("tiny"))
+
+    def made(samples: int) -> list:
+        request = Request(leaf, 1536, 0, "tiny", samples, {}, None)
+        return list(datasets.load_from_disk(str(documents(request, data, tokenizer).place / "test")))
+
+    few, more = made(2), made(5)
+    assert len(more) == 5 and more[:2] == few
+    assert len({document["input"] for document in more}) == 5
 
 
 class TestRefused:

@@ -190,6 +190,33 @@ def test_hooked_modules_keep_their_hooks(build):
     assert len(calls) == 2  # once for each layer
 
 
+@torch.inference_mode()
+def test_a_model_spread_by_accelerate_generates_the_same(build, tmp_path):
+    """Layers that lie elsewhere (here on the disk, for want of a second device) are run by hooks around our forward."""
+    from accelerate import dispatch_model
+
+    model = build()
+    attention = swapped(model)
+    weights = [Window(0.5 * torch.ones(8), 8.0, 2)] * 2
+    x, mask = padded(ids(2, 40), [0, 13])
+    options = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": None, "use_cache": True}
+
+    def tokens(model, attention) -> torch.Tensor:
+        cache = new_cache(model, 52, evict=True, chunk=8)
+        with attention.use(weights):
+            return model.generate(
+                x, attention_mask=mask, past_key_values=cache, prefill_chunk_size=cache.chunk, **options
+            )
+
+    expected, spread = tokens(model, attention), build()
+    blocks = next(name for name, module in spread.named_modules() if isinstance(module, torch.nn.ModuleList))
+    places = {name: "cpu" for name, module in spread.named_modules() if not list(module.children())}
+    places = {name: place for name, place in places.items() if not name.startswith(blocks)}
+    places |= {f"{blocks}.0": "cpu", f"{blocks}.1": "disk"}
+    dispatch_model(spread, places, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True)
+    assert torch.equal(tokens(spread, swapped(spread)), expected)
+
+
 def layer_weights(attention: SwappedAttention, name: str):
     if name == "window":
         return [Window(attention.slopes, 1.5)] * attention.layers

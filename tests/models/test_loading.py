@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.config import ArchitectureConfig, ModelConfig
 from harness.errors import UserError
@@ -106,6 +106,24 @@ class TestLoading:
         save(folder, "falcon", alibi=False)
         with pytest.raises(UserError, match="alibi=False"):
             self.load(folder)
+
+    @torch.inference_mode()
+    def test_a_device_map_reaches_accelerate_and_the_model_stays_where_it_was_put(self, folder, monkeypatch):
+        """A machine without GPUs spreads over CPU and disk, which the map's name would not choose."""
+        expected = self.load(folder).model(ids()).logits
+        from_pretrained, given = AutoModelForCausalLM.from_pretrained, []
+
+        def spread(source, **options):
+            given.append(options.pop("device_map"))
+            names = ("transformer.wte", "transformer.blocks.0", "transformer.norm_f", "lm_head")
+            parts = dict.fromkeys(names, "cpu") | {"transformer.blocks.1": "disk"}
+            return from_pretrained(source, **options, device_map=parts, offload_folder=str(folder / "offload"))
+
+        monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spread)
+        loaded = self.load(folder, device_map="balanced")
+        assert given == ["balanced"]
+        assert {p.device.type for p in loaded.model.transformer.blocks[1].parameters()} == {"meta"}
+        assert (loaded.model(ids()).logits - expected).abs().max() <= CLOSE
 
     @torch.inference_mode()
     def test_the_first_layers_alone(self, folder):

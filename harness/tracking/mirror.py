@@ -1,0 +1,191 @@
+"""Bring W&B up to what the store holds, within a time limit, and remember in results/<cell_id>/wandb.json what is
+where. The talking is done by a process of its own (harness.tracking.upload), which is killed when its time is up, so
+that no fault of W&B, of the server or of the network can hold or break a run."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from shutil import rmtree
+
+from harness.config import ROOT
+from harness.secrets import without_secrets
+from harness.store import read_json, write_atomic
+from harness.tracking.content import content_of, hash_of, row_hash
+
+MARKER = "wandb.json"
+DESTINATION = ("server", "project", "entity", "run_id")
+# of one run under an agent, or said to wandb.init by name: not to be taken from the environment for every cell
+NOT_INHERITED = ("RUN_ID", "SWEEP_ID", "SWEEP_PARAM_PATH", "MODE", "RESUME", "NAME", "NOTES", "TAGS", "SERVICE")
+
+
+@dataclass
+class Outcome:
+    """What became of the cells: done (cell id -> where), current (nothing new), left (not reached), and why."""
+
+    mode: str
+    done: dict[str, dict] = field(default_factory=dict)
+    current: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    no_key: bool = False
+    failed: str | None = None
+
+
+def wish(results: Path, cell_id: str, **wanted: object) -> None:
+    """Remember where the run of a cell is to go: project, entity, group, tags, and under an agent run_id, sweep_id."""
+    path = results / cell_id / MARKER
+    marker = read_json(path) or {}
+    if path.parent.is_dir() and marker.get("wish") != wanted:
+        write_atomic(path, {**marker, "wish": wanted})
+
+
+def mirror(
+    results: Path,
+    cell_ids: Iterable[str],
+    *,
+    mode: str,
+    without_key: str | None = None,
+    limit: float,
+    interrupted: Callable[[], bool] = lambda: False,
+    **instead: object,
+) -> Outcome:
+    """Write the runs of these cells, those that are there already left out. Returns within `limit` seconds.
+
+    mode: online or offline; without_key: the mode where there is no API key, None to do nothing then.
+    instead: project, entity or group in place of what was wished for when the cell was run.
+    """
+    outcome = Outcome(mode)
+    runs = {}
+    for cell_id in cell_ids:
+        if wanted := _wanted(results, cell_id, instead):
+            if there := _entry(results, wanted):
+                wanted["offline"] = there["folder"]
+            if there and there["mode"] in ("online", mode):
+                outcome.current.append(cell_id)
+            else:
+                runs[cell_id] = wanted
+    if not runs:
+        return outcome
+    request = {"mode": mode, "without_key": without_key, "patience": limit, "folder": str(results.resolve())}
+    for reply in _ask({**request, "runs": list(runs.values())}, limit, interrupted):
+        outcome.no_key |= reply.get("no_key", False)
+        outcome.failed = without_secrets(reply["failed"]) if "failed" in reply else outcome.failed
+        outcome.mode = reply.get("mode", outcome.mode)
+        if "current" in reply:
+            outcome.current.append(reply["cell_id"])
+        elif cell_id := reply.get("cell_id"):
+            outcome.done[cell_id] = reply
+            _remember(results, runs[cell_id], reply)
+    outcome.left = [cell_id for cell_id in runs if cell_id not in (*outcome.done, *outcome.current)]
+    return outcome
+
+
+def _wanted(results: Path, cell_id: str, instead: dict) -> dict | None:
+    """The run of a cell and where it goes; None if the store has nothing of the cell."""
+    content = content_of(results, cell_id)
+    if content is None:
+        return None
+    given = (read_json(results / cell_id / MARKER) or {}).get("wish", {})
+    given = {**given, **{k: v for k, v in instead.items() if v is not None}}
+    content["group"] = given.get("group") or content["group"]
+    content["tags"] = list(dict.fromkeys([*content["tags"], *given.get("tags", ())]))
+    return {
+        "content": content,
+        "hash": hash_of(content),
+        "row_hash": row_hash(content),
+        "server": os.environ.get("WANDB_BASE_URL"),
+        "project": given.get("project") or os.environ.get("WANDB_PROJECT") or "positional-lsh",
+        "entity": given.get("entity"),
+        "run_id": given.get("run_id") or cell_id,
+        "sweep_id": given.get("sweep_id"),
+        "offline": None,
+    }
+
+
+def _entry(results: Path, wanted: dict) -> dict | None:
+    """The note that this very content is at its destination, online before offline; None if it is not, or if the
+    offline folder is gone."""
+    marker = read_json(results / wanted["content"]["cell_id"] / MARKER) or {}
+    there = [
+        entry
+        for entry in marker.get("written", ())
+        if entry["hash"] == wanted["hash"]
+        and all(entry[key] == wanted[key] for key in DESTINATION)
+        and (entry["mode"] == "online" or (results / "wandb" / entry["folder"]).is_dir())
+    ]
+    return max(there, key=lambda entry: entry["mode"] == "online", default=None)
+
+
+def _remember(results: Path, wanted: dict, reply: dict) -> None:
+    """Note what is where. An offline folder that this one replaces is removed: of a cell the last state counts."""
+    path = results / wanted["content"]["cell_id"] / MARKER
+    marker = read_json(path) or {}
+    entry = {"mode": reply["mode"], **{key: wanted[key] for key in DESTINATION}, "hash": wanted["hash"]}
+    entry |= {"url": reply["url"], "folder": reply["folder"], "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+
+    def place(of: dict) -> tuple:
+        return (of["mode"], *(of[key] for key in DESTINATION))
+
+    replaced = [e for e in marker.get("written", ()) if place(e) == place(entry)]
+    kept = [e for e in marker.get("written", ()) if place(e) != place(entry)]
+    with contextlib.suppress(OSError):
+        write_atomic(path, {**marker, "written": [*kept, entry]})
+        for folder in {e["folder"] for e in replaced} - {None, entry["folder"]}:
+            rmtree(results / "wandb" / folder, ignore_errors=True)
+
+
+def _ask(request: dict, limit: float, interrupted: Callable[[], bool]) -> list[dict]:
+    """What the uploading process answered before it ended or was killed."""
+    deadline = time.monotonic() + limit
+    with tempfile.TemporaryDirectory(prefix="wandb-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        (folder / "request.json").write_text(json.dumps(request))
+        with (folder / "stderr").open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "harness.tracking.upload", name],
+                env=_environment(folder),
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+                start_new_session=True,  # a signal to the run's group is the run's to answer
+            )
+        why = None
+        try:
+            while process.poll() is None and why is None:
+                time.sleep(0.02)
+                if interrupted():
+                    why = "interrupted"
+                elif time.monotonic() > deadline:
+                    why = f"no answer within {limit:g} s"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # wandb-core too
+            process.wait()
+        replies = _lines(folder / "replies.jsonl")
+        if why is None and process.returncode:
+            last = (folder / "stderr").read_text(errors="replace").strip().splitlines()[-1:]
+            why = f"exit code {process.returncode}: {''.join(last)[:200]}"
+        return [*replies, {"failed": why}] if why else replies
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    env = {k: v for k, v in os.environ.items() if k not in [f"WANDB_{name}" for name in NOT_INHERITED]}
+    env.setdefault("WANDB_ERROR_REPORTING", "false")
+    env["PYTHONPATH"] = os.pathsep.join(p for p in (str(ROOT), env.get("PYTHONPATH")) if p)
+    return {**env, "WANDB_DATA_DIR": str(folder), "WANDB_CACHE_DIR": str(folder)}
+
+
+def _lines(path: Path) -> list[dict]:
+    replies = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                replies.append(json.loads(line))
+    return replies

@@ -1,0 +1,166 @@
+"""The mirror with the real wandb-core: offline, online, again, resumed, and from an offline folder."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import sync
+from harness.store import read_json, write_atomic
+from harness.tracking.content import content_of
+from harness.tracking.mirror import mirror, wish
+from tests.tracking.conftest import cell_of, finish_again, stop_after, task_json
+from tests.tracking.server import ENTITY
+
+WANDB = str(Path(sys.executable).with_name("wandb"))
+
+
+def offline_folders(results: Path) -> list[Path]:
+    return sorted((results / "wandb").glob("offline-run-*"))
+
+
+def inspect(folder: Path, *arguments: str) -> str:
+    """What W&B's own reader finds in an offline run."""
+    command = [WANDB, "leet", "inspect", *arguments, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def without_files(row: dict) -> dict:
+    return {k: v for k, v in row.items() if not k.startswith("_") and not isinstance(v, dict)}
+
+
+def test_offline_run_reads_back_as_the_store_says(nobody, results):
+    cell_id = cell_of(results)
+    outcome = mirror(results, [cell_id], mode="offline", limit=60)
+    assert list(outcome.done) == [cell_id] and not outcome.failed
+    (folder,) = offline_folders(results)
+    summary = json.loads(inspect(folder, "--summary", "--json"))
+    content, text = content_of(results, cell_id), json.dumps(summary)
+    assert cell_id in text and content["name"] in text and '"exit_code": 0' in text
+    records = inspect(folder, "--json")
+    for name, value in content["row"].items():
+        assert name in records and str(value)[:6] in records
+
+    assert mirror(results, [cell_id], mode="offline", limit=60).current == [cell_id]
+    assert mirror(results, [cell_id], mode="online", without_key="offline", limit=60).current == [cell_id]
+    assert offline_folders(results) == [folder]
+    record = read_json(task_json(results))
+    record["metrics"]["retrieval/accuracy"]["value"] = 0.25
+    write_atomic(task_json(results), record)
+    mirror(results, [cell_id], mode="offline", limit=60)
+    (newer,) = offline_folders(results)  # the last state counts
+    assert newer != folder
+
+
+def test_online_run_holds_the_record_once(account, results):
+    cell_id = cell_of(results)
+    content = content_of(results, cell_id)
+    assert sync.main([str(results)]) == 0
+    run = account.state.runs[cell_id]
+    assert (run["state"], run["exitcode"]) == ("finished", 0)
+    assert (run["project"], run["groupName"], run["jobType"]) == ("positional-lsh", "tiny 160 tokens", "eval")
+    assert run["displayName"] == content["name"] and run["tags"] == content["tags"]
+    config = json.loads(run["config"])
+    assert {k: v["value"] for k, v in config.items() if k != "_wandb"} == content["config"]
+    named = json.dumps(config["_wandb"])
+    assert all(f'"{metric}"' in named for metric in ("context", "masks", "retrieval/*"))
+    (row,) = account.rows(cell_id)
+    assert without_files(row) == content["row"]
+    assert content["summary"].items() <= account.state.summary[cell_id].items()
+    (table,) = [v for k, v in account.state.files.items() if k.startswith(f"{cell_id}/media/table/retrieval/rows")]
+    assert len(json.loads(table)["data"]) == 8
+    (view,) = [v for k, v in account.state.files.items() if k.startswith("artifact/") and k.endswith("/result.json")]
+    assert json.loads(view) == content["files"]["result.json"]
+    assert not list(results.glob("wandb/*"))  # an online run leaves nothing behind
+
+    operations = len(account.state.operations)
+    assert sync.main([str(results)]) == 0
+    assert len(account.state.operations) == operations
+    (results / cell_id / "wandb.json").unlink()  # as if another machine had uploaded it
+    assert sync.main([str(results)]) == 0
+    assert len(account.rows(cell_id)) == 1
+
+
+def test_a_requeued_cell_continues_its_run(account, results):
+    cell_id = cell_of(results)
+    finished = stop_after(results, 3)
+    assert not mirror(results, [cell_id], mode="online", limit=60).left
+    run = account.state.runs[cell_id]
+    assert run["exitcode"] == 75 and run["preempting"] and account.rows(cell_id) == []
+    assert account.state.summary[cell_id]["retrieval/samples"] == 3
+    finish_again(results, finished)
+    assert not mirror(results, [cell_id], mode="online", limit=60).left
+    assert list(account.state.runs) == [cell_id] and account.state.runs[cell_id]["exitcode"] == 0
+    (row,) = account.rows(cell_id)
+    assert without_files(row) == content_of(results, cell_id)["row"]
+    assert account.state.summary[cell_id]["retrieval/status"] == "ok"
+    config = json.loads(account.state.runs[cell_id]["config"])
+    assert config["environment"]["value"]["start"].startswith("2030")
+    record = read_json(task_json(results))  # more samples, other metrics: one row more, and the last one counts
+    record["metrics"]["retrieval/accuracy"]["value"] = 0.375
+    write_atomic(task_json(results), record)
+    assert not mirror(results, [cell_id], mode="online", limit=60).left
+    assert [r["retrieval/accuracy"] for r in account.rows(cell_id)] == [row["retrieval/accuracy"], 0.375]
+    assert account.state.summary[cell_id]["retrieval/accuracy"] == 0.375
+
+
+def test_wandb_sync_of_the_offline_folder_and_harness_sync_agree(account, results, tmp_path):
+    cell_id = cell_of(results)
+    mirror(results, [cell_id], mode="offline", limit=60)
+    (folder,) = offline_folders(results)
+    subprocess.run([WANDB, "sync", "--yes", str(folder)], cwd=tmp_path, check=True, capture_output=True)
+    by_wandb = without_files(account.rows(cell_id)[0])
+    assert by_wandb == content_of(results, cell_id)["row"]
+    assert sync.main([str(results)]) == 0
+    assert len(account.rows(cell_id)) == 1 and account.state.runs[cell_id]["exitcode"] == 0
+
+
+def test_under_an_agent_the_server_names_the_run(account, monkeypatch, results):
+    """The cell's own run is the agent's; its references keep their own ids and stay out of the sweep."""
+    from harness.config import TrackingConfig
+    from harness.signals import StopRequest
+    from harness.tracking.tracker import Tracker
+
+    cell_id, other = cell_of(results), "f" * 16
+    shutil.copytree(results / cell_id, results / other)
+    write_atomic(results / other / "cell.json", {**read_json(results / cell_id / "cell.json"), "cell_id": other})
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_RUN_ID", "dictated")
+    config = TrackingConfig(mode="online", project="sweeps", entity=ENTITY, group=None, tags=["mine"])
+    with Tracker(StopRequest()) as tracker:
+        tracker.add(results, cell_id, config, own=True)
+        tracker.add(results, other, config, own=False)
+    runs = account.state.runs
+    assert set(runs) == {"dictated", other}
+    assert runs["dictated"]["sweep"] == "sweep1" and not runs[other].get("sweep")
+    assert json.loads(runs["dictated"]["config"])["cell_id"]["value"] == cell_id
+    assert runs["dictated"]["project"] == "sweeps" and "mine" in runs["dictated"]["tags"]
+
+
+def test_sync_without_a_key_or_a_record_says_what_to_do(nobody, results, tmp_path, capsys):
+    assert sync.main([str(results)]) == 2
+    assert "wandb login" in capsys.readouterr().err
+    assert sync.main([str(tmp_path / "nothing")]) == 2
+    assert "no records" in capsys.readouterr().err
+    assert sync.main([str(results), "--cell", "abc"]) == 2
+    assert cell_of(results) in capsys.readouterr().err
+
+
+def test_destination_is_remembered_for_a_later_sync(account, results):
+    cell_id = cell_of(results)
+    wish(results, cell_id, project="theirs", entity=ENTITY, group="g7", tags=[])
+    assert sync.main([str(results)]) == 0
+    assert (account.state.runs[cell_id]["project"], account.state.runs[cell_id]["groupName"]) == ("theirs", "g7")
+    assert sync.main([str(results), "--project", "mine"]) == 0  # another project: uploaded there too
+    assert account.state.runs[cell_id]["project"] == "mine"
+
+
+@pytest.mark.parametrize("state", ["unwritable", "gone"])
+def test_a_store_that_cannot_be_written_is_no_crash(nobody, results, state, monkeypatch):
+    monkeypatch.setattr("harness.tracking.mirror.write_atomic", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    cells = [cell_of(results)] if state == "unwritable" else ["0" * 16]
+    outcome = mirror(results, cells, mode="offline", limit=60)
+    assert not outcome.failed and len(outcome.done) == (state == "unwritable")
