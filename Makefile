@@ -5,10 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: run test test-oldest tables bench clean
+.PHONY: run report test test-oldest tables bench clean
 
+# The page's address goes to stderr: the last line of stdout stays the run's JSON document.
 run: $(VENV)/.installed
 	$(BIN)/python -m harness.run
+	@$(BIN)/python -m harness.report > /dev/null
+
+# The page of results/ anew: report/index.html.
+report: $(VENV)/.installed
+	$(BIN)/python -m harness.report
 
 test: $(VENV)/.tested
 	$(BIN)/ruff check .
@@ -22,7 +28,7 @@ test-oldest:
 
 # Rewrite the tables in README.md and docs/ from the committed records.
 tables: $(VENV)/.installed
-	$(BIN)/python -m harness.tables
+	$(BIN)/python -m harness.report --markdown README.md docs/*.md
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m kernels.bench --device cpu

@@ -1,6 +1,8 @@
 """The one reader of the store: records of cells, and their comparison sample by sample. Comparisons are computed here
 and never stored."""
 
+import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +10,11 @@ from pathlib import Path
 
 from harness.stats import Difference, paired_difference
 from harness.store import TaskStore, read_json, write_atomic
+
+ORDER = {"alibi": 0, "stock": 1, "plsh": 2, "window": 3}  # of attentions in a table
+
+SCORES = ("fraction", "score")  # units of metrics of which more is better
+MACHINE = ("device", "torch", "triton", "commit")  # what is in a timing's id beside its options
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,15 @@ class Record:
         return self.cell["identity"]["attn"]
 
     @property
+    def context(self) -> int:
+        return self.cell["identity"]["context"]
+
+    @property
+    def pairs(self) -> dict[str, float]:
+        """Visited pairs per row and head: {"fused": ...} and for masks also {"passes": ...}."""
+        return self.cell["pairs_per_row"]
+
+    @property
     def clustered(self) -> bool:
         return (self.cell["identity"]["draws"] or 1) > 1
 
@@ -48,6 +64,11 @@ class Record:
         return self.outcome.get("metrics", {})
 
     @property
+    def asked(self) -> dict:
+        """The task's options, without the machine and the code that are in a timing's id."""
+        return {k: v for k, v in (self.outcome.get("options") or {}).items() if k not in MACHINE}
+
+    @property
     def rows_are(self) -> str:
         return self.outcome.get("rows_are", "samples")
 
@@ -55,6 +76,12 @@ class Record:
     def headline(self) -> str:
         """The metric that a table shows: the task's first."""
         return next(iter(self.metrics), f"{self.task}/accuracy")
+
+    @property
+    def score(self) -> dict | None:
+        """The headline, if it is a score of which more is better; None for other tasks or without an outcome."""
+        metric = self.metrics.get(self.headline)
+        return metric if metric and metric.get("unit") in SCORES else None
 
     def summary(self) -> dict:
         """Status, options and metrics as plain JSON. A cell may hold one task several times, with other options."""
@@ -112,6 +139,62 @@ def same_question(record: Record) -> tuple:
         record.task,
         str(options),
     )
+
+
+@dataclass(frozen=True)
+class Question:
+    """The records that answer one question, and who is compared with whom."""
+
+    model: str  # the model's name, with a piece of its hash where one name stands for several models
+    task: str
+    context: int
+    records: list[Record]
+
+    @cached_property
+    def exact(self) -> Record | None:
+        """Exact ALiBi, if it has an outcome."""
+        found = (r for r in self.records if r.attention["name"] == "alibi" and r.metrics)
+        return next(found, None)
+
+    def windows(self, masks: Record) -> dict[str, Record]:
+        """The windows that visit as many pairs as these masks: {"fused": ..., "passes": ...}, as far as they are there.
+        A window cannot visit more pairs than there are, and its cutoff is kept with six digits."""
+        found = {}
+        for match, wanted in masks.pairs.items():
+            wanted = min(wanted, (self.context - 1) / 2)
+            for r in self.records:
+                alike = r.attention["name"] == "window" and r.attention.get("sinks") == masks.attention.get("sinks")
+                if alike and r.metrics and abs(r.pairs["fused"] - wanted) < 1e-4 * wanted:
+                    found[match] = r
+        return found
+
+    def named(self, name: str) -> list[Record]:
+        return [r for r in self.records if r.attention["name"] == name]
+
+
+def questions(found: Iterable[Record]) -> list[Question]:
+    """Records by the question they answer: by model, task and context, and within one question in the tables' order."""
+    groups: dict[tuple, list[Record]] = defaultdict(list)
+    identities: dict[str, list[str]] = defaultdict(list)
+    for r in found:
+        groups[same_question(r)].append(r)
+        model = str(r.cell["identity"]["model"])
+        if model not in identities[r.cell["model"]]:
+            identities[r.cell["model"]].append(model)
+    made = []
+    for question, group in groups.items():
+        first = group[0]
+        name, known = first.cell["model"], identities[first.cell["model"]]
+        model = name if len(known) == 1 else f"{name} ({_digest(first.cell['identity']['model'])})"
+        group.sort(key=lambda r: (ORDER.get(r.attention["name"], len(ORDER)), r.pairs["fused"], r.cell["label"]))
+        made.append((model, first.task, first.context, str(question), group))
+    return [
+        Question(model, task, context, group) for model, task, context, _, group in sorted(made, key=lambda m: m[:4])
+    ]
+
+
+def _digest(model: dict) -> str:
+    return hashlib.sha256(str(model).encode()).hexdigest()[:6]
 
 
 def difference(this: Record, reference: Record, field: str = "score") -> Difference | None:

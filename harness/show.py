@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"{given.results} holds no records: run python -m harness.run first, or name another folder with --results."
         )
     if given.cell_id is None:
-        overview(found).print()
+        table.overview(found).print()
         return 0
     ids = sorted({r.cell_id for r in found})
     matching = [c for c in ids if c.startswith(given.cell_id)]
@@ -33,18 +33,6 @@ def main(arguments: list[str] | None = None) -> int:
         _print_record(record, found)
     print(json.dumps({"cell_id": matching[0], "tasks": [r.summary() for r in own]}))
     return 0
-
-
-def overview(found: list[reader.Record]) -> table.Table:
-    """One line for each task of each cell."""
-    rows = []
-    for r in found:
-        headline = f"{table.heading(r.headline)} {table.interval(r.metrics[r.headline])}" if r.metrics else ""
-        context = str(r.cell["identity"]["context"])
-        rows.append(
-            [r.cell_id, r.cell["model"], r.cell["label"], context, r.task, r.status, str(len(r.rows)), headline]
-        )
-    return table.Table("", ["cell", "model", "attention", "context", "task", "status", "samples", "result"], rows, [])
 
 
 def _print_record(record: reader.Record, found: list[reader.Record]) -> None:

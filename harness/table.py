@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from harness.reader import Record, difference, reference_of
+from harness.stats import Difference
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class Table:
         say(*self.notes)
 
     def markdown(self) -> str:
-        lines = [f"**{self.title}**", ""] if self.title else []
+        lines = [f"**{_in_markdown(self.title)}**", ""] if self.title else []
         lines += ["| " + " | ".join(self.columns) + " |"]
         lines += ["|" + "|".join(["---"] + ["---:"] * (len(self.columns) - 1)) + "|"]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
+        lines += ["| " + " | ".join(_in_markdown(cell) for cell in row) + " |" for row in self.rows]
         return "\n".join([*lines, "", *self.notes])
 
 
@@ -64,7 +65,7 @@ def comparison(records: Sequence[Record], *, title: str = "") -> Table:
                 _label(record),
                 pairs(record.cell["pairs_per_row"]),
                 interval(metrics.get(headline)),
-                _difference(change),
+                signed(change),
                 f"{change.detectable:.3f}" if change and change.detectable is not None else "",
                 *([interval(metrics.get(f"{record.task}/answer_nll"))] * likelihood),
                 str(metrics.get(headline, {}).get("n", len(record.rows))),
@@ -126,6 +127,16 @@ def headline_of(records: Sequence[Record]) -> str:
     return next((r.headline for r in records if r.metrics), records[0].headline)
 
 
+def overview(records: Sequence[Record]) -> Table:
+    """One line for each task of each cell."""
+    columns = ["cell", "model", "attention", "context", "task", "status", "samples", "result"]
+    rows = []
+    for r in records:
+        about = [r.cell_id, r.cell["model"], r.cell["label"], str(r.context), r.task, r.status, str(len(r.rows))]
+        rows.append([*about, f"{heading(r.headline)} {interval(r.metrics[r.headline])}" if r.metrics else ""])
+    return Table("", columns, rows, [])
+
+
 def interval(metric: dict | None) -> str:
     if metric is None:
         return ""
@@ -141,6 +152,11 @@ def pairs(cost: dict[str, float]) -> str:
 def heading(metric: str) -> str:
     """A metric's name as a column's heading: without the task."""
     return metric.split("/", 1)[1].replace("_", " ")
+
+
+def _in_markdown(cell: str) -> str:
+    """A cell that stays one cell: names and messages may hold anything."""
+    return cell.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def _label(record: Record) -> str:
@@ -167,7 +183,7 @@ def _value(metric: dict | None) -> str:
     return "" if metric is None else f"{metric['value']:.2f}"
 
 
-def _difference(change) -> str:
+def signed(change: Difference | None) -> str:
     if change is None:
         return ""
     if change.low is None:

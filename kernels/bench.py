@@ -217,6 +217,7 @@ def environment() -> dict:
         "python": platform.python_version(),
         "cpu": models[0].split(":")[1].strip() if models else platform.processor(),
         "threads": torch.get_num_threads(),
+        "memory_gb_s": memory_rate(),
         "commit": commit,
     }
 
@@ -252,6 +253,14 @@ def main(arguments: list[str] | None = None) -> dict:
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     return report
+
+
+def memory_rate(megabytes: int = 256, repeats: int = 5) -> float:
+    """GB read and written per second by the fastest of a few copies too large for a cache: what bounds every kernel."""
+    source = torch.ones(megabytes * 2**18)
+    target = torch.empty_like(source)
+    seconds = min(_seconds(lambda: target.copy_(source)) for _ in range(repeats))
+    return float(f"{2 * source.nbytes / seconds / 1e9:.3g}")
 
 
 def _sampled(tokens: int) -> list[tuple[int, int]]:

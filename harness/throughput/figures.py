@@ -52,7 +52,7 @@ def figures(rows: Sequence[Mapping]) -> dict[str, Metric]:
     for name, chosen in (("", prompt), ("decode_", single)):
         if chosen and all(r["joules"] is not None for r in chosen):
             joules, tokens = sum(r["joules"] for r in chosen), sum(r["tokens"] * r["laps"] for r in chosen)
-            found[f"{name}joules_per_1k_tokens"] = _count(1e3 * joules / tokens, "J", len(chosen))
+            found[f"{name}joules_per_1k_tokens"] = _count(1e3 * joules / tokens, "joules", len(chosen))
     return found
 
 

@@ -143,6 +143,7 @@ def test_second_run_computes_nothing(run, monkeypatch, tmp_path):
     first = run(*arguments)
     monkeypatch.setattr("harness.models.load.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     again = run(*arguments)
+    assert first[1].pop("rows_written") > 0 and again[1].pop("rows_written") == 0
     assert again[0] == 0 and again[1] == first[1]
 
 

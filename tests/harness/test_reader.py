@@ -1,11 +1,6 @@
 """The reader pairs records sample by sample; tables are drawn from it alone."""
 
-import shutil
-
-import pytest
-
-from harness import reader, table, tables
-from harness.config import ROOT
+from harness import reader, table
 from harness.store import TaskStore, write_atomic
 
 
@@ -77,27 +72,3 @@ def test_table_shows_status_difference_and_escapes_markdown(tmp_path):
 
 def test_results_folder_that_is_not_there_is_empty(tmp_path):
     assert reader.records(tmp_path / "absent") == []
-
-
-def test_tables_in_the_pages_are_current():
-    """README.md and docs/ show what the committed records say: run `make tables` if this fails."""
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        assert tables.rewritten(page.read_text()) == page.read_text(), page.name
-
-
-def test_a_stale_table_is_found_and_rewritten(tmp_path, monkeypatch, capsys):
-    (tmp_path / "docs").mkdir()
-    shutil.copy(ROOT / "README.md", tmp_path)
-    page = tmp_path / "README.md"
-    whole = page.read_text()
-    assert "<!-- table:" in whole
-    (tmp_path / "docs" / "results").symlink_to(ROOT / "docs" / "results")
-    page.write_text(whole.replace("exact ALiBi | 511.5", "exact ALiBi | 1.0"))
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
-    monkeypatch.setattr("sys.argv", ["harness.tables", "--check"])
-    assert tables.main() == 1
-    monkeypatch.setattr("sys.argv", ["harness.tables"])
-    assert tables.main() == 0 and page.read_text() == whole
-    with pytest.raises(AssertionError):
-        tables.markdown(tmp_path, "tiny")
-    assert "Rewritten: README.md" in capsys.readouterr().out

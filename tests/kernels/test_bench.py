@@ -35,6 +35,7 @@ def test_report_has_every_method_side_by_side(tmp_path, capsys):
     report = main(arguments)
     assert json.loads(file.read_text()) == report
     assert {"torch", "cpu", "threads", "commit"} <= set(report["environment"])
+    assert 0.1 < report["environment"]["memory_gb_s"] < 1e4
     (run,) = report["runs"]
     names = [r["name"] for r in run["methods"]]
     starts = ["alibi, augmented", "alibi, chunks", "alibi, bias", "window T=20", "window T=", "window T=", "plsh count"]

@@ -1,0 +1,109 @@
+"""`python -m harness.report [RESULTS]`: draw the page of a results folder, from the store alone."""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from harness.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0, 1 if --compare finds a regression or --check a stale table, 2 for a mistake."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    given = _parser().parse_args(arguments)
+    try:
+        if given.check and given.markdown is None:
+            raise UserError("--check goes with --markdown PAGE: it says whether the pages' tables are current.")
+        if given.markdown is not None:
+            return _markdown(given)
+        if given.compare:
+            return _compare(given)
+        return _wandb(given) if given.wandb else _page(given, arguments)
+    except BrokenPipeError:  # whoever read stdout left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except UserError as error:
+        print(error, file=sys.stderr)
+        print(json.dumps({"status": "invalid", "message": str(error)}))
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m harness.report", description=__doc__)
+    parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="results folder (results)")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the page (report)")
+    parser.add_argument(
+        "--check", action="store_true", help="with --markdown PAGE: change nothing, exit 1 if not current"
+    )
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--wandb", action="store_true", help="save the page as a W&B report, or update it, instead")
+    told = "print the tables of RESULTS instead; with pages, rewrite the marked tables in them from committed records"
+    instead.add_argument("--markdown", nargs="*", type=Path, metavar="PAGE", help=told)
+    told = "print what changed between two stores instead: folders, COMMIT:FOLDER, or COMMIT for RESULTS at a commit"
+    instead.add_argument("--compare", nargs=2, metavar=("A", "B"), help=told)
+    return parser
+
+
+def _page(given: argparse.Namespace, arguments: list[str]) -> int:
+    from harness.report import build, page
+
+    now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    drawn_by = f"Drawn by {shlex.join(['python', '-m', 'harness.report', *arguments])} on {now}."
+    described = build.build(given.results)
+    text = page.draw(described, drawn_by=drawn_by)
+    path = given.out / "index.html"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {given.out} cannot be written to: {error}.") from None
+    print(f"{described.lead}\nPage: {path.resolve().as_uri()}", file=sys.stderr)
+    print(json.dumps({"status": "ok", "page": str(path), "bytes": path.stat().st_size}))
+    return 0
+
+
+def _wandb(given: argparse.Namespace) -> int:
+    from harness.report import build, wandb_page
+
+    url = wandb_page.save(build.build(given.results), title=f"Positional LSH: {given.results.resolve().name}"[:128])
+    print(json.dumps({"status": "ok", "url": url}))
+    return 0
+
+
+def _markdown(given: argparse.Namespace) -> int:
+    from harness.report import build, markdown
+
+    for page in given.markdown:
+        if not page.is_file():
+            raise UserError(
+                f"--markdown rewrites pages, and {page} is no file; a results folder comes before --markdown."
+            )
+    if given.markdown:
+        return markdown.rewrite(given.markdown, check=given.check)
+    print(markdown.store_tables(build.build(given.results)))
+    return 0
+
+
+def _compare(given: argparse.Namespace) -> int:
+    from harness import reader
+    from harness.report import compare
+
+    with tempfile.TemporaryDirectory() as scratch:
+        places = [
+            compare.opened(where, given.results, Path(scratch) / name)
+            for where, name in zip(given.compare, ("a", "b"), strict=True)
+        ]
+        found = compare.changes(*(reader.records(place) for place in places))
+        compare.say(found)
+    worse = compare.regressions(found)
+    print(json.dumps({"status": "regressed" if worse else "ok", "compared": len(found), "regressions": len(worse)}))
+    return 1 if worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

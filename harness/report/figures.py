@@ -1,0 +1,160 @@
+"""Panels as Plotly's JSON. Colours are names of CSS variables, which the page resolves for a light, a dark or a printed
+page; every word is escaped, since Plotly reads markup in labels."""
+
+import html
+import math
+
+from harness.report.describe import Axis, Heat, Panel, Point, Series
+
+FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": "--ink"}
+HOVER = "%{text}<extra></extra>"
+
+
+def figure(panel: Panel | Heat) -> dict:
+    """{"data": ..., "layout": ...} for Plotly.newPlot, without a title: the page sets it as a caption."""
+    return _heat(panel) if isinstance(panel, Heat) else _panel(panel)
+
+
+def escape(text: str) -> str:
+    """Text for a label of Plotly's, which would read markup in it."""
+    return html.escape(text, quote=False).replace("\n", "<br>")
+
+
+def _panel(panel: Panel) -> dict:
+    x_range = _range(panel.x)
+    data = [trace for series in panel.series for trace in _traces(series, panel, panel.x.range)]
+    shapes = [
+        {"type": "line", "yref": "paper", "x0": g.x, "x1": g.x, "y0": 0, "y1": 1, "line": _guide_line("solid")}
+        for g in panel.guides
+        if g.slope is None
+    ]
+    for place, guide in enumerate(g for g in panel.guides if g.slope is not None):
+        ends = panel.x.range or (guide.x, guide.x * 10)
+        ys = [guide.y * (x / guide.x) ** guide.slope for x in ends]
+        line = _guide_line(("dot", "dash")[place % 2])
+        data.append({"type": "scatter", "mode": "lines", "x": list(ends), "y": ys, "line": line, "hoverinfo": "skip"})
+    layout = {
+        "xaxis": {**_axis(panel.x), "range": x_range},
+        "yaxis": {**_axis(panel.y), "range": _range(panel.y)},
+        "shapes": shapes,
+        "margin": {"l": 8 if panel.across else 52, "r": 10, "t": 6, "b": 44},
+        "height": 74 + 34 * max(3, len(panel.y.ticks)) if panel.across else 270,
+    }
+    if panel.across:
+        layout["yaxis"] |= {"automargin": True, "showgrid": False, "ticklen": 0}
+    return {"data": data, "layout": {**_common(), **layout}}
+
+
+def _traces(series: Series, panel: Panel, ends: tuple[float, float] | None) -> list[dict]:
+    colour = f"--c-{series.method.key}"
+    meta = {"sampler": series.tags.sampler, "weights": series.tags.weights, "name": series.label}
+    common = {"type": "scatter", "meta": meta, "hovertemplate": HOVER}
+    if series.kind == "band":
+        p, (left, right) = series.points[0], ends or (0.0, 1.0)
+        level = {"x": [left, right], "y": [p.y, p.y], "mode": "lines", "line": {"color": colour, "width": 1.6}}
+        traces = [{**common, **level, "text": [escape(p.note)] * 2}]
+        if p.low is not None:
+            around = {"x": [left, right, right, left], "y": [p.low, p.low, p.high, p.high], "fill": "toself"}
+            look = {"mode": "none", "fillcolor": f"{colour}-soft", "hoverinfo": "skip", "type": "scatter", "meta": meta}
+            traces.insert(0, {**around, **look})
+        return traces
+    marker = {"color": colour, "size": 7, "symbol": series.method.symbol}
+    bars = _bars(series.points, across=panel.across, colour=colour)
+    return [
+        {
+            **common,
+            "mode": "lines+markers" if series.kind == "line" and len(series.points) > 1 else "markers",
+            "x": [_short(p.x) for p in series.points],
+            "y": [_short(p.y) for p in series.points],
+            "error_x" if panel.across else "error_y": bars,
+            "text": [escape(p.note) for p in series.points],
+            "marker": marker,
+            "line": {"color": colour, "width": 1.6, "dash": series.method.dash},
+        }
+    ]
+
+
+def _bars(points: list[Point], *, across: bool, colour: str) -> dict:
+    def length(p: Point, end: float | None) -> float:
+        return 0.0 if end is None else _short(abs(end - (p.x if across else p.y)))
+
+    up, down = [length(p, p.high) for p in points], [length(p, p.low) for p in points]
+    return {"array": up, "arrayminus": down, "symmetric": False, "thickness": 1.2, "width": 3, "color": colour}
+
+
+def _heat(heat: Heat) -> dict:
+    def square(column: int, row: int) -> Point | None:
+        return heat.squares.get((column, row))
+
+    places = [[square(c, r) for c in range(len(heat.columns))] for r in range(len(heat.rows))]
+    small = len(heat.columns) > 4
+    trace = {
+        "type": "heatmap",
+        "z": [[p and _short(p.y) for p in row] for row in places],
+        "hovertext": [[escape(p.note) if p else "" for p in row] for row in places],
+        "text": [[_in_square(p, small) if p else "" for p in row] for row in places],
+        "x": list(range(len(heat.columns))),
+        "y": list(range(len(heat.rows))),
+        "zmin": 0,
+        "zmax": 1,
+        "colorscale": "Cividis",
+        "showscale": False,
+        "hovertemplate": "%{hovertext}<extra></extra>",
+        "texttemplate": "%{text}",
+        "textfont": {"size": 11},
+        "xgap": 1,
+        "ygap": 1,
+        "meta": {"sampler": heat.tags.sampler, "weights": heat.tags.weights, "name": heat.title},
+    }
+    layout = {
+        "xaxis": _categories(heat.x, heat.columns),
+        "yaxis": {**_categories(heat.y, heat.rows), "autorange": "reversed"},
+        "margin": {"l": 52, "r": 10, "t": 6, "b": 44},
+        "height": 70 + 36 * max(4, len(heat.rows)),
+    }
+    return {"data": [trace], "layout": {**_common(), **layout}}
+
+
+def _in_square(p: Point, small: bool) -> str:
+    return f"{p.y:.2f}" if small or p.low is None else f"{p.y:.2f}<br>{p.low:.2f} to {p.high:.2f}"
+
+
+def _categories(title: str, names: list[str]) -> dict:
+    ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": [escape(n) for n in names]}
+    return {"title": {"text": title, "standoff": 6}, **ticks, "fixedrange": True, "showgrid": False, "zeroline": False}
+
+
+def _axis(axis: Axis) -> dict:
+    found = {"title": {"text": escape(axis.title), "standoff": 6}, "type": "log" if axis.log else "linear"}
+    found |= {"fixedrange": True, "gridcolor": "--grid", "linecolor": "--line", "zeroline": False}
+    if axis.ticks:
+        names = [escape(name) for name in axis.ticks.values()]
+        found |= {"tickmode": "array", "tickvals": list(axis.ticks), "ticktext": names}
+    return found
+
+
+def _range(axis: Axis) -> list[float] | None:
+    if axis.range is None:
+        return None
+    return [math.log10(v) for v in axis.range] if axis.log else list(axis.range)
+
+
+def _guide_line(dash: str) -> dict:
+    return {"color": "--line", "width": 1.2, "dash": dash}
+
+
+def _common() -> dict:
+    return {
+        "font": FONT,
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "showlegend": False,
+        "hovermode": "closest",
+        "dragmode": False,
+        "hoverlabel": {"bgcolor": "--paper", "bordercolor": "--line", "font": FONT, "align": "left"},
+    }
+
+
+def _short(value: float) -> float:
+    """Six digits: more than a plot shows, fewer bytes than sixteen."""
+    return float(f"{value:.6g}")

@@ -1,0 +1,20 @@
+"""The sections of the page, top to bottom. A new one is a file with a function `section(questions) -> Section` and a
+line here."""
+
+from collections.abc import Callable
+
+from harness.reader import Question
+from harness.report.describe import Section
+from harness.report.sections import cells, context, cost, depth, distance, kernels, masks, provenance, verdict
+
+SECTIONS: tuple[Callable[[list[Question]], Section], ...] = (
+    verdict.section,
+    masks.section,
+    depth.section,
+    distance.section,
+    cost.section,
+    context.section,
+    kernels.section,
+    cells.section,
+    provenance.section,
+)

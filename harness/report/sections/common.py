@@ -1,0 +1,104 @@
+"""What sections share: records grouped for figures, sentences on a point, axes."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from harness import command
+from harness.reader import Question, Record
+from harness.report.describe import Axis, Point, Series, Tags, finite, points
+from harness.report.methods import EXACT, WINDOW_FUSED, WINDOW_PASSES, Method, method_of
+from harness.table import heading, interval
+
+WINDOWS: dict[str, Method] = {"fused": WINDOW_FUSED, "passes": WINDOW_PASSES}
+COMMANDS = 3  # that are shown beside a figure
+VARYING = ("sinks", "kernel", "seed", "draws")  # what may set apart two cells of one method and number of masks
+
+
+def tags_of(record: Record, model: str) -> Tags:
+    attention = record.attention
+    return Tags(model, record.task, attention.get("sampler") or "", attention.get("weights") or "")
+
+
+def by_model(questions: Iterable[Question]) -> dict[tuple[str, str], list[Question]]:
+    """Questions by (model, task), each list by context."""
+    groups: dict[tuple[str, str], list[Question]] = defaultdict(list)
+    for q in questions:
+        groups[q.model, q.task].append(q)
+    return groups
+
+
+def titles(group: Sequence[Question]) -> list[str]:
+    """What tells the questions of one model and task apart: the context, and what else differs."""
+
+    def facts(q: Question) -> dict:
+        identity = q.records[0].cell["identity"]
+        options = q.records[0].outcome.get("options") or {}
+        return {"dtype": identity["dtype"], "data_seed": identity["data_seed"], **options}
+
+    all_facts = [facts(q) for q in group]
+    # what has only begun has no options yet
+    known = [f for q, f in zip(group, all_facts, strict=True) if any(r.outcome for r in q.records)]
+    names = list(dict.fromkeys(name for f in known for name in f))
+    varying = [name for name in names if len({str(f.get(name)) for f in known}) > 1]
+    return [
+        ", ".join([f"{q.context} tokens", *(f"{name} {f.get(name)}" for name in varying)])
+        for q, f in zip(group, all_facts, strict=True)
+    ]
+
+
+def masks_series(q: Question) -> dict[tuple[Method, str], list[Record]]:
+    """PLSH records that differ in the number of masks alone, by method and by what else sets them apart."""
+    found: dict[tuple[Method, str], list[Record]] = defaultdict(list)
+    plsh = [r for r in q.named("plsh") if r.metrics]
+    varying = [name for name in VARYING if len({_option(r, name) for r in plsh}) > 1]
+    for r in plsh:
+        remark = ", ".join(f"{name} {_option(r, name)}" for name in varying)
+        found[method_of(r), remark].append(r)
+    return {key: sorted(records, key=lambda r: r.attention["masks"]) for key, records in found.items()}
+
+
+def _option(record: Record, name: str) -> object:
+    identity = record.cell["identity"]
+    return identity["attn"].get(name, 0) if name == "sinks" else identity.get(name)
+
+
+def point(x: float | None, metric: dict | None, about: str) -> Point | None:
+    """A metric of the store at x; None where it is missing or not a number."""
+    if metric is None or x is None or not finite(metric.get("value")):
+        return None
+    said = f"{about}\n{interval(metric)}, n = {metric.get('n')}"
+    return Point(x, metric["value"], metric.get("low"), metric.get("high"), said)
+
+
+def exact_band(q: Question) -> list[Series]:
+    """Exact ALiBi as a level with its interval."""
+    if q.exact is None:
+        return []
+    drawn = points([point(0.0, q.exact.score, "exact ALiBi")])
+    return [Series(EXACT, drawn, "band")] if drawn else []
+
+
+def score_axis(q: Question) -> Axis:
+    """The task's score, from 0 to 1 where it is a share."""
+    headline = next((r.headline for r in q.records if r.score), "/accuracy")
+    within = all(0 <= r.score["value"] <= 1 for r in q.records if r.score)
+    return Axis(heading(headline), range=(-0.04, 1.04) if within else None)
+
+
+def plain(values: Iterable[float]) -> dict[float, str]:
+    """Ticks at the values that occur."""
+    return {v: f"{v:g}" for v in sorted(set(values))}
+
+
+def decades(values: Sequence[float]) -> dict[float, str]:
+    """1, 2, 5 in every decade between the values."""
+    low, high = min(values), max(values)
+    steps = [m * 10.0**e for e in range(-3, 16) for m in (1, 2, 5)]
+    return {s: f"{s:,.10g}" for s in steps if low / 1.3 <= s <= high * 1.3}
+
+
+def commands(questions: Iterable[Question]) -> list[str]:
+    """The commands that made the records of these questions; the table of cells has those left out."""
+    said = command.recorded([r for q in questions for r in q.records])
+    more = len(said) - COMMANDS
+    return said[:COMMANDS] + ([f"# and {more} more: see the table of cells"] if more > 0 else [])

@@ -1,0 +1,72 @@
+"""Accuracy by context and needle depth, exact ALiBi beside Positional LSH and its windows."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from harness.reader import Question, Record
+from harness.report.describe import Group, Heat, Live, Section, Tags, finite, points
+from harness.report.sections import common
+
+MARKER = "/accuracy_depth_"
+
+
+def section(questions: list[Question]) -> Section:
+    groups = []
+    for (model, task), group in common.by_model(questions).items():
+        heats = _heats(model, group)
+        live = Live("config.context", f"{task}/accuracy_depth_0", log_x=True)
+        groups += [Group(f"{model}, {task}", heats, Tags(model, task), live)] if heats else []
+    missing = [("No record holds accuracies by depth.", "python -m harness.run task=retrieval")]
+    return Section(
+        "depth",
+        "Where the needle lies: depth and context",
+        "Depth 0 is the start of the haystack, farthest from the question; depth 1 its end. What is lost should be "
+        "lost at small depths and long contexts, where ALiBi's weights are small. A window loses everything beyond its "
+        "reach at once; random masks lose it by degrees. The second line of a square is the 95 % interval.",
+        groups,
+        common.commands(questions),
+        [] if groups else missing,
+    )
+
+
+def _heats(model: str, group: list[Question]) -> list[Heat]:
+    """Exact ALiBi, then for each setting of the masks its map and that of the window of equal fused pairs."""
+    names = common.titles(group)
+    exact = {name: q.exact for q, name in zip(group, names, strict=True) if q.exact}
+    masks: dict[tuple, dict[str, Record]] = defaultdict(dict)
+    windows: dict[tuple, dict[str, Record]] = defaultdict(dict)
+    for q, name in zip(group, names, strict=True):
+        for (method, remark), records in common.masks_series(q).items():
+            for r in records:
+                masks[r.attention["masks"], method.name, remark][name] = r
+                if window := q.windows(r).get("fused"):
+                    windows[r.attention["masks"], r.attention["sampler"]][name] = window
+    heats = [_heat("exact ALiBi", exact, Tags())]
+    for setting in sorted(masks):
+        count, method, remark = setting
+        chosen = masks[setting]
+        tags = common.tags_of(next(iter(chosen.values())), model)
+        title = ", ".join(filter(None, [f"S={count} {method}", remark]))
+        heats.append(_heat(title, chosen, tags))
+        beside = windows.pop((count, tags.sampler), {})  # once, beside the first of its masks
+        heats.append(_heat(f"window, pairs of S={count} {tags.sampler}", beside, Tags()))
+    return [heat for heat in heats if heat]
+
+
+def _heat(title: str, chosen: Mapping[str, Record], tags: Tags) -> Heat | None:
+    found = {f for r in chosen.values() for name in r.metrics if MARKER in name and finite(f := _depth(name))}
+    depths = sorted(found)
+    squares = {}
+    for column, (name, r) in enumerate(chosen.items()):
+        for row, depth in enumerate(depths):
+            about = f"{r.cell['label']}, {name}, depth {depth:g}"
+            for p in points([common.point(column, r.metrics.get(f"{r.task}{MARKER}{depth:g}"), about)]):
+                squares[column, row] = p
+    if not squares:
+        return None
+    columns = [name.removesuffix(" tokens").replace(" tokens,", ",") for name in chosen]
+    return Heat(title, "context (tokens)", "depth of the needle", columns, [f"{d:g}" for d in depths], squares, tags)
+
+
+def _depth(metric: str) -> float:
+    return float(metric.split(MARKER)[1])

@@ -1,0 +1,69 @@
+"""Accuracy against the needle's distance from the question."""
+
+import math
+import re
+
+from harness.reader import Question, Record
+from harness.report.describe import Axis, Group, Live, Panel, Point, Section, Series, Tags, points
+from harness.report.methods import EXACT, Method
+from harness.report.sections import common
+
+BIN = re.compile(r"/accuracy_distance_(\d+)_(\d+)$")
+SPREAD = 1.06
+
+
+def section(questions: list[Question]) -> Section:
+    groups = []
+    for (model, task), group in common.by_model(questions).items():
+        panels = []
+        for q, title in sorted(zip(group, common.titles(group), strict=True), key=lambda x: -x[0].context):
+            panels += _panels(q, title)
+        live = Live("config.context", f"{task}/accuracy_distance_256_512", log_x=True)
+        groups += [Group(f"{model}, {task}", panels, Tags(model, task), live)] if panels else []
+    missing = [("No record holds accuracies by distance.", "python -m harness.run task=retrieval")]
+    return Section(
+        "distance",
+        "Accuracy against distance",
+        "How far back a method still reads. A window falls from full accuracy to nothing near its reach in the widest "
+        "head; masks of random width fall more slowly and go on farther, at some cost close by. Distances are octaves "
+        "of tokens between the needle and the question.",
+        groups,
+        common.commands(questions),
+        [] if groups else missing,
+    )
+
+
+def _panels(q: Question, title: str) -> list[Panel]:
+    """One panel for each number of masks: exact ALiBi, the masks, their windows."""
+    found = common.masks_series(q)
+    panels = []
+    for masks in sorted({r.attention["masks"] for records in found.values() for r in records}):
+        drawn: list[tuple[Method, Record, Tags, str]] = [(EXACT, q.exact, Tags(), "")] if q.exact else []
+        windows: dict[str, Record] = {}
+        for (method, remark), records in found.items():
+            for r in records:
+                if r.attention["masks"] == masks:
+                    drawn.append((method, r, common.tags_of(r, q.model), remark))
+                    windows = q.windows(r) | windows
+        drawn += [(common.WINDOWS[match], w, Tags(), "") for match, w in windows.items()]
+        series = [
+            Series(method, _points(r, SPREAD ** (place - len(drawn) / 2)), "line", tags, remark)
+            for place, (method, r, tags, remark) in enumerate(drawn)
+        ]
+        series = [s for s in series if s.points]
+        if series:
+            every = [int(m[i]) for _, r, _, _ in drawn for name in r.metrics if (m := BIN.search(name)) for i in (1, 2)]
+            ticks = [t for t in common.plain(every) if math.log2(t) % 2 == 0] if len(set(every)) > 5 else every
+            x = Axis("distance (tokens)", True, common.plain(ticks), (min(every) / 1.1, max(every) * 1.1))
+            panels.append(Panel(f"{title}, S={masks}", x, Axis("accuracy", range=(-0.04, 1.04)), series))
+    return panels
+
+
+def _points(record: Record, shift: float) -> list[Point]:
+    candidates = []
+    for name, metric in record.metrics.items():
+        if match := BIN.search(name):
+            low, high = int(match[1]), int(match[2])
+            about = f"{record.cell['label']}, {low} to {high} tokens"
+            candidates.append(common.point(math.sqrt(low * high) * shift, metric, about))
+    return sorted(points(candidates), key=lambda p: p.x)

@@ -1,0 +1,44 @@
+"""Where the records come from: code, packages, machines and times, each combination once."""
+
+from collections import defaultdict
+
+from harness.reader import Question, Record
+from harness.report.describe import Grid, Section, Tags
+from harness.report.sections import common
+from harness.table import Table
+
+
+def section(questions: list[Question]) -> Section:
+    groups: dict[tuple, list[tuple[Question, Record]]] = defaultdict(list)
+    for q in questions:
+        for r in q.records:
+            if environment := r.outcome.get("environment"):
+                groups[_made_with(environment)].append((q, r))
+    rows, tags = [], []
+    for (commit, device, packages), made in groups.items():
+        starts = sorted(r.outcome["environment"].get("start") or "" for _, r in made)
+        hosts = sorted({str(r.outcome["environment"].get("host")) for _, r in made})
+        shown = ", ".join(hosts[:3]) + (f" and {len(hosts) - 3} more" if len(hosts) > 3 else "")
+        rows.append([commit, device, packages, shown, starts[0], starts[-1], str(len(made))])
+        models = {q.model for q, _ in made}
+        tags.append(Tags(models.pop() if len(models) == 1 else ""))
+    columns = ["commit", "device", "packages", "hosts", "first started", "last started", "records"]
+    return Section(
+        "provenance",
+        "Provenance",
+        "Records that stand in one plot should come from one commit and, where times are compared, from one device. "
+        "More than one row here says that they do not.",
+        [Grid(Table("What the records were made with", columns, rows, []), tags)] if rows else [],
+        common.commands(questions),
+        [] if rows else [("No record says where it was made.", "python -m harness.run")],
+    )
+
+
+def _made_with(environment: dict) -> tuple[str, str, str]:
+    dirty = " with uncommitted changes" if environment.get("dirty") else ""
+    packages = {"python": environment.get("python"), **(environment.get("packages") or {})}
+    named = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+    driver = f", driver {environment['driver']}" if environment.get("driver") else ""
+    tf32 = ", TF32 on" if environment.get("tf32") else ""
+    commit = str(environment.get("commit") or "unknown")[:12]
+    return f"{commit}{dirty}", f"{environment.get('device')}{driver}{tf32}", named

@@ -1,0 +1,135 @@
+"""The page as a W&B report: the same description, with tables of the values and panels over the project's own runs.
+
+The one module that knows wandb-workspaces, whose interface is a preview.
+"""
+
+import html
+import netrc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from harness.errors import UserError
+from harness.report.describe import Grid, Group, Heat, Live, Page, Panel, Section, Text
+from harness.table import Table
+
+PROJECT = "positional-lsh"  # the default of harness.run's tracking
+ROWS = 60  # of a table; the local page has them all
+
+
+def save(page: Page, *, title: str) -> str:
+    """Put the report in place and return its URL. A report of this title in the project is replaced, not doubled.
+
+    Entity and project are those of WANDB_ENTITY and WANDB_PROJECT, as for runs. Raises UserError without a key, and
+    where the server refuses.
+    """
+    import wandb
+    from wandb.errors import Error
+
+    if not _has_key():
+        raise UserError(
+            "--wandb needs an API key: set WANDB_API_KEY or run `wandb login`. Without one, python -m harness.report "
+            "draws the same page as a local file."
+        )
+    try:
+        api = wandb.Api(timeout=30)
+        entity = os.environ.get("WANDB_ENTITY") or api.default_entity
+        report = described(page, title=title, entity=entity, project=os.environ.get("WANDB_PROJECT") or PROJECT)
+        report.id = _earlier(api, report.entity, report.project, title)
+        report.save()
+    except (Error, OSError, ValueError) as error:
+        raise UserError(
+            f"W&B did not take the report: {error}. Check WANDB_BASE_URL, the key and the entity."
+        ) from error
+    return report.url
+
+
+def described(page: Page, *, title: str, entity: str, project: str):
+    """The report as wandb_workspaces has it."""
+    import wandb_workspaces.reports.v2 as wr
+
+    blocks = [wr.MarkdownBlock(text=_words(page.lead)), wr.TableOfContents()]
+    for section in page.sections:
+        blocks += _section(section, entity, project)
+    return wr.Report(project=project, entity=entity, title=title, description=page.title, blocks=blocks, width="fixed")
+
+
+def _section(section: Section, entity: str, project: str) -> Iterator:
+    import wandb_workspaces.reports.v2 as wr
+
+    yield wr.H2(text=section.title)
+    if section.blocks:
+        yield wr.MarkdownBlock(text=_words(section.sees))
+    for block in section.blocks:
+        if isinstance(block, Text):
+            yield wr.MarkdownBlock(text=_words(block.sentence))
+        elif isinstance(block, Grid):
+            yield wr.MarkdownBlock(text=_cut(block.table))
+        else:
+            yield wr.H3(text=block.title)
+            if block.live:
+                yield _live(block, block.live, entity, project)
+            yield from (wr.MarkdownBlock(text=_cut(values(panel))) for panel in block.panels)
+    for told, command in section.missing:
+        yield wr.MarkdownBlock(text=_words(told))
+        yield wr.CodeBlock(code=command, language="markdown")
+    if section.commands:
+        yield wr.CodeBlock(code="\n".join(section.commands), language="markdown")
+
+
+def values(panel: Panel | Heat) -> Table:
+    """What a plot shows, as a table: each point with its interval."""
+    notes = panel.squares.values() if isinstance(panel, Heat) else [p for s in panel.series for p in s.points]
+    rows = [p.note.split("\n", 1) for p in notes]
+    return Table(panel.title, ["point", "value [95 % interval], n"], [[*row, ""][:2] for row in rows], [])
+
+
+def _live(group: Group, live: Live, entity: str, project: str):
+    """A scatter plot of the same metric over the runs that the harness has mirrored into the project."""
+    import wandb_workspaces.reports.v2 as wr
+
+    x = wr.Config(live.x.removeprefix("config."))
+    plot = wr.ScatterPlot(
+        title=group.title,
+        x=x,
+        y=wr.SummaryMetric(live.y),
+        log_x=live.log_x,
+        log_y=live.log_y,
+        layout=wr.Layout(w=24, h=9),
+    )
+    runs = wr.Runset(entity=entity, project=project, name=group.title)
+    return wr.PanelGrid(runsets=[runs], panels=[plot])
+
+
+def _cut(table: Table) -> str:
+    more = len(table.rows) - ROWS
+    notes = [*table.notes, f"And {more} more rows: see the local page."] if more > 0 else table.notes
+    return Table(table.title, table.columns, table.rows[:ROWS], notes).markdown()
+
+
+def _words(sentence: str) -> str:
+    """A sentence in Markdown that stays a sentence."""
+    escaped = html.escape(sentence, quote=False)
+    return "".join(f"\\{c}" if c in "\\`*_[]#|" else c for c in escaped)
+
+
+def _earlier(api, entity: str, project: str, title: str) -> str:
+    """The id of the project's report of this title; empty if there is none."""
+    try:
+        found = [r.id for r in api.reports(f"{entity}/{project}") if r.display_name == title]
+    except ValueError:  # no such project yet: saving makes it
+        return ""
+    return found[0] if found else ""
+
+
+def _has_key() -> bool:
+    """In the environment, or where `wandb login` puts it; wandb itself would ask on a terminal."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        return netrc.netrc(str(file)).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,134 @@
+"""Stores made by hand: as many cells as a test wants, without a model."""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from harness import stats
+
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+ENVIRONMENT = {
+    "commit": "0123456789abcdef",
+    "dirty": False,
+    "python": "3.11",
+    "packages": {"torch": "2"},
+    "device": "cpu",
+    "host": "h",
+    "start": "2026-01-01T00:00:00Z",
+    "command": "python -m harness.run masks=4",
+}
+ALIBI = {"name": "alibi", "masks": None, "sampler": None, "weights": None, "cutoff": None}
+
+
+def plsh(masks: int, weights: str = "count", sampler: str = "gamma") -> dict:
+    return {"name": "plsh", "masks": masks, "sampler": sampler, "weights": weights, "cutoff": None}
+
+
+def window(cutoff: float) -> dict:
+    return {"name": "window", "masks": None, "sampler": None, "weights": None, "cutoff": cutoff}
+
+
+def write(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def cell(
+    results: Path,
+    attn: dict,
+    *,
+    model: str = "m",
+    context: int = 256,
+    seed: int = 0,
+    fused: float,
+    passes: float | None = None,
+    label: str | None = None,
+) -> Path:
+    """cell.json alone; returns the cell's folder."""
+    name = hashlib.sha256(str((model, context, seed, attn)).encode()).hexdigest()[:16]
+    draws = 4 if attn["name"] == "plsh" else None
+    identity = {"model": {"weights": model}, "dtype": "float32", "attn": attn, "kernel": "auto", "context": context}
+    identity |= {"seed": seed if draws else None, "draws": draws, "data_seed": 0}
+    pairs = {"fused": fused} | ({"passes": passes} if passes else {})
+    told = label or {"alibi": "exact ALiBi", "window": f"window T={attn['cutoff']}"}.get(
+        attn["name"], f"PLSH S={attn['masks']} {attn['sampler']} {attn['weights']}"
+    )
+    about = {"cell_id": name, "identity": identity, "model": model, "label": told, "pairs_per_row": pairs}
+    write(results / name / "cell.json", about)
+    return results / name
+
+
+def record(
+    folder: Path, score: Callable[[int], float], *, samples: int = 40, task: str = "retrieval", **row: object
+) -> None:
+    """A finished retrieval record: `score` by sample, spread over five depths and distances up to the context."""
+    about = json.loads((folder / "cell.json").read_text())["identity"]
+    draws, context = about["draws"] or 1, about["context"]
+    rows = []
+    for k in range(samples):
+        depth = DEPTHS[k % 5]
+        distance = max(1, int((1 - depth) * (context - 40)) + 20)
+        made = {"key": k, "score": score(k), "nll": 0.1, "prediction": "1", "target": "2", "depth": depth}
+        rows.append({**made, "distance": distance, "doc_hash": f"d{k}", "draw": k % draws, "seconds": 0.1, **row})
+    metrics = {}
+
+    def rate(name: str, chosen: Iterable[dict]) -> None:
+        chosen = list(chosen)
+        hits, of = [r["score"] for r in chosen], [r["draw"] for r in chosen]
+        metrics[f"{task}/{name}"] = stats.proportion(hits, of, clustered=draws > 1).as_dict()
+
+    rate("accuracy", rows)
+    for depth in DEPTHS:
+        rate(f"accuracy_depth_{depth:g}", (r for r in rows if r["depth"] == depth))
+    for b in sorted({r["distance"].bit_length() for r in rows}):
+        rate(f"accuracy_distance_{1 << (b - 1)}_{1 << b}", (r for r in rows if r["distance"].bit_length() == b))
+    if task == "retrieval":
+        metrics["retrieval/answer_nll"] = {"value": 0.1, "low": 0.1, "high": 0.1, "n": samples, "unit": "nats"}
+    part = folder / f"{task}-t" / "parts" / "a.jsonl"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    done = {"status": "ok", "samples": samples, "attempt": "a", "options": {"haystack": "noise"}, "metrics": metrics}
+    write(folder / f"{task}-t" / "task.json", {**done, "environment": ENVIRONMENT})
+
+
+def failed(folder: Path, error: str, message: str) -> None:
+    """An attempt that ended in an error, without rows."""
+    about = {"status": "error", "attempt": "a", "error": error, "message": message, "options": {"haystack": "noise"}}
+    write(folder / "retrieval-t" / "attempts" / "a.json", {**about, "environment": ENVIRONMENT})
+
+
+def timed(folder: Path, scale: float) -> None:
+    """A finished throughput record, `scale` times as slow and large as the smallest."""
+
+    def metric(value: float, unit: str) -> dict:
+        return {"value": value, "low": 0.9 * value, "high": 1.1 * value, "n": 10, "unit": unit}
+
+    metrics = {
+        "throughput/prefill_ms": metric(10.0 * scale, "ms"),
+        "throughput/decode_ms_per_token": metric(1.0, "ms"),
+        "throughput/peak_bytes": metric(1e9 * scale, "bytes"),
+    }
+    done = {"status": "ok", "samples": 0, "attempt": "a", "options": {"repeats": 10}, "metrics": metrics}
+    write(folder / "throughput-t" / "task.json", {**done, "environment": ENVIRONMENT})
+
+
+def sweep(results: Path, *, models: Iterable[str], contexts: Iterable[int], masks: Iterable[int], samples: int) -> int:
+    """A sweep: exact ALiBi, PLSH with two weights, both windows of each number of masks. Returns how many cells."""
+    chance = random.Random(0)
+    todo: list[tuple[str, int, dict, float, dict]] = []
+    for model in models:
+        for context in contexts:
+            whole = (context - 1) / 2
+            todo.append((model, context, ALIBI, 0.98, {"fused": whole}))
+            for s in masks:
+                fused, passes = whole * s / (s + 20), whole * s / 4
+                for weights in ("count", "rb"):
+                    todo.append((model, context, plsh(s, weights), s / (s + 6), {"fused": fused, "passes": passes}))
+                todo.append((model, context, window(float(s)), s / (s + 5), {"fused": fused}))
+                todo.append((model, context, window(100.0 * s), 0.97, {"fused": min(passes, whole)}))
+    for model, context, attn, rate, cost in todo:
+        hits = [float(chance.random() < rate) for _ in range(samples)]
+        record(cell(results, attn, model=model, context=context, **cost), hits.__getitem__, samples=samples)
+    return len(todo)

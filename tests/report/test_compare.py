@@ -1,0 +1,86 @@
+"""Two stores compared cell by cell, paired by prompt; regressions are flagged and set the exit code."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from harness.config import ROOT
+from harness.report.__main__ import main
+from harness.report.compare import _apart
+from tests.report import made
+
+
+def compare(capsys, *arguments: str) -> tuple[int, dict, str]:
+    code = main(list(arguments))
+    told = capsys.readouterr()
+    return code, json.loads(told.out.splitlines()[-1]), told.out + told.err
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Stores a and b with the same records."""
+    made.record(made.cell(tmp_path / "a", made.ALIBI, fused=127.5), lambda k: 1.0)
+    made.record(made.cell(tmp_path / "a", made.plsh(4), fused=30.0, passes=60.0), lambda k: float(k % 2))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    return str(tmp_path / "a"), str(tmp_path / "b"), tmp_path
+
+
+def test_equal_stores_have_no_regression(two, capsys):
+    code, document, told = compare(capsys, "--compare", *two[:2])
+    assert code == 0 and document == {"status": "ok", "compared": 2, "regressions": 0} and "2 same" in told
+
+
+def test_a_loss_on_the_same_prompts_is_a_regression_and_its_mirror_is_none(two, capsys):
+    made.record(made.cell(two[2] / "b", made.ALIBI, fused=127.5), lambda k: float(k % 4 != 0))
+    code, document, told = compare(capsys, "--compare", *two[:2])
+    assert code == 1 and document["regressions"] == 1
+    assert "-0.250 [" in told and "worse" in told
+    code, document, told = compare(capsys, "--compare", two[1], two[0])
+    assert code == 0 and "+0.250 [" in told and "better" in told
+
+
+def test_a_cell_that_fails_now_is_a_regression(two, capsys):
+    folder = made.cell(two[2] / "b", made.ALIBI, fused=127.5)
+    shutil.rmtree(folder / "retrieval-t")
+    made.failed(folder, "ValueError", "no")
+    code, document, told = compare(capsys, "--compare", *two[:2])
+    assert code == 1 and "failed" in told and "error" in told
+
+
+def test_cells_of_one_store_alone_are_named_and_no_regression(two, capsys):
+    made.record(made.cell(two[2] / "b", made.plsh(8), fused=40.0, passes=80.0), lambda k: 1.0)
+    code, _, told = compare(capsys, "--compare", *two[:2])
+    assert code == 0 and "1 new" in told and "PLSH S=8 gamma count" in told
+
+
+def test_other_weights_of_the_same_model_are_compared(two, capsys):
+    path = next(p for p in (two[2] / "b").glob("*/cell.json") if "ALiBi" in p.read_text())
+    path.write_text(path.read_text().replace('"weights": "m"', '"weights": "retrained"'))
+    code, document, _ = compare(capsys, "--compare", *two[:2])
+    assert code == 0 and document["compared"] == 2
+
+
+def test_times_are_worse_when_their_intervals_lie_apart():
+    def metric(low: float, high: float) -> dict:
+        return {"low": low, "high": high}
+
+    assert _apart(metric(1, 2), metric(3, 4)) == "worse"
+    assert _apart(metric(3, 4), metric(1, 2)) == "better"
+    assert _apart(metric(1, 3), metric(2, 4)) == "same"
+    assert _apart({"low": None, "high": None}, metric(2, 4)) == "same"
+
+
+def test_a_store_in_git_is_read_at_a_commit(capsys):
+    inside = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, check=False)
+    if inside.returncode:
+        pytest.skip("not in a git checkout")
+    code, document, _ = compare(capsys, "docs/results/first", "--compare", "HEAD", "HEAD:docs/results/first")
+    assert code == 0 and document["compared"] == 10
+
+
+@pytest.mark.parametrize("wrong", ["nowhere", "HEAD:no/such/folder"])
+def test_what_is_no_store_is_a_sentence(wrong, tmp_path, capsys):
+    code, document, told = compare(capsys, "--compare", wrong, str(tmp_path))
+    assert code == 2 and document["status"] == "invalid" and "Traceback" not in told

@@ -1,0 +1,189 @@
+"""What the page says of a store, without a browser: whole, escaped, within its size, honest about what is missing."""
+
+import json
+import math
+import re
+
+import plotly.graph_objects as go
+import pytest
+
+from harness import reader
+from harness.report import build, page
+from harness.report.__main__ import main
+from harness.report.describe import Grid, Group, Heat, Page, Panel
+from harness.report.figures import figure
+from harness.report.sections import context, kernels, verdict
+from tests.report import made
+
+
+def section(described: Page, key: str):
+    return next(s for s in described.sections if s.key == key)
+
+
+def panels(described: Page, key: str) -> list[Panel | Heat]:
+    return [p for b in section(described, key).blocks if isinstance(b, Group) for p in b.panels]
+
+
+@pytest.fixture
+def store(tmp_path):
+    made.sweep(tmp_path, models=["m"], contexts=[256, 512], masks=[4, 16], samples=20)
+    return tmp_path
+
+
+def test_figures_are_what_plotly_knows(store):
+    described = build.build(store)
+    drawn = [figure(p) for s in described.sections for b in s.blocks if isinstance(b, Group) for p in b.panels]
+    assert len(drawn) > 15
+    for one in drawn:
+        plain = re.sub(r'"--[a-z-]+"', '"#000000"', json.dumps(one, allow_nan=False))
+        go.Figure(json.loads(plain))  # raises on a property or value that Plotly does not have
+
+
+def test_every_point_carries_its_interval_and_where_it_stands(store):
+    described = build.build(store)
+    for key in ("verdict", "masks", "distance", "cost"):
+        points = [p for panel in panels(described, key) for s in panel.series for p in s.points]
+        assert points and all(p.low <= (p.x if key == "verdict" else p.y) <= p.high for p in points), key
+        assert all("n = " in p.note for p in points)
+    squares = [p for heat in panels(described, "depth") for p in heat.squares.values()]
+    assert squares and all(p.low <= p.y <= p.high for p in squares)
+
+
+def test_verdict_counts_what_the_paired_differences_say(tmp_path):
+    made.record(made.cell(tmp_path, made.ALIBI, fused=127.5), lambda k: 1.0)
+    made.record(made.cell(tmp_path, made.plsh(4), fused=30.0, passes=200.0), lambda k: float(k // 4 % 2))
+    made.record(made.cell(tmp_path, made.window(1.0), fused=30.0001), lambda k: 0.0)
+    made.record(made.cell(tmp_path, made.window(9.0), fused=127.5), lambda k: 1.0)
+    described = verdict.section(reader.questions(reader.records(tmp_path)))
+    counts = {row[2]: row[3:6] for row in described.blocks[1].table.rows}
+    assert counts["exact ALiBi"] == ["0", "1", "0"]
+    assert counts["window of equal fused pairs"] == ["1", "0", "0"]  # matched within six digits
+    assert counts["window of equal pairs in passes"] == ["0", "1", "0"]  # no window visits more pairs than there are
+    assert described.missing == []
+
+
+def test_references_that_are_missing_are_named_with_their_command(tmp_path):
+    made.record(made.cell(tmp_path, made.plsh(4), fused=30.0, passes=200.0), lambda k: 1.0)
+    described = build.build(tmp_path)
+    (told, command), *_ = section(described, "verdict").missing
+    assert "exact ALiBi" in told and "references=compute" in command and "masks=4" in command
+    rows = section(described, "cells").blocks[0].table.rows
+    assert [row[5] for row in rows] == ["ok", "missing", "missing"]
+
+
+def test_cells_that_other_contexts_have_are_missing(store):
+    made.record(made.cell(store, made.ALIBI, context=1024, fused=511.5), lambda k: 1.0)
+    rows = section(build.build(store), "cells").blocks[0]
+    gaps = [d for row, d in zip(rows.table.rows, rows.details, strict=True) if row[5] == "missing"]
+    commands = [dict(d)["command"] for d in gaps]
+    assert len(commands) == 4 and all("context=1024" in c and "attn=plsh" in c for c in commands)
+
+
+def test_sections_without_records_say_which_command_fills_them(tmp_path):
+    described = build.build(tmp_path / "absent")
+    assert "holds no records" in described.lead
+    for s in described.sections:
+        assert s.blocks or (s.missing and all(command for _, command in s.missing)), s.key
+    empty = kernels.section([], tmp_path)
+    assert not empty.blocks and empty.missing == [("No bench record in docs/results.", "make bench")]
+    text = page.draw(described, drawn_by="x")
+    assert text.count("<section") == len(described.sections)
+
+
+def test_a_page_of_one_cell(tmp_path):
+    made.record(made.cell(tmp_path, made.ALIBI, fused=127.5), lambda k: 1.0)
+    described = build.build(tmp_path)
+    assert described.lead.startswith("1 cell of 1 model in")
+    assert len(panels(described, "depth")) == 1 and not panels(described, "masks")
+    page.draw(described, drawn_by="x")
+
+
+def test_tasks_with_other_columns_and_a_cell_that_has_only_begun(store):
+    for attn, pairs in ((made.ALIBI, {"fused": 127.5}), (made.plsh(4), {"fused": 21.25, "passes": 127.5})):
+        made.record(made.cell(store, attn, **pairs), lambda k: 1.0, task="niah", samples=20)
+    folder = made.cell(store, made.plsh(32), fused=78.0, passes=127.5)
+    made.record(folder, lambda k: 1.0)
+    (folder / "retrieval-t" / "task.json").unlink()
+    described = build.build(store)
+    page.draw(described, drawn_by="x")
+    tables = [b.table for b in section(described, "verdict").blocks if isinstance(b, Grid)]
+    side = [t for t in tables if t.title.startswith("Attentions side by side")]
+    assert [len(t.columns) for t in side] == [9, 10] and all(len(r) == len(t.columns) for t in side for r in t.rows)
+    assert {p.title for p in panels(described, "masks")} == {"256 tokens", "512 tokens"}
+    statuses = [row[5] for row in section(described, "cells").blocks[0].table.rows]
+    assert statuses.count("stopped") == 1
+
+
+def test_figures_that_are_not_finite_are_left_to_the_tables(store):
+    path = next(
+        p for p in store.glob("*/retrieval-t/task.json") if "plsh" in (p.parent.parent / "cell.json").read_text()
+    )
+    done = json.loads(path.read_text())
+    done["metrics"]["retrieval/accuracy"] |= {"value": math.nan, "low": -math.inf, "high": math.inf}
+    done["metrics"]["retrieval/accuracy_depth_0"] |= {"high": math.inf}
+    path.write_text(json.dumps(done))
+    described = build.build(store)
+    text = page.draw(described, drawn_by="x")  # raises where JSON would hold NaN
+    assert "nan [-inf, inf]" in text
+    for panel in panels(described, "masks"):
+        assert all(math.isfinite(p.y) for s in panel.series for p in s.points)
+
+
+def test_markup_in_a_record_stays_text(tmp_path):
+    hostile = "</script><script>alert(1)</script><b onclick='x'>&amp;"
+    folder = made.cell(tmp_path, made.plsh(4), model=hostile, fused=3.0, passes=4.0, label=hostile)
+    made.record(folder, lambda k: 0.0, prediction=hostile, target=hostile)
+    text = page.draw(build.build(tmp_path), drawn_by=hostile)
+    library = text.index("<script>/**")
+    own = text[:library] + text[text.index("</script>", library) :]
+    assert "alert(1)</script>" not in own and "<b onclick" not in own
+    assert "&lt;/script&gt;" in own and "\\u003c/script" not in own  # Plotly would read the latter as markup
+    tables = [b.table.markdown() for s in build.build(tmp_path).sections for b in s.blocks if isinstance(b, Grid)]
+    assert not any("<script" in t for t in tables)
+
+
+def test_nothing_is_loaded_from_elsewhere(store):
+    text = page.draw(build.build(store), drawn_by="x")
+    assert text.count("<script>") == 2 and "default-src 'none'" in text
+    assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=", text.replace("plotly", ""))
+
+
+def test_five_hundred_cells_fit(tmp_path, capsys):
+    models = [f"model-{i}" for i in range(5)]
+    cells = made.sweep(
+        tmp_path / "r", models=models, contexts=[512, 1024, 2048, 4096], masks=[2, 4, 8, 16, 32, 64], samples=40
+    )
+    assert cells == 500
+    assert main([str(tmp_path / "r"), "--out", str(tmp_path / "o")]) == 0
+    assert json.loads(capsys.readouterr().out)["bytes"] < 10e6
+
+
+def test_time_and_memory_are_drawn_where_they_were_measured(tmp_path):
+    for tokens in (256, 512):
+        for attn, power in ((made.ALIBI, 2), (made.plsh(16), 1)):
+            made.timed(made.cell(tmp_path, attn, context=tokens, fused=10.0, passes=20.0), (tokens / 256) ** power)
+    described = context.section(reader.questions(reader.records(tmp_path)))
+    prefill = described.blocks[0].panels[0]
+    ends = {s.method.key: (s.points[0].y, s.points[-1].y) for s in prefill.series}
+    assert ends == {"exact": (10.0, 40.0), "plsh-count": (10.0, 20.0)}
+    assert [(g.label, g.slope) for g in prefill.guides] == [("linear", 1), ("quadratic", 2)]
+    assert described.missing == []
+
+
+def test_kernels_stand_beside_their_error_and_the_floor(tmp_path):
+    methods = [{"name": "plsh count", "rms_relative_error": 0.25, "pairs_per_row": 3.0}]
+    methods[0]["ms"] = {"median": 10.0, "low": 9.0, "high": 12.0}
+    run = {"shape": [1, 2, 1000, 50], "masks": 16, "methods": methods, "left_out": {}}
+    bench = {"environment": {"cpu": "c", "memory_gb_s": 16.0}, "runs": [run]}
+    (tmp_path / "bench_x.json").write_text(json.dumps(bench))
+    group = kernels.section([], tmp_path).blocks[0]
+    panel = group.panels[0]
+    assert kernels.floor_bytes(run) == 4 * 100_000 * 4
+    assert panel.guides[0].x == pytest.approx(0.1)  # 1.6 MB at 16 GB/s
+    assert "25.0%" in panel.y.ticks[0.0] and panel.series[0].points[0].low == 9.0
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(store, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main([str(store), "--out", str(tmp_path / "file")]) == 2
+    assert "--out" in capsys.readouterr().err
