@@ -31,8 +31,11 @@ def markdown(store: Path, model: str) -> str:
         return importlib.import_module(MADE_BY[store.stem]).markdown(read_json(store))
     asked = reader.questions(r for r in reader.records(store) if r.cell["model"] == model)
     assert asked, f"{store} has no records of {model}"
-    parts = [t.markdown() for t in contexts.tables([q for q in asked if q.records[0].rows_are == "repeats"])]
-    for q in asked:
+    timed = [q for q in asked if q.records[0].rows_are == "repeats"]
+    parts = [t.markdown() for t in contexts.tables(timed)]
+    # everything at every context would be pages of figures: `harness.show` has them
+    left = [q for q in asked if q not in timed] if parts else asked
+    for q in left:
         parts.append(table.comparison(q.records, title=f"{q.model}, {q.task}, {q.context} tokens").markdown())
         if depths := table.by_depth(q.records):
             parts.append(depths.markdown())

@@ -6,8 +6,21 @@ from harness.reader import Question, Record
 from harness.table import Table, heading, interval
 
 SHOWN = ("prefill_ms", "chunked_prefill_ms", "chunked_prefill_speedup", "decode_ms_per_token", "decode_speedup")
-SHOWN += ("kv_allocated_bytes", "error", "alibi_difference")
-HEADINGS = {"kv_allocated_bytes": "KV cache, MiB allocated", "error": "error against the oracle"}
+SHOWN += ("attention_share", "amdahl_limit", "flops", "peak_bytes", "kv_allocated_bytes", "decode_bytes")
+SHOWN += ("error", "error_cached", "alibi_difference")
+HEADINGS = {
+    "chunked_prefill_speedup": "chunked prefill, times as fast as exact ALiBi",
+    "decode_speedup": "decoding, times as fast as exact ALiBi",
+    "attention_share": "attention's share of the prefill",
+    "amdahl_limit": "speed-up if attention took no time",
+    "flops": "GFLOP of the prefill",
+    "peak_bytes": "peak MiB of the prefill",
+    "kv_allocated_bytes": "KV cache, MiB allocated",
+    "decode_bytes": "MiB that a decoded token reads",
+    "error": "error of the kernel",
+    "error_cached": "error of logits from the cache",
+    "alibi_difference": "difference from exact ALiBi",
+}
 
 
 def tables(questions: Sequence[Question]) -> list[Table]:

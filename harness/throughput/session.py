@@ -64,15 +64,16 @@ class Session:
     @torch.inference_mode()
     def timed(self, kind: str, rows: int) -> dict:
         """One repeat of a measurement (see harness.tasks.throughput.Measurement) as figures. Of decoding the median
-        step, and the slowest, which is where a cache that evicts packs what it keeps."""
+        step, with the share of attention in all of them, and the slowest, which is where a cache that evicts packs
+        what it keeps."""
         batch = len(self.ids)
         with self.loaded.attention.use(self.weights):
             if kind == "decode":
                 laps = self._steps(rows)
-                middle = statistics.median_low(x.ms for x in laps)
-                typical = next(x for x in laps if x.ms == middle)
-                slowest = max(x.ms for x in laps)
-                return {**vars(typical), "slowest_ms": slowest, "tokens": batch * rows, "laps": len(laps)}
+                share = sum(x.attention_ms for x in laps) / sum(x.ms for x in laps)
+                step = statistics.median(x.ms for x in laps)
+                times = {"ms": step, "attention_ms": share * step, "slowest_ms": max(x.ms for x in laps)}
+                return {**times, "tokens": batch * rows, "laps": len(laps)}
             work = self._prefill if kind == "prefill" else self._chunked_prefill
             return {**vars(lap(self.loaded.attention, self.device, work)), "tokens": batch * self.context, "laps": 1}
 
