@@ -49,11 +49,16 @@ def test_unknown_peaks_and_energy_are_left_out_and_known_energy_is_summed():
 
 
 def test_overhead_of_ten_minutes_from_two_sizes():
-    runs = [{"rows": n, "own_seconds": 6 + 0.01 * n, "model_seconds": 0.09 * n} for n in (10, 100) for _ in range(3)]
+    def seconds(rows: int, new: bool) -> dict:
+        own = 6 + 0.001 * rows + 0.005 * rows * new
+        return {"own_seconds": own, "model_seconds": 0.099 * rows, "disk_share": 0.002, "rows": rows}
+
+    runs = [{**seconds(n, new), "new_prompts": new} for n in (10, 100) for new in (True, False, False)]
     found = bench_overhead.overhead(runs)
-    assert found["row_seconds"] == pytest.approx(0.01) and found["once_seconds"] == pytest.approx(6)
-    assert found["rows"] == 5940 and found["share"] == pytest.approx((6 + 59.4) / 600)
-    assert "10.9 %" in bench_overhead.markdown({"overhead": found})
+    assert found["row_seconds"] == pytest.approx(0.001) and found["once_seconds"] == pytest.approx(6)
+    assert found["prompt_seconds"] == pytest.approx(0.005)
+    assert found["rows"] == 5940 and found["share"] == pytest.approx((6 + 5.94) / 600 + 0.002)
+    assert "2.2 %" in bench_overhead.markdown({"overhead": found})
 
 
 def test_a_gpu_is_metered_by_its_uuid_and_its_absence_is_no_error(monkeypatch):
