@@ -2,6 +2,7 @@
 its id is a hash of exactly that, so options that cannot matter collapse to null and the same cell is never run
 twice."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,7 @@ from kernels import Alibi, PositionalLSH, Weights, Window, equal_cost_cutoff, ex
 from kernels.cost import window_pairs
 
 SCHEMA = 1
+DRAWS = 8  # of the masks, where the configuration does not say
 ATTENTIONS = ("alibi", "plsh", "window", "stock")
 
 
@@ -75,7 +77,7 @@ class Cell:
             "data_seed": self.data_seed,
         }
 
-    @property
+    @functools.cached_property
     def cell_id(self) -> str:
         return short_hash(self.identity)
 

@@ -8,6 +8,10 @@ class UserError(Exception):
     """Raised before expensive work. The command line prints it without a traceback and exits with 2."""
 
 
+class CannotLoad(UserError):
+    """A checkpoint or tokenizer that could not be had: asking again takes as long as the first time."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for a mistyped word: " Did you mean X?" and the choices, or the choices alone."""
     known = list(known)

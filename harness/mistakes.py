@@ -13,6 +13,8 @@ from harness.errors import UserError, nearest
 def explain(error: Exception, arguments: list[str]) -> str:
     """One or two sentences that say what to change."""
     message = _whole_message(error)
+    if "'hydra/launcher/submitit_" in message:
+        return "This launcher needs the package hydra-submitit-launcher: pip install -e '.[slurm]' adds it."
     if found := re.search(r"Could not (?:find|load) '([\w/-]+)/([^'/]+)'", message):
         return f"There is no {found[1]}={found[2]}.{nearest(found[2], _options(found[1]))}"
     if found := re.search(r"Key '([^']+)' (?:is )?not in", message):

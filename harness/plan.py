@@ -2,7 +2,7 @@
 loaded."""
 
 import math
-import tempfile
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness import environment
-from harness.cell import ATTENTIONS, Attention, Cell, matched_window
+from harness.cell import ATTENTIONS, DRAWS, Attention, Cell, matched_window
 from harness.config import CONF, AttnConfig, ModelConfig, RunConfig, TrackingConfig
-from harness.errors import UserError, choose, nearest
-from harness.models import memory
+from harness.errors import CannotLoad, UserError, choose, nearest
+from harness.machine import device_of, memory_sentence, writable
 from harness.models.spec import ModelSpec, resolve_model
 from harness.tasks.base import PlannedTask, Task
 from harness.tasks.registry import family_of
@@ -25,7 +25,6 @@ from kernels.masks import SAMPLERS
 from kernels.union import UNION_WEIGHTS
 
 REFERENCES = ("compute", "read", "none")
-DRAWS = 8
 
 
 @dataclass(frozen=True)
@@ -49,82 +48,130 @@ class Plan:
 
 def plan(cfg: DictConfig) -> Plan:
     """Check everything that can be known without weights. Raises UserError."""
-    typed = (cfg, "", RunConfig), (cfg.model, "model.", ModelConfig), (cfg.attn, "attn.", AttnConfig)
-    for part, name, kind in (*typed, (cfg.tracking, "tracking.", TrackingConfig)):
+    return Planner().plan(typed(cfg))
+
+
+def typed(cfg: DictConfig) -> RunConfig:
+    """The composed configuration as objects. Raises UserError for an option that there is not."""
+    parts = (cfg, "", RunConfig), (cfg.model, "model.", ModelConfig), (cfg.attn, "attn.", AttnConfig)
+    for part, name, kind in (*parts, (cfg.tracking, "tracking.", TrackingConfig)):
         known = [f"{name}{field}" for field in kind.__dataclass_fields__]
         for key in part:  # +key=value adds what Hydra does not know
             if f"{name}{key}" not in known:
                 raise UserError(f"There is no option {name + key!r}.{nearest(name + key, known)}")
-    config: RunConfig = OmegaConf.to_object(cfg)
-    for name, least in (("masks", 1), ("context", 2), ("samples", 1), ("batch", 1), ("seed", 0), ("data_seed", 0)):
-        if not least <= getattr(config, name) < 2**63:
-            raise UserError(f"{name} must be at least {least} and below 2**63, not {getattr(config, name)}.")
-    if config.draws is not None and config.draws < 1:
-        raise UserError(f"draws must be at least 1, not {config.draws}.")
-    tracking = tracker.check(config.tracking)
-    model = resolve_model(config.model, config.dtype)
-    kernel = choose("kernel", config.kernel.name, sorted(p.stem for p in (CONF / "kernel").glob("*.yaml")))
-    attention = _attention(config, model)
-    draws = (config.draws or DRAWS) if attention.random else 1
-    cell = Cell(model, attention, kernel, config.context, config.seed, draws, config.data_seed)
-    device = _device(config.device, model.device_map)
-    # with random weights nothing but speed is asked for, and a speed is compared within one run
-    own = "compute" if model.embedded or model.random else "read"
-    wanted = choose("references", config.references or own, REFERENCES)
-    tasks = _tasks(config.task, device)
-    if not tasks:
-        raise UserError("No task is chosen: set task=retrieval.")
-    for planned in tasks:
-        if planned.task.rows_are == "samples" and draws > config.samples:
-            raise UserError(
-                f"samples={config.samples} cannot be spread over draws={draws}: ask for more samples or fewer draws."
-            )
-        if model.random and planned.task.needs_trained_weights:
-            raise UserError(
-                f"task={planned.task.name} is refused: the model has random weights, of which an accuracy says "
-                "nothing. Use model.weights=checkpoint, or task=throughput."
-            )
-        if model.reads == "prompts" and planned.task.natural_text:
-            raise UserError(
-                f"task={planned.task.name} is refused: it reads natural text, and model={model.name} knows no words "
-                "but those of its own prompts. Use model=tiny-books, or another language model."
-            )
-        _stock_length(cell, planned.task)
-    results = _writable(config.results)
-    # stock and its reference by turns: the larger of the two
-    method = "stock" if attention.name == "stock" else kernel
-    batches = [t.task.amount(t.options, cell, config.samples, config.batch)[1] for t in tasks if t.task.needs_model]
-    # exact ALiBi keeps all keys: the reference, and what a timing stands beside
-    keeps_all = wanted == "compute" or any(t.task.rows_are == "repeats" for t in tasks)
-    sentence = _memory(config, cell, method, device, max(batches), keeps_all) if batches else None
-    for planned in tasks:
-        planned.task.check(planned.options, cell)
-    return Plan(
-        cell=cell,
-        references=_references(config, cell) if wanted != "none" else {},
-        compute_references=wanted == "compute",
-        tasks=tasks,
-        samples=config.samples,
-        batch=config.batch,
-        device=device,
-        results=results,
-        memory=sentence,
-        tracking=tracking,
-    )
+    return OmegaConf.to_object(cfg)
 
 
-def _writable(folder: str) -> Path:
-    """The results folder, made if need be; UserError if nothing can be written there."""
-    if not folder.strip():
-        raise UserError("results must name a folder: set results=FOLDER.")
-    path = Path(folder).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise UserError(f"results={folder} cannot be written to: {error}.") from None
-    return path
+class Planner:
+    """Plans of many configurations. What depends on few of the values (the model, a window's cutoff, a task's check) is
+    computed once for each of theirs, while this object lives.
+
+    here: the runs are for this machine, whose devices and memory are checked too.
+    """
+
+    def __init__(self, *, here: bool = True):
+        self.here = here
+        self._known: dict[Hashable, tuple[Any, UserError | None]] = {}
+        self._absent: dict[Hashable, CannotLoad] = {}  # models that could not be had, looked for once
+        self._kernels = sorted(p.stem for p in (CONF / "kernel").glob("*.yaml"))
+
+    def plan(self, config: RunConfig) -> Plan:
+        """Check everything that can be known without weights. Raises UserError."""
+        for name, least in (("masks", 1), ("context", 2), ("samples", 1), ("batch", 1), ("seed", 0), ("data_seed", 0)):
+            if not least <= getattr(config, name) < 2**63:
+                raise UserError(f"{name} must be at least {least} and below 2**63, not {getattr(config, name)}.")
+        if config.draws is not None and config.draws < 1:
+            raise UserError(f"draws must be at least 1, not {config.draws}.")
+        tracking = self._once(("tracking", repr(config.tracking)), lambda: tracker.check(config.tracking))
+        named = (repr(config.model), config.dtype)
+        model = self._once(("model", *named), lambda: resolve_model(config.model, config.dtype))
+        kernel = choose("kernel", config.kernel.name, self._kernels)
+        given = (*named, repr(config.attn), config.masks, config.context)
+        attention = self._once(("attention", *given), lambda: _attention(config, model))
+        draws = (config.draws or DRAWS) if attention.random else 1
+        cell = Cell(model, attention, kernel, config.context, config.seed, draws, config.data_seed)
+        # with random weights nothing but speed is asked for, and a speed is compared within one run
+        own = "compute" if model.embedded or model.random else "read"
+        wanted = choose("references", config.references or own, REFERENCES)
+        placed = ("device", config.device, model.device_map)
+        device = self._once(placed, lambda: device_of(config.device, model.device_map, here=self.here))
+        tasks = self._once(("tasks", repr(config.task), device), lambda: _tasks(config.task, device))
+        if not tasks:
+            raise UserError("No task is chosen: set task=retrieval.")
+        for planned in tasks:
+            if planned.task.rows_are == "samples" and draws > config.samples:
+                raise UserError(
+                    f"samples={config.samples} cannot be spread over draws={draws}: ask for more samples or fewer "
+                    "draws."
+                )
+            _refuse_model(planned.task, model)
+            _stock_length(cell, planned.task)
+        results = self._once(("results", config.results), lambda: writable(config.results))
+        sentence = None
+        batches = [t.task.amount(t.options, cell, config.samples, config.batch)[1] for t in tasks if t.task.needs_model]
+        if self.here and batches:
+            # exact ALiBi keeps all keys: the reference, and what a timing stands beside
+            keeps_all = wanted == "compute" or any(t.task.rows_are == "repeats" for t in tasks)
+            # stock and its reference by turns: the larger of the two
+            method = "stock" if attention.name == "stock" else kernel
+            how = {"batch": max(batches), "keeps_all": keeps_all}
+            size = (*given, method, *how.values(), config.draws, *placed, cell.cell_id * attention.evict)
+            sentence = self._once(("memory", *size), lambda: memory_sentence(config, cell, method, device, **how))
+        for planned in tasks:
+            seen = (id(planned), *named, attention, kernel, config.context)
+            self._once(("check", *seen), lambda p=planned: self._check(p, cell, named))
+        beside = {}
+        if wanted != "none":
+            cost = (*named, attention, config.masks, config.context)
+            beside = self._once(("references", *cost), lambda: _references(config.masks, cell))
+        references = {role: cell.with_attention(reference) for role, reference in beside.items()}
+        return Plan(
+            cell=cell,
+            references={role: found for role, found in references.items() if found.cell_id != cell.cell_id},
+            compute_references=wanted == "compute",
+            tasks=tasks,
+            samples=config.samples,
+            batch=config.batch,
+            device=device,
+            results=results,
+            memory=sentence,
+            tracking=tracking,
+        )
+
+    def _check(self, planned: PlannedTask, cell: Cell, named: Hashable) -> None:
+        if named in self._absent:
+            raise self._absent[named]
+        try:
+            planned.task.check(planned.options, cell)
+        except CannotLoad as error:
+            self._absent[named] = error
+            raise
+
+    def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` returns or the UserError it raises, made at the first call with this key."""
+        if key not in self._known:
+            try:
+                self._known[key] = (make(), None)
+            except UserError as error:
+                self._known[key] = (None, error)
+        found, error = self._known[key]
+        if error is not None:
+            raise UserError(str(error))
+        return found
+
+
+def _refuse_model(task: Task, model: ModelSpec) -> None:
+    """UserError if of this model the task could say nothing."""
+    if model.random and task.needs_trained_weights:
+        raise UserError(
+            f"task={task.name} is refused: the model has random weights, of which an accuracy says nothing. Use "
+            "model.weights=checkpoint, or task=throughput."
+        )
+    if model.reads == "prompts" and task.natural_text:
+        raise UserError(
+            f"task={task.name} is refused: it reads natural text, and model={model.name} knows no words "
+            "but those of its own prompts. Use model=tiny-books, or another language model."
+        )
 
 
 def _stock_length(cell: Cell, task: Task) -> None:
@@ -136,22 +183,6 @@ def _stock_length(cell: Cell, task: Task) -> None:
             f"{cell.context + task.generates} (context={cell.context}, and what it generates). Use attn=alibi, which "
             "has no such bound, or a smaller context."
         )
-
-
-def _memory(config: RunConfig, cell: Cell, kernel: str, device: torch.device, batch: int, keeps_all: bool) -> str:
-    model = cell.model
-
-    def checked(**size) -> str:
-        need = memory.estimate(model.architecture, **size, kernel=kernel)
-        return memory.check(need, device, kernel=kernel, spread=model.device_map is not None)
-
-    size = {"itemsize": model.torch_dtype.itemsize, "batch": batch, "tokens": config.context}
-    size |= {"masks": config.masks if config.attn.name == "plsh" else 1, "draws": config.draws or DRAWS}
-    if cell.attention.evict and not keeps_all:
-        checked(**size, reach=0)  # the masks, before they are drawn
-        spans = (weights.span for draw in range(cell.draws) for weights in cell.weights(draw))
-        size["reach"] = cell.attention.sinks + max(spans)
-    return checked(**size)
 
 
 def _attention(config: RunConfig, model: ModelSpec) -> Attention:
@@ -181,15 +212,15 @@ def _attention(config: RunConfig, model: ModelSpec) -> Attention:
     return replace(matched_window(model, **cost, sinks=attn.sinks), evict=attn.evict)
 
 
-def _references(config: RunConfig, cell: Cell) -> dict[str, Cell]:
+def _references(masks: int, cell: Cell) -> dict[str, Attention]:
     """What stands beside the cell in every table: exact ALiBi, and for PLSH both windows of equal cost."""
-    found = {"exact": cell.with_attention(Attention("alibi"))}
+    found = {"exact": Attention("alibi")}
     if cell.attention.name == "plsh":
         for match in MATCHES:
-            cost = {"masks": config.masks, "sampler": cell.attention.sampler, "context": cell.context, "match": match}
+            cost = {"masks": masks, "sampler": cell.attention.sampler, "context": cell.context, "match": match}
             window = matched_window(cell.model, **cost, sinks=cell.attention.sinks)
-            found[f"window {match}"] = cell.with_attention(replace(window, evict=cell.attention.evict))
-    return {role: reference for role, reference in found.items() if reference.cell_id != cell.cell_id}
+            found[f"window {match}"] = replace(window, evict=cell.attention.evict)
+    return found
 
 
 def _tasks(chosen: dict[str, dict | None], device: torch.device) -> list[PlannedTask]:
@@ -215,22 +246,3 @@ def _options(name: str, kind: type, given: dict) -> Any:
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "option"
         raise UserError(f"task.{name}.{key}: {str(error).splitlines()[0]}.") from None
-
-
-def _device(wanted: str, device_map: str | None) -> torch.device:
-    if device_map is not None and not (torch.cuda.is_available() and wanted in ("auto", "cuda")):
-        raise UserError(
-            f"model.device_map={device_map} spreads the model over CUDA devices: it needs device=auto or cuda and a "
-            f"machine that has some (here are {torch.cuda.device_count()}). Leave it out for one device."
-        )
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise UserError(f"device={wanted!r} is not a device: use auto, cpu, cuda or cuda:0.") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device={wanted} is not supported: use auto, cpu, cuda or cuda:0.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device={wanted}: this machine has {torch.cuda.device_count()} CUDA devices. Use device=cpu.")
-    return device

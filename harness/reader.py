@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from harness.stats import Difference, paired_difference
-from harness.store import TaskStore, read_json, write_atomic
+from harness.store import TaskStore, read_json, status_of, write_atomic
 
 ORDER = {"alibi": 0, "stock": 1, "plsh": 2, "window": 3}  # of attentions in a table
 
@@ -34,7 +34,23 @@ class Record:
 
     @cached_property
     def status(self) -> str:
-        return self.store.status()
+        return status_of(self._finished, self._attempts, self._count, lambda: self._all_rows)
+
+    # what the folder holds, each read at most once
+    @cached_property
+    def _finished(self) -> dict | None:
+        return self.store.finished()
+
+    @cached_property
+    def _attempts(self) -> list[dict]:
+        return self.store.attempts()
+
+    @cached_property
+    def _all_rows(self) -> dict[int, dict]:
+        return self.store.rows()
+
+    def _count(self) -> int:
+        return len(self._all_rows) if "_all_rows" in vars(self) else self.store.lines()
 
     @property
     def attention(self) -> dict:
@@ -56,8 +72,7 @@ class Record:
     @cached_property
     def outcome(self) -> dict:
         """task.json if finished, else the last recorded attempt, else nothing."""
-        attempts = self.store.attempts()
-        return self.store.finished() or (attempts[-1] if attempts else {})
+        return self._finished or (self._attempts[-1] if self._attempts else {})
 
     @property
     def metrics(self) -> dict[str, dict]:
@@ -91,7 +106,7 @@ class Record:
     @cached_property
     def rows(self) -> dict[int, dict]:
         """Rows by sample: those that the metrics are made of, or all there are while nothing is finished."""
-        rows, finished = self.store.rows(), self.store.finished()
+        rows, finished = self._all_rows, self._finished
         return {k: row for k, row in rows.items() if k < finished["samples"]} if finished else rows
 
 

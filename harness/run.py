@@ -52,6 +52,7 @@ def main() -> int:
     code = next((c for c in (MISTAKE, AGAIN, FAILED) if c in codes), DONE)
     if _multirun():
         status = {DONE: "ok", FAILED: "failed", MISTAKE: "invalid", AGAIN: "stopped"}[code]
+        status = status if codes else "unknown"  # a launcher has run the cells in other processes
         print(json.dumps({"status": status, "cells": cell_ids, "exit_codes": codes}), flush=True)
     return code
 

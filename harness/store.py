@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 FINISHED = ("ok", "unsupported")
@@ -79,19 +79,52 @@ class TaskStore:
     def record_attempt(self, attempt: str, record: dict) -> None:
         write_atomic(self.folder / "attempts" / f"{attempt}.json", record)
 
+    def lines(self) -> int:
+        """How many lines the parts hold, counted without reading them as JSON: there are no more rows than that."""
+        texts = (part.read_bytes() for part in (self.folder / "parts").glob("*.jsonl"))
+        return sum(text.count(b"\n") + (not text.endswith(b"\n")) for text in texts if text)
+
     def status(self) -> str:
-        """ok, unsupported, error, oom, stopped or missing. A finished task with rows beyond it was being extended."""
-        record, attempts, rows = self.finished(), self.attempts(), self.rows()
-        if record:
-            if len(rows) <= record["samples"]:
-                return record["status"]
-            attempts = [a for a in attempts if a["attempt"] > record["attempt"]]
-        if attempts:
-            return attempts[-1]["status"]
-        return "stopped" if rows else "missing"
+        """ok, unsupported, error, oom, stopped or missing."""
+        return status_of(self.finished(), self.attempts(), self.lines, self.rows)
+
+    def mark(self) -> list[int] | None:
+        """What tells one task.json from another without reading it; None if there is none."""
+        return _stat(self.folder / "task.json")
+
+    def trace(self) -> list:
+        """What changes whenever anything in the folder does, without reading a file."""
+        try:
+            with os.scandir(self.folder / "parts") as parts:
+                sizes = sorted([part.name, part.stat().st_size] for part in parts)
+        except (FileNotFoundError, NotADirectoryError):
+            sizes = []
+        return [self.mark(), _stat(self.folder / "attempts"), sizes]
 
     def open_part(self, attempt: str) -> "Part":
         return Part(self.folder / "parts" / f"{attempt}.jsonl")
+
+
+def status_of(
+    finished: dict | None, attempts: list[dict], lines: Callable[[], int], rows: Callable[[], Mapping]
+) -> str:
+    """ok, unsupported, error, oom, stopped or missing. A finished task with rows beyond it was being extended. Rows are
+    asked for only where the number of lines leaves it open."""
+    if finished:
+        if lines() <= finished["samples"] or len(rows()) <= finished["samples"]:
+            return finished["status"]
+        attempts = [a for a in attempts if a["attempt"] > finished["attempt"]]
+    if attempts:
+        return attempts[-1]["status"]
+    return "stopped" if lines() and rows() else "missing"
+
+
+def _stat(path: Path) -> list[int] | None:
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return [found.st_mtime_ns, found.st_size, found.st_ino]
 
 
 class Part:

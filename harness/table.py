@@ -4,8 +4,9 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from harness.reader import Record, difference, reference_of
 from harness.stats import Difference
@@ -17,24 +18,32 @@ class Table:
     columns: list[str]
     rows: list[list[str]]
     notes: list[str]
+    words: int = 1  # columns from the left that hold words; the others hold numbers
 
     def print(self) -> None:
         """To stdout; a pipe gets lines as wide as they need to be."""
-        console = Console(file=sys.stdout)
-        drawn = RichTable(title=self.title, title_justify="left", title_style="bold")
-        for i, column in enumerate(self.columns):
-            drawn.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
-        for row in self.rows:
-            drawn.add_row(*row)
+        console, drawn = Console(file=sys.stdout), self._drawn()
         if not console.is_terminal:
             console = Console(file=sys.stdout, width=Console(width=1000).measure(drawn).maximum)
         console.print(drawn)
         say(*self.notes)
 
+    def drawn(self) -> Group:
+        """For a display that refreshes itself."""
+        return Group(self._drawn(), *map(Text, self.notes))
+
+    def _drawn(self) -> RichTable:
+        drawn = RichTable(title=self.title, title_justify="left", title_style="bold")
+        for i, column in enumerate(self.columns):
+            drawn.add_column(column, justify="left" if i < self.words else "right", overflow="fold")
+        for row in self.rows:
+            drawn.add_row(*map(Text, row))  # brackets are the text's own
+        return drawn
+
     def markdown(self) -> str:
         lines = [f"**{_in_markdown(self.title)}**", ""] if self.title else []
         lines += ["| " + " | ".join(self.columns) + " |"]
-        lines += ["|" + "|".join(["---"] + ["---:"] * (len(self.columns) - 1)) + "|"]
+        lines += ["|" + "|".join(["---"] * self.words + ["---:"] * (len(self.columns) - self.words)) + "|"]
         lines += ["| " + " | ".join(_in_markdown(cell) for cell in row) + " |" for row in self.rows]
         return "\n".join([*lines, "", *self.notes])
 

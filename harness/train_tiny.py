@@ -1,14 +1,26 @@
-"""Make the embedded models from nothing, on two CPU cores: `python -m harness.train_tiny`."""
+"""Make the embedded models from nothing, on a CPU: `python -m harness.train_tiny`, and from a folder of novels
+`python -m harness.train_tiny --only tiny-books --books FOLDER`."""
 
 import argparse
+import functools
+import sys
 from pathlib import Path
 
-from harness.tiny import card, evaluate, recipe
+from harness.errors import UserError
+from harness.store import write_atomic
+from harness.tiny import books, books_card, books_measure, books_train, card, evaluate, recipe
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m harness.train_tiny", description=__doc__)
-    parser.add_argument("--only", choices=sorted(recipe.FINISH), help="make this model and not the other")
+    known = [*sorted(recipe.FINISH), books_train.NAME]
+    parser.add_argument("--only", choices=known, help="make this model alone; default: those that need no text")
+    parser.add_argument(
+        "--books",
+        type=Path,
+        metavar="FOLDER",
+        help=f"the novels of {books_train.NAME}: FOLDER/train/*.txt, validation, test, named in harness/tiny/books.py",
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "embedded", help="folder of the models")
     parser.add_argument(
         "--steps-scale",
@@ -17,7 +29,25 @@ def main() -> None:
         metavar="X",
         help="X times the steps of every stage (0 for a smoke test)",
     )
+    parser.add_argument(
+        "--measure", action="store_true", help=f"train nothing: measure the {books_train.NAME} that is in --out again"
+    )
     options = parser.parse_args()
+    if options.measure and options.books is None:
+        parser.error(f"--measure is for {books_train.NAME} alone: give --only {books_train.NAME} --books FOLDER")
+    if (options.only == books_train.NAME) != (options.books is not None):
+        parser.error(f"--only {books_train.NAME} and --books FOLDER go together")
+    if options.books is None:
+        prompts(options)
+        return
+    try:
+        novels(options)
+    except UserError as error:
+        parser.error(str(error))
+
+
+def prompts(options: argparse.Namespace) -> None:
+    """The models that read retrieval prompts."""
     names = [options.only] if options.only else list(recipe.FINISH)
     costs = recipe.make(names, options.out, options.steps_scale)
     for name in names:
@@ -28,6 +58,22 @@ def main() -> None:
         card.write(options.out / name, command, costs[name], measured)
         for what, length, share in measured.table:
             print(f"{name}: {what}, {length} tokens: {share:.3f}")
+
+
+def novels(options: argparse.Namespace) -> None:
+    """The model that reads novels."""
+    texts = books.read(options.books)
+    for sentence in books.differing(texts):
+        print(sentence, file=sys.stderr)
+    folder = options.out / books_train.NAME
+    say = functools.partial(print, flush=True)
+    if not options.measure:
+        books_train.make(texts, folder, recipe.scaled(books_train.PHASE, options.steps_scale), say)
+    made = books_train.told(folder)
+    chunks = books_measure.CHUNKS if options.steps_scale >= 1 else books_measure.DRAWS
+    measured = books_measure.measure(folder, texts, say, chunks)
+    write_atomic(folder / "measured.json", measured)
+    books_card.write(folder, made, measured)
 
 
 if __name__ == "__main__":

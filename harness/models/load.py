@@ -1,13 +1,13 @@
 """Load a model and its tokenizer, local or from the Hub, safetensors only, and put our attention into it."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
 
-from harness.errors import UserError
+from harness.errors import CannotLoad, UserError
 from harness.models.families import family_of
 from harness.models.family import Architecture
 from harness.models.spec import ModelSpec, agree, read_config
@@ -119,12 +119,12 @@ def _from_pretrained(spec: ModelSpec, kind, folder: Path | None, **options):
 def _guarded(spec: ModelSpec, load):
     try:
         return load()
-    except (OSError, ValueError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         if spec.path:
-            raise UserError(f"{spec.path} could not be loaded: {error}") from error
+            raise CannotLoad(f"{spec.path} could not be loaded: {error}") from error
         family, arch = spec.family, spec.architecture
         gone = "; MosaicML's repositories are gone from the Hub" if spec.repo.startswith("mosaicml/") else ""
-        raise UserError(
+        raise CannotLoad(
             f"{spec.source} could not be loaded ({type(error).__name__}{gone}). Give a local copy with "
             "model.path=FOLDER, or a copy you trust with model.repo=OWNER/NAME model.revision=COMMIT. "
             f"It will be read with {arch.heads} slopes in {family.slope_order} order and "

@@ -1,7 +1,7 @@
 """Tables as Markdown: of a store, or those that stand in README.md and docs/, made anew from the committed records.
 
 In a page a table stands between the marks `<!-- table: STORE MODEL -->` and `<!-- end of table -->`; in STORE's place
-may stand the JSON file of `python -m harness.models.upstream` or of `python -m harness.bench_overhead`.
+may stand a file of figures that one of the modules of MEASURED has written.
 """
 
 import importlib
@@ -15,7 +15,13 @@ from harness.report.describe import Grid, Page
 from harness.store import read_json
 from harness.throughput import contexts
 
-MADE_BY = {"upstream": "harness.models.upstream", "overhead": "harness.bench_overhead"}
+# files of figures, and the module whose `markdown` draws them; imported when needed, as transformers comes with some
+MEASURED = {
+    "upstream.json": "harness.models.upstream",
+    "scale.json": "harness.sweep.scale",
+    "measured.json": "harness.tiny.books_card",
+    "overhead.json": "harness.bench_overhead",
+}
 MARK = re.compile(r"(<!-- table: (\S+) (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -27,8 +33,7 @@ def rewritten(text: str) -> str:
 def markdown(store: Path, model: str) -> str:
     """Comparison and depth tables of one model's records, by task and context."""
     if store.suffix == ".json":
-        # imported here: one of them needs transformers, which no other table does
-        return importlib.import_module(MADE_BY[store.stem]).markdown(read_json(store))
+        return importlib.import_module(MEASURED[store.name]).markdown(read_json(store))
     asked = reader.questions(r for r in reader.records(store) if r.cell["model"] == model)
     assert asked, f"{store} has no records of {model}"
     timed = [q for q in asked if q.records[0].rows_are == "repeats"]

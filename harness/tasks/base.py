@@ -74,7 +74,10 @@ class Task(Protocol):
         """The options as they enter the task's id, as plain JSON: a file by its content, not by its path."""
         ...
 
-    def check(self, options: Any, cell: Cell) -> None: ...
+    def check(self, options: Any, cell: Cell) -> None:
+        """Raise UserError for options that make no sense. Of the cell it depends on model, attention, kernel and
+        context alone: cells that differ in nothing else are checked once."""
+        ...
 
     def amount(self, options: Any, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
         """How many rows make the task complete, and how many sequences it computes at a time: what the run asks for by

@@ -54,7 +54,7 @@ class Retrieval:
             raise UserError("task.retrieval.text is read only with task.retrieval.haystack=text.")
         if not options.depths or any(not 0 <= d <= 1 for d in options.depths):
             raise UserError(f"task.retrieval.depths must be numbers from 0 to 1, not {list(options.depths)}.")
-        need = prompts.shortest(prompts.encoder(load_tokenizer(cell.model))) + 8
+        need = _least_context(load_tokenizer(cell.model))
         if cell.context < need:
             raise UserError(
                 f"context={cell.context} leaves no room for a haystack: the question and one needle of "
@@ -111,6 +111,11 @@ class Retrieval:
             if sizes:
                 found[name] = stats.Metric(max(sizes), None, None, len(sizes), "bytes")
         return found
+
+
+@functools.lru_cache(maxsize=16)
+def _least_context(tokenizer) -> int:
+    return prompts.shortest(prompts.encoder(tokenizer)) + 8
 
 
 def distance_bins(rows: Sequence[Mapping]) -> list[tuple[int, int]]:

@@ -1,13 +1,15 @@
-"""The tokenizer of the embedded models: Unigram over an explicit vocabulary, nothing trained.
+"""The tokenizers of the embedded models, which all cut a text in the same way before they look up its pieces.
 
-Every token has the same score. The likeliest segmentation is then the one with the fewest tokens: a
-known piece stays whole, and any other text falls back to its bytes.
+For retrieval prompts: Unigram over an explicit vocabulary, nothing trained. Every token has the same
+score. The likeliest segmentation is then the one with the fewest tokens: a known piece stays whole,
+and any other text falls back to its bytes. For novels: byte-pair encoding learnt from them.
 """
 
 from collections.abc import Iterable
 
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import Unigram
+from tokenizers.models import BPE, Unigram
+from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 END = "<|endoftext|>"
@@ -46,6 +48,25 @@ def build(fixed: Iterable[str], keys: Iterable[str], max_length: int) -> PreTrai
     """
     tokens, _ = vocabulary(fixed, keys)
     model = Unigram([(token, SCORE) for token in tokens], tokens.index(UNKNOWN), byte_fallback=False)
+    return wrap(model, max_length, unk_token=UNKNOWN)
+
+
+def learn(texts: Iterable[str], size: int, max_length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of `size` tokens: the end token, 256 bytes, and pairs merged by how often the texts have them."""
+    trainer = BpeTrainer(
+        vocab_size=size,
+        special_tokens=[END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizer()
+    tokenizer.train_from_iterator(texts, trainer)
+    return wrap(tokenizer.model, max_length)
+
+
+def wrap(model: BPE | Unigram, max_length: int, **special: str) -> PreTrainedTokenizerFast:
+    """The tokenizer around a model of pieces, in the form that transformers saves and loads."""
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
@@ -53,7 +74,7 @@ def build(fixed: Iterable[str], keys: Iterable[str], max_length: int) -> PreTrai
         tokenizer_object=tokenizer,
         eos_token=END,
         pad_token=END,
-        unk_token=UNKNOWN,
         clean_up_tokenization_spaces=False,
         model_max_length=max_length,
+        **special,
     )

@@ -63,6 +63,14 @@ def content_of(results: Path, cell_id: str) -> dict | None:
     }
 
 
+def duplicate_of(content: dict, run_id: str) -> dict:
+    """What a run holds that a sweep made for a cell which its run `run_id` has already: the cell and that run, and no
+    figures, which would stand in every chart twice."""
+    config = {**content["config"], "duplicate_of": run_id}
+    empty = {"row": {}, "summary": {}, "tables": {}, "files": {}}
+    return {**content, **empty, "config": config, "tags": [*content["tags"], "duplicate"]}
+
+
 def hash_of(content: dict) -> str:
     """Equal for equal contents, group and tags included."""
     return short_hash(content)

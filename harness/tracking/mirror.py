@@ -18,7 +18,7 @@ from shutil import rmtree
 from harness.config import ROOT
 from harness.secrets import without_secrets
 from harness.store import read_json, write_atomic
-from harness.tracking.content import content_of, hash_of, row_hash
+from harness.tracking.content import content_of, duplicate_of, hash_of, row_hash
 
 MARKER = "wandb.json"
 DESTINATION = ("server", "project", "entity", "run_id")
@@ -46,6 +46,12 @@ def wish(results: Path, cell_id: str, **wanted: object) -> None:
         write_atomic(path, {**marker, "wish": wanted})
 
 
+def run_in_sweep(results: Path, cell_id: str, sweep_id: str) -> str | None:
+    """The run that a W&B sweep has for a cell already."""
+    wanted = (read_json(results / cell_id / MARKER) or {}).get("wish", {})
+    return wanted.get("run_id") if wanted.get("sweep_id") == sweep_id else None
+
+
 def mirror(
     results: Path,
     cell_ids: Iterable[str],
@@ -59,7 +65,8 @@ def mirror(
     """Write the runs of these cells, those that are there already left out. Returns within `limit` seconds.
 
     mode: online or offline; without_key: the mode where there is no API key, None to do nothing then.
-    instead: project, entity or group in place of what was wished for when the cell was run.
+    instead: project, entity, group, run_id or sweep_id in place of what was wished for when the cell was run;
+    duplicates: the run that has the cell, of which this one shall say no more than that.
     """
     outcome = Outcome(mode)
     runs = {}
@@ -96,6 +103,8 @@ def _wanted(results: Path, cell_id: str, instead: dict) -> dict | None:
     given = {**given, **{k: v for k, v in instead.items() if v is not None}}
     content["group"] = given.get("group") or content["group"]
     content["tags"] = list(dict.fromkeys([*content["tags"], *given.get("tags", ())]))
+    if first := given.get("duplicates"):
+        content = duplicate_of(content, first)
     return {
         "content": content,
         "hash": hash_of(content),

@@ -41,7 +41,8 @@ class Tracker:
 
     def __init__(self, stop: StopRequest):
         self._stop = stop
-        self._pending: dict[tuple[Path, str, float], list[str]] = {}
+        # results, mode, limit, and of a duplicate where its run is and whose it is -> cells
+        self._pending: dict[tuple, list[str]] = {}
         self._due = time.monotonic() + self.PERIOD
 
     def __enter__(self) -> "Tracker":
@@ -52,17 +53,24 @@ class Tracker:
 
     def add(self, results: Path, cell_id: str, config: TrackingConfig, *, own: bool) -> None:
         """A cell whose rows are in the store. own: the cell that was asked for, not a reference beside it; under a W&B
-        agent it takes the run that the agent has made for it."""
+        agent it takes the run that the agent has made for it. Where an earlier row of the sweep was the same cell, that
+        run only says whose it is."""
         if config.mode == "disabled":
             return
-        from harness.tracking.mirror import wish
+        from harness.tracking.mirror import run_in_sweep, wish
 
         wanted = {"project": config.project, "entity": config.entity, "group": config.group, "tags": config.tags}
+        place = (results, config.mode, config.timeout)
         if own and os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
-            wanted |= {"run_id": os.environ["WANDB_RUN_ID"], "sweep_id": os.environ["WANDB_SWEEP_ID"]}
+            agent = {"run_id": os.environ["WANDB_RUN_ID"], "sweep_id": os.environ["WANDB_SWEEP_ID"]}
+            first = run_in_sweep(results, cell_id, agent["sweep_id"])
+            if first not in (None, agent["run_id"]):
+                self._pending[*place, ("duplicates", first), *agent.items()] = [cell_id]
+                agent["run_id"] = first
+            wanted |= agent
         with contextlib.suppress(OSError):  # a full disk: the default destination is left
             wish(results, cell_id, **wanted)
-        self._pending.setdefault((results, config.mode, config.timeout), []).append(cell_id)
+        self._pending.setdefault(place, []).append(cell_id)
 
     def catch_up(self) -> None:
         """To be called before a cell is computed: those that ended are mirrored, if it is time. The last ones wait for
@@ -73,12 +81,12 @@ class Tracker:
     def _flush(self) -> None:
         """One process for all that wait. Where it fails, none is started for the rest, nor for a while."""
         failed = False
-        for (results, mode, limit), cells in self._pending.items():
-            failed = failed or not self._mirror(results, list(dict.fromkeys(cells)), mode, limit)
+        for (results, mode, limit, *instead), cells in self._pending.items():
+            failed = failed or not self._mirror(results, list(dict.fromkeys(cells)), mode, limit, **dict(instead))
         self._pending = {}
         self._due = time.monotonic() + (self.AFTER_FAILURE if failed else self.PERIOD)
 
-    def _mirror(self, results: Path, cells: list[str], mode: str, limit: float) -> bool:
+    def _mirror(self, results: Path, cells: list[str], mode: str, limit: float, **instead: str) -> bool:
         from harness.tracking.mirror import mirror
 
         signals = self._stop.count
@@ -91,6 +99,7 @@ class Tracker:
                 without_key="offline",
                 limit=limit,
                 interrupted=lambda: self._stop.count > signals,
+                **instead,
             )
         except Exception as error:  # the results are in the store: no fault of a mirror is the run's
             _say(f"W&B: not mirrored ({type(error).__name__}: {error}). {_later(results)}")

@@ -135,11 +135,12 @@ def _fill(run: wandb.Run, wanted: dict, *, new_row: bool) -> None:
     if content["row"] and new_row:
         tables = {name: wandb.Table(**table, allow_mixed_types=True) for name, table in content["tables"].items()}
         run.log({**content["row"], **tables})
-    artifact = wandb.Artifact(f"record-{content['cell_id']}", type="record")
-    for name, record in content["files"].items():
-        with artifact.new_file(name, mode="w") as file:
-            json.dump(record, file, indent=1)
-    run.log_artifact(artifact)
+    if content["files"]:
+        artifact = wandb.Artifact(f"record-{content['cell_id']}", type="record")
+        for name, record in content["files"].items():
+            with artifact.new_file(name, mode="w") as file:
+                json.dump(record, file, indent=1)
+        run.log_artifact(artifact)
     run.summary.update({**content["summary"], CONTENT: wanted["hash"], ROW: wanted["row_hash"]})
 
 

@@ -1,5 +1,6 @@
 """The command line: what it prints, what it exits with, and how it answers mistakes."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -85,6 +86,13 @@ def test_mistakes_are_answered_before_a_model_is_loaded(run, monkeypatch, tmp_pa
     sentence = [line for line in err.splitlines() if not line.startswith("Memory:")]
     assert "Traceback" not in err and len(sentence) <= 3
     assert not list(tmp_path.glob("*/*"))  # nothing was computed
+
+
+@pytest.mark.skipif(importlib.util.find_spec("submitit") is not None, reason="hydra-submitit-launcher is installed")
+def test_a_launcher_that_is_not_installed_is_named(run, tmp_path):
+    code, document, _, err = run("-m", "hydra/launcher=slurm", "masks=2,4", f"results={tmp_path}")
+    assert code == 2 and "hydra-submitit-launcher" in document["message"] and "Traceback" not in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_models_that_are_gone_name_the_way_out(run, tmp_path):

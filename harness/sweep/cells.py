@@ -1,0 +1,187 @@
+"""From rows to cells: every row checked before the first starts, rows that are the same work told once.
+
+Hydra composes once for each combination of what it must resolve itself: groups, and the options of model, task and
+tracking. The other options have types, and are set on the composed configuration; a test compares the two ways.
+"""
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.config import CONF, AttnConfig, RunConfig, register
+from harness.errors import UserError
+from harness.index import Key
+from harness.mistakes import explain
+from harness.plan import Plan, Planner, typed
+from harness.sweep.grid import Grid
+
+GROUPS = {p.name for p in CONF.iterdir() if p.is_dir()}
+TYPED = {f.name for f in fields(RunConfig)} - GROUPS | {f"attn.{f.name}" for f in fields(AttnConfig)}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One cell to run. number: of its row in the grid, from 1. overrides: what harness.run gets. work: the tasks it
+    computes, its own cell's and those of the references computed beside it. samples: how many rows complete each of
+    them. same: later rows that ask for no more."""
+
+    number: int
+    overrides: tuple[str, ...]
+    cell_id: str
+    work: tuple[Key, ...]
+    samples: tuple[int, ...]
+    same: list[int]
+
+
+class Mistakes(UserError):
+    """All mistakes of a sweep: sentence -> the numbers of the rows that make it."""
+
+    def __init__(self, rows: Mapping[str, Sequence[int]]):
+        self.rows = rows
+        super().__init__("\n".join(f"{_numbers(numbers)}: {sentence}" for sentence, numbers in rows.items()))
+
+
+class Composer:
+    """Typed configurations of rows, in a `with` block."""
+
+    def __enter__(self) -> "Composer":
+        register()
+        self._open()
+        self._schema = OmegaConf.structured(RunConfig)
+        self._composed: dict[tuple[str, ...], RunConfig | UserError] = {}
+        self._set: dict[str, Any] = {}
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._hydra.__exit__(*error)
+
+    def config(self, overrides: Sequence[str]) -> RunConfig:
+        """What Hydra composes from these overrides, `task`, `model` and `tracking` shared with other rows. Raises
+        UserError
+        with a line for each mistake."""
+        simple = [o for o in overrides if _simple(o)]
+        said, values, base = [], {}, None
+        try:
+            base = self._base(tuple(o for o in overrides if not _simple(o)))
+        except UserError as error:
+            said.append(str(error))
+        for override in simple:
+            try:
+                values[override.partition("=")[0]] = self._value(override)
+            except UserError as error:
+                said.append(str(error))
+        if said:
+            raise UserError("\n".join(said))
+        config = copy.copy(base)
+        config.attn = copy.copy(base.attn)
+        for name, value in values.items():
+            group, _, field = name.rpartition(".")
+            setattr(config.attn if group else config, field, value)
+        return config
+
+    def _base(self, overrides: tuple[str, ...]) -> RunConfig:
+        if overrides not in self._composed:
+            try:
+                self._composed[overrides] = typed(compose("config", overrides=list(overrides)))
+            except UserError as error:
+                self._composed[overrides] = error
+            except (HydraException, OmegaConfBaseException) as error:
+                self._composed[overrides] = UserError(explain(error, list(overrides)))
+                self._open()  # explaining ended it: that composes a configuration of its own
+        found = self._composed[overrides]
+        if isinstance(found, UserError):
+            raise UserError(str(found))
+        return found
+
+    def _open(self) -> None:
+        """Make Hydra ready to compose."""
+        GlobalHydra.instance().clear()
+        self._hydra = initialize_config_dir(str(CONF), version_base="1.3")
+        self._hydra.__enter__()
+
+    def _value(self, override: str) -> Any:
+        """The value with the type that the option has."""
+        if override not in self._set:
+            try:
+                read = OverridesParser.create().parse_override(override)
+                OmegaConf.update(self._schema, read.key_or_group, read.value(), merge=True)
+                self._set[override] = OmegaConf.select(self._schema, read.key_or_group)
+            except (HydraException, OmegaConfBaseException) as error:
+                self._set[override] = UserError(explain(error, [override]))
+                self._open()
+        found = self._set[override]
+        if isinstance(found, UserError):
+            raise UserError(str(found))
+        return found
+
+
+def _simple(override: str) -> bool:
+    return override.partition("=")[0] in TYPED and "${" not in override
+
+
+def expand(grid: Grid, *, results: str = "results", here: bool = True) -> list[Row]:
+    """The cells of a grid, rows that are the same work as an earlier one left out.
+
+    here: the rows are to run on this machine, whose devices and memory are checked too.
+    Raises Mistakes with every mistake of every row.
+    """
+    found: dict[tuple, Row] = {}
+    mistakes: dict[str, list[int]] = {}
+    planner = Planner(here=here)
+    folder = f"results={results}"
+    with Composer() as composer:
+        written = [[f"{name}={text}" for text in texts] for name, texts in grid.values.items()]
+        for number, values in enumerate(itertools.product(*written), 1):
+            try:
+                plan = planner.plan(composer.config((*values, folder)))
+            except UserError as error:
+                for sentence in str(error).splitlines():
+                    mistakes.setdefault(sentence, []).append(number)
+                continue
+            work, samples = tuple(work_of(plan)), tuple(samples_of(plan))
+            row = found.setdefault((work, samples), Row(number, values, plan.cell.cell_id, work, samples, []))
+            if row.number != number:
+                row.same.append(number)
+    if mistakes:
+        raise Mistakes(mistakes)
+    return list(found.values())
+
+
+def work_of(plan: Plan) -> list[Key]:
+    """The tasks that a run of this plan brings to an end, by their places in the store."""
+    return [
+        (cell.cell_id, f"{task.task.name}-{cell.task_id(task.task.name, task.identity)}")
+        for cell in plan.cells
+        for task in plan.tasks
+    ]
+
+
+def samples_of(plan: Plan) -> list[int]:
+    """How many rows complete each of them."""
+    return [
+        task.task.amount(task.options, cell, plan.samples, plan.batch)[0] for cell in plan.cells for task in plan.tasks
+    ]
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """Row numbers in a few words: row 3; rows 3-17 and 20 (16 rows)."""
+    spans: list[list[int]] = []
+    for n in numbers:
+        if spans and n == spans[-1][1] + 1:
+            spans[-1][1] = n
+        else:
+            spans.append([n, n])
+    told = [f"{a}-{b}" if b > a else str(a) for a, b in spans[:5]]
+    if len(numbers) == 1:
+        return f"row {told[0]}"
+    more = ", ..." if len(spans) > 5 else ""
+    return f"rows {', '.join(told)}{more} ({len(numbers)} rows)"

@@ -1,0 +1,116 @@
+"""A sweep file in W&B's format, and the rows it stands for: the same rows in the same order, each value written the
+same way, as a W&B agent gets them.
+
+The order is that of W&B's grid: parameters by name, the last varying fastest. An agent writes `str(value)`; a whole
+number comes back from W&B's server as an integer, so 16.0 is written 16.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from harness.errors import UserError, nearest
+
+KEYS = ("program", "method", "name", "description", "project", "entity", "metric", "command", "parameters")
+ENDS = ["harness.run", "${args_no_hyphens}"]  # of the agent's command
+
+
+@dataclass(frozen=True)
+class Grid:
+    """values: the rendered values of each parameter, parameters by name."""
+
+    name: str
+    values: Mapping[str, tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return math.prod(len(v) for v in self.values.values())
+
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """One value of each parameter, in the order of `values`."""
+        return itertools.product(*self.values.values())
+
+    def fixed(self, overrides: Mapping[str, str]) -> "Grid":
+        """The grid with some parameters set for all rows."""
+        values = {**self.values, **{key: (text,) for key, text in overrides.items()}}
+        return Grid(self.name, dict(sorted(values.items())))
+
+
+def read(file: Path) -> Grid:
+    """Raises UserError with every mistake of the file, a line each."""
+    try:
+        content = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no sweep: see docs/sweeps.md for its form.")
+    said = [f"{key!r} is not supported.{nearest(key, KEYS)}" for key in content if key not in KEYS]
+    if content.get("method") != "grid":
+        said.append(f"method is {content.get('method')}: write method: grid, the only one that runs without W&B.")
+    command = content.get("command", ENDS)
+    if not isinstance(command, list) or command[-2:] != ENDS:
+        said.append("command must end with harness.run and ${args_no_hyphens}, and nothing in between or after.")
+    parameters = content.get("parameters")
+    values = {}
+    if not isinstance(parameters, dict) or not parameters:
+        said.append("parameters is empty: name at least one, for example masks: {values: [4, 16]}.")
+    else:
+        for name in sorted(parameters, key=str):
+            try:
+                values[str(name)] = _values(str(name), parameters[name])
+            except UserError as error:
+                said.append(str(error))
+    if said:
+        raise UserError("\n".join(f"{file}: {sentence}" for sentence in said))
+    return Grid(file.stem, values)
+
+
+def _values(name: str, given: object) -> tuple[str, ...]:
+    if name == "results":
+        raise UserError("results is no parameter: name the folder with --results, or in the agent's command.")
+    if name.startswith(("hydra", "~", "+")):
+        raise UserError(f"{name} is no option of harness.run that a sweep can set.")
+    if isinstance(given, dict) and "parameters" in given:
+        raise UserError(f"{name}: nested parameters cannot be written as an override: use dotted names, {name}.KEY.")
+    if not isinstance(given, dict) or set(given) not in ({"value"}, {"values"}):
+        raise UserError(f"{name} needs either value or values, and nothing else (a grid has no distributions).")
+    values = given["values"] if "values" in given else [given["value"]]
+    if not isinstance(values, list) or not values:
+        raise UserError(f"{name}: values must be a list that is not empty.")
+    texts = tuple(render(name, value) for value in values)
+    if twice := next((t for t in texts if texts.count(t) > 1), None):
+        raise UserError(f"{name}: {twice} stands there twice.")
+    return texts
+
+
+def render(name: str, value: object) -> str:
+    """The value as an agent writes it on the command line. UserError where Hydra would read something else."""
+    if value is None:
+        raise UserError(f'{name}: an agent writes an empty value as the word None. Write "null", in quotes.')
+    if isinstance(value, dict):
+        raise UserError(f"{name}: a mapping cannot be written as an override: use dotted names, {name}.KEY.")
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise UserError(f"{name}: {value} is no number of JSON, in which W&B keeps the values.")
+        if value.is_integer() and abs(value) < 1e21:
+            value = int(value)
+    text = str(value)
+    checked(name, text)
+    return text
+
+
+def checked(name: str, text: str) -> None:
+    """UserError unless Hydra reads name=text as one value."""
+    try:
+        several = OverridesParser.create().parse_override(f"{name}={text}").is_sweep_override()
+    except HydraException:
+        raise UserError(f"{name}: {text!r} cannot be read as an override: it needs quotes of its own.") from None
+    if several:
+        raise UserError(f"{name}: Hydra reads {text!r} as several values: write each as a value, or a list as [a, b].")

@@ -1,0 +1,79 @@
+"""The same file under `wandb sweep` and `wandb agent`: the same rows in the same order, and duplicates that say so."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from harness.config import TrackingConfig
+from harness.signals import StopRequest
+from harness.sweep.__main__ import main
+from harness.sweep.grid import read
+from harness.tracking.tracker import Tracker
+from tests.sweep.agents import ENTITY, sweep_server
+from tests.tracking.conftest import cell_of, made, nobody, results  # noqa: F401
+
+# wandb's own command line; its agent looks for work every five seconds otherwise
+WANDB = "import wandb.wandb_agent as a; a.Agent.POLL_INTERVAL = 0.05; from wandb.cli.cli import cli; cli()"
+# in the place of `-m harness.run`: note the arguments
+NOTE = "import json, sys; print(json.dumps(sys.argv[1:]), file=open('rows', 'a'))"
+
+
+@pytest.fixture
+def server(nobody, monkeypatch):  # noqa: F811
+    server = sweep_server()
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123456789abcdef01234567")
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+    yield server
+    server.close()
+
+
+def test_three_roads_give_the_same_rows_in_the_same_order(server, tmp_path, monkeypatch, capsys):
+    parameters = {
+        "masks": {"values": [4, 2]},
+        "task": {"value": ["retrieval"]},
+        "attn": {"values": ["plsh", "alibi"]},
+        "references": {"value": "none"},
+        "attn.cutoff": {"value": "null"},
+    }
+    content = {"program": "harness/run.py", "method": "grid", "parameters": parameters}
+    (tmp_path / "ours.yaml").write_text(yaml.safe_dump(content))
+    note = ["${env}", "${interpreter}", "-c", NOTE, "${args_no_hyphens}"]
+    (tmp_path / "theirs.yaml").write_text(yaml.safe_dump({**content, "command": note}))
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["sweep", "--project", "p", "theirs.yaml"], ["agent", f"{ENTITY}/p/sweep1"]):
+        done = subprocess.run([sys.executable, "-c", WANDB, *arguments], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    agent = [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
+    grid = read(tmp_path / "ours.yaml")
+    rows = [[f"{name}={text}" for name, text in zip(grid.values, row, strict=True)] for row in grid.rows()]
+    assert agent == rows and len(rows) == 4
+    assert main(["ours.yaml", "--missing"]) == 0  # what Slurm's script reads: rows that are one cell told once
+    missing = [line.split(" ", 1) for line in capsys.readouterr().out.splitlines()]
+    assert [int(number) for number, _ in missing] == [1, 2, 3]
+    words = ["bash", "-c", f"printf '%s\\n' {missing[2][1]}"]
+    assert subprocess.run(words, capture_output=True, text=True).stdout.splitlines()[:-1] == rows[2]
+
+
+def test_a_duplicate_says_whose_it_is_and_shows_no_figures(server, monkeypatch, results):  # noqa: F811
+    cell_id = cell_of(results)
+    config = TrackingConfig(mode="online", project="p", entity=ENTITY, group=None)
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    for run_id in ("first", "second", "first"):  # the third is the first, requeued
+        monkeypatch.setenv("WANDB_RUN_ID", run_id)
+        with Tracker(StopRequest()) as tracker:
+            tracker.add(results, cell_id, config, own=True)
+    runs = server.state.runs
+    assert set(runs) == {"first", "second"} and all(run["exitcode"] == 0 for run in runs.values())
+    first, second = (json.loads(runs[name]["config"]) for name in ("first", "second"))
+    assert "duplicate_of" not in first and second["duplicate_of"]["value"] == "first"
+    assert second["cell_id"]["value"] == first["cell_id"]["value"] == cell_id
+    assert len(server.rows("first")) == 1 and server.rows("second") == []
+    assert "duplicate" in runs["second"]["tags"] and runs["second"]["sweep"] == "sweep1"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep2")
+    monkeypatch.setenv("WANDB_RUN_ID", "other")
+    with Tracker(StopRequest()) as tracker:
+        tracker.add(results, cell_id, config, own=True)
+    assert len(server.rows("other")) == 1  # another sweep has a run of its own, with figures

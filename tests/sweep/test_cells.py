@@ -1,0 +1,122 @@
+"""Rows become the cells that harness.run would make of them, each once, and every mistake is said before the first."""
+
+import random
+import shlex
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from harness.config import CONF, ROOT, register
+from harness.errors import CannotLoad
+from harness.plan import plan
+from harness.sweep.cells import Mistakes, expand, work_of
+from harness.sweep.grid import Grid, read
+
+RICH = {
+    "attn": ("alibi", "plsh", "window", "stock"),
+    "attn.cutoff": ("null", "2.5", "4"),
+    "attn.match": ("fused", "passes"),
+    "attn.weights": ("count", "exact"),
+    "context": ("160", "300"),
+    "data_seed": ("0", "3"),
+    "draws": ("null", "4"),
+    "dtype": ("float32", "null"),
+    "kernel": ("exact", "sdpa"),
+    "masks": ("1", "16"),
+    "model": ("tiny", "tiny-plain"),
+    "model.layers": ("1", "2"),
+    "references": ("none", "compute", "null"),
+    "seed": ("0", "9007199254740993"),
+    "task": ("retrieval", "[retrieval,ruler]"),
+    "task.retrieval.depths": ("[0,1]", "[0.5]"),
+    "task.retrieval.haystack": ("noise", "distractors"),
+}
+
+
+def test_random_rows_are_what_hydra_composes_from_all_overrides(tmp_path):
+    rng = random.Random(0)
+    picked = [{name: (rng.choice(texts),) for name, texts in RICH.items()} for _ in range(20)]
+    grids = [Grid("random", values) for values in picked]
+    found = [expand(grid, results=str(tmp_path))[0] for grid in grids]
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for grid, row in zip(grids, found, strict=True):
+            overrides = [f"{name}={text}" for name, (text,) in grid.values.items()]
+            planned = plan(compose("config", overrides=[*overrides, f"results={tmp_path}"]))
+            assert list(row.overrides) == overrides
+            assert row.cell_id == planned.cell.cell_id and list(row.work) == work_of(planned)
+            assert set(row.samples) == {planned.samples}
+
+
+def test_rows_of_one_grid_do_not_touch_one_another(tmp_path):
+    """What is shared between rows is not changed by them: alone, each row is the same cell."""
+    values = {k: RICH[k] for k in ("attn", "attn.match", "masks", "model", "seed")} | {"references": ("compute",)}
+    whole = {row.number: row for row in expand(Grid("g", values), results=str(tmp_path))}
+    same = {n: row for row in whole.values() for n in (row.number, *row.same)}
+    rng = random.Random(1)
+    for number, row in rng.sample(list(enumerate(Grid("g", values).rows(), 1)), 12):
+        alone = expand(Grid("g", {k: (v,) for k, v in zip(values, row, strict=True)}), results=str(tmp_path))[0]
+        assert alone.work == same[number].work
+
+
+def test_rows_that_are_one_cell_are_run_once(tmp_path):
+    rows = expand(Grid("g", {"attn": ("alibi", "plsh"), "masks": ("4", "16"), "references": ("none",)}))
+    assert [(row.number, row.same) for row in rows] == [(1, [2]), (3, []), (4, [])]
+    assert len({row.cell_id for row in rows}) == 3
+
+
+def test_more_samples_are_more_work_and_not_the_same_row():
+    values = {"attn": ("alibi",), "references": ("none",), "samples": ("8", "16")}
+    assert [row.same for row in expand(Grid("g", values))] == [[], []]
+
+
+def test_every_mistake_of_every_row_is_in_one_listing():
+    values = {"attn": ("alibi", "plhs"), "masks": ("2", "0", "many"), "samples": ("80", "4")}
+    with pytest.raises(Mistakes) as raised:
+        expand(Grid("g", values))
+    rows = raised.value.rows
+    assert [s for s in rows if "no attn=plhs" in s and "plsh" in s and rows[s] == list(range(7, 13))]
+    assert [s for s in rows if "masks must be at least 1" in s and rows[s] == [3, 4]]
+    assert [s for s in rows if "'many'" in s and rows[s] == [5, 6, 11, 12]]
+    assert "rows 5-6, 11-12 (4 rows): " in str(raised.value)
+
+
+def test_a_sweep_for_another_machine_is_not_held_to_this_ones_memory_and_devices():
+    values = {"context": ("60000",), "device": ("cuda:7",), "kernel": ("exact",), "references": ("none",)}
+    assert expand(Grid("g", values), here=False)
+    with pytest.raises(Mistakes, match="CUDA devices"):
+        expand(Grid("g", values))
+    with pytest.raises(Mistakes, match="does not fit"):
+        expand(Grid("g", {**values, "device": ("cpu",)}))
+
+
+@pytest.mark.parametrize("name", ["tiny", "kernels"])
+def test_our_sweeps_of_embedded_models_have_no_mistake(name, tmp_path):
+    assert len(expand(read(ROOT / "sweeps" / f"{name}.yaml"), results=str(tmp_path), here=False)) > 10
+
+
+@pytest.mark.parametrize("name", ["masks", "context", "models"])
+def test_our_sweeps_of_other_models_lack_nothing_but_the_download(name, tmp_path):
+    """Tests have no network: all that may be missing is the tokenizer."""
+    with pytest.raises(Mistakes) as raised:
+        expand(read(ROOT / "sweeps" / f"{name}.yaml"), results=str(tmp_path), here=False)
+    assert all("could not be loaded" in sentence for sentence in raised.value.rows)
+
+
+def test_a_model_that_cannot_be_had_is_looked_for_once(monkeypatch):
+    asked = []
+
+    def absent(spec):
+        asked.append(spec)
+        raise CannotLoad("no network")
+
+    monkeypatch.setattr("harness.tasks.retrieval.load_tokenizer", absent)
+    values = {"masks": ("2", "4"), "context": ("160", "300"), "references": ("none",)}
+    with pytest.raises(Mistakes, match=r"rows 1-4 \(4 rows\): no network"):
+        expand(Grid("g", values))
+    assert len(asked) == 1
+
+
+def test_a_row_survives_the_shell():
+    (row,) = expand(Grid("g", {"task": ("['retrieval', 'ruler']",), "references": ("none",)}))
+    assert shlex.split(shlex.join(row.overrides)) == list(row.overrides)

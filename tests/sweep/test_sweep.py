@@ -1,0 +1,123 @@
+"""The command as a user types it: real cells, a failure among them, a signal, a second call."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from harness import reader
+from harness.sweep.__main__ import main
+from harness.sweep.scale import counts_of_mix, markdown, measure
+from tests.conftest import ROOT
+
+FAST = {"context": 160, "samples": 8, "draws": 4, "references": "none", "kernel": "sdpa", "dtype": "float32"}
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Write a sweep file: sweep(masks=[2, 4], ...) -> its path. Options not given are those of FAST."""
+
+    def write(**axes):
+        parameters = {k: {"value": v} for k, v in FAST.items()}
+        parameters |= {k: {"values": v} if isinstance(v, list) else {"value": v} for k, v in axes.items()}
+        file = tmp_path / "s.yaml"
+        content = {"program": "harness/run.py", "method": "grid", "parameters": parameters}
+        file.write_text(yaml.safe_dump(content))
+        return str(file)
+
+    return write
+
+
+@pytest.fixture
+def call(capsys, tmp_path):
+    """Call the command in this process: (exit code, last JSON line, stdout, stderr)."""
+
+    def called(*arguments):
+        code = main([*arguments, "--results", str(tmp_path / "results")])
+        out, err = capsys.readouterr()
+        return code, json.loads(out.splitlines()[-1]), out, err
+
+    return called
+
+
+def test_one_failing_cell_does_not_stop_the_others(sweep, call, checkpoint, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in checkpoint.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    (broken / "model.safetensors").write_bytes(b"not weights")
+    file = sweep(attn="plsh", masks=2, **{"model": "local", "model.path": [str(broken), str(checkpoint)]})
+    code, document, out, err = call(file, "-j", "2")
+    assert code == 1 and document["status"] == "failed"
+    assert (document["done"], document["failed"]) == (1, 1)
+    (failure,) = document["failures"]
+    assert failure["row"] == 1 and "SafetensorError" in failure["why"] and failure["why"] in out
+    assert "row 1: failed" in err and "row 2: done" in err
+    logs = sorted((tmp_path / "results" / "logs" / "s").iterdir())
+    assert [log.name[:4] for log in logs] == ["0001", "0002"]
+    assert json.loads(logs[1].read_text().splitlines()[-1])["status"] == "ok"
+    assert call(file, "--dry-run")[1]["to_run"] == []
+    assert call(file, "--dry-run", "--retry", "failed")[1]["to_run"] == [1]
+    code, document, _, err = call(file)  # nothing is started
+    assert code == 1 and document["failed"] == 1 and "row" not in err
+    assert call(file, "--status")[0] == 1
+    assert call(file, "--dry-run", "samples=12")[1]["to_run"] == [2]  # more samples: the finished one goes on
+
+
+def test_a_signal_is_passed_on_and_the_same_command_goes_on(sweep, tmp_path):
+    file = sweep(attn="alibi", masks=2, samples=400, batch=1, context=300, seed=[0])
+    command = [sys.executable, "-m", "harness.sweep", file, "--results", str(tmp_path / "results")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("results/*/retrieval-*/parts/*.jsonl")):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    document = json.loads(out.splitlines()[-1])
+    assert process.returncode == 75 and document["status"] == "stopped" and document["stopped"] == 1, err
+    (record,) = reader.records(tmp_path / "results")
+    before = len(record.rows)
+    assert 0 < before < 400
+    assert main([file, "samples=8", "--results", str(tmp_path / "results"), "--status"]) == 75
+
+
+def test_missing_rows_are_printed_for_a_shell(sweep, tmp_path, capsys):
+    file = sweep(attn="plsh", masks=[2, 4], task=["[retrieval, ruler]"], samples=8)
+    assert main([file, "--missing", "--results", str(tmp_path / "a folder"), "seed=3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "2"]
+    read = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {lines[1]}"], capture_output=True, text=True
+    ).stdout.splitlines()
+    assert "task=[retrieval, ruler]" in read and f"results={tmp_path / 'a folder'}" in read
+    assert "seed=3" in read and "masks=4" in read
+
+
+MISTAKES = [
+    (("--jobs", "0"), "-j must be at least 1"),
+    (("seed",), "is not KEY=VALUE"),
+    (("results=x",), "--results"),
+    (("masks=1,2",), "several values"),
+    (("--retry", "all"), "invalid choice"),
+    (("maks=3",), "Did you mean masks?"),
+    (("--status", "--missing"), "not allowed with"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), MISTAKES, ids=[" ".join(m[0]) for m in MISTAKES])
+def test_mistakes_are_answered_before_anything_runs(sweep, call, tmp_path, arguments, says):
+    code, document, _, err = call(sweep(masks=2), *arguments)
+    assert code == 2 and document["status"] == "invalid" and says in document["message"] and says in err
+    assert not list(tmp_path.glob("results/*"))
+
+
+def test_figures_of_scale_are_measured_on_a_store_that_is_what_it_says(tmp_path):
+    record = measure(720, tmp_path)
+    there = 720 - counts_of_mix(720)["missing"]
+    assert [f["count"] for f in record["figures"]] == [720, 720, 720, there, there]
+    assert "| cells expanded and checked | 720 |" in markdown(record)
