@@ -65,7 +65,8 @@ def _version(package: str) -> str | None:
 
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        here = (device.index or 0) < torch.cuda.device_count()
+        return torch.cuda.get_device_name(device) if here else f"{device} of another machine"
     try:
         with open("/proc/cpuinfo") as lines:
             name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
