@@ -21,6 +21,7 @@ MEASURED = {
     "scale.json": "harness.sweep.scale",
     "measured.json": "harness.tiny.books_card",
     "overhead.json": "harness.bench_overhead",
+    "flat.json": "harness.throughput.flat",
 }
 MARK = re.compile(r"(<!-- table: (\S+) (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
