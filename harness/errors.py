@@ -18,7 +18,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     lowered = {k.lower(): k for k in known}
     close = difflib.get_close_matches(str(word).lower(), lowered, n=1, cutoff=0.5)
     meant = f" Did you mean {lowered[close[0]]}?" if close else ""
-    return f"{meant} Choose one of: {', '.join(known)}." if len(known) <= 24 or not close else meant
+    return f"{meant} Choose one of: {', '.join(known)}." if len(known) <= 24 else meant
 
 
 def choose(name: str, value: str, known: Iterable[str]) -> str:

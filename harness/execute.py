@@ -50,6 +50,8 @@ def run_task(
         done = frozenset(k for k in rows if k < samples)
         context = TaskContext(cell, samples, batch, done, model, str(results / "data"))
         part = store.open_part(attempt)
+        if len(done) < samples:
+            task.prepare(options, cell, samples, results / "data")  # before the clock of the samples starts
         progress.start(f"{cell.attention.label} · {task.name}", samples, len(done), rows_are=task.rows_are)
         if len(done) < samples:
             for written in task.run(options, context):

@@ -244,5 +244,8 @@ def _options(name: str, kind: type, given: dict) -> Any:
     try:
         return OmegaConf.to_object(OmegaConf.merge(typed, given))
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "option"
-        raise UserError(f"task.{name}.{key}: {str(error).splitlines()[0]}.") from None
+        key = f"task.{name}.{getattr(error, 'full_key', None) or 'option'}"
+        reason = str(error).splitlines()[0].rstrip(".")
+        if "is not a ListConfig" in reason:
+            raise UserError(f"{key} is a list: write {key}=[...].") from None
+        raise UserError(f"{key}: {reason}.") from None

@@ -71,11 +71,33 @@ class Leaf:
             return 0
         return normalize_gen_kwargs(dict(config.get("generation_kwargs") or {}), DEFAULT_MAX_GEN_TOKS)["max_gen_toks"]
 
-    @property
+    @functools.cached_property
+    def makes_documents(self) -> bool:
+        """Whether its documents are made by code, from the tokenizer, the length and a seed, rather than read."""
+        return "custom_dataset" in self.config(functions=False)
+
+    @functools.cached_property
     def identity(self) -> dict:
-        """What distinguishes this task from another of the same name."""
-        text = hashlib.sha256(self.yaml.read_bytes() + json.dumps(self.overrides, sort_keys=True).encode())
-        return {"name": self.name, "lm_eval": version(), "definition": text.hexdigest()[:16]}
+        """What distinguishes this task from another of the same name: its whole definition, what it includes, the code
+        and the local data that it names."""
+        config = json.dumps(_by_content(self.config(functions=False), self.yaml.parent), sort_keys=True, default=str)
+        definition = hashlib.sha256(config.encode()).hexdigest()[:16]
+        return {"name": self.name, "lm_eval": version(), "definition": definition}
+
+
+def _by_content(value: Any, folder: Path) -> Any:
+    """A configuration with the files it names replaced by their content, and paths by what they are relative to."""
+    if isinstance(value, Mapping):
+        return {str(k): _by_content(v, folder) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_by_content(v, folder) for v in value]
+    if not isinstance(value, str) or "/" not in value or len(value) > 1000 or "\n" in value:
+        return value
+    code = Path(value.rpartition(".")[0] + ".py")  # a function: its module's path, a point and its name
+    file = code if code.is_file() else Path(value)
+    if file.is_file():
+        return f"{value.rpartition('.')[2]} {hashlib.sha256(file.read_bytes()).hexdigest()}"
+    return value.removeprefix(f"{folder}/")
 
 
 def version() -> str:
@@ -121,10 +143,17 @@ def _task_folder() -> Path:
 @functools.cache
 def _index(include_path: str | None, *, defaults: bool) -> dict:
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._yaml_loader import load_yaml
 
     folder = Path(include_path).expanduser() if include_path else None
     if folder and not folder.is_dir():
         raise UserError(f"task.lm_eval.include_path={include_path}: there is no such folder.")
+    for file in sorted(folder.rglob("*.yaml")) if folder else ():
+        try:
+            load_yaml(file, resolve_func=False)
+        except Exception as error:  # lm-eval would leave the file out and say nothing
+            words = " ".join(str(error).split())
+            raise UserError(f"task.lm_eval.include_path: {file} cannot be read: {words}.") from None
     return TaskManager(include_path=folder and str(folder), include_defaults=defaults).task_index
 
 

@@ -5,18 +5,19 @@ whatever is asked for, and some try for ever where the length is too small. None
 process builds what is wanted under a fixed seed and leaves files, and every cell reads the same files.
 """
 
-import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ import numpy as np
 
 from harness.errors import UserError
 from harness.lmeval.catalogue import Leaf
+from harness.signals import StopRequest
 from harness.store import read_json, write_atomic
 from harness.tasks.base import Prepared
 
-VERSION = 1  # of the way documents are kept: part of what a folder's name is hashed from
+VERSION = 2  # of the way documents are kept: part of what a folder's name is hashed from
 STUCK = 3  # the child's exit code where lm-eval tries without end
 TRIES = 200  # equal calls in a row that tell so
 
@@ -47,8 +49,8 @@ class Request:
     @property
     def folder(self) -> str:
         recipe = {"version": VERSION, **self.leaf.identity, "metadata": self.metadata, "num_fewshot": self.num_fewshot}
-        if self.leaf.ruler:
-            made = ("context", "data_seed", "tokenizer", "samples")
+        if self.leaf.makes_documents:
+            made = ("context", "data_seed", "tokenizer", *(["samples"] * self.leaf.ruler))
             recipe |= {name: getattr(self, name) for name in made}
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
         return f"{self.leaf.name}-{digest[:16]}"
@@ -65,13 +67,28 @@ def documents(request: Request, folder: Path, tokenizer) -> Prepared:
         print(f"Preparing the documents of {request.leaf.name} in {place}", file=sys.stderr, flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         draft = folder / f".{place.name}.{uuid.uuid4().hex[:8]}"
-        with tempfile.TemporaryDirectory() as tokens:
-            tokenizer.save_pretrained(tokens)
-            _in_child(request, draft, tokens)
-        with contextlib.suppress(OSError):  # another run was first; its content is the same
-            os.rename(draft, place)
+        try:
+            with tempfile.TemporaryDirectory() as tokens:
+                tokenizer.save_pretrained(tokens)
+                _in_child(request, draft, tokens)
+            _put(draft, place)
+        except OSError as error:
+            raise UserError(f"The documents of {request.leaf.name} cannot be kept in {place}: {error}.") from None
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
         manifest = read_json(place / "manifest.json")
     return Prepared(place, manifest["documents"], manifest["sha256"])
+
+
+def _put(draft: Path, place: Path) -> None:
+    """Rename a whole folder into its place, unless another run was first: its content is the same."""
+    try:
+        os.rename(draft, place)
+    except OSError:
+        if (place / "manifest.json").exists():
+            return
+        shutil.rmtree(place, ignore_errors=True)  # a copy that was cut off
+        os.rename(draft, place)
 
 
 def _in_child(request: Request, draft: Path, tokenizer: str) -> None:
@@ -80,6 +97,13 @@ def _in_child(request: Request, draft: Path, tokenizer: str) -> None:
     context.set_forkserver_preload([__name__, "harness.lmeval.preload"])
     receive, send = context.Pipe(duplex=False)
     child = context.Process(target=_build, args=(request, draft, tokenizer, send), daemon=True)
+    # a signal to all processes of the job is the runner's to answer: the server is born deaf to it, and its children too
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in StopRequest.SIGNALS}
+    try:
+        forkserver.ensure_running()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     child.start()
     send.close()
     try:
@@ -107,7 +131,6 @@ def _in_child(request: Request, draft: Path, tokenizer: str) -> None:
 
 def _build(request: Request, draft: Path, tokenizer: str, send) -> None:
     """The child: build the task as lm-eval does, and save the splits that evaluation reads."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the runner decides when to stop
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # lm-eval prints a line for each try
     try:
         splits = _splits(request, tokenizer)
@@ -138,7 +161,8 @@ def _splits(request: Request, tokenizer: str) -> dict[str, Any]:
     evaluated = task.config.test_split or task.config.validation_split
     if request.leaf.ruler and not all(document["outputs"] for document in task.dataset[evaluated]):
         raise ValueError("its prompts would ask for nothing")  # lm-eval goes on where no word fits
-    kept = [evaluated] if not request.num_fewshot else [evaluated, *(s for s in task.dataset if s != evaluated)]
+    others = [s for s in task.dataset if s != evaluated] if task.config.num_fewshot else []
+    kept = [evaluated, *others]
     return {split: task.dataset[split] for split in kept}
 
 

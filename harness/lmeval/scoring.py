@@ -33,7 +33,7 @@ def load_task(request: Request, place: Path, max_gen_toks: int | None):
     config = task_config(request, {})
     config["custom_dataset"] = lambda **_: {s: datasets.load_from_disk(str(place / s)) for s in splits}
     for split in ("training_split", "validation_split", "fewshot_split"):
-        if config.get(split) not in (None, *splits):
+        if not config.get("num_fewshot") and config.get(split) not in (None, *splits):
             config[split] = None  # read for few-shot examples only
     if max_gen_toks is not None:
         config["generation_kwargs"] = {**(config.get("generation_kwargs") or {}), "max_gen_toks": max_gen_toks}
@@ -137,7 +137,8 @@ def metrics(leaf: Leaf, rows: Sequence[Mapping], *, clustered: bool) -> dict[str
     for name in sorted(rows[0]["values"], key=lambda name: name != "bits_per_byte"):
         values = [r["values"][name] for r in rows]
         # a metric under one of several filters has the filter's name behind its own
-        function = next((f for m, f in functions.items() if name == m or name.startswith(f"{m}_")), _mean)
+        own = [m for m in functions if name == m or name.startswith(f"{m}_")]
+        function = functions[max(own, key=len)] if own else _mean
         if function is _mean and all(v in (0, 1) for v in values):
             found[name] = stats.proportion(values, draws, clustered=clustered)
         else:

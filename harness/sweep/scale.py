@@ -3,6 +3,7 @@ read its status and to collect its records, on a store made for the purpose. Wri
 
 import argparse
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -72,6 +73,8 @@ def fill(results: Path, rows: Sequence[Row]) -> None:
 def measure(cells: int, folder: Path) -> dict:
     """All figures as plain JSON."""
     figures = []
+    about = environment.describe(torch.device("cpu")) | {"command": "python -m harness.sweep.scale"}
+    about |= {"file_system": _file_system(folder), "cores": os.cpu_count(), "load": [round(os.getloadavg()[0], 1)]}
 
     def timed(what: str, count: int, work: Callable):
         wall, cpu = time.perf_counter(), time.process_time()
@@ -97,7 +100,7 @@ def measure(cells: int, folder: Path) -> dict:
     table, _ = timed("records collected", count, lambda: collect(folder))
     again, read = timed("records collected again", table.num_rows, lambda: collect(folder))
     assert again.num_rows == table.num_rows == count and read == 0
-    about = {**environment.describe(torch.device("cpu")), "file_system": _file_system(folder)}
+    about["load"].append(round(os.getloadavg()[0], 1))
     return {"environment": about, "figures": figures}
 
 
@@ -120,10 +123,9 @@ def markdown(record: dict) -> str:
         for f in record["figures"]
     ]
     about = record["environment"]
-    note = (
-        f"One process on {about['device']}, Python {about['python']}, the store on {about['file_system']}, with other "
-    )
-    note += "work on the same cores. The peak is that of the process since it began."
+    note = f"One process on {about['device']}, Python {about['python']}, the store on {about['file_system']}, "
+    note += f"{about['cores']} cores under a load of {about['load'][0]} before and {about['load'][1]} after. "
+    note += "The peak is that of the process since it began."
     return Table("", ["", "how many", "seconds", "CPU seconds", "peak MiB"], rows, [note]).markdown()
 
 

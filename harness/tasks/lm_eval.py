@@ -47,6 +47,10 @@ class LmEvalTask:
         return {**self.leaf.identity, **vars(options)}
 
     def check(self, options: LeafOptions, cell: Cell) -> None:
+        if self.leaf.ruler and "max_seq_lengths" in options.metadata:
+            raise UserError(
+                f"task={self.name} has the length that context says: leave max_seq_lengths out of metadata."
+            )
         if self._samples_its_answers:
             raise UserError(f"task={self.name} is not supported: it samples its answers, which no resumed run repeats.")
 

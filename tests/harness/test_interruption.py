@@ -152,6 +152,8 @@ class Broken:
 
     def check(self, options, cell): ...
 
+    def prepare(self, options, cell, samples, folder): ...
+
     def run(self, options, context):
         yield [{"key": 0, "draw": 0, "score": 1.0, "doc_hash": "x"}]
         raise self.fault

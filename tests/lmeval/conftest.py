@@ -41,6 +41,16 @@ def definitions(tmp_path_factory) -> Path:
         "generation_kwargs: {do_sample: false, max_gen_toks: 5, until: []}\n"
         "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n" + common
     )
+    for name in ("shown", "asked"):
+        lines = [json.dumps({"text": f"{name} {i}", "answer": str(i)}) + "\n" for i in range(4)]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    (folder / "shots.yaml").write_text(
+        "task: shots\noutput_type: generate_until\ndoc_to_text: '{{text}}:'\ndoc_to_target: '{{answer}}'\n"
+        "dataset_path: json\ntest_split: test\nfewshot_split: train\nnum_fewshot: 2\nmetadata: {version: 1.0}\n"
+        f"dataset_kwargs: {{data_files: {{train: {folder}/shown.jsonl, test: {folder}/asked.jsonl}}}}\n"
+        "generation_kwargs: {do_sample: false, max_gen_toks: 2, until: []}\n"
+        "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
+    )
     (folder / "both.yaml").write_text("group: both\ntask: [passages, endings]\n")
     return folder
 

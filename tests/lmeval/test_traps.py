@@ -1,9 +1,12 @@
 """What goes wrong when lm-eval is called as its documentation says, each trap with a test that it is not ours."""
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -200,6 +203,70 @@ def test_the_first_documents_do_not_depend_on_how_many_follow(name, data):
     assert len({document["input"] for document in more}) == 5
 
 
+def test_examples_come_from_the_split_that_the_definition_names(definitions, data, checkpoint):
+    from transformers import AutoTokenizer
+
+    from harness.lmeval import catalogue, scoring
+    from harness.lmeval.documents import Request, documents
+
+    (leaf,) = catalogue.leaves(["shots"], str(definitions))
+    request = Request(leaf, 64, 0, "t", 4, {}, None)
+    place = documents(request, data, AutoTokenizer.from_pretrained(checkpoint)).place
+    task = scoring.load_task(request, place, None)
+    for number in range(3):
+        (made,) = scoring._requests(task, number, task.eval_docs[number])
+        *shots, question = made.args[0].split("\n\n")
+        assert question == f"asked {number}:" and len(shots) == 2
+        assert all(shot.startswith("shown ") for shot in shots), "a test document was shown as an example"
+
+
+def test_what_a_definition_includes_and_calls_is_part_of_its_identity(tmp_path):
+    from harness.lmeval.catalogue import Leaf
+
+    (tmp_path / "u.py").write_text("def score(doc, results):\n    return {'acc': 1}\n")
+    (tmp_path / "_base").write_text("doc_to_text: '{{text}}'\n")
+    (tmp_path / "texts.jsonl").write_text("{}\n")
+    leaf = tmp_path / "leaf.yaml"
+    files = f"dataset_kwargs: {{data_files: {{test: {tmp_path}/texts.jsonl}}}}\n"
+    leaf.write_text("include: _base\ntask: leaf\nprocess_results: !function u.score\n" + files)
+    seen = {Leaf("leaf", leaf).identity["definition"]}
+    for name in ("u.py", "_base", "texts.jsonl"):
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "# changed\n")
+        seen.add(Leaf("leaf", leaf).identity["definition"])
+    assert len(seen) == 3, "a change of the included file, the code or the data went unseen"
+
+
+def test_a_cut_off_copy_of_documents_is_made_again(definitions, tmp_path, checkpoint):
+    from transformers import AutoTokenizer
+
+    from harness.lmeval import catalogue
+    from harness.lmeval.documents import Request, documents
+
+    (leaf,) = catalogue.leaves(["passages"], str(definitions))
+    request = Request(leaf, 64, 0, "t", 3, {}, None)
+    (tmp_path / request.folder / "test").mkdir(parents=True)
+    found = documents(request, tmp_path, AutoTokenizer.from_pretrained(checkpoint))
+    assert found.count == 6 and [p.name for p in tmp_path.iterdir()] == [request.folder]
+
+
+def test_a_signal_to_all_processes_of_a_job_does_not_end_the_preparation(tmp_path):
+    options = ["model=tiny", "attn=alibi", "references=none", "samples=4", "context=640", "task=ruler"]
+    options += ["task.ruler.names=[niah_multikey_3]", f"results={tmp_path}", "tracking=disabled"]
+    command = [sys.executable, "-m", "harness.run", *options]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    for line in process.stderr:
+        if line.startswith("Preparing"):
+            break
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 75, err
+    assert json.loads(out.splitlines()[-1])["tasks"] == {"niah_multikey_3": "stopped"}
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+
+
 class TestRefused:
     def test_natural_text_on_a_model_of_prompts(self, cell):
         code, document, _, _ = cell("model=tiny", "task=ruler", "task.ruler.names=[niah_single_2]")
@@ -213,6 +280,20 @@ class TestRefused:
         assert code == 2 and "Did you mean longbench_narrativeqa?" in document["message"]
         code, document, _, _ = cell("task=lm_eval")
         assert code == 2 and "task.lm_eval.names=[" in document["message"]
+        code, document, _, _ = cell("task=ruler", "task.ruler.names=niah_single_1")
+        assert code == 2 and document["message"] == "task.ruler.names is a list: write task.ruler.names=[...]."
+
+    def test_a_length_beside_the_context(self, cell):
+        length = "+task.lm_eval.metadata.max_seq_lengths=[512]"
+        code, document, _, _ = cell("task=lm_eval", "task.lm_eval.names=[niah_single_1]", length, "samples=8")
+        assert code == 2 and "the length that context says" in document["message"]
+
+    def test_a_definition_that_cannot_be_read(self, cell, tmp_path):
+        (tmp_path / "wrong.yaml").write_text("task: wrong\n  output_type: [")
+        code, document, _, _ = cell(
+            "task=lm_eval", "task.lm_eval.names=[wrong]", f"task.lm_eval.include_path={tmp_path}"
+        )
+        assert code == 2 and "wrong.yaml cannot be read" in document["message"]
 
     def test_random_weights(self, cell):
         code, document, _, _ = cell(*RULER, "model=bloom-560m", "model.weights=random", "model.layers=2")
