@@ -1,6 +1,7 @@
 """Where a record was made: enough to judge it and to make it again."""
 
 import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -36,6 +37,15 @@ def describe(device: torch.device) -> dict:
     }
 
 
+def machine(device: torch.device) -> dict:
+    """What a time depends on beside the cell: device, versions and code, a change that is not committed included."""
+    commit, changed = _git("rev-parse", "HEAD"), _git("diff", "HEAD", "--", "harness", "kernels")
+    if changed:
+        commit = f"{commit}+{hashlib.sha256(changed.encode()).hexdigest()[:8]}"
+    versions = {name: _version(name) for name in ("torch", "triton")}
+    return {"device": _device_name(device), **versions, "commit": commit}
+
+
 @functools.cache
 def _git(*arguments: str) -> str | None:
     try:
@@ -55,7 +65,8 @@ def _version(package: str) -> str | None:
 
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        here = (device.index or 0) < torch.cuda.device_count()
+        return torch.cuda.get_device_name(device) if here else f"{device} of another machine"
     try:
         with open("/proc/cpuinfo") as lines:
             name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")

@@ -32,10 +32,11 @@ def run_task(
     stop: StopRequest,
     progress: Progress,
 ) -> str:
-    """Bring one task of a cell to `samples` rows, or to as many as there are. Returns its status: ok, unsupported, oom,
-    error or stopped."""
+    """Bring one task of a cell to as many rows as `samples` asks of it, or as there are. Returns its status: ok,
+    unsupported, oom, error or stopped."""
     task, options = planned.task, planned.options
     identity = planned.identity
+    samples, batch = task.amount(options, cell, samples, batch)
     task_id = cell.task_id(task.name, identity)
     store = TaskStore(results, cell.cell_id, task.name, task_id)
     finished, rows = store.finished(), store.rows()
@@ -51,7 +52,7 @@ def run_task(
         part = store.open_part(attempt)
         if len(done) < samples:
             task.prepare(options, cell, samples, results / "data")  # before the clock of the samples starts
-        progress.start(f"{cell.attention.label} · {task.name}", samples, len(done))
+        progress.start(f"{cell.attention.label} · {task.name}", samples, len(done), rows_are=task.rows_are)
         if len(done) < samples:
             for written in task.run(options, context):
                 part.write(written)

@@ -25,17 +25,20 @@ def writable(folder: str) -> Path:
     return path
 
 
-def memory_sentence(config: RunConfig, cell: Cell, kernel: str, device: torch.device, references: str) -> str:
-    """How much memory the runs of a cell and its references will need, as a sentence; UserError if it is not there."""
+def memory_sentence(
+    config: RunConfig, cell: Cell, kernel: str, device: torch.device, *, batch: int, keeps_all: bool
+) -> str:
+    """How much memory the runs of a cell and its references will need, as a sentence; UserError if it is not there.
+    batch: sequences at a time. keeps_all: something runs whose cache drops no key, whatever the cell's own does."""
     model = cell.model
 
     def checked(**size) -> str:
         need = memory.estimate(model.architecture, **size, kernel=kernel)
         return memory.check(need, device, kernel=kernel, spread=model.device_map is not None)
 
-    size = {"itemsize": model.torch_dtype.itemsize, "batch": config.batch, "tokens": config.context}
+    size = {"itemsize": model.torch_dtype.itemsize, "batch": batch, "tokens": config.context}
     size |= {"masks": config.masks if config.attn.name == "plsh" else 1, "draws": config.draws or DRAWS}
-    if cell.attention.evict and references != "compute":  # the reference of exact ALiBi keeps all keys
+    if cell.attention.evict and not keeps_all:
         checked(**size, reach=0)  # the masks, before they are drawn
         spans = (weights.span for draw in range(cell.draws) for weights in cell.weights(draw))
         size["reach"] = cell.attention.sinks + max(spans)

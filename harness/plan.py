@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from harness import environment
 from harness.cell import ATTENTIONS, DRAWS, Attention, Cell, matched_window
 from harness.config import CONF, AttnConfig, ModelConfig, RunConfig, TrackingConfig
 from harness.errors import CannotLoad, UserError, choose, nearest
@@ -88,27 +89,34 @@ class Planner:
         given = (*named, repr(config.attn), config.masks, config.context)
         attention = self._once(("attention", *given), lambda: _attention(config, model))
         draws = (config.draws or DRAWS) if attention.random else 1
-        if draws > config.samples:
-            raise UserError(
-                f"samples={config.samples} cannot be spread over draws={draws}: ask for more samples or fewer draws."
-            )
         cell = Cell(model, attention, kernel, config.context, config.seed, draws, config.data_seed)
-        wanted = choose("references", config.references or ("compute" if model.embedded else "read"), REFERENCES)
-        tasks = self._once(("tasks", repr(config.task)), lambda: _tasks(config.task))
+        # with random weights nothing but speed is asked for, and a speed is compared within one run
+        own = "compute" if model.embedded or model.random else "read"
+        wanted = choose("references", config.references or own, REFERENCES)
+        placed = ("device", config.device, model.device_map)
+        device = self._once(placed, lambda: device_of(config.device, model.device_map, here=self.here))
+        tasks = self._once(("tasks", repr(config.task), device), lambda: _tasks(config.task, device))
         if not tasks:
             raise UserError("No task is chosen: set task=retrieval.")
         for planned in tasks:
+            if planned.task.rows_are == "samples" and draws > config.samples:
+                raise UserError(
+                    f"samples={config.samples} cannot be spread over draws={draws}: ask for more samples or fewer "
+                    "draws."
+                )
             _refuse_model(planned.task, model)
             _stock_length(cell, planned.task)
-        placed = ("device", config.device, model.device_map)
-        device = self._once(placed, lambda: device_of(config.device, model.device_map, here=self.here))
         results = self._once(("results", config.results), lambda: writable(config.results))
         sentence = None
-        if self.here and any(t.task.needs_model for t in tasks):
+        batches = [t.task.amount(t.options, cell, config.samples, config.batch)[1] for t in tasks if t.task.needs_model]
+        if self.here and batches:
+            # exact ALiBi keeps all keys: the reference, and what a timing stands beside
+            keeps_all = wanted == "compute" or any(t.task.rows_are == "repeats" for t in tasks)
             # stock and its reference by turns: the larger of the two
             method = "stock" if attention.name == "stock" else kernel
-            size = (*given, method, config.batch, config.draws, *placed, wanted, cell.cell_id * attention.evict)
-            sentence = self._once(("memory", *size), lambda: memory_sentence(config, cell, method, device, wanted))
+            how = {"batch": max(batches), "keeps_all": keeps_all}
+            size = (*given, method, *how.values(), config.draws, *placed, cell.cell_id * attention.evict)
+            sentence = self._once(("memory", *size), lambda: memory_sentence(config, cell, method, device, **how))
         for planned in tasks:
             seen = (id(planned), *named, attention, kernel, config.context)
             self._once(("check", *seen), lambda p=planned: self._check(p, cell, named))
@@ -156,8 +164,8 @@ def _refuse_model(task: Task, model: ModelSpec) -> None:
     """UserError if of this model the task could say nothing."""
     if model.random and task.needs_trained_weights:
         raise UserError(
-            f"task={task.name} is refused: model.weights=random gives random weights, of which an accuracy "
-            "says nothing. Use model.weights=checkpoint."
+            f"task={task.name} is refused: the model has random weights, of which an accuracy says nothing. Use "
+            "model.weights=checkpoint, or task=throughput."
         )
     if model.reads == "prompts" and task.natural_text:
         raise UserError(
@@ -215,12 +223,15 @@ def _references(masks: int, cell: Cell) -> dict[str, Attention]:
     return found
 
 
-def _tasks(chosen: dict[str, dict | None]) -> list[PlannedTask]:
+def _tasks(chosen: dict[str, dict | None], device: torch.device) -> list[PlannedTask]:
     """What the chosen names stand for, each task once."""
     found = {}
+    machine = environment.machine(device)
     for name, given in chosen.items():
         family = family_of(name)
         for planned in family.tasks(_options(name, family.options, given or {})):
+            if planned.task.rows_are == "repeats":
+                planned = replace(planned, machine=machine)
             found.setdefault((planned.task.name, str(planned.identity)), planned)
     return list(found.values())
 

@@ -16,8 +16,8 @@ class Progress:
         self._bar: Bar | None = None
         self.written = 0  # rows of all tasks so far
 
-    def start(self, title: str, total: int, done: int) -> None:
-        self._title, self._total, self._done = title, total, done
+    def start(self, title: str, total: int, done: int, *, rows_are: str = "samples") -> None:
+        self._title, self._total, self._done, self._rows_are = title, total, done, rows_are
         self._began = self._last = time.monotonic()
         self._fresh = 0
         if self._console.is_terminal:
@@ -35,7 +35,7 @@ class Progress:
         elif time.monotonic() - self._last >= self.PERIOD or self._done >= self._total:
             self._last = time.monotonic()
             rate = (self._last - self._began) / self._fresh
-            self.say(f"{self._title}: {self._done}/{self._total} samples, {rate:.2f} s each")
+            self.say(f"{self._title}: {self._done}/{self._total} {self._rows_are}, {rate:.2f} s each")
 
     def stop(self) -> None:
         if self._bar:

@@ -14,6 +14,7 @@ from harness.store import TaskStore, read_json, status_of, write_atomic
 ORDER = {"alibi": 0, "stock": 1, "plsh": 2, "window": 3}  # of attentions in a table
 
 SCORES = ("fraction", "score")  # units of metrics of which more is better
+MACHINE = ("device", "torch", "triton", "commit")  # what is in a timing's id beside its options
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,15 @@ class Record:
     @property
     def metrics(self) -> dict[str, dict]:
         return self.outcome.get("metrics", {})
+
+    @property
+    def asked(self) -> dict:
+        """The task's options, without the machine and the code that are in a timing's id."""
+        return {k: v for k, v in (self.outcome.get("options") or {}).items() if k not in MACHINE}
+
+    @property
+    def rows_are(self) -> str:
+        return self.outcome.get("rows_are", "samples")
 
     @property
     def headline(self) -> str:

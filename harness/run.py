@@ -121,7 +121,7 @@ def _report(planned, statuses: dict, code: int, *, rows_written: int) -> dict:
                 depths.print()
     if len(by_task) > 1:
         table.across_tasks([list(shown.values()) for shown in by_task]).print()
-    table.say(*table.NOTES)
+    table.say(*table.notes({task.task.rows_are for task in planned.tasks}))
     missing = [role for role in planned.references if role not in present]
     if missing:
         print(f"Not in {planned.results}: {', '.join(missing)}. Add references=compute to compute what is missing.")

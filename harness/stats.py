@@ -14,7 +14,8 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure with its 95 % interval; n is the number of samples it is made of."""
+    """A figure with its 95 % interval, or a time with its quartiles; n is the number of samples or repeats it is made
+    of."""
 
     value: float
     low: float | None
@@ -70,6 +71,12 @@ def jackknife(
     without = [float(function([v for v, g in zip(values, groups, strict=True) if g != name])) for name in names]
     half = _half_width(np.array(without)) * (len(names) - 1)
     return Metric(value, value - half, value + half, len(values), unit)
+
+
+def quartiles(values: Sequence[float], *, unit: str) -> Metric:
+    """The median of repeats of a measurement, with the quartiles in the interval's place; none from a single repeat."""
+    low, middle, high = np.quantile(np.asarray(values, dtype=float), [0.25, 0.5, 0.75]).tolist()
+    return Metric(middle, *((low, high) if len(values) > 1 else (None, None)), len(values), unit)
 
 
 @dataclass(frozen=True)

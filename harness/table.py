@@ -1,7 +1,7 @@
 """Tables of records: one description of the columns, drawn for a terminal or as Markdown."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, Group
@@ -57,7 +57,9 @@ def say(*sentences: str) -> None:
 
 def comparison(records: Sequence[Record], *, title: str = "") -> Table:
     """Attentions side by side on the same samples: cost, the task's headline, and the paired difference from exact
-    ALiBi; for tasks that have it, the answer's likelihood."""
+    ALiBi; for tasks that have it, the answer's likelihood. Of repeats, see `repeats`."""
+    if any(r.rows_are == "repeats" for r in records):
+        return repeats(records, title=title)
     headline = headline_of(records)
     likelihood = any(f"{r.task}/answer_nll" in r.metrics for r in records)
     columns = ["attention", "pairs per row", heading(headline), "minus exact", "detectable"]
@@ -81,6 +83,20 @@ def comparison(records: Sequence[Record], *, title: str = "") -> Table:
     return Table(title, columns, rows, [])
 
 
+def repeats(records: Sequence[Record], *, title: str = "") -> Table:
+    """Everything that a task of repeats has measured, one column for each attention: times stand beside their errors,
+    and samples, which could be paired, there are none."""
+    names: dict[str, str] = {}
+    for record in records:
+        names |= {name: metric["unit"] for name, metric in record.metrics.items() if name not in names}
+    rows = [["pairs per row, expected", *(pairs(r.cell["pairs_per_row"]) for r in records)]]
+    for name in sorted(names, key=lambda n: _place(n, records)):
+        unit = UNITS[names[name]][1] if names[name] in UNITS else ""
+        line = heading(name) + (f" ({unit})" if unit else "")
+        rows.append([line, *(interval(r.metrics.get(name)) for r in records)])
+    return Table(title, ["", *(_label(r) for r in records)], rows, [])
+
+
 def by_depth(records: Sequence[Record], *, title: str = "") -> Table | None:
     """Accuracy at each depth of the needle; None where no record has it."""
     marker = "/accuracy_depth_"
@@ -93,6 +109,11 @@ def by_depth(records: Sequence[Record], *, title: str = "") -> Table | None:
         if r.metrics
     ]
     return Table(title, ["accuracy at needle depth", *(f"{d:g}" for d in depths)], rows, [])
+
+
+def notes(kinds: Collection[str]) -> list[str]:
+    """What must be said of tables of samples, of repeats, or of both."""
+    return NOTES * ("samples" in kinds) + NOTES_OF_REPEATS * ("repeats" in kinds)
 
 
 def across_tasks(by_task: Sequence[Sequence[Record]]) -> Table:
@@ -128,9 +149,8 @@ def overview(records: Sequence[Record]) -> Table:
 def interval(metric: dict | None) -> str:
     if metric is None:
         return ""
-    if metric["low"] is None:
-        return f"{metric['value']:.3f}"
-    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
+    value, low, high = (_number(metric[name], metric["unit"]) for name in ("value", "low", "high"))
+    return value if metric["low"] is None else f"{value} [{low}, {high}]"
 
 
 def pairs(cost: dict[str, float]) -> str:
@@ -156,6 +176,18 @@ def _label(record: Record) -> str:
     return record.cell["label"] + (f" ({'; '.join(remarks)})" if remarks else "")
 
 
+def _number(value: float | None, unit: str) -> str:
+    """Digits that fit the unit: three behind the point, as accuracies have, unless `UNITS` says otherwise."""
+    if value is None:
+        return ""
+    return UNITS[unit][0](value) if unit in UNITS else f"{value:.3f}"
+
+
+def _place(name: str, records: Sequence[Record]) -> int:
+    """Where a metric stands in the record that has most before it: a record may lack some."""
+    return max(list(r.metrics).index(name) for r in records if name in r.metrics)
+
+
 def _value(metric: dict | None) -> str:
     return "" if metric is None else f"{metric['value']:.2f}"
 
@@ -168,8 +200,23 @@ def signed(change: Difference | None) -> str:
     return f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
 
 
+# how a number of this unit is shown, and what is said of it beside its name
+UNITS = {
+    "bytes": (lambda v: f"{v / 2**20:,.1f}", "MiB"),
+    "relative error": (lambda v: f"{v:.1e}", "relative"),
+    "FLOPs": (lambda v: f"{v / 1e9:,.2f}", "GFLOP"),
+    "pairs": (lambda v: f"{v:,.0f}", ""),
+    "ms": (lambda v: f"{v:,.1f}", ""),
+    "tokens/s": (lambda v: f"{v:,.1f}", ""),
+    "times exact": (lambda v: f"{v:.2f}", "over exact ALiBi"),
+}
+
 NOTES = [
     "Intervals are 95 %: Wilson for a deterministic attention; for PLSH over draws, never narrower than Wilson.",
     "Minus exact: paired by prompt. Detectable: the smallest true difference these samples show with 80 % power.",
     "Pairs per row: (query, key) pairs per head with the key before the query, expected over draws.",
+]
+NOTES_OF_REPEATS = [
+    "Times are medians with their quartiles over repeats; speed-ups are over exact ALiBi, timed by turns with it.",
+    "Error: of the kernel against the dense oracle; cached: of the logits from the KV cache against one forward.",
 ]

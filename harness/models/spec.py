@@ -105,7 +105,7 @@ def _random(spec: ModelSpec, init_seed: int) -> ModelSpec:
 
 
 def _named(config: ModelConfig, dtype: str) -> ModelSpec:
-    if not config.repo:
+    if not config.repo and config.weights != "random":
         raise UserError(f"model={config.name} names neither a path nor a repo: give model.path= or model.repo=.")
     if config.architecture is None:
         raise UserError(

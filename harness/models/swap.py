@@ -5,7 +5,7 @@ replaced too: a registered mask builder hands the layers the key padding alone, 
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -40,6 +40,7 @@ class SwappedAttention:
         self.slopes = slopes
         self.layers = layers
         self._weights: Sequence[Weights] = [Alibi(slopes)] * layers
+        self._compute: Callable = attend
         # accelerate's device_map wraps forward and keeps the original as _old_forward: replace what it calls
         names = ["_old_forward" if hasattr(m, "_old_forward") else "forward" for m in modules]
         self._stock = [(m, name, getattr(m, name)) for m, name in zip(modules, names, strict=True)]
@@ -69,6 +70,16 @@ class SwappedAttention:
         finally:
             self._weights = before
 
+    @contextmanager
+    def through(self, compute: Callable) -> Iterator[None]:
+        """Run forwards with `compute` in place of `kernels.attend`, whose arguments it gets and whose result it
+        returns: to time or to check it."""
+        before, self._compute = self._compute, compute
+        try:
+            yield
+        finally:
+            self._compute = before
+
     def _attend(self, q, k, v, *, layer: int, scale: float, mask: torch.Tensor | None, cache) -> torch.Tensor:
         """Attention of new tokens' q (batch, heads, tokens, head_dim) to them and all that is in the cache."""
         weights, slots = self._weights[layer], k.shape[2]
@@ -88,7 +99,7 @@ class SwappedAttention:
         elif cache is not None:
             k, v = cache.update(k, v, layer)
         pads, gaps = torch.tensor(pads), torch.tensor(gaps)
-        return attend(q, k, v, weights, scale=scale, kernel=self.kernel, padding=pads, gap=gaps)
+        return self._compute(q, k, v, weights, scale=scale, kernel=self.kernel, padding=pads, gap=gaps)
 
 
 def _leading(mask: torch.Tensor | None, slots: int, batch: int) -> list[int]:

@@ -120,7 +120,7 @@ def _by_setting(found: Iterable[Record]) -> dict[tuple, Record]:
     def setting(r: Record) -> tuple:
         identity = r.cell["identity"]
         kept = [identity.get(name) for name in ("dtype", "context", "seed", "draws", "data_seed")]
-        return (r.cell["model"], str(identity["attn"]), *kept, r.task, str(r.outcome.get("options")))
+        return (r.cell["model"], str(identity["attn"]), *kept, r.task, str(r.asked))
 
     found = list(found)
     several = {s for s, n in Counter(map(setting, found)).items() if n > 1}

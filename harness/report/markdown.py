@@ -13,14 +13,17 @@ from harness import reader, table
 from harness.config import ROOT
 from harness.report.describe import Grid, Page
 from harness.store import read_json
+from harness.throughput import contexts
 
 # files of figures, and the module whose `markdown` draws them; imported when needed, as transformers comes with some
 MEASURED = {
     "upstream.json": "harness.models.upstream",
     "scale.json": "harness.sweep.scale",
     "measured.json": "harness.tiny.books_card",
+    "overhead.json": "harness.bench_overhead",
+    "flat.json": "harness.throughput.flat",
 }
-MARK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- table: (\S+) (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def rewritten(text: str) -> str:
@@ -34,8 +37,11 @@ def markdown(store: Path, model: str) -> str:
         return importlib.import_module(MEASURED[store.name]).markdown(read_json(store))
     asked = reader.questions(r for r in reader.records(store) if r.cell["model"] == model)
     assert asked, f"{store} has no records of {model}"
-    parts = []
-    for q in asked:
+    timed = [q for q in asked if q.records[0].rows_are == "repeats"]
+    parts = [t.markdown() for t in contexts.tables(timed)]
+    # everything at every context would be pages of figures: `harness.show` has them
+    left = [q for q in asked if q not in timed] if parts else asked
+    for q in left:
         parts.append(table.comparison(q.records, title=f"{q.model}, {q.task}, {q.context} tokens").markdown())
         if depths := table.by_depth(q.records):
             parts.append(depths.markdown())

@@ -31,13 +31,14 @@ TYPED = {f.name for f in fields(RunConfig)} - GROUPS | {f"attn.{f.name}" for f i
 @dataclass(frozen=True, slots=True)
 class Row:
     """One cell to run. number: of its row in the grid, from 1. overrides: what harness.run gets. work: the tasks it
-    computes, its own cell's and those of the references computed beside it. same: later rows that ask for no more."""
+    computes, its own cell's and those of the references computed beside it. samples: how many rows complete each of
+    them. same: later rows that ask for no more."""
 
     number: int
     overrides: tuple[str, ...]
     cell_id: str
     work: tuple[Key, ...]
-    samples: int
+    samples: tuple[int, ...]
     same: list[int]
 
 
@@ -146,8 +147,8 @@ def expand(grid: Grid, *, results: str = "results", here: bool = True) -> list[R
                 for sentence in str(error).splitlines():
                     mistakes.setdefault(sentence, []).append(number)
                 continue
-            work = tuple(work_of(plan))
-            row = found.setdefault((work, plan.samples), Row(number, values, plan.cell.cell_id, work, plan.samples, []))
+            work, samples = tuple(work_of(plan)), tuple(samples_of(plan))
+            row = found.setdefault((work, samples), Row(number, values, plan.cell.cell_id, work, samples, []))
             if row.number != number:
                 row.same.append(number)
     if mistakes:
@@ -161,6 +162,13 @@ def work_of(plan: Plan) -> list[Key]:
         (cell.cell_id, f"{task.task.name}-{cell.task_id(task.task.name, task.identity)}")
         for cell in plan.cells
         for task in plan.tasks
+    ]
+
+
+def samples_of(plan: Plan) -> list[int]:
+    """How many rows complete each of them."""
+    return [
+        task.task.amount(task.options, cell, plan.samples, plan.batch)[0] for cell in plan.cells for task in plan.tasks
     ]
 
 

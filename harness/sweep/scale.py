@@ -64,7 +64,7 @@ def fill(results: Path, rows: Sequence[Row]) -> None:
         (folder / "parts" / "a.jsonl").write_bytes(b"".join(lines))
         (results / cell_id / "cell.json").write_text(json.dumps({**cell, "cell_id": cell_id}, indent=1))
         if state == DONE:
-            (folder / "task.json").write_text(json.dumps({**task, "samples": row.samples}, indent=1))
+            (folder / "task.json").write_text(json.dumps({**task, "samples": row.samples[0]}, indent=1))
         if state == FAILED:
             (folder / "attempts").mkdir()
             (folder / "attempts" / "a.json").write_text(attempt)

@@ -28,21 +28,22 @@ def states(rows: Sequence[Row], results: Path) -> list[State]:
     """The state of each row, from the index of the store."""
     wanted: dict[Key, int] = {}
     for row in rows:
-        for key in row.work:
-            wanted[key] = max(wanted.get(key, 0), row.samples)
+        for key, samples in zip(row.work, row.samples, strict=True):
+            wanted[key] = max(wanted.get(key, 0), samples)
     # what tells whether the entry still holds is not needed any more, and is most of it
     parts = {key: replace(entry, mark=None, trace=None) for key, entry in look(results, wanted.items())}
     return [_state(row, [parts[key] for key in row.work]) for row in rows]
 
 
 def _state(row: Row, parts: Sequence[Entry]) -> State:
-    names = {_part(entry, row.samples) for entry in parts}
+    each = [(_part(entry, samples), entry) for entry, samples in zip(parts, row.samples, strict=True)]
+    names = {name for name, _ in each}
     if names == {DONE}:
         return State(DONE)
     if names == {MISSING}:
         return State(MISSING)
     if names <= {DONE, FAILED}:
-        return State(FAILED, next(e.why for e in parts if _part(e, row.samples) == FAILED))
+        return State(FAILED, next(entry.why for name, entry in each if name == FAILED))
     return State(STOPPED)
 
 

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from harness.stats import Metric
 class TaskContext:
     """What a task gets to run with.
 
-    samples: how many samples are wanted; done: keys of rows that are in the store already.
+    samples: how many rows are wanted; done: keys of rows that are in the store already.
     model: the loaded model, loaded at the first call.
     """
 
@@ -79,6 +79,11 @@ class Task(Protocol):
         context alone: cells that differ in nothing else are checked once."""
         ...
 
+    def amount(self, options: Any, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
+        """How many rows make the task complete, and how many sequences it computes at a time: what the run asks for by
+        `samples` and `batch`, unless the task counts by options of its own."""
+        ...
+
     def prepare(self, options: Any, cell: Cell, samples: int, folder: Path) -> Prepared | None:
         """Make or fetch the task's data and keep it in `folder`; None for a task without data."""
         ...
@@ -94,13 +99,16 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class PlannedTask:
+    """machine: what else the task's id holds, for a task whose rows are repeats of a timing."""
+
     task: Task
     options: Any
+    machine: Mapping[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
     def identity(self) -> dict:
-        """The options as they enter the task's id."""
-        return self.task.identity(self.options)
+        """What enters the task's id."""
+        return {**self.task.identity(self.options), **self.machine}
 
 
 @dataclass(frozen=True)

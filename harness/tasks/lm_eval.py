@@ -54,6 +54,9 @@ class LmEvalTask:
         if self._samples_its_answers:
             raise UserError(f"task={self.name} is not supported: it samples its answers, which no resumed run repeats.")
 
+    def amount(self, options: LeafOptions, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
+        return samples, batch
+
     @functools.cached_property
     def _samples_its_answers(self) -> bool:
         return bool((self.leaf.config(functions=False).get("generation_kwargs") or {}).get("do_sample"))

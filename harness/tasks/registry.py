@@ -4,8 +4,9 @@ from harness.errors import UserError, nearest
 from harness.tasks.base import TaskFamily
 from harness.tasks.lm_eval import LM_EVAL, RULER
 from harness.tasks.retrieval import RETRIEVAL
+from harness.tasks.throughput import THROUGHPUT
 
-TASKS: dict[str, TaskFamily] = {family.name: family for family in (RETRIEVAL, RULER, LM_EVAL)}
+TASKS: dict[str, TaskFamily] = {family.name: family for family in (RETRIEVAL, RULER, LM_EVAL, THROUGHPUT)}
 
 
 def family_of(name: str) -> TaskFamily:

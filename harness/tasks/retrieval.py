@@ -61,6 +61,9 @@ class Retrieval:
                 f"task=retrieval need {need} tokens with this tokenizer."
             )
 
+    def amount(self, options: Options, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
+        return samples, batch
+
     def prepare(self, options: Options, cell: Cell, samples: int, folder: Path) -> Prepared:
         data, place = self._prompts(options, cell, samples, folder)
         return Prepared.of(place, data)

@@ -107,7 +107,7 @@ def timed(folder: Path, scale: float) -> None:
 
     metrics = {
         "throughput/prefill_ms": metric(10.0 * scale, "ms"),
-        "throughput/decode_ms": metric(1.0, "ms"),
+        "throughput/decode_ms_per_token": metric(1.0, "ms"),
         "throughput/peak_bytes": metric(1e9 * scale, "bytes"),
     }
     done = {"status": "ok", "samples": 0, "attempt": "a", "options": {"repeats": 10}, "metrics": metrics}

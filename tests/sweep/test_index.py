@@ -38,7 +38,7 @@ def look(results, samples=8, cell=CELL) -> index.Entry:
 
 def state(results, samples=8, tasks=("retrieval",)) -> str:
     work = tuple((CELL, f"{task}-t") for task in tasks)
-    return states([Row(1, (), CELL, work, samples, [])], results)[0].name
+    return states([Row(1, (), CELL, work, (samples,) * len(work), [])], results)[0].name
 
 
 def test_states_follow_the_store_step_by_step(tmp_path):

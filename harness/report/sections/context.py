@@ -9,7 +9,7 @@ from harness.report.sections import common
 
 MEASURES = {
     "throughput/prefill_ms": ("prefill, time to first token (ms)", (1, 2)),
-    "throughput/decode_ms": ("decode, time per token (ms)", (0, 1)),
+    "throughput/decode_ms_per_token": ("decode, time per token (ms)", (0, 1)),
     "throughput/peak_bytes": ("peak memory (bytes)", (1, 2)),
 }
 SLOPES = {0: "constant", 1: "linear", 2: "quadratic"}

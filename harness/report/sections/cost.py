@@ -8,7 +8,7 @@ from harness.report.describe import Axis, Group, Live, Panel, Point, Section, Se
 from harness.report.methods import EXACT, STOCK, WINDOW, Method
 from harness.report.sections import common
 
-MEASURED = {"throughput/kv_bytes": "KV cache (bytes)", "throughput/prefill_ms": "prefill (ms)"}
+MEASURED = {"throughput/kv_allocated_bytes": "KV cache (bytes)", "throughput/prefill_ms": "prefill (ms)"}
 
 
 def section(questions: list[Question]) -> Section:

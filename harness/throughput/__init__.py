@@ -1,0 +1,1 @@
+"""What task=throughput measures: times, their check against the oracle, and what a step costs."""
