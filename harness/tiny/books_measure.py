@@ -19,7 +19,7 @@ from harness.tiny import bits, books
 from harness.tiny.books_train import stream
 from kernels.cost import MATCHES
 
-CONTEXTS = (256, 512, 1024)
+CONTEXTS = (256, 512, 1024, 2048)
 CONTEXT, MASKS, DRAWS, CHUNKS = 1024, 16, 8, 160
 
 
