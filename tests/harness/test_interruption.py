@@ -152,6 +152,9 @@ class Broken:
 
     def check(self, options, cell): ...
 
+    def amount(self, options, cell, samples, batch):
+        return samples, batch
+
     def prepare(self, options, cell, samples, folder): ...
 
     def run(self, options, context):
