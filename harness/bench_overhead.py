@@ -124,7 +124,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--rows takes two numbers from 8 on (one for each draw), the smaller first; --repeats at least 1.")
     with tempfile.TemporaryDirectory() as base:  # the first run of each size makes the prompts
         runs = [run(rows, Path(base) / str(rows)) for _ in range(given.repeats + 1) for rows in given.rows]
-    about = environment.describe(torch.device("cpu")) | {"command": "python -m harness.bench_overhead"}
+    asked = f"--rows {given.rows[0]} {given.rows[1]} --repeats {given.repeats}"
+    about = environment.describe(torch.device("cpu")) | {"command": f"python -m harness.bench_overhead {asked}"}
     record = {"environment": about, "runs": runs, "overhead": overhead(runs)}
     write_atomic(given.out, record)
     print(markdown(record))
