@@ -178,8 +178,13 @@ class Question:
         for match, wanted in masks.pairs.items():
             wanted = min(wanted, (self.context - 1) / 2)
             for r in self.records:
-                alike = r.attention["name"] == "window" and r.attention.get("sinks") == masks.attention.get("sinks")
-                if alike and r.metrics and abs(r.pairs["fused"] - wanted) < 1e-4 * wanted:
+                alike = all(r.attention.get(option) == masks.attention.get(option) for option in ("sinks", "evict"))
+                if (
+                    r.attention["name"] == "window"
+                    and alike
+                    and r.metrics
+                    and abs(r.pairs["fused"] - wanted) < 1e-4 * wanted
+                ):
                     found[match] = r
         return found
 

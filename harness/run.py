@@ -114,7 +114,8 @@ def _report(planned, statuses: dict, code: int, *, rows_written: int) -> dict:
             metrics |= shown["this cell"].metrics
         present |= set(shown)
         if shown:
-            by_task.append(shown)
+            if task.task.rows_are == "samples":  # a time belongs beside its error, in its own table
+                by_task.append(shown)
             title = f"{name} · {own.model.name} · {own.context} tokens"
             table.comparison(list(shown.values()), title=title).print()
             if depths := table.by_depth(list(shown.values())):

@@ -22,21 +22,21 @@ def _peaks(half: float, single: float, bandwidth: float, source: str) -> Peaks:
     return Peaks(flops, bandwidth * 1e9, source)
 
 
-# by a part of the name that CUDA gives, the first that fits
+# by the name that CUDA gives: others of a family have other memory and clocks
 PEAKS = {
-    "H200": _peaks(989.5, 67, 4800, "NVIDIA H200 Tensor Core GPU data sheet, SXM, dense"),
-    "H100 PCIe": _peaks(756.5, 51, 2000, "NVIDIA H100 Tensor Core GPU data sheet, PCIe, dense"),
-    "H100 80GB HBM3": _peaks(989.5, 67, 3350, "NVIDIA H100 Tensor Core GPU data sheet, SXM, dense"),
-    "A100-SXM4-80GB": _peaks(312, 19.5, 2039, "NVIDIA A100 Tensor Core GPU data sheet, 80GB SXM, dense"),
-    "A100 80GB PCIe": _peaks(312, 19.5, 1935, "NVIDIA A100 Tensor Core GPU data sheet, 80GB PCIe, dense"),
-    "A100-SXM4-40GB": _peaks(312, 19.5, 1555, "NVIDIA A100 Tensor Core GPU data sheet, 40GB SXM, dense"),
-    "A100-PCIE-40GB": _peaks(312, 19.5, 1555, "NVIDIA A100 Tensor Core GPU data sheet, 40GB PCIe, dense"),
+    "NVIDIA H200": _peaks(989.5, 67, 4800, "NVIDIA H200 Tensor Core GPU data sheet, SXM, dense"),
+    "NVIDIA H100 PCIe": _peaks(756.5, 51, 2000, "NVIDIA H100 Tensor Core GPU data sheet, PCIe, dense"),
+    "NVIDIA H100 80GB HBM3": _peaks(989.5, 67, 3350, "NVIDIA H100 Tensor Core GPU data sheet, SXM, dense"),
+    "NVIDIA A100-SXM4-80GB": _peaks(312, 19.5, 2039, "NVIDIA A100 Tensor Core GPU data sheet, 80GB SXM, dense"),
+    "NVIDIA A100 80GB PCIe": _peaks(312, 19.5, 1935, "NVIDIA A100 Tensor Core GPU data sheet, 80GB PCIe, dense"),
+    "NVIDIA A100-SXM4-40GB": _peaks(312, 19.5, 1555, "NVIDIA A100 Tensor Core GPU data sheet, 40GB SXM, dense"),
+    "NVIDIA A100-PCIE-40GB": _peaks(312, 19.5, 1555, "NVIDIA A100 Tensor Core GPU data sheet, 40GB PCIe, dense"),
 }
 
 
 def peaks_of(name: str) -> Peaks | None:
     """The peaks of the device that CUDA calls `name`; None where they are not known, as for every CPU."""
-    return next((peaks for part, peaks in PEAKS.items() if part in name), None)
+    return PEAKS.get(name)
 
 
 def energy_meter(device: torch.device) -> Callable[[], float] | None:

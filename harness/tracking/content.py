@@ -8,7 +8,7 @@ from typing import Any
 from harness.reader import Record, records, view
 from harness.store import short_hash
 
-TEXT = {"prediction", "target", "doc_hash", "key"}  # the only row fields that are sent as text
+TEXT = {"prediction", "target", "doc_hash", "key", "measurement"}  # the only row fields that are sent as text
 LONGEST = 80  # characters of them: an answer, never a document
 PRIVATE = ("message", "traceback")  # of an outcome: an error may quote a prompt
 
@@ -31,7 +31,7 @@ def content_of(results: Path, cell_id: str) -> dict | None:
     for name, record in named.items():
         summary[f"{name}/status"] = record.status
         summary[f"{name}/samples"] = len(record.rows)
-        summary[f"{name}/error"] = record.outcome.get("error", "") if record.status != "ok" else ""
+        summary[f"{name}/error_type"] = record.outcome.get("error", "") if record.status != "ok" else ""
         for metric, value in record.metrics.items():
             metric = f"{name}/{metric.split('/', 1)[1]}"
             metrics[metric] = value["value"]

@@ -63,3 +63,4 @@ def test_peaks_are_known_by_name_or_not_at_all():
     assert peaks_of("NVIDIA H100 80GB HBM3").bandwidth == 3.35e12
     assert peaks_of("NVIDIA H100 PCIe") != peaks_of("NVIDIA H100 80GB HBM3")
     assert peaks_of("cpu AMD EPYC") is None
+    assert peaks_of("NVIDIA GH200 480GB") is None and peaks_of("NVIDIA H200 NVL") is None  # others than the H200

@@ -11,7 +11,7 @@ def test_names_and_values_are_those_of_the_store(results):
     cell_id = cell_of(results)
     content, record = content_of(results, cell_id), read_json(task_json(results))
     for name, metric in record["metrics"].items():
-        assert content["row"][name] == metric["value"]
+        assert content["row"][name] == metric["value"] and name not in content["summary"]
         assert content["summary"].get(f"{name}_low") == metric["low"]  # some figures have no interval
     assert content["row"]["context"] == 160 and content["row"]["masks"] == 4
     assert content["config"]["cell_id"] == cell_id and content["config"]["attn"]["name"] == "plsh"
@@ -45,7 +45,7 @@ def test_text_of_rows_and_errors_stays_at_home(results):
     store = TaskStore(results, cell_id, "broken", "0" * 16)
     store.record_attempt("a", {"attempt": "a", "status": "error", "error": "E", "message": secret, "traceback": secret})
     content = content_of(results, cell_id)
-    assert content["summary"]["broken/error"] == "E" and content["status"] == "error"
+    assert content["summary"]["broken/error_type"] == "E" and content["status"] == "error"
     columns = set(content["tables"]["retrieval/rows"]["columns"])
     assert columns & {*extra, "doc.text"} == {"prediction"} and "values.accuracy" in columns
     text = json.dumps(content)

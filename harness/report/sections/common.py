@@ -11,7 +11,13 @@ from harness.table import heading, interval
 
 WINDOWS: dict[str, Method] = {"fused": WINDOW_FUSED, "passes": WINDOW_PASSES}
 COMMANDS = 3  # that are shown beside a figure
-VARYING = ("sinks", "kernel", "seed", "draws")  # what may set apart two cells of one method and number of masks
+VARYING = (
+    "sinks",
+    "evict",
+    "kernel",
+    "seed",
+    "draws",
+)  # what may set apart two cells of one method and number of masks
 
 
 def tags_of(record: Record, model: str) -> Tags:
@@ -59,7 +65,7 @@ def masks_series(q: Question) -> dict[tuple[Method, str], list[Record]]:
 
 def _option(record: Record, name: str) -> object:
     identity = record.cell["identity"]
-    return identity["attn"].get(name, 0) if name == "sinks" else identity.get(name)
+    return identity["attn"].get(name, 0) if name in ("sinks", "evict") else identity.get(name)
 
 
 def point(x: float | None, metric: dict | None, about: str) -> Point | None:
