@@ -106,7 +106,7 @@ def in_one_go(folder: Path, **options) -> dict[str, list]:
     return {r.cell_id: facts(r) for r in sweep.records()}
 
 
-LONG = {"masks": "3", "samples": 600, "seed": 5}
+LONG = {"masks": "3", "samples": 400, "seed": 5}
 
 
 @pytest.fixture(scope="module")
