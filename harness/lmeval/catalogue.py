@@ -171,10 +171,5 @@ def _expanded(name: str, overrides: dict, index: dict) -> Iterator[Leaf]:
             if not isinstance(child, str) or child not in index:
                 raise UserError(f"lm-eval's group {name} defines a task inline: name its tasks one by one instead.")
             yield from _expanded(child, {**overrides, **given}, index)
-    elif kind == "PY_TASK":
-        raise UserError(
-            f"lm-eval's task {name} is a Python class, not a YAML definition: its data could be neither hashed nor "
-            "kept for nodes without a network, so it is not supported."
-        )
     else:
         yield Leaf(name, entry.yaml_path, overrides)

@@ -6,6 +6,7 @@ process builds what is wanted under a fixed seed and leaves files, and every cel
 """
 
 import hashlib
+import inspect
 import json
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
@@ -133,11 +134,11 @@ def _build(request: Request, draft: Path, tokenizer: str, send) -> None:
     """The child: build the task as lm-eval does, and save the splits that evaluation reads."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # lm-eval prints a line for each try
     try:
-        splits = _splits(request, tokenizer)
+        documents, splits = _splits(request, tokenizer)
         draft.mkdir(parents=True)
         for split, data in splits.items():
             data.save_to_disk(str(draft / split))
-        kept = Prepared.of(draft, next(iter(splits.values())))
+        kept = Prepared.of(draft, documents)
         about = {**request.leaf.identity, "context": request.context, "splits": list(splits)}
         write_atomic(draft / "manifest.json", about | {"documents": kept.count, "sha256": kept.sha256})
         send.send((None, ""))
@@ -146,10 +147,20 @@ def _build(request: Request, draft: Path, tokenizer: str, send) -> None:
         send.send((type(error).__name__, words[:400]))
 
 
-def _splits(request: Request, tokenizer: str) -> dict[str, Any]:
-    """Data sets by split, the evaluated one first. Seeds are those of lm-eval's own command line for data_seed=0."""
-    import datasets
+def build_task(config: dict):
+    """lm-eval's task object of a configuration: its own class, or the one that the configuration names."""
     from lm_eval.api.task import ConfigurableTask
+
+    kind = config.get("class") or ConfigurableTask
+    task = kind(config=config) if "config" in inspect.signature(kind.__init__).parameters else kind()
+    task.config.task = config["task"]
+    return task
+
+
+def _splits(request: Request, tokenizer: str) -> tuple[Iterable[dict], dict[str, Any]]:
+    """The documents that are evaluated, and data sets by split. For data_seed=0 the seeds are those of lm-eval's own
+    command line."""
+    import datasets
 
     datasets.disable_progress_bars()
     config = task_config(request, {"tokenizer": tokenizer})
@@ -157,13 +168,13 @@ def _splits(request: Request, tokenizer: str) -> dict[str, Any]:
         _bound(request.samples)
     random.seed(request.data_seed)
     np.random.seed(1234 + request.data_seed)
-    task = ConfigurableTask(config=config)
+    task = build_task(config)
     evaluated = task.config.test_split or task.config.validation_split
     if request.leaf.ruler and not all(document["outputs"] for document in task.dataset[evaluated]):
         raise ValueError("its prompts would ask for nothing")  # lm-eval goes on where no word fits
-    others = [s for s in task.dataset if s != evaluated] if task.config.num_fewshot else []
-    kept = [evaluated, *others]
-    return {split: task.dataset[split] for split in kept}
+    alone = evaluated and not task.config.num_fewshot  # a Python class says in code what it reads
+    kept = [evaluated] if alone else list(task.dataset)
+    return task.eval_docs, {split: task.dataset[split] for split in kept}
 
 
 def task_config(request: Request, metadata: dict) -> dict:

@@ -17,6 +17,56 @@ PASSAGES = [
 ]
 
 
+PYTHON_TASK = """
+from lm_eval.api.instance import Instance
+from lm_eval.api.task import ConfigurableTask
+
+
+class Endings(ConfigurableTask):
+    VERSION = 0
+    DATASET_PATH = "json"
+
+    def __init__(self, config=None):
+        super().__init__(config={"metadata": {"version": 0}, "dataset_kwargs": {"data_files": {"validation": "TEXTS"}}})
+
+    def has_training_docs(self):
+        return False
+
+    def has_validation_docs(self):
+        return True
+
+    def has_test_docs(self):
+        return False
+
+    def validation_docs(self):
+        return self.dataset["validation"]
+
+    def doc_to_text(self, doc):
+        return doc["text"]
+
+    def doc_to_target(self, doc):
+        return doc["choices"][0]
+
+    def construct_requests(self, doc, ctx, **kwargs):
+        kwargs.pop("apply_chat_template", False)
+        kwargs.pop("chat_template", False)
+        until = {"until": [], "max_gen_toks": 3}
+        return [
+            Instance(request_type="generate_until", doc=doc, arguments=(ctx, until), idx=0, **kwargs),
+            Instance(request_type="loglikelihood", doc=doc, arguments=(ctx, doc["choices"][0]), idx=1, **kwargs),
+        ]
+
+    def process_results(self, doc, results):
+        return {"likelihood": results[1][0], "length": float(len(results[0]))}
+
+    def aggregation(self):
+        return {"likelihood": max, "length": lambda values: sum(values) / len(values)}
+
+    def higher_is_better(self):
+        return {"likelihood": True, "length": True}
+"""
+
+
 @pytest.fixture(scope="session")
 def definitions(tmp_path_factory) -> Path:
     """A folder of lm-eval definitions over local files: rolling likelihood, choice, and generation."""
@@ -51,6 +101,8 @@ def definitions(tmp_path_factory) -> Path:
         "generation_kwargs: {do_sample: false, max_gen_toks: 2, until: []}\n"
         "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
     )
+    (folder / "python.yaml").write_text("task: python\nclass: !function python_task.Endings\n")
+    (folder / "python_task.py").write_text(PYTHON_TASK.replace("TEXTS", str(texts)))
     (folder / "both.yaml").write_text("group: both\ntask: [passages, endings]\n")
     return folder
 

@@ -91,6 +91,20 @@ def test_likelihoods_choices_and_generations_agree(cell, definitions, checkpoint
         assert whole["metrics"][f"{task}/{name}"]["value"] == pytest.approx(theirs[task][f"{name},none"])
 
 
+def test_a_task_that_is_a_python_class_agrees(cell, definitions, checkpoint, language):
+    """It asks two kinds of requests and has an aggregation of its own."""
+    from lm_eval.tasks import TaskManager
+
+    loaded = load(name="local", path=str(checkpoint))
+    manager = TaskManager(include_path=str(definitions), include_defaults=False)
+    theirs = simple_evaluate(loaded, ["python"], manager=manager, max_length=131)["results"]["python"]
+    names = ("task=lm_eval", "task.lm_eval.names=[python]", f"task.lm_eval.include_path={definitions}")
+    code, document, _, _ = cell("model=local", language, *names, "attn=alibi", "context=128", "samples=6", "batch=4")
+    assert code == 0
+    for name in ("likelihood", "length"):
+        assert document["metrics"][f"python/{name}"]["value"] == pytest.approx(theirs[f"{name},none"], rel=1e-5)
+
+
 def test_retrieval_is_a_task_of_lm_eval_with_the_same_score(cell, tiny):
     from lm_eval.tasks import TaskManager
 
