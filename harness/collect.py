@@ -17,6 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from harness import reader
+from harness.errors import refused
 from harness.index import FOLDER
 
 FIRST = ("cell_id", "task", "task_id", "status", "samples", "why", "model", "label")
@@ -31,14 +32,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="file to write, .parquet or .csv")
     given = parser.parse_args(arguments)
     if given.out.suffix not in (".parquet", ".csv"):
-        return _refuse(f"--out={given.out} must end in .parquet or .csv.")
+        return refused(f"--out={given.out} must end in .parquet or .csv.")
     if not given.results.is_dir():
-        return _refuse(f"There is no folder {given.results}: run python -m harness.run first, or name another folder.")
+        return refused(f"There is no folder {given.results}: run python -m harness.run first, or name another folder.")
     table, read = collect(given.results)
     try:
         write(table, given.out)
     except OSError as error:
-        return _refuse(f"--out={given.out} cannot be written: {error}.")
+        return refused(f"--out={given.out} cannot be written: {error}.")
     print(f"{table.num_rows} records, {table.num_columns} columns in {given.out} ({read} read anew).")
     print(json.dumps({"status": "ok", "records": table.num_rows, "read": read, "out": str(given.out)}))
     return 0
@@ -156,12 +157,6 @@ def write(table: pa.Table, file: Path) -> None:
         os.replace(draft, file)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _refuse(sentence: str) -> int:
-    print(sentence, file=sys.stderr)
-    print(json.dumps({"status": "invalid", "message": sentence}))
-    return 2
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import CONF, register
-from harness.errors import UserError
+from harness.errors import UserError, refused
 from harness.mistakes import explain
 from harness.preflight import refuse_foreign_kernels
 from harness.table import Table
@@ -29,9 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         found = _prepare(cfg)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sentence = str(error) if isinstance(error, UserError) else explain(error, arguments)
-        print(sentence, file=sys.stderr)
-        print(json.dumps({"status": "invalid", "message": sentence}))
-        return 2
+        return refused(sentence)
     columns = ["task", "status", "samples", "sha256", "place"]
     Table("", columns, [[str(row.get(c, "")) for c in columns] for row in found], []).print()
     failed = any(row["status"] == "error" for row in found)

@@ -1,7 +1,11 @@
 """A mistake of the user's, answered in a sentence that says what to change; and how to find the nearest right word."""
 
 import difflib
+import json
+import sys
 from collections.abc import Iterable
+
+MISTAKE = 2  # the exit code
 
 
 class UserError(Exception):
@@ -27,3 +31,10 @@ def choose(name: str, value: str, known: Iterable[str]) -> str:
     if value not in known:
         raise UserError(f"{name}: {value!r} is not known.{nearest(value, known)}")
     return value
+
+
+def refused(sentence: str, **more: object) -> int:
+    """How every command answers a mistake: the sentence on stderr, a JSON line on stdout; returns the exit code."""
+    print(sentence, file=sys.stderr)
+    print(json.dumps({"status": "invalid", "message": sentence, **more}), flush=True)
+    return MISTAKE

@@ -48,13 +48,12 @@ def run_task(
     try:
         write_atomic(store.cell_folder / "cell.json", describe_cell(cell))
         done = frozenset(k for k in rows if k < samples)
-        context = TaskContext(cell, samples, batch, done, model, str(results / "data"))
         part = store.open_part(attempt)
-        if len(done) < samples:
-            task.prepare(options, cell, samples, results / "data")  # before the clock of the samples starts
+        # before the clock of the samples starts
+        data = task.prepare(options, cell, samples, results / "data") if len(done) < samples else None
         progress.start(f"{cell.attention.label} · {task.name}", samples, len(done), rows_are=task.rows_are)
         if len(done) < samples:
-            for written in task.run(options, context):
+            for written in task.run(options, TaskContext(cell, samples, batch, done, model, data)):
                 part.write(written)
                 progress.advance(len(written))
                 if stop.requested:

@@ -12,14 +12,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import CONF, register
-from harness.errors import UserError
+from harness.errors import MISTAKE, UserError, refused
 from harness.mistakes import explain, refuse_unknown_flags
 from harness.preflight import refuse_foreign_kernels
 from harness.signals import StopRequest
 from harness.tracking.tracker import Tracker
 from kernels.host import keep_freed_memory
 
-DONE, FAILED, MISTAKE, AGAIN = 0, 1, 2, 75
+DONE, FAILED, AGAIN = 0, 1, 75
 
 
 def main() -> int:
@@ -35,7 +35,7 @@ def main() -> int:
         try:
             code, document = (AGAIN, {}) if stop.requested else run_cell(cfg, stop, tracker)
         except UserError as error:
-            code = _mistake(str(error))
+            code = refused(str(error))
         codes.append(code)
         cell_ids.append(document.get("cell_id"))
 
@@ -46,9 +46,9 @@ def main() -> int:
         with StopRequest() as stop, Tracker(stop) as tracker:  # around all cells of a multirun: a signal stops the rest
             job()
     except UserError as error:
-        return _mistake(str(error))
+        return refused(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        return _mistake(explain(error, sys.argv[1:]))
+        return refused(explain(error, sys.argv[1:]))
     code = next((c for c in (MISTAKE, AGAIN, FAILED) if c in codes), DONE)
     if _multirun():
         status = {DONE: "ok", FAILED: "failed", MISTAKE: "invalid", AGAIN: "stopped"}[code]
@@ -138,12 +138,6 @@ def _report(planned, statuses: dict, code: int, *, rows_written: int) -> dict:
     }
     print(json.dumps(document), flush=True)
     return document
-
-
-def _mistake(sentence: str) -> int:
-    print(sentence, file=sys.stderr)
-    print(json.dumps({"status": "invalid", "message": sentence}), flush=True)
-    return MISTAKE
 
 
 def _multirun() -> bool:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from harness import reader, table
-from harness.errors import nearest
+from harness.errors import nearest, refused
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     found = reader.records(given.results)
     if not found:
-        return _refuse(
+        return refused(
             f"{given.results} holds no records: run python -m harness.run first, or name another folder with --results."
         )
     if given.cell_id is None:
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     matching = [c for c in ids if c.startswith(given.cell_id)]
     if len(matching) != 1:
         told = f"{len(matching)} cells begin so." if matching else nearest(given.cell_id, ids)
-        return _refuse(f"There is no one cell {given.cell_id!r} in {given.results}. {told.strip()}")
+        return refused(f"There is no one cell {given.cell_id!r} in {given.results}. {told.strip()}")
     own = [r for r in found if r.cell_id == matching[0]]
     for record in own:
         _print_record(record, found)
@@ -50,12 +50,6 @@ def _print_record(record: reader.Record, found: list[reader.Record]) -> None:
     facts = {**record.cell["identity"], **record.outcome.get("options", {}), **environment}
     for name, value in facts.items():
         print(f"  {name}: {json.dumps(value)}")
-
-
-def _refuse(sentence: str) -> int:
-    print(sentence, file=sys.stderr)
-    print(json.dumps({"status": "invalid", "message": sentence}))
-    return 2
 
 
 if __name__ == "__main__":

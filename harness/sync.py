@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from harness import reader
-from harness.errors import nearest
+from harness.errors import nearest, refused
 from harness.tracking.mirror import Outcome, mirror
 
-DONE, FAILED, MISTAKE = 0, 1, 2
+DONE, FAILED = 0, 1
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,15 +25,15 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     known = sorted({r.cell_id for r in reader.records(given.results)})
     if not known:
-        return _refuse(f"{given.results} holds no records: name the results folder of a run.")
+        return refused(f"{given.results} holds no records: name the results folder of a run.")
     for cell_id in given.cell or ():
         if cell_id not in known:
-            return _refuse(f"There is no cell {cell_id!r} in {given.results}.{nearest(cell_id, known)}")
+            return refused(f"There is no cell {cell_id!r} in {given.results}.{nearest(cell_id, known)}")
     cells = list(dict.fromkeys(given.cell or known))
     destination = {"project": given.project, "entity": given.entity, "group": given.group}
     outcome = mirror(given.results, cells, mode="online", limit=given.timeout * len(cells), **destination)
     if outcome.no_key:
-        return _refuse("W&B knows no API key here: run wandb login, or set WANDB_API_KEY.")
+        return refused("W&B knows no API key here: run wandb login, or set WANDB_API_KEY.")
     return _report(outcome)
 
 
@@ -52,12 +52,6 @@ def _report(outcome: Outcome) -> int:
     }
     print(json.dumps(document))
     return FAILED if outcome.failed else DONE
-
-
-def _refuse(sentence: str) -> int:
-    print(sentence, file=sys.stderr)
-    print(json.dumps({"status": "invalid", "message": sentence}))
-    return MISTAKE
 
 
 if __name__ == "__main__":

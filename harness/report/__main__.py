@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness.errors import UserError
+from harness.errors import UserError, refused
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,9 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except UserError as error:
-        print(error, file=sys.stderr)
-        print(json.dumps({"status": "invalid", "message": str(error)}))
-        return 2
+        return refused(str(error))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,7 +99,9 @@ def _compare(given: argparse.Namespace) -> int:
         found = compare.changes(*(reader.records(place) for place in places))
         compare.say(found)
     worse = compare.regressions(found)
-    print(json.dumps({"status": "regressed" if worse else "ok", "compared": len(found), "regressions": len(worse)}))
+    records = len({(c.record.cell_id, c.record.store.task_id) for c in found})
+    about = {"compared": records, "figures": len(found), "regressions": len(worse)}
+    print(json.dumps({"status": "regressed" if worse else "ok", **about}))
     return 1 if worse else 0
 
 

@@ -13,8 +13,14 @@ from harness.config import ROOT
 from harness.errors import UserError
 from harness.reader import Record
 
-LESS_IS_BETTER = ("ms", "byte", "nats", "bits", "perplexity", "joule", "second", "milliseconds")
-FAILED = ("error", "oom", "stopped", "missing")
+# words in the units of which less is better, and for a figure without an interval the ratio that counts as a change:
+# what is counted repeats itself, the error of a kernel is of the size of a rounding
+LESS_IS_BETTER = {
+    "byte": 1.01,
+    "relative error": 2.0,
+    **dict.fromkeys(("ms", "nats", "bits", "perplexity", "joule", "second"), 1.05),
+}
+DONE = ("ok", "unsupported")
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,9 @@ def say(found: Sequence[Change]) -> None:
     counts = Counter(c.verdict for c in found)
     told = ", ".join(f"{counts[v]} {v}" for v in order if counts[v]) or "There is nothing to compare"
     table.say(
-        f"{told}. Better or worse: the 95 % interval of the paired difference lies on one side of zero; for times and "
-        "memory, whose repeats cannot be paired, the two intervals do not overlap."
+        f"{told}. Better or worse: the 95 % interval of the paired difference lies on one side of zero; for times, "
+        "whose repeats cannot be paired, the two intervals do not overlap; bytes, which have none, changed by more "
+        "than 1 %, and the error of a kernel by more than a factor of two."
     )
 
 
@@ -87,31 +94,43 @@ def regressions(found: Iterable[Change]) -> list[Change]:
 
 
 def _changes(old: Record, new: Record) -> list[Change]:
-    if new.status in FAILED and old.status not in FAILED:
-        return [Change(new, "", old.status, new.status, "", "failed")]
-    if old.score and new.score:
-        change = reader.difference(new, old)
-        if change is None:
-            return [Change(new, new.headline, "", "", "no prompts in common", "same")]
-        verdict = "same"
-        if change.low is not None and (change.low > 0 or change.high < 0):
-            verdict = "better" if change.low > 0 else "worse"
-        ends = table.interval(old.score), table.interval(new.score)
-        return [Change(new, new.headline, *ends, table.signed(change), verdict)]
-    return [
-        Change(
-            new, name, table.interval(metric), table.interval(new.metrics[name]), "", _apart(metric, new.metrics[name])
-        )
-        for name, metric in old.metrics.items()
-        if name in new.metrics and any(word in str(metric.get("unit")) for word in LESS_IS_BETTER)
-    ]
+    """The status if it changed, and every figure that both have."""
+    found = []
+    if new.status != old.status:
+        rank = [DONE.index(r.status) if r.status in DONE else len(DONE) for r in (old, new)]
+        verdict = "failed" if rank[1] > rank[0] else "better" if rank[1] < rank[0] else "same"
+        found.append(Change(new, "", old.status, new.status, "", verdict))
+    paired = {f"{new.task}/answer_nll": ("nll", -1)}
+    if new.score:
+        paired[new.headline] = ("score", 1)
+    for name, before in old.metrics.items():
+        after = new.metrics.get(name)
+        if after is None:
+            continue
+        ends = table.interval(before), table.interval(after)
+        if name in paired:
+            found.append(Change(new, name, *ends, *_paired(old, new, *paired[name])))
+        elif word := next((word for word in LESS_IS_BETTER if word in str(before.get("unit"))), None):
+            found.append(Change(new, name, *ends, "", _apart(before, after, LESS_IS_BETTER[word])))
+    return found
 
 
-def _apart(old: dict, new: dict) -> str:
-    """Of two figures of which less is better: whether their intervals lie apart, and how."""
-    if None in (old["low"], new["low"]) or not (new["low"] > old["high"] or new["high"] < old["low"]):
-        return "same"
-    return "worse" if new["low"] > old["high"] else "better"
+def _paired(old: Record, new: Record, field: str, sign: int) -> tuple[str, str]:
+    """The paired difference of a row field, and its verdict; `sign` is 1 if more is better, -1 if less."""
+    change = reader.difference(new, old, field)
+    if change is None:
+        return "no prompts in common", "same"
+    apart = change.low is not None and (change.low > 0 or change.high < 0)
+    return table.signed(change), ("better" if sign * change.value > 0 else "worse") if apart else "same"
+
+
+def _apart(old: dict, new: dict, ratio: float) -> str:
+    """Of two figures of which less is better: whether their intervals lie apart, and how; without intervals, whether
+    one is more than `ratio` times the other."""
+    if None in (old["low"], old["high"], new["low"], new["high"]):
+        low, high = old["value"] / ratio, old["value"] * ratio
+        return "worse" if new["value"] > high else "better" if new["value"] < low else "same"
+    return "worse" if new["low"] > old["high"] else "better" if new["high"] < old["low"] else "same"
 
 
 def _by_setting(found: Iterable[Record]) -> dict[tuple, Record]:

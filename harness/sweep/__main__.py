@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from harness.errors import UserError
+from harness.errors import UserError, refused
 from harness.preflight import refuse_foreign_kernels
 from harness.signals import StopRequest
 from harness.sweep.cells import Mistakes, Row, expand
@@ -133,10 +133,8 @@ def _overrides(given: Sequence[str]) -> dict[str, str]:
 
 def _invalid(error: UserError) -> int:
     rows = error.rows if isinstance(error, Mistakes) else {}
-    print(error, file=sys.stderr)
     mistakes = [{"message": sentence, "rows": list(numbers)} for sentence, numbers in rows.items()]
-    _say({"status": "invalid", "message": str(error), **({"mistakes": mistakes} if mistakes else {})})
-    return 2
+    return refused(str(error), **({"mistakes": mistakes} if mistakes else {}))
 
 
 def _say(content: dict) -> None:

@@ -18,7 +18,7 @@ class TaskContext:
     """What a task gets to run with.
 
     samples: how many rows are wanted; done: keys of rows that are in the store already.
-    model: the loaded model, loaded at the first call.
+    model: the loaded model, loaded at the first call. data: what the task's `prepare` gave.
     """
 
     cell: Cell
@@ -26,7 +26,7 @@ class TaskContext:
     batch: int
     done: frozenset[int]
     model: Callable[[], LoadedModel]
-    data_folder: str
+    data: "Prepared | None"
 
     def batches(self) -> Iterator[tuple[int, list[int]]]:
         """(draw, sample numbers) in a fixed partition: sample i belongs to draw i mod draws, and to the batch that its

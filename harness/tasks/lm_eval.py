@@ -71,8 +71,8 @@ class LmEvalTask:
         from harness.lmeval.model import RunnerLM
 
         cell = context.cell
-        found = self.prepare(options, cell, context.samples, Path(context.data_folder))
-        task = scoring.load_task(self._request(options, cell, context.samples), found.place, options.max_gen_toks)
+        place = context.data.place
+        task = scoring.load_task(self._request(options, cell, context.samples), place, options.max_gen_toks)
         documents = task.eval_docs
         within = replace(context, samples=min(context.samples, len(documents)))
         batches = list(within.batches())

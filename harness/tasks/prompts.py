@@ -75,8 +75,8 @@ def text_hash(path: str) -> str:
     return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
 
 
-def cached(folder: Path, encode: Encode, tokenizer_name: str, **arguments) -> tuple[datasets.Dataset, Path]:
-    """The samples as a data set, and where it lies: built once, and kept under a hash of all that they depend on."""
+def kept(folder: Path, encode: Encode, tokenizer_name: str, **arguments) -> Path:
+    """Where the samples lie: built once, and kept under a hash of all that they depend on."""
     recipe = {"version": VERSION, "tokenizer": tokenizer_name, **arguments}
     if arguments["text"]:
         recipe["text"] = text_hash(arguments["text"])
@@ -88,7 +88,12 @@ def cached(folder: Path, encode: Encode, tokenizer_name: str, **arguments) -> tu
         datasets.Dataset.from_list(list(build(encode, **arguments))).save_to_disk(str(draft))
         with contextlib.suppress(OSError):  # another run was first; its content is the same
             os.rename(draft, place)
-    return datasets.load_from_disk(str(place), keep_in_memory=True), place
+    return place
+
+
+def read(place: Path) -> datasets.Dataset:
+    """The samples that `kept` put there."""
+    return datasets.load_from_disk(str(place), keep_in_memory=True)
 
 
 class _Prompt:

@@ -65,23 +65,8 @@ class Retrieval:
         return samples, batch
 
     def prepare(self, options: Options, cell: Cell, samples: int, folder: Path) -> Prepared:
-        data, place = self._prompts(options, cell, samples, folder)
-        return Prepared.of(place, data)
-
-    def run(self, options: Options, context: TaskContext) -> Iterator[list[dict]]:
-        cell, loaded = context.cell, context.model()
-        data, _ = self._prompts(options, cell, context.samples, Path(context.data_folder))
-        weights = functools.cache(cell.weights)
-        for draw, keys in context.batches():
-            started = time.perf_counter()
-            with loaded.attention.use(weights(draw)):
-                rows = answer(loaded, [data[k] for k in keys], evict=cell.attention.evict)
-            seconds = (time.perf_counter() - started) / len(rows)
-            yield [{**row, "draw": draw, "seconds": seconds} for row in rows]
-
-    def _prompts(self, options: Options, cell: Cell, samples: int, folder: Path):
         tokenizer = load_tokenizer(cell.model)
-        return prompts.cached(
+        place = prompts.kept(
             folder,
             prompts.encoder(tokenizer),
             cell.model.identity["tokenizer"] or cell.model.source,
@@ -92,6 +77,18 @@ class Retrieval:
             text=options.text,
             depths=list(options.depths),
         )
+        return Prepared.of(place, prompts.read(place))
+
+    def run(self, options: Options, context: TaskContext) -> Iterator[list[dict]]:
+        cell, loaded = context.cell, context.model()
+        data = prompts.read(context.data.place)
+        weights = functools.cache(cell.weights)
+        for draw, keys in context.batches():
+            started = time.perf_counter()
+            with loaded.attention.use(weights(draw)):
+                rows = answer(loaded, [data[k] for k in keys], evict=cell.attention.evict)
+            seconds = (time.perf_counter() - started) / len(rows)
+            yield [{**row, "draw": draw, "seconds": seconds} for row in rows]
 
     def metrics(self, options: Options, rows: Sequence[Mapping], *, clustered: bool) -> dict[str, stats.Metric]:
         def rate(chosen: Sequence[Mapping]) -> stats.Metric:

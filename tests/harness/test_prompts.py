@@ -108,13 +108,13 @@ def test_missing_or_empty_text_is_a_users_mistake(encode, tmp_path):
 
 def test_cached_data_is_built_once_and_keyed_by_all_it_depends_on(encode, tmp_path, novel):
     arguments = {"samples": 4, "context": 256, "data_seed": 0, "haystack": "noise", "text": None, "depths": DEPTHS}
-    first, _ = prompts.cached(tmp_path, encode, "t", **arguments)
+    first = prompts.read(prompts.kept(tmp_path, encode, "t", **arguments))
     assert list(first) == make(encode, samples=4, context=256)
 
     def never(text):
         raise AssertionError("built again")
 
-    assert list(prompts.cached(tmp_path, never, "t", **arguments)[0]) == list(first)
+    assert list(prompts.read(prompts.kept(tmp_path, never, "t", **arguments))) == list(first)
     folders = {p.name for p in tmp_path.iterdir()}
     for change in (
         {"samples": 5},
@@ -123,6 +123,6 @@ def test_cached_data_is_built_once_and_keyed_by_all_it_depends_on(encode, tmp_pa
         {"haystack": "text", "text": novel},
         {"depths": [0.5]},
     ):
-        prompts.cached(tmp_path, encode, "t", **{**arguments, **change})
-    prompts.cached(tmp_path, encode, "another tokenizer", **arguments)
+        prompts.kept(tmp_path, encode, "t", **{**arguments, **change})
+    prompts.kept(tmp_path, encode, "another tokenizer", **arguments)
     assert len({p.name for p in tmp_path.iterdir()} - folders) == 6

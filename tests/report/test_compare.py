@@ -29,7 +29,8 @@ def two(tmp_path):
 
 def test_equal_stores_have_no_regression(two, capsys):
     code, document, told = compare(capsys, "--compare", *two[:2])
-    assert code == 0 and document == {"status": "ok", "compared": 2, "regressions": 0} and "2 same" in told
+    assert code == 0 and document == {"status": "ok", "compared": 2, "figures": 4, "regressions": 0}
+    assert "4 same" in told  # accuracy and likelihood of each
 
 
 def test_a_loss_on_the_same_prompts_is_a_regression_and_its_mirror_is_none(two, capsys):
@@ -62,14 +63,47 @@ def test_other_weights_of_the_same_model_are_compared(two, capsys):
     assert code == 0 and document["compared"] == 2
 
 
-def test_times_are_worse_when_their_intervals_lie_apart():
-    def metric(low: float, high: float) -> dict:
-        return {"low": low, "high": high}
+def test_times_are_worse_when_their_intervals_lie_apart_and_bytes_when_there_are_more():
+    def metric(low: float | None, high: float | None, value: float = 0.0) -> dict:
+        return {"value": value, "low": low, "high": high}
 
-    assert _apart(metric(1, 2), metric(3, 4)) == "worse"
-    assert _apart(metric(3, 4), metric(1, 2)) == "better"
-    assert _apart(metric(1, 3), metric(2, 4)) == "same"
-    assert _apart({"low": None, "high": None}, metric(2, 4)) == "same"
+    assert _apart(metric(1, 2), metric(3, 4), 1.01) == "worse"
+    assert _apart(metric(3, 4), metric(1, 2), 1.01) == "better"
+    assert _apart(metric(1, 3), metric(2, 4), 1.01) == "same"
+    assert _apart(metric(None, None, 100), metric(None, None, 102), 1.01) == "worse"
+    assert _apart(metric(None, None, 100), metric(None, None, 98), 1.01) == "better"
+    assert _apart(metric(None, None, 100), metric(None, None, 100), 1.01) == "same"
+
+
+def test_more_memory_and_a_larger_error_are_regressions(tmp_path, capsys):
+    for store, scale, error in (("a", 1.0, 2e-7), ("b", 1.5, 3e-6)):
+        folder = made.cell(tmp_path / store, made.ALIBI, fused=127.5)
+        made.timed(folder, 1.0)
+        path = folder / "throughput-t" / "task.json"
+        record = json.loads(path.read_text())
+        plain = {"low": None, "high": None, "n": 1}
+        record["metrics"]["throughput/peak_bytes"] = {"value": 1e9 * scale, **plain, "unit": "bytes"}
+        record["metrics"]["throughput/error"] = {"value": error, **plain, "unit": "relative error"}
+        made.write(path, record)
+    code, document, told = compare(capsys, "--compare", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert code == 1 and document["regressions"] == 2
+    assert "throughput/peak_bytes" in told and "throughput/error" in told and "2 same" in told
+
+
+def test_what_is_unsupported_now_is_a_regression_and_its_mirror_an_improvement(two, capsys):
+    path = next((two[2] / "b").glob("*/retrieval-t/task.json"))
+    made.write(path, {**json.loads(path.read_text()), "status": "unsupported", "metrics": {}})
+    code, _, told = compare(capsys, "--compare", *two[:2])
+    assert code == 1 and "1 failed" in told and "unsupported" in told
+    code, _, told = compare(capsys, "--compare", two[1], two[0])
+    assert code == 0 and "1 better" in told
+
+
+def test_a_loss_of_likelihood_alone_is_a_regression(two, capsys):
+    folder = made.cell(two[2] / "b", made.ALIBI, fused=127.5)
+    made.record(folder, lambda k: 1.0, nll=0.2)
+    code, document, told = compare(capsys, "--compare", *two[:2])
+    assert code == 1 and document["regressions"] == 1 and "retrieval/answer_nll" in told and "+0.100" in told
 
 
 def test_a_store_in_git_is_read_at_a_commit(capsys):
