@@ -1,11 +1,18 @@
 """The command that makes a record, or one that is missing beside it."""
 
+import functools
+import re
 import shlex
 from collections.abc import Sequence
 
+import yaml
+
+from harness.config import CONF
 from harness.reader import Record
 
 KEPT = ("model.", "device=", "batch=", "results=", "task.")  # of a recorded command, for its neighbours
+OPTIONS = ("sampler", "weights", "cutoff", "sinks", "evict")  # of an attention
+SWEPT = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")  # Hydra's functions of several values
 
 
 def recorded(found: Sequence[Record]) -> list[str]:
@@ -17,20 +24,53 @@ def recorded(found: Sequence[Record]) -> list[str]:
 def beside(record: Record, attention: dict, context: int | None = None) -> str:
     """The command for another attention or context under the conditions of this record: same model, seeds, task."""
     identity = record.cell["identity"]
-    words = ["python", "-m", "harness.run", f"model={record.cell['model']}", f"attn={attention['name']}"]
+    words = ["python", "-m", "harness.run", *model(record), f"attn={attention['name']}"]
     if attention.get("masks"):
         words.append(f"masks={attention['masks']}")
-    for option in ("sampler", "weights", "cutoff", "sinks"):
-        if attention.get(option) is not None:
-            words.append(f"attn.{option}={attention[option]}")
-    words += [f"context={context or identity['context']}", f"task={record.task}", f"dtype={identity['dtype']}"]
-    words += [f"samples={max(len(record.rows), 1)}", f"data_seed={identity['data_seed']}"]
+    for option in OPTIONS:
+        if attention.get(option) not in (None, False):
+            words.append(f"attn.{option}={_value(attention[option])}")
+    given = _given(record)
+    # a task of lm-eval is chosen by its family
+    task = next((w for w in given if w.startswith("task=")), f"task={record.task}")
+    words += [f"context={context or identity['context']}", task, f"dtype={identity['dtype']}"]
+    if record.rows_are == "samples":
+        words.append(f"samples={max(len(record.rows), 1)}")
+    words.append(f"data_seed={identity['data_seed']}")
     if attention["name"] == "plsh" and identity.get("seed") is not None:
         words += [f"seed={identity['seed']}", f"draws={identity['draws']}"]
     if identity.get("kernel") not in (None, "auto"):
         words.append(f"kernel={identity['kernel']}")
-    said = recorded([record])
-    if said:
-        options = [w for w in shlex.split(said[0]) if w.startswith(KEPT) and "," not in w]
-        words += [w for w in options if w.split("=")[0] not in {x.split("=")[0] for x in words}]
+    named = {word.split("=")[0] for word in words}
+    words += [w for w in given if w.startswith(KEPT) and w.split("=")[0] not in named]
     return shlex.join(words)
+
+
+def model(record: Record) -> list[str]:
+    """The words that choose the record's model, its options included."""
+    given = _given(record)
+    name = record.cell["model"].split(",")[0]
+    chosen = next((w for w in given if w.startswith("model=")), f"model={_choices().get(name, name)}")
+    return [chosen, *(w for w in given if w.startswith("model."))]
+
+
+def _given(record: Record) -> list[str]:
+    """The words of the record's command that hold one value: a list in brackets is one, a multirun's list is not."""
+    said = recorded([record])
+    words = shlex.split(said[0]) if said else []
+    return [w for w in words if "=" in w and _single(w.split("=", 1)[1])]
+
+
+def _single(value: str) -> bool:
+    return value[:1] in ("[", "{", '"', "'") or ("," not in value and not SWEPT.match(value))
+
+
+@functools.cache
+def _choices() -> dict[str, str]:
+    """The configuration that a model's name comes from."""
+    files = sorted((CONF / "model").glob("*.yaml"))
+    return {yaml.safe_load(file.read_text()).get("name", file.stem): file.stem for file in files}
+
+
+def _value(option: object) -> str:
+    return str(option).lower() if isinstance(option, bool) else str(option)

@@ -124,7 +124,7 @@ def across_tasks(by_task: Sequence[Sequence[Record]]) -> Table:
     for label in labels:
         of = [next((r for r in records if r.cell["label"] == label), None) for records in by_task]
         values = [
-            interval(r and r.metrics.get(headline_of(records))) or (r.status if r else "")
+            (headline(r) if r.headline == headline_of(records) else "") or r.status if r else ""
             for r, records in zip(of, by_task, strict=True)
         ]
         rows.append([label, *values])
@@ -142,7 +142,7 @@ def overview(records: Sequence[Record]) -> Table:
     rows = []
     for r in records:
         about = [r.cell_id, r.cell["model"], r.cell["label"], str(r.context), r.task, r.status, str(len(r.rows))]
-        rows.append([*about, f"{heading(r.headline)} {interval(r.metrics[r.headline])}" if r.metrics else ""])
+        rows.append([*about, f"{heading(r.headline)} {headline(r)}" if r.metrics else ""])
     return Table("", columns, rows, [])
 
 
@@ -151,6 +151,23 @@ def interval(metric: dict | None) -> str:
         return ""
     value, low, high = (_number(metric[name], metric["unit"]) for name in ("value", "low", "high"))
     return value if metric["low"] is None else f"{value} [{low}, {high}]"
+
+
+def told(metric: dict) -> str:
+    """An interval with its unit, for a sentence."""
+    return (
+        f"{interval(metric)} {UNITS[metric['unit']][1] or metric['unit']}"
+        if metric["unit"] in UNITS
+        else interval(metric)
+    )
+
+
+def headline(record: Record) -> str:
+    """The task's first metric; a time with its error behind it."""
+    metrics = record.metrics
+    error = metrics.get(f"{record.task}/error") if record.rows_are == "repeats" else None
+    beside = f", error {interval(error)}" if error else ""
+    return interval(metrics.get(record.headline)) + beside
 
 
 def pairs(cost: dict[str, float]) -> str:

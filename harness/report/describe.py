@@ -3,10 +3,13 @@ it as a file, `wandb_page` as a W&B report, `markdown` as tables."""
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.report.methods import Method
 from harness.table import Table
+
+INTERVAL = "95 % interval"
+QUARTILES = "quartiles"
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,15 @@ class Tags:
 
 @dataclass(frozen=True)
 class Point:
-    """A figure and its interval; `note` is what a reader sees on pointing at it."""
+    """A figure and its interval; `note` is what a reader sees on pointing at it. `x_ends`: the interval of x, where x
+    was measured too."""
 
     x: float
     y: float
     low: float | None
     high: float | None
     note: str
+    x_ends: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ class Guide:
 
 @dataclass(frozen=True)
 class Panel:
-    """One small figure. `across`: the interval lies along x and the rows of `y.ticks` are compared (a forest plot)."""
+    """One small figure. `across`: the interval lies along x and the rows of `y.ticks` are compared (a forest plot).
+    `bars`: what the interval of a point is."""
 
     title: str
     x: Axis
@@ -73,6 +79,7 @@ class Panel:
     series: list[Series]
     guides: list[Guide] = field(default_factory=list)
     across: bool = False
+    bars: str = INTERVAL
 
 
 @dataclass(frozen=True)
@@ -86,16 +93,18 @@ class Heat:
     rows: list[str]
     squares: dict[tuple[int, int], Point]
     tags: Tags = Tags()
+    bars: str = INTERVAL
 
 
 @dataclass(frozen=True)
 class Live:
-    """The same question asked of the runs in a W&B project: config keys and metric names."""
+    """The same question asked of the runs of a model in a W&B project: config keys and metric names."""
 
     x: str
     y: str
     log_x: bool = False
     log_y: bool = False
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,7 +162,7 @@ def points(candidates: Iterable[Point | None]) -> list[Point]:
         if p is None or not (finite(p.x) and finite(p.y)):
             continue
         whole = finite(p.low) and finite(p.high)
-        kept.append(Point(p.x, p.y, p.low if whole else None, p.high if whole else None, p.note))
+        kept.append(p if whole else replace(p, low=None, high=None))
     return kept
 
 

@@ -59,14 +59,17 @@ def _traces(series: Series, panel: Panel, ends: tuple[float, float] | None) -> l
             traces.insert(0, {**around, **look})
         return traces
     marker = {"color": colour, "size": 7, "symbol": series.method.symbol}
-    bars = _bars(series.points, across=panel.across, colour=colour)
+    bars = {"error_x" if panel.across else "error_y": _bars(series.points, across=panel.across, colour=colour)}
+    if any(p.x_ends for p in series.points):
+        measured = [Point(p.x, p.y, *(p.x_ends or (None, None)), p.note) for p in series.points]
+        bars["error_x"] = _bars(measured, across=True, colour=colour)
     return [
         {
             **common,
+            **bars,
             "mode": "lines+markers" if series.kind == "line" and len(series.points) > 1 else "markers",
             "x": [_short(p.x) for p in series.points],
             "y": [_short(p.y) for p in series.points],
-            "error_x" if panel.across else "error_y": bars,
             "text": [escape(p.note) for p in series.points],
             "marker": marker,
             "line": {"color": colour, "width": 1.6, "dash": series.method.dash},

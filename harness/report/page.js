@@ -88,7 +88,7 @@
       const line = parent.appendChild(document.createElement("tr"));
       cells.forEach((cell) => (line.appendChild(document.createElement(kind)).textContent = cell));
     };
-    row(table.createTHead(), "th", ["point", "value [95 % interval], n"]);
+    row(table.createTHead(), "th", ["point", `value [${details.dataset.bars}], n`]);
     const body = table.createTBody();
     const plain = (text) => new DOMParser().parseFromString(text, "text/html").body.textContent;
     for (const trace of figures[details.dataset.of].data) {

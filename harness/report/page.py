@@ -109,5 +109,6 @@ def _figure(key: str, panel: Panel | Heat, figures: dict[str, dict]) -> str:
     return (
         f"<figure{attributes(panel.tags) if heat else ''}><figcaption>{escaped(panel.title)}</figcaption>"
         f'<div class="plot" id="{name}" role="img" aria-label="{label}" style="height:{height}px"></div>'
-        f'<details class="values" data-of="{name}"><summary>Values</summary></details></figure>'
+        f'<details class="values" data-of="{name}" data-bars="{escaped(panel.bars)}">'
+        "<summary>Values</summary></details></figure>"
     )

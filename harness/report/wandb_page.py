@@ -82,11 +82,12 @@ def values(panel: Panel | Heat) -> Table:
     """What a plot shows, as a table: each point with its interval."""
     notes = panel.squares.values() if isinstance(panel, Heat) else [p for s in panel.series for p in s.points]
     rows = [p.note.split("\n", 1) for p in notes]
-    return Table(panel.title, ["point", "value [95 % interval], n"], [[*row, ""][:2] for row in rows], [])
+    return Table(panel.title, ["point", f"value [{panel.bars}], n"], [[*row, ""][:2] for row in rows], [])
 
 
 def _live(group: Group, live: Live, entity: str, project: str):
-    """A scatter plot of the same metric over the runs that the harness has mirrored into the project."""
+    """A scatter plot of the same metric over the model's runs that the harness has mirrored into the project."""
+    import wandb_workspaces.expr as expr
     import wandb_workspaces.reports.v2 as wr
 
     x = wr.Config(live.x.removeprefix("config."))
@@ -98,7 +99,8 @@ def _live(group: Group, live: Live, entity: str, project: str):
         log_y=live.log_y,
         layout=wr.Layout(w=24, h=9),
     )
-    runs = wr.Runset(entity=entity, project=project, name=group.title)
+    own = [expr.Config("model") == live.model]
+    runs = wr.Runset(entity=entity, project=project, name=group.title, filters=own)
     return wr.PanelGrid(runsets=[runs], panels=[plot])
 
 

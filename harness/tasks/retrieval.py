@@ -103,7 +103,7 @@ class Retrieval:
         for low, high in distance_bins(rows):
             within = [r for r in rows if low <= r["distance"] < high]
             found[f"accuracy_distance_{low}_{high}"] = rate(within)
-        for name in ("kv_bytes_allocated", "kv_bytes_used"):
+        for name in ("kv_allocated_bytes", "kv_used_bytes"):
             sizes = [r[name] for r in rows if name in r]  # rows of older records have none
             if sizes:
                 found[name] = stats.Metric(max(sizes), None, None, len(sizes), "bytes")
@@ -166,8 +166,8 @@ def answer(loaded: LoadedModel, samples: Sequence[Mapping], *, evict: bool = Fal
             "doc_hash": s["doc_hash"],
             "tokens_wanted": s["tokens"],
             "tokens_seen": len(i),
-            "kv_bytes_allocated": cache.allocated_bytes // len(samples),
-            "kv_bytes_used": cache.used_bytes // len(samples),
+            "kv_allocated_bytes": cache.allocated_bytes // len(samples),
+            "kv_used_bytes": cache.used_bytes // len(samples),
         }
         for s, text, loss, i in zip(samples, texts, nll, ids, strict=True)
     ]

@@ -220,12 +220,12 @@ def test_eviction_answers_the_same_from_less_memory(run, tmp_path):
         assert row["prediction"] == other["prediction"] and abs(row["nll"] - other["nll"]) < 1e-3
     slot = 2 * 2 * 128 * 4  # bytes of a token: keys and values, 2 layers, width 128, float32
     size = {
-        name: [m[f"retrieval/{name}"] for m in (whole[1], less[1])] for name in ("kv_bytes_allocated", "kv_bytes_used")
+        name: [m[f"retrieval/{name}"] for m in (whole[1], less[1])] for name in ("kv_allocated_bytes", "kv_used_bytes")
     }
-    assert size["kv_bytes_allocated"][0] == {"value": 1316 * slot, "low": None, "high": None, "n": 4, "unit": "bytes"}
-    assert size["kv_bytes_allocated"][1]["value"] == (2 + 153 + 16 + 512) * slot
-    assert size["kv_bytes_used"][1]["value"] <= size["kv_bytes_allocated"][1]["value"]
-    assert size["kv_bytes_used"][0]["value"] > 1300 * slot
+    assert size["kv_allocated_bytes"][0] == {"value": 1316 * slot, "low": None, "high": None, "n": 4, "unit": "bytes"}
+    assert size["kv_allocated_bytes"][1]["value"] == (2 + 153 + 16 + 512) * slot
+    assert size["kv_used_bytes"][1]["value"] <= size["kv_allocated_bytes"][1]["value"]
+    assert size["kv_used_bytes"][0]["value"] > 1300 * slot
 
 
 def test_show_prints_a_record_again(run, tmp_path, capsys):

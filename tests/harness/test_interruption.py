@@ -28,7 +28,7 @@ def only_store(results) -> TaskStore:
 def content(results) -> dict:
     """What must be equal after a resume: keys, documents, predictions, scores; numbers to 1e-4. How many tokens were in
     the cache depends on how long the batch mates' answers are."""
-    rows, apart = only_store(results).rows(), ("seconds", "kv_bytes_used")
+    rows, apart = only_store(results).rows(), ("seconds", "kv_used_bytes")
     return {
         key: {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items() if k not in apart}
         for key, row in rows.items()

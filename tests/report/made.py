@@ -109,8 +109,10 @@ def timed(folder: Path, scale: float) -> None:
         "throughput/prefill_ms": metric(10.0 * scale, "ms"),
         "throughput/decode_ms_per_token": metric(1.0, "ms"),
         "throughput/peak_bytes": metric(1e9 * scale, "bytes"),
+        "throughput/error": {"value": 3e-7, "low": None, "high": None, "n": 1, "unit": "relative error"},
     }
     done = {"status": "ok", "samples": 0, "attempt": "a", "options": {"repeats": 10}, "metrics": metrics}
+    done["rows_are"] = "repeats"
     write(folder / "throughput-t" / "task.json", {**done, "environment": ENVIRONMENT})
 
 

@@ -7,7 +7,7 @@ import re
 import plotly.graph_objects as go
 import pytest
 
-from harness import reader
+from harness import reader, table
 from harness.report import build, page
 from harness.report.__main__ import main
 from harness.report.describe import Grid, Group, Heat, Page, Panel
@@ -168,6 +168,40 @@ def test_time_and_memory_are_drawn_where_they_were_measured(tmp_path):
     assert ends == {"exact": (10.0, 40.0), "plsh-count": (10.0, 20.0)}
     assert [(g.label, g.slope) for g in prefill.guides] == [("linear", 1), ("quadratic", 2)]
     assert described.missing == []
+    every = [p for panel in described.blocks[0].panels for s in panel.series for p in s.points]
+    assert all("error 3.0e-07" in p.note for p in every), "a time without its error"
+    assert {panel.bars for panel in described.blocks[0].panels} == {"quartiles"}
+    overview = table.overview(reader.records(tmp_path))
+    assert all(row[-1].endswith("error 3.0e-07") for row in overview.rows)
+
+
+def test_accuracy_against_time_has_both_intervals_and_the_error(tmp_path):
+    for attn, scale in ((made.ALIBI, 4.0), (made.plsh(16), 1.0)):
+        folder = made.cell(tmp_path, attn, fused=10.0, passes=20.0)
+        made.record(folder, lambda k: float(k % 2))
+        made.timed(folder, scale)
+    described = build.build(tmp_path)
+    timed = next(p for p in panels(described, "cost") if p.x.title == "time to first token (ms)")
+    (slow,), (fast,) = (s.points for s in timed.series)
+    assert (slow.x, slow.x_ends) == (40.0, (36.0, 44.0)) and fast.x == 10.0
+    assert "error 3.0e-07" in slow.note and slow.low < slow.y < slow.high
+    drawn = figure(timed)["data"][0]
+    assert drawn["error_x"]["array"] == [4.0] and drawn["error_y"]["array"][0] > 0
+
+
+def test_windows_stand_with_the_sampler_whose_pairs_they_have(tmp_path):
+    for sampler, fused in (("gamma", 30.0), ("systematic", 40.0)):
+        made.record(made.cell(tmp_path, made.plsh(4, sampler=sampler), fused=fused, passes=60.0), lambda k: 1.0)
+    for cutoff, fused in ((1.0, 30.0), (2.0, 40.0), (3.0, 60.0)):
+        made.record(made.cell(tmp_path, made.window(cutoff), fused=fused), lambda k: 0.0)
+    described = build.build(tmp_path)
+    fused = [s for s in panels(described, "masks")[0].series if s.method.key == "window-fused"]
+    assert [(s.tags.sampler, s.points[0].note.split(",")[0]) for s in fused] == [
+        ("gamma", "window T=1.0"),
+        ("systematic", "window T=2.0"),
+    ]
+    titles = {h.title: h for h in panels(described, "depth")}
+    assert {"window, pairs of S=4 gamma masks", "window, pairs of S=4 systematic masks"} <= titles.keys()
 
 
 def test_kernels_stand_beside_their_error_and_the_floor(tmp_path):

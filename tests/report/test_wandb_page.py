@@ -69,6 +69,7 @@ def test_goes_through_the_librarys_own_loader(server, store, monkeypatch):
     ]
     grids = [b for b in again.blocks if isinstance(b, wr.PanelGrid)]
     assert grids and grids[0].panels[0].y == wr.SummaryMetric("retrieval/accuracy")
+    assert "'m'" in str(grids[0].runsets[0].filters), "the runs of other models would be drawn among these"
 
 
 def test_without_a_key_it_says_what_is_needed(server, store, monkeypatch, capsys):

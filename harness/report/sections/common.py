@@ -1,23 +1,18 @@
 """What sections share: records grouped for figures, sentences on a point, axes."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from harness import command
 from harness.reader import Question, Record
-from harness.report.describe import Axis, Point, Series, Tags, finite, points
+from harness.report.describe import Axis, Group, Heat, Live, Panel, Point, Series, Tags, finite, points
 from harness.report.methods import EXACT, WINDOW_FUSED, WINDOW_PASSES, Method, method_of
 from harness.table import heading, interval
 
 WINDOWS: dict[str, Method] = {"fused": WINDOW_FUSED, "passes": WINDOW_PASSES}
 COMMANDS = 3  # that are shown beside a figure
-VARYING = (
-    "sinks",
-    "evict",
-    "kernel",
-    "seed",
-    "draws",
-)  # what may set apart two cells of one method and number of masks
+VARYING = ("sinks", "evict", "kernel", "seed", "draws")  # may set apart cells of one method and number of masks
 
 
 def tags_of(record: Record, model: str) -> Tags:
@@ -31,6 +26,21 @@ def by_model(questions: Iterable[Question]) -> dict[tuple[str, str], list[Questi
     for q in questions:
         groups[q.model, q.task].append(q)
     return groups
+
+
+def groups(
+    questions: Iterable[Question], draw: Callable[[str, list[Question]], Sequence[Panel | Heat]], live: Live
+) -> tuple[list[Group], list[str]]:
+    """A group of plots for each model and task of which `draw` makes any, and the commands that made what they show.
+    Of `live` the model is filled in, and the task where the metric says TASK."""
+    made, shown = [], []
+    for (model, task), group in by_model(questions).items():
+        if drawn := draw(model, group):
+            first = group[0].records[0]
+            own = replace(live, model=first.cell["model"], y=live.y.replace("TASK", task) or first.headline)
+            made.append(Group(f"{model}, {task}", drawn, Tags(model, task), own))
+            shown += group
+    return made, commands(shown)
 
 
 def titles(group: Sequence[Question]) -> list[str]:
@@ -63,6 +73,27 @@ def masks_series(q: Question) -> dict[tuple[Method, str], list[Record]]:
     return {key: sorted(records, key=lambda r: r.attention["masks"]) for key, records in found.items()}
 
 
+def windows(q: Question) -> dict[tuple[str, Tags, str], dict[int, Record]]:
+    """The windows that masks were matched to, by number of masks: for each way to match (fused, passes), sampler, and
+    sinks or eviction, with what must be said where there are several of these."""
+    plsh = [r for records in masks_series(q).values() for r in records]
+    found: dict[tuple[str, Tags, str], dict[int, Record]] = defaultdict(dict)
+    told = {r.cell_id: _matched(r) for r in plsh}
+    for r in plsh:
+        sampler = r.attention["sampler"]
+        remark = ", ".join(told[r.cell_id]) if len({str(t) for t in told.values()}) > 1 else ""
+        for match, window in q.windows(r).items():
+            found[match, Tags(sampler=sampler), remark][r.attention["masks"]] = window
+    return found
+
+
+def _matched(record: Record) -> list[str]:
+    """What of a cell of masks decides which window they are matched to, beside their number."""
+    said = [f"{record.attention['sampler']} masks"]
+    said += [f"sinks {record.attention['sinks']}"] if record.attention.get("sinks") else []
+    return said + ["evicting"] * bool(record.attention.get("evict"))
+
+
 def _option(record: Record, name: str) -> object:
     identity = record.cell["identity"]
     return identity["attn"].get(name, 0) if name in ("sinks", "evict") else identity.get(name)
@@ -74,6 +105,12 @@ def point(x: float | None, metric: dict | None, about: str) -> Point | None:
         return None
     said = f"{about}\n{interval(metric)}, n = {metric.get('n')}"
     return Point(x, metric["value"], metric.get("low"), metric.get("high"), said)
+
+
+def beside_error(record: Record) -> str:
+    """The error of a timing, to stand beside its times."""
+    error = record.metrics.get(f"{record.task}/error")
+    return f", error {interval(error)}" if error else ""
 
 
 def exact_band(q: Question) -> list[Series]:

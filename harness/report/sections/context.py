@@ -1,9 +1,11 @@
 """Time and memory against context, from task=throughput."""
 
+import shlex
 from collections import defaultdict
 
+from harness import command
 from harness.reader import Question, Record
-from harness.report.describe import Axis, Group, Guide, Live, Panel, Section, Series, Tags, points
+from harness.report.describe import QUARTILES, Axis, Group, Guide, Live, Panel, Section, Series, Tags, points
 from harness.report.methods import method_of
 from harness.report.sections import common
 
@@ -12,6 +14,7 @@ MEASURES = {
     "throughput/chunked_prefill_ms": ("prefill in chunks (ms)", (1, 2)),
     "throughput/decode_ms_per_token": ("decode, time per token (ms)", (0, 1)),
     "throughput/peak_bytes": ("peak memory (bytes)", (1, 2)),
+    "throughput/error": ("error against the dense oracle (relative)", ()),
 }
 SLOPES = {0: "constant", 1: "linear", 2: "quadratic"}
 
@@ -26,19 +29,21 @@ def section(questions: list[Question]) -> Section:
     for (model, conditions), found in records.items():
         panels = [p for name in MEASURES if (p := _panel(model, found, name))]
         first = found[0][0]
-        live = Live("config.context", next(n for n in MEASURES if n in first.metrics), log_x=True, log_y=True)
+        y = next(n for n in MEASURES if n in first.metrics)
+        live = Live("config.context", y, log_x=True, log_y=True, model=first.cell["model"])
         groups.append(Group(f"{model} on {conditions}", panels, Tags(model, first.task), live))
-    hint = f"model={questions[0].records[0].cell['model']} " if questions else ""
-    command = f"python -m harness.run -m task=throughput {hint}attn=plsh masks=16 context=1024,4096,16384"
+    words = ["python", "-m", "harness.run", "-m", "task=throughput", "attn=plsh", "masks=16"]
+    words += [*(command.model(questions[0].records[0]) if questions else ()), "context=1024,4096,16384"]
     timed = [q for q in questions if any(name in r.metrics for r in q.records for name in MEASURES)]
     return Section(
         "context",
         "Time and memory against context",
         "On log axes exact ALiBi's prefill runs along the quadratic line; a method of bounded reach should run along "
-        "the linear one. Where the curves cross, the method begins to pay. Bars are the quartiles of the repeats.",
+        "the linear one. Where the curves cross, the method begins to pay. Bars are the quartiles of the repeats. The "
+        "last plot is what every time stands beside: how far the kernel is from the dense oracle.",
         groups,
         common.commands(timed),
-        [] if groups else [("No record of task=throughput.", command)],
+        [] if groups else [("No record of task=throughput.", shlex.join(words))],
     )
 
 
@@ -68,10 +73,7 @@ def _panel(model: str, found: list[tuple[Record, str]], name: str) -> Panel | No
         for (method, remark, tags), records in lines.items()
         if (
             drawn := sorted(
-                points(
-                    common.point(r.context, r.metrics.get(name), f"{r.cell['label']}, {r.context} tokens")
-                    for r in records
-                ),
+                points(common.point(r.context, r.metrics.get(name), _about(r)) for r in records),
                 key=lambda p: p.x,
             )
         )
@@ -86,4 +88,9 @@ def _panel(model: str, found: list[tuple[Record, str]], name: str) -> Panel | No
     x = Axis("context (tokens)", True, common.plain(contexts), (min(contexts) / 1.2, max(contexts) * 1.2))
     values = [v for p in shown for v in (p.y, p.low, p.high) if v and v > 0]
     y = Axis(title, True, range=(min(values) / 1.5, max(values) * 1.5))
-    return Panel(title, x, y, series, [Guide(SLOPES[s], first.x, first.y, s) for s in slopes])
+    guides = [Guide(SLOPES[s], first.x, first.y, s) for s in slopes]
+    return Panel(title, x, y, series, guides, bars=QUARTILES)
+
+
+def _about(r: Record) -> str:
+    return f"{r.cell['label']}, {r.context} tokens{common.beside_error(r)}"

@@ -1,65 +1,79 @@
-"""Accuracy against cost: visited pairs, and KV bytes and milliseconds where task=throughput has measured them."""
+"""Accuracy against cost: visited pairs, bytes of the KV cache, and milliseconds where task=throughput has timed."""
 
 import itertools
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from harness import command, table
 from harness.reader import Question, Record
-from harness.report.describe import Axis, Group, Live, Panel, Point, Section, Series, Tags, finite, points
+from harness.report.describe import Axis, Live, Panel, Point, Section, Series, Tags, finite, points
 from harness.report.methods import EXACT, STOCK, WINDOW, Method
 from harness.report.sections import common
 
-MEASURED = {"throughput/kv_allocated_bytes": "KV cache (bytes)", "throughput/prefill_ms": "prefill (ms)"}
+# times of task=throughput, in the order of preference: a cache that evicts has no prefill in one piece
+TIMES = {
+    "time to first token (ms)": ("throughput/prefill_ms", "throughput/chunked_prefill_ms"),
+    "decode, time per token (ms)": ("throughput/decode_ms_per_token",),
+}
 
 
 def section(questions: list[Question]) -> Section:
-    groups = []
-    measured = {
-        name: {k: r.metrics[name] for q in questions for r in q.records if name in r.metrics and (k := _setting(r))}
-        for name in MEASURED
-    }
-    for (model, task), group in common.by_model(questions).items():
-        by_question = [_panels(q, title, measured) for q, title in zip(group, common.titles(group), strict=True)]
-        panels = [
-            p for cost in itertools.zip_longest(*by_question) for p in cost if p
-        ]  # one way to count after another
-        live = Live("config.pairs_per_row.fused", group[0].records[0].headline, log_x=True)
-        groups += [Group(f"{model}, {task}", panels, Tags(model, task), live)] if panels else []
+    timed = {_setting(r): r for q in questions for r in q.records if _first(r, sum(TIMES.values(), ()))}
+
+    def draw(model: str, group: list[Question]) -> list[Panel]:
+        by_question = [_panels(q, title, timed) for q, title in zip(group, common.titles(group), strict=True)]
+        return [p for cost in itertools.zip_longest(*by_question) for p in cost if p]  # one way to count after another
+
+    groups, commands = common.groups(questions, draw, Live("config.pairs_per_row.fused", "", log_x=True))
     missing = [("No record holds accuracies.", "python -m harness.run")] if not groups else []
-    if groups and not any(measured.values()):
-        model = questions[0].records[0].cell["model"]
-        without = "Milliseconds and KV bytes are left out: no record of task=throughput."
-        missing.append((without, f"python -m harness.run task=throughput model={model} attn=plsh masks=16"))
+    if groups and not any(panel.x.title in TIMES for group in groups for panel in group.panels):
+        without = "Milliseconds are left out: no record of task=throughput."
+        words = [*command.model(questions[0].records[0]), "attn=plsh", "masks=16"]
+        missing.append((without, shlex.join(["python", "-m", "harness.run", "task=throughput", *words])))
     return Section(
         "cost",
         "Accuracy against cost",
         "The method whose curve lies higher and farther left wins. Pairs are those of a query with earlier keys, per "
         "row and head. A fused kernel visits the union of the masks; separate passes visit each mask by itself, which "
-        "is drawn apart. Windows of all cutoffs form one curve.",
+        "is drawn apart. Windows of all cutoffs form one curve. Bars along a time are the quartiles of its repeats.",
         groups,
-        common.commands(questions),
+        commands,
         missing,
     )
 
 
-def _panels(q: Question, title: str, measured: dict[str, dict[tuple, dict]]) -> list[Panel]:
+def _panels(q: Question, title: str, timed: dict[tuple, Record]) -> list[Panel]:
     """One panel for each way to count the cost."""
+
+    def passes(r: Record) -> dict:
+        return _counted(r.pairs.get("passes", r.pairs["fused"]))
+
+    def cache(r: Record) -> dict | None:
+        return r.metrics.get(f"{r.task}/kv_allocated_bytes")
+
     found = [
-        _panel(q, title, "visited pairs per row", lambda r: r.pairs["fused"]),
-        _panel(
-            q,
-            f"{title}, each mask by itself",
-            "visited pairs per row",
-            lambda r: r.pairs.get("passes", r.pairs["fused"]),
-        ),
+        _panel(q, f"{title}, visited pairs", "visited pairs per row", lambda r: _counted(r.pairs["fused"])),
+        _panel(q, f"{title}, each mask by itself", "visited pairs per row", passes),
+        _panel(q, f"{title}, KV cache", "KV cache of a sequence (bytes)", cache),
     ]
-    for name, axis in MEASURED.items():
-        values = measured[name]
-        if any(_setting(r) in values for r in q.records):
-            found.append(_panel(q, title, axis, lambda r, v=values: v.get(_setting(r), {}).get("value")))
+    for axis, names in TIMES.items():
+
+        def time(r: Record, names=names) -> dict | None:
+            return _first(timed.get(_setting(r)), names)
+
+        found.append(_panel(q, f"{title}, {axis.split(' (')[0]}", axis, time, timed))
     return [p for p in found if p]
 
 
-def _panel(q: Question, title: str, axis: str, cost: Callable[[Record], float | None]) -> Panel | None:
+def _panel(
+    q: Question,
+    title: str,
+    axis: str,
+    cost: Callable[[Record], dict | None],
+    timed: dict[tuple, Record] | None = None,
+) -> Panel | None:
+    """Scores against `cost`, a metric; of times, beside the error of the record in `timed` that they are from."""
     lines: list[tuple[Method, str, Tags, list[Record]]] = []
     for name, method in (("window", WINDOW), ("alibi", EXACT), ("stock", STOCK)):
         lines.append((method, "", Tags(), q.named(name)))
@@ -67,20 +81,31 @@ def _panel(q: Question, title: str, axis: str, cost: Callable[[Record], float | 
         lines.append((method, remark, common.tags_of(records[0], q.model), records))
     series = []
     for method, remark, tags, records in lines:
-        drawn = sorted(points(_at(cost(r), r) for r in records), key=lambda p: p.x)
+        drawn = sorted(points(_at(cost(r), r, timed) for r in records), key=lambda p: p.x)
         if drawn:
             series.append(Series(method, drawn, "line", tags, remark))
-    values = [p.x for s in series for p in s.points]
+    values = [v for s in series for p in s.points for v in (p.x, *(p.x_ends or ())) if v > 0]
     if not values:
         return None
     x = Axis(axis, log=True, ticks=common.decades(values), range=(min(values) / 1.3, max(values) * 1.3))
     return Panel(title, x, common.score_axis(q), series)
 
 
-def _at(cost: float | None, r: Record) -> Point | None:
-    if not finite(cost) or cost <= 0:
+def _at(cost: dict | None, r: Record, timed: dict[tuple, Record] | None) -> Point | None:
+    if cost is None or not finite(cost["value"]) or cost["value"] <= 0:
         return None
-    return common.point(cost, r.score, f"{r.cell['label']}, {cost:,.1f}")
+    told = table.told(cost) + (common.beside_error(timed[_setting(r)]) if timed else "")
+    found = common.point(cost["value"], r.score, f"{r.cell['label']}, {told}")
+    ends = (cost["low"], cost["high"])
+    return replace(found, x_ends=ends) if found and finite(ends[0]) and finite(ends[1]) else found
+
+
+def _counted(pairs: float) -> dict:
+    return {"value": pairs, "low": None, "high": None, "unit": "pairs"}
+
+
+def _first(r: Record | None, names: Sequence[str]) -> dict | None:
+    return next((r.metrics[name] for name in names if name in r.metrics), None) if r else None
 
 
 def _setting(r: Record) -> tuple:

@@ -4,18 +4,15 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from harness.reader import Question, Record
-from harness.report.describe import Group, Heat, Live, Section, Tags, finite, points
+from harness.report.describe import Heat, Live, Section, Tags, finite, points
 from harness.report.sections import common
 
 MARKER = "/accuracy_depth_"
 
 
 def section(questions: list[Question]) -> Section:
-    groups = []
-    for (model, task), group in common.by_model(questions).items():
-        heats = _heats(model, group)
-        live = Live("config.context", f"{task}/accuracy_depth_0", log_x=True)
-        groups += [Group(f"{model}, {task}", heats, Tags(model, task), live)] if heats else []
+    live = Live("config.context", "TASK/accuracy_depth_0", log_x=True)
+    groups, commands = common.groups(questions, _heats, live)
     missing = [("No record holds accuracies by depth.", "python -m harness.run task=retrieval")]
     return Section(
         "depth",
@@ -24,7 +21,7 @@ def section(questions: list[Question]) -> Section:
         "lost at small depths and long contexts, where ALiBi's weights are small. A window loses everything beyond its "
         "reach at once; random masks lose it by degrees. The second line of a square is the 95 % interval.",
         groups,
-        common.commands(questions),
+        commands,
         [] if groups else missing,
     )
 
@@ -34,13 +31,14 @@ def _heats(model: str, group: list[Question]) -> list[Heat]:
     names = common.titles(group)
     exact = {name: q.exact for q, name in zip(group, names, strict=True) if q.exact}
     masks: dict[tuple, dict[str, Record]] = defaultdict(dict)
-    windows: dict[tuple, dict[str, Record]] = defaultdict(dict)
+    windows: dict[tuple[int, str], dict[str, dict[str, Record]]] = defaultdict(lambda: defaultdict(dict))
     for q, name in zip(group, names, strict=True):
         for (method, remark), records in common.masks_series(q).items():
             for r in records:
                 masks[r.attention["masks"], method.name, remark][name] = r
-                if window := q.windows(r).get("fused"):
-                    windows[r.attention["masks"], r.attention["sampler"]][name] = window
+        for (match, tags, remark), matched in common.windows(q).items():
+            for count, window in matched.items() if match == "fused" else ():
+                windows[count, tags.sampler][remark or f"{tags.sampler} masks"][name] = window
     heats = [_heat("exact ALiBi", exact, Tags())]
     for setting in sorted(masks):
         count, method, remark = setting
@@ -48,8 +46,9 @@ def _heats(model: str, group: list[Question]) -> list[Heat]:
         tags = common.tags_of(next(iter(chosen.values())), model)
         title = ", ".join(filter(None, [f"S={count} {method}", remark]))
         heats.append(_heat(title, chosen, tags))
-        beside = windows.pop((count, tags.sampler), {})  # once, beside the first of its masks
-        heats.append(_heat(f"window, pairs of S={count} {tags.sampler}", beside, Tags()))
+        # once, beside the first of their masks
+        for remark, beside in windows.pop((count, tags.sampler), {}).items():
+            heats.append(_heat(f"window, pairs of S={count} {remark}", beside, Tags(sampler=tags.sampler)))
     return [heat for heat in heats if heat]
 
 

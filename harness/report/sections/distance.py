@@ -4,7 +4,7 @@ import math
 import re
 
 from harness.reader import Question, Record
-from harness.report.describe import Axis, Group, Live, Panel, Point, Section, Series, Tags, points
+from harness.report.describe import Axis, Live, Panel, Point, Section, Series, Tags, points
 from harness.report.methods import EXACT, Method
 from harness.report.sections import common
 
@@ -13,13 +13,12 @@ SPREAD = 1.06
 
 
 def section(questions: list[Question]) -> Section:
-    groups = []
-    for (model, task), group in common.by_model(questions).items():
-        panels = []
-        for q, title in sorted(zip(group, common.titles(group), strict=True), key=lambda x: -x[0].context):
-            panels += _panels(q, title)
-        live = Live("config.context", f"{task}/accuracy_distance_256_512", log_x=True)
-        groups += [Group(f"{model}, {task}", panels, Tags(model, task), live)] if panels else []
+    def draw(model: str, group: list[Question]) -> list[Panel]:
+        by_context = sorted(zip(group, common.titles(group), strict=True), key=lambda x: -x[0].context)
+        return [panel for q, title in by_context for panel in _panels(q, title)]
+
+    live = Live("config.context", "TASK/accuracy_distance_256_512", log_x=True)
+    groups, commands = common.groups(questions, draw, live)
     missing = [("No record holds accuracies by distance.", "python -m harness.run task=retrieval")]
     return Section(
         "distance",
@@ -28,7 +27,7 @@ def section(questions: list[Question]) -> Section:
         "head; masks of random width fall more slowly and go on farther, at some cost close by. Distances are octaves "
         "of tokens between the needle and the question.",
         groups,
-        common.commands(questions),
+        commands,
         [] if groups else missing,
     )
 
@@ -39,13 +38,13 @@ def _panels(q: Question, title: str) -> list[Panel]:
     panels = []
     for masks in sorted({r.attention["masks"] for records in found.values() for r in records}):
         drawn: list[tuple[Method, Record, Tags, str]] = [(EXACT, q.exact, Tags(), "")] if q.exact else []
-        windows: dict[str, Record] = {}
         for (method, remark), records in found.items():
             for r in records:
                 if r.attention["masks"] == masks:
                     drawn.append((method, r, common.tags_of(r, q.model), remark))
-                    windows = q.windows(r) | windows
-        drawn += [(common.WINDOWS[match], w, Tags(), "") for match, w in windows.items()]
+        for (match, tags, remark), windows in common.windows(q).items():
+            if masks in windows:
+                drawn.append((common.WINDOWS[match], windows[masks], tags, remark))
         series = [
             Series(method, _points(r, SPREAD ** (place - len(drawn) / 2)), "line", tags, remark)
             for place, (method, r, tags, remark) in enumerate(drawn)

@@ -1,18 +1,17 @@
 """Accuracy against the number of masks, beside exact ALiBi and both windows of equal cost."""
 
 from harness.reader import Question
-from harness.report.describe import Axis, Group, Live, Panel, Section, Series, Tags, points
+from harness.report.describe import Axis, Live, Panel, Section, Series, points
 from harness.report.sections import common
 
 SPREAD = 1.045  # methods stand side by side so that intervals do not hide one another
 
 
 def section(questions: list[Question]) -> Section:
-    groups = []
-    for (model, task), group in common.by_model(questions).items():
-        panels = [p for q, title in zip(group, common.titles(group), strict=True) if (p := _panel(q, title))]
-        live = Live("config.masks", group[0].records[0].headline, log_x=True)
-        groups += [Group(f"{model}, {task}", panels, Tags(model, task), live)] if panels else []
+    def draw(model: str, group: list[Question]) -> list[Panel]:
+        return [p for q, title in zip(group, common.titles(group), strict=True) if (p := _panel(q, title))]
+
+    groups, commands = common.groups(questions, draw, Live("config.masks", "", log_x=True))
     missing = [("No cell of Positional LSH has an accuracy.", "python -m harness.run attn=plsh masks=16")]
     return Section(
         "masks",
@@ -21,7 +20,7 @@ def section(questions: list[Question]) -> Section:
         "before the windows that visit as many pairs as its masks do. A window is drawn at the number of masks it was "
         "matched to. Bars and the grey band are 95 % intervals.",
         groups,
-        common.commands(questions),
+        commands,
         [] if groups else missing,
     )
 
@@ -30,20 +29,15 @@ def _panel(q: Question, title: str) -> Panel | None:
     found = common.masks_series(q)
     counts = {r.attention["masks"] for records in found.values() for r in records}
     series: list[Series] = []
-    matched: dict[str, dict[int, object]] = {"fused": {}, "passes": {}}
     for place, ((method, remark), records) in enumerate(found.items()):
         drawn = points(common.point(r.attention["masks"] * SPREAD**place, r.score, r.cell["label"]) for r in records)
         series.append(Series(method, drawn, tags=common.tags_of(records[0], q.model), remark=remark))
-        for r in records:
-            for match, window in q.windows(r).items():
-                if r.attention["sampler"] == "gamma" or r.attention["masks"] not in matched[match]:
-                    matched[match][r.attention["masks"]] = window
-    for place, (match, windows) in enumerate(matched.items(), start=1):
+    for place, ((match, tags, remark), windows) in enumerate(common.windows(q).items(), start=1):
         drawn = points(
             common.point(masks / SPREAD**place, w.score, f"{w.cell['label']}, matched to S={masks}")
             for masks, w in sorted(windows.items())
         )
-        series.append(Series(common.WINDOWS[match], drawn))
+        series.append(Series(common.WINDOWS[match], drawn, tags=tags, remark=remark))
     series = [s for s in series if s.points]
     if not series:
         return None

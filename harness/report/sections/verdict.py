@@ -70,7 +70,8 @@ def section(questions: list[Question]) -> Section:
         reach = _reach(matches)
         panels = [p for t in titles if (p := _forest(t, [m for m in matches if m.title == t], reach))]
         if panels:
-            live = Live("config.masks", group[0].records[0].headline, log_x=True)
+            first = group[0].records[0]
+            live = Live("config.masks", first.headline, log_x=True, model=first.cell["model"])
             blocks.append(Group(f"{model}, {task}", panels, tags, live))
         blocks.append(_grid(model, task, matches))
     if all_matches:
