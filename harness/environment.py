@@ -38,12 +38,14 @@ def describe(device: torch.device) -> dict:
 
 
 def machine(device: torch.device) -> dict:
-    """What a time depends on beside the cell: device, versions and code, a change that is not committed included."""
+    """What a time depends on beside the cell: device (and threads of a CPU), versions and code, a change that is not
+    committed included."""
     commit, changed = _git("rev-parse", "HEAD"), _git("diff", "HEAD", "--", "harness", "kernels")
     if changed:
         commit = f"{commit}+{hashlib.sha256(changed.encode()).hexdigest()[:8]}"
     versions = {name: _version(name) for name in ("torch", "triton")}
-    return {"device": _device_name(device), **versions, "commit": commit}
+    threads = torch.get_num_threads() if device.type == "cpu" else None
+    return {"device": _device_name(device), "threads": threads, **versions, "commit": commit}
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from harness.store import TaskStore, read_json, status_of, write_atomic
 ORDER = {"alibi": 0, "stock": 1, "plsh": 2, "window": 3}  # of attentions in a table
 
 SCORES = ("fraction", "score")  # units of metrics of which more is better
-MACHINE = ("device", "torch", "triton", "commit")  # what is in a timing's id beside its options
+MACHINE = ("device", "threads", "torch", "triton", "commit")  # what is in a timing's id beside its options
 
 
 @dataclass(frozen=True)

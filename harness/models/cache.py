@@ -6,6 +6,7 @@ tokens, right-aligned, then all slots from `begin` on. It is packed anew only wh
 same as without eviction on the average; until something is dropped it is simply all slots.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -114,17 +115,19 @@ class EvictingLayer(KVLayer):
             self.sinks = weights.sinks
             self.size = min(self.capacity, weights.sinks + weights.span + self.rewind + self.chunk)
         if self.filled + more > self.size:
-            self._pack(pads, weights)
+            self.pack(pads, weights)
         return super().update(key_states, value_states)
 
-    def _pack(self, pads: list[int], weights: Weights) -> None:
-        """Drop what cannot be reached: gather the sinks, move the tail up to them."""
+    def pack(self, pads: list[int], weights: Weights) -> None:
+        """Drop what cannot be reached: gather the sinks, move the tail up to them. `update` does it when it must."""
         oldest = max(0, self.seen - self.rewind)
         heads = torch.arange(weights.heads)
         rows = torch.tensor([max(0, oldest - pad) for pad in pads]).expand(len(heads), -1)
         first = weights.reach(heads, rows)[0].amin(0).tolist()
         begin = min(slot + pad for slot, pad in zip(first, pads, strict=True))
         begin = max(self.begin, min(begin, oldest))
+        if not begin:
+            return
         source = torch.tensor([self._sink_sources(pad, begin) for pad in pads], device=self.keys.device)
         tail = slice(self._index(begin), self.filled)
         stop = self.sinks + tail.stop - tail.start
@@ -174,6 +177,11 @@ class KVCache(Cache):
     def __init__(self, layers: list[KVLayer], chunk: int | None):
         super().__init__(layers=layers)
         self.chunk = chunk
+
+    def pack(self, pads: list[int], weights: Sequence[Weights]) -> None:
+        """Pack every layer now, under the `weights` of each. For caches that evict."""
+        for layer, own in zip(self.layers, weights, strict=True):
+            layer.pack(pads, own)
 
     @property
     def allocated_bytes(self) -> int:

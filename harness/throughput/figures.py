@@ -33,6 +33,8 @@ def figures(rows: Sequence[Mapping]) -> dict[str, Metric]:
     single = [r for r in decoded if r["rows"] == 1]
     times("decode_ms_per_token", "decode", single)
     figure("decode_slowest_ms", single, "ms", lambda r: r["slowest_ms"])
+    packed = [r for r in single if r.get("packing_ms") is not None]
+    figure("decode_packing_ms", packed, "ms", lambda r: r["packing_ms"])
     for count in sorted({r["rows"] for r in decoded} - {1}):
         times(f"decode_rows_{count}_ms", None, [r for r in decoded if r["rows"] == count])
     for name in ("error", "error_cached"):

@@ -64,16 +64,17 @@ class Session:
     @torch.inference_mode()
     def timed(self, kind: str, rows: int) -> dict:
         """One repeat of a measurement (see harness.tasks.throughput.Measurement) as figures. Of decoding the median
-        step, with the share of attention in all of them, and the slowest, which is where a cache that evicts packs
-        what it keeps."""
+        step, with the share of attention in all of them, and the slowest. A cache that evicts packs what it keeps
+        once in `chunk` tokens: each step bears its part of one packing, which is timed by itself."""
         batch = len(self.ids)
         with self.loaded.attention.use(self.weights):
             if kind == "decode":
                 laps = self._steps(rows)
                 share = sum(x.attention_ms for x in laps) / sum(x.ms for x in laps)
-                step = statistics.median(x.ms for x in laps)
-                times = {"ms": step, "attention_ms": share * step, "slowest_ms": max(x.ms for x in laps)}
-                return {**times, "tokens": batch * rows, "laps": len(laps)}
+                step, packing = statistics.median(x.ms for x in laps), self._packing()
+                times = {"attention_ms": share * step, "slowest_ms": max(x.ms for x in laps), "packing_ms": packing}
+                step += (packing or 0.0) * rows / self.chunk
+                return {"ms": step, **times, "tokens": batch * rows, "laps": len(laps)}
             work = self._prefill if kind == "prefill" else self._chunked_prefill
             return {**vars(lap(self.loaded.attention, self.device, work)), "tokens": batch * self.context, "laps": 1}
 
@@ -111,6 +112,13 @@ class Session:
             laps.append(lap(self.loaded.attention, self.device, lambda p=piece: self._forward(p, self.cache, rows)))
         self.cache.crop(-rows * len(laps))
         return laps
+
+    def _packing(self) -> float | None:
+        """Milliseconds of one packing of all layers; None for a cache that never packs."""
+        if not self.evict or all(layer.size == layer.capacity for layer in self.cache.layers):
+            return None
+        pads = [0] * len(self.ids)
+        return lap(self.loaded.attention, self.device, lambda: self.cache.pack(pads, self.weights)).ms
 
 
 def prompt(arch: Architecture, batch: int, tokens: int, seed: int, device: torch.device) -> torch.Tensor:

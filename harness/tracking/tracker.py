@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.config import TrackingConfig
 from harness.errors import UserError, choose
+from harness.secrets import without_secrets
 from harness.signals import StopRequest
 
 MODES = ("online", "offline", "disabled")
@@ -102,7 +103,7 @@ class Tracker:
                 **instead,
             )
         except Exception as error:  # the results are in the store: no fault of a mirror is the run's
-            _say(f"W&B: not mirrored ({type(error).__name__}: {error}). {_later(results)}")
+            _say(f"W&B: not mirrored ({type(error).__name__}: {without_secrets(str(error))}). {_later(results)}")
             return False
         done = f"{len(outcome.done)} run{'s' if len(outcome.done) != 1 else ''}"
         if outcome.left:

@@ -72,6 +72,10 @@ def test_evicting_holds_less_and_computes_the_same(measure, tmp_path):
     assert evicted["metrics"]["throughput/kv_allocated_bytes"]["value"] == (5 + 4 + 16) * slot
     assert evicted["metrics"]["throughput/error_cached"]["value"] <= 5e-5
     assert "throughput/prefill_ms" in kept["metrics"] and "throughput/prefill_ms" not in evicted["metrics"]
+    assert "throughput/decode_packing_ms" not in kept["metrics"]
+    packed = [r for r in reader.records(tmp_path)[0].rows.values() if r.get("packing_ms")]
+    packed += [r for r in reader.records(tmp_path)[1].rows.values() if r.get("packing_ms")]
+    assert packed and all(r["ms"] >= r["packing_ms"] * r["rows"] / 16 for r in packed)
 
 
 def test_more_repeats_extend_and_another_commit_does_not(measure, tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ def _conditions(r: Record) -> str:
     """Times taken under different conditions are never on one plot."""
     options, identity = r.outcome.get("options") or {}, r.cell["identity"]
     said = [r.outcome.get("environment", {}).get("device") or "unknown device", identity.get("dtype")]
-    said += [f"{name} {options[name]}" for name in ("batch", "chunk") if options.get(name) is not None]
+    said += [f"{name} {options[name]}" for name in ("threads", "batch", "chunk") if options.get(name) is not None]
     return ", ".join(str(s) for s in said if s)
 
 
