@@ -51,14 +51,22 @@ def test_unknown_peaks_and_energy_are_left_out_and_known_energy_is_summed():
 def test_overhead_of_ten_minutes_from_two_sizes():
     def seconds(rows: int, new: bool) -> dict:
         own = 6 + 0.001 * rows + 0.005 * rows * new
-        return {"own_seconds": own, "model_seconds": 0.099 * rows, "disk_share": 0.002, "rows": rows}
+        mirror = {"mirror_seconds": 1.5}
+        return {"own_seconds": own, "model_seconds": 0.099 * rows, "disk_share": 0.002, "rows": rows, **mirror}
 
     runs = [{**seconds(n, new), "new_prompts": new} for n in (10, 100) for new in (True, False, False)]
     found = bench_overhead.overhead(runs)
     assert found["row_seconds"] == pytest.approx(0.001) and found["once_seconds"] == pytest.approx(6)
     assert found["prompt_seconds"] == pytest.approx(0.005)
     assert found["rows"] == 5940 and found["share"] == pytest.approx((6 + 5.94) / 600 + 0.002)
-    assert "2.2 %" in bench_overhead.markdown({"overhead": found})
+    assert found["least_share"] == pytest.approx(found["share"]) == found["largest_share"]
+    runs[-1]["own_seconds"] += 3  # one of the larger runs: its pair alone gives a larger share
+    found = bench_overhead.overhead(runs)
+    each, rows = 0.001 + 3 / 90, 4457
+    once = 6.01 - 10 * each
+    assert once + rows * (0.099 + each) <= 600 < once + (rows + 1) * (0.099 + each)
+    assert found["largest_share"] == pytest.approx((once + rows * each) / 600 + 0.002)
+    assert "2.2 to" in bench_overhead.markdown({"overhead": found, "runs": runs})
 
 
 def test_a_gpu_is_metered_by_its_uuid_and_its_absence_is_no_error(monkeypatch):
