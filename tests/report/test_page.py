@@ -201,7 +201,7 @@ def test_windows_stand_with_the_sampler_whose_pairs_they_have(tmp_path):
         ("systematic", "window T=2.0"),
     ]
     titles = {h.title: h for h in panels(described, "depth")}
-    assert {"window, pairs of S=4 gamma masks", "window, pairs of S=4 systematic masks"} <= titles.keys()
+    assert {"window, pairs of S=4", "window, pairs of S=4, systematic masks"} <= titles.keys()
 
 
 def test_kernels_stand_beside_their_error_and_the_floor(tmp_path):

@@ -12,7 +12,7 @@ from harness.table import heading, interval
 
 WINDOWS: dict[str, Method] = {"fused": WINDOW_FUSED, "passes": WINDOW_PASSES}
 COMMANDS = 3  # that are shown beside a figure
-VARYING = ("sinks", "evict", "kernel", "seed", "draws")  # may set apart cells of one method and number of masks
+VARYING = ("kernel", "seed", "draws")  # may set apart cells of one attention
 
 
 def tags_of(record: Record, model: str) -> Tags:
@@ -66,37 +66,34 @@ def masks_series(q: Question) -> dict[tuple[Method, str], list[Record]]:
     """PLSH records that differ in the number of masks alone, by method and by what else sets them apart."""
     found: dict[tuple[Method, str], list[Record]] = defaultdict(list)
     plsh = [r for r in q.named("plsh") if r.metrics]
-    varying = [name for name in VARYING if len({_option(r, name) for r in plsh}) > 1]
+    varying = [name for name in VARYING if len({r.cell["identity"].get(name) for r in plsh}) > 1]
     for r in plsh:
-        remark = ", ".join(f"{name} {_option(r, name)}" for name in varying)
-        found[method_of(r), remark].append(r)
+        remark = [*kept_keys(r), *(f"{name} {r.cell['identity'].get(name)}" for name in varying)]
+        found[method_of(r), ", ".join(remark)].append(r)
     return {key: sorted(records, key=lambda r: r.attention["masks"]) for key, records in found.items()}
 
 
 def windows(q: Question) -> dict[tuple[str, Tags, str], dict[int, Record]]:
     """The windows that masks were matched to, by number of masks: for each way to match (fused, passes), sampler, and
-    sinks or eviction, with what must be said where there are several of these."""
-    plsh = [r for records in masks_series(q).values() for r in records]
+    what is kept of the keys, with what must be said of the latter two."""
     found: dict[tuple[str, Tags, str], dict[int, Record]] = defaultdict(dict)
-    told = {r.cell_id: _matched(r) for r in plsh}
-    for r in plsh:
-        sampler = r.attention["sampler"]
-        remark = ", ".join(told[r.cell_id]) if len({str(t) for t in told.values()}) > 1 else ""
+    for r in (r for records in masks_series(q).values() for r in records):
+        remark = ", ".join([*sampler_of(r), *kept_keys(r)])
         for match, window in q.windows(r).items():
-            found[match, Tags(sampler=sampler), remark][r.attention["masks"]] = window
+            found[match, Tags(sampler=r.attention["sampler"]), remark][r.attention["masks"]] = window
     return found
 
 
-def _matched(record: Record) -> list[str]:
-    """What of a cell of masks decides which window they are matched to, beside their number."""
-    said = [f"{record.attention['sampler']} masks"]
-    said += [f"sinks {record.attention['sinks']}"] if record.attention.get("sinks") else []
-    return said + ["evicting"] * bool(record.attention.get("evict"))
+def sampler_of(masks: Record) -> list[str]:
+    """The sampler, unless it is the paper's."""
+    sampler = masks.attention["sampler"]
+    return [] if sampler == "gamma" else [f"{sampler} masks"]
 
 
-def _option(record: Record, name: str) -> object:
-    identity = record.cell["identity"]
-    return identity["attn"].get(name, 0) if name in ("sinks", "evict") else identity.get(name)
+def kept_keys(record: Record) -> list[str]:
+    """Sinks and eviction, where there are any."""
+    sinks = record.attention.get("sinks")
+    return [f"{sinks} sinks"] * bool(sinks) + ["evicting"] * bool(record.attention.get("evict"))
 
 
 def point(x: float | None, metric: dict | None, about: str) -> Point | None:
@@ -136,7 +133,7 @@ def plain(values: Iterable[float]) -> dict[float, str]:
 def decades(values: Sequence[float]) -> dict[float, str]:
     """1, 2, 5 in every decade between the values."""
     low, high = min(values), max(values)
-    steps = [m * 10.0**e for e in range(-3, 16) for m in (1, 2, 5)]
+    steps = [m * 10.0**e for e in range(-12, 16) for m in (1, 2, 5)]
     return {s: f"{s:,.10g}" for s in steps if low / 1.3 <= s <= high * 1.3}
 
 

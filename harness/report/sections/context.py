@@ -2,11 +2,12 @@
 
 import shlex
 from collections import defaultdict
+from collections.abc import Iterator
 
 from harness import command
 from harness.reader import Question, Record
 from harness.report.describe import QUARTILES, Axis, Group, Guide, Live, Panel, Section, Series, Tags, points
-from harness.report.methods import method_of
+from harness.report.methods import Method, method_of
 from harness.report.sections import common
 
 MEASURES = {
@@ -14,20 +15,20 @@ MEASURES = {
     "throughput/chunked_prefill_ms": ("prefill in chunks (ms)", (1, 2)),
     "throughput/decode_ms_per_token": ("decode, time per token (ms)", (0, 1)),
     "throughput/peak_bytes": ("peak memory (bytes)", (1, 2)),
-    "throughput/error": ("error against the dense oracle (relative)", ()),
+    "throughput/error": ("error (relative)", ()),
 }
+Line = tuple[Method, str, Tags]  # method, remark, tags
 SLOPES = {0: "constant", 1: "linear", 2: "quadratic"}
 
 
 def section(questions: list[Question]) -> Section:
-    records: dict[tuple[str, str], list[tuple[Record, str]]] = defaultdict(list)
+    records: dict[tuple[str, str], list[tuple[Record, Line]]] = defaultdict(list)
     for q in questions:
-        for r in q.records:
-            if any(name in r.metrics for name in MEASURES):
-                records[q.model, _conditions(r)].append((r, _remark(r, q)))
+        for r, line in _lines(q):
+            records[q.model, _conditions(r)].append((r, line))
     groups = []
     for (model, conditions), found in records.items():
-        panels = [p for name in MEASURES if (p := _panel(model, found, name))]
+        panels = [p for name in MEASURES if (p := _panel(found, name))]
         first = found[0][0]
         y = next(n for n in MEASURES if n in first.metrics)
         live = Live("config.context", y, log_x=True, log_y=True, model=first.cell["model"])
@@ -55,29 +56,30 @@ def _conditions(r: Record) -> str:
     return ", ".join(str(s) for s in said if s)
 
 
-def _remark(r: Record, q: Question) -> str:
-    """What sets a line apart from others of its method. A window's cutoff changes with the context: it is named by the
-    masks whose cost it has."""
-    said = [f"S={r.attention['masks']}"] if r.attention.get("masks") else []
-    matched = {match for masks in q.named("plsh") for match, window in q.windows(masks).items() if window is r}
-    said += [f"equal {match} cost" for match in sorted(matched)[:1]]
-    return ", ".join(said + ["evicting"] * bool(r.attention.get("evict")))
+def _lines(q: Question) -> Iterator[tuple[Record, Line]]:
+    """The records of times with the lines that they are a point of. A window's cutoff changes with the context: its
+    line is named by the masks whose cost it has, of which there may be several."""
+    matched: dict[str, list[Line]] = defaultdict(list)
+    for (match, tags, remark), windows in common.windows(q).items():
+        for masks, window in windows.items():
+            line = common.WINDOWS[match], ", ".join(filter(None, [f"S={masks}", remark])), tags
+            matched[window.cell_id].append(line)
+    for r in q.records:
+        if any(name in r.metrics for name in MEASURES):
+            said = [f"S={r.attention['masks']}"] if r.attention.get("masks") else []
+            own = method_of(r), ", ".join(said + common.kept_keys(r)), common.tags_of(r, q.model)
+            yield from ((r, line) for line in matched[r.cell_id] or [own])
 
 
-def _panel(model: str, found: list[tuple[Record, str]], name: str) -> Panel | None:
-    lines: dict[tuple, list[Record]] = defaultdict(list)
-    for r, remark in found:
-        lines[method_of(r), remark, common.tags_of(r, model)].append(r)
-    series = [
-        Series(method, drawn, "line", tags, remark)
-        for (method, remark, tags), records in lines.items()
-        if (
-            drawn := sorted(
-                points(common.point(r.context, r.metrics.get(name), _about(r)) for r in records),
-                key=lambda p: p.x,
-            )
-        )
-    ]
+def _panel(found: list[tuple[Record, Line]], name: str) -> Panel | None:
+    lines: dict[Line, list[Record]] = defaultdict(list)
+    for r, line in found:
+        lines[line].append(r)
+    series = []
+    for (method, remark, tags), records in lines.items():
+        drawn = points(common.point(r.context, r.metrics.get(name), _about(r)) for r in records)
+        if drawn:
+            series.append(Series(method, sorted(drawn, key=lambda p: p.x), "line", tags, remark))
     shown = [p for s in series for p in s.points if p.y > 0]
     if not shown:
         return None
@@ -87,7 +89,8 @@ def _panel(model: str, found: list[tuple[Record, str]], name: str) -> Panel | No
     contexts = [p.x for p in shown]
     x = Axis("context (tokens)", True, common.plain(contexts), (min(contexts) / 1.2, max(contexts) * 1.2))
     values = [v for p in shown for v in (p.y, p.low, p.high) if v and v > 0]
-    y = Axis(title, True, range=(min(values) / 1.5, max(values) * 1.5))
+    ticks = {} if "bytes" in title else common.decades(values)  # Plotly's own are shorter: 18M
+    y = Axis(title, True, ticks, (min(values) / 1.5, max(values) * 1.5))
     guides = [Guide(SLOPES[s], first.x, first.y, s) for s in slopes]
     return Panel(title, x, y, series, guides, bars=QUARTILES)
 

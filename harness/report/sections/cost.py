@@ -85,7 +85,7 @@ def _panel(
         if drawn:
             series.append(Series(method, drawn, "line", tags, remark))
     values = [v for s in series for p in s.points for v in (p.x, *(p.x_ends or ())) if v > 0]
-    if not values:
+    if len(set(values)) < 2:  # nothing, or what costs every attention the same
         return None
     x = Axis(axis, log=True, ticks=common.decades(values), range=(min(values) / 1.3, max(values) * 1.3))
     return Panel(title, x, common.score_axis(q), series)

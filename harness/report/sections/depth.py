@@ -38,7 +38,7 @@ def _heats(model: str, group: list[Question]) -> list[Heat]:
                 masks[r.attention["masks"], method.name, remark][name] = r
         for (match, tags, remark), matched in common.windows(q).items():
             for count, window in matched.items() if match == "fused" else ():
-                windows[count, tags.sampler][remark or f"{tags.sampler} masks"][name] = window
+                windows[count, tags.sampler][remark][name] = window
     heats = [_heat("exact ALiBi", exact, Tags())]
     for setting in sorted(masks):
         count, method, remark = setting
@@ -48,7 +48,8 @@ def _heats(model: str, group: list[Question]) -> list[Heat]:
         heats.append(_heat(title, chosen, tags))
         # once, beside the first of their masks
         for remark, beside in windows.pop((count, tags.sampler), {}).items():
-            heats.append(_heat(f"window, pairs of S={count} {remark}", beside, Tags(sampler=tags.sampler)))
+            title = ", ".join(filter(None, [f"window, pairs of S={count}", remark]))
+            heats.append(_heat(title, beside, Tags(sampler=tags.sampler)))
     return [heat for heat in heats if heat]
 
 
