@@ -1,0 +1,116 @@
+"""The command line: parts of the bench, the most telling first, each row written as soon as it is known."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from kernels.bench.clock import clock_for
+from kernels.bench.measure import measure
+from kernels.bench.methods import masked, maskless
+from kernels.bench.plan import CALLS, LENGTHS, MASKS, Work, head_sets, plan
+from kernels.bench.problem import SAMPLED, Problem
+from kernels.bench.record import Record, environment
+from kernels.bench.table import LEGEND, table
+from kernels.host import keep_freed_memory
+
+DEFAULTS = {
+    "cuda": {"heads": "mpt-7b,storywriter,bloom-7b1", "tokens": LENGTHS, "masks": MASKS, "calls": tuple(CALLS)},
+    "cpu": {"heads": "small", "tokens": (16384, 4096), "masks": (16,), "calls": ("forward", "decode-1", "decode-16")},
+}
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    """Run from the command line; prints a table for each run and returns what --json writes."""
+    options = parsed(arguments)
+    keep_freed_memory()
+    clock = clock_for(options.device, options.repeats)
+    try:
+        record = Record(environment(options.device, clock, options.commit), options.json, fresh=options.fresh)
+    except ValueError as e:
+        sys.exit(str(e))
+    print(", ".join(f"{name} {value}" for name, value in record.content["environment"].items()))
+    works = plan(options.heads, options.calls, options.tokens, options.masks)
+    begin = time.monotonic()
+
+    def stop() -> bool:
+        return options.minutes is not None and time.monotonic() - begin > 60 * options.minutes
+
+    for work in works:
+        if record.complete(work):
+            continue
+        if stop():
+            break
+        run = one_part(work, options.device, record, clock, stop)
+        print(f"\n{table(run)}", flush=True)
+    left = [work.title for work in works if not record.complete(work)]
+    record.content["not_reached"] = left
+    record.save()
+    print(f"\n{LEGEND}")
+    print("\n".join(f"not reached in {options.minutes:g} minutes: {title}" for title in left))
+    return record.content
+
+
+def one_part(work: Work, device: str, record: Record, clock, stop) -> dict:
+    """Measure what the record lacks of this part; returns its run."""
+    kernel = "triton" if device == "cuda" else "sdpa"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    backward = work.call == "backward"
+    with torch.no_grad():
+        problem = Problem(work.heads, work.tokens, work.queries, backward=backward, device=device, dtype=dtype)
+        run = record.run_of(work, problem)
+        methods = (maskless(problem, kernel) if work.first else []) + masked(problem, kernel, work.masks)
+        known = {row["name"] for row in run["methods"]}
+        missing = [method for method in methods if method.name not in known]
+        for row in measure(problem, missing, clock, stop):
+            record.add(run, row)
+            missing = missing[1:]
+            if "CUDA error" in row["status"]:  # the process can use the GPU no more
+                sys.exit(f"{row['name']}: {row['status']}. Run the same command again to go on after it.")
+    if not missing:
+        run["masks"].append(work.masks)
+    return run
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--heads", help="mpt-7b, storywriter, bloom-7b1, small, or 8x64, with commas between them")
+    parser.add_argument("--calls", help=", ".join(CALLS))
+    parser.add_argument("--tokens", help="lengths, with commas between them")
+    parser.add_argument("--masks", help="numbers of masks; the first brings the methods without masks")
+    parser.add_argument("--repeats", type=int, default=7, help="how often a long call runs")
+    parser.add_argument("--minutes", type=float, help="begin nothing new after these; the rest is listed")
+    parser.add_argument("--json", type=Path, help="write to this file after every row, and keep the rows it has")
+    parser.add_argument("--fresh", action="store_true", help="forget the rows of the file")
+    parser.add_argument("--commit", help="of the code, where it is no git checkout")
+    options = parser.parse_args(arguments)
+    default = DEFAULTS[options.device]
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA GPU was found: use --device cpu.")
+    try:
+        options.heads = head_sets((options.heads or default["heads"]).split(","))
+    except ValueError as e:
+        parser.error(str(e))
+    options.calls = options.calls.split(",") if options.calls else list(default["calls"])
+    if unknown := set(options.calls) - set(CALLS):
+        parser.error(f"--calls takes {', '.join(CALLS)}, not {', '.join(sorted(unknown))}.")
+    if options.device == "cpu" and "backward" in options.calls:
+        parser.error("backward needs --device cuda.")
+    for name, least in (("tokens", 4 * SAMPLED), ("masks", 1)):
+        given = getattr(options, name) or ",".join(map(str, default[name]))
+        numbers = [int(x) if x.strip().isdigit() else 0 for x in given.split(",")]
+        if min(numbers) < least:
+            parser.error(f"--{name} takes whole numbers from {least} on, with commas between them, not {given}.")
+        setattr(options, name, numbers)
+    if options.repeats < 1:
+        parser.error("--repeats takes whole numbers from 1 on.")
+    if options.json is not None and not options.json.parent.is_dir():
+        parser.error(f"--json: there is no folder {options.json.parent}.")
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""How time is taken: rounds of a host clock on a CPU, `triton.testing.do_bench` on a GPU."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+Call = Callable[[], object]
+SHORT = 1.0  # ms: a call whose launches may take longer than its work is timed in a CUDA graph too
+SLOWEST = 20.0  # seconds a call may take
+
+
+class HostClock:
+    """Rounds over all calls by turns, so that what else the machine does meets all of them alike."""
+
+    together = True
+
+    def __init__(self, repeats: int):
+        self.repeats = repeats
+
+    def release(self) -> None:
+        pass
+
+    def quartiles(self, calls: list[Call]) -> list[dict]:
+        """For each call the median, lower and upper quartile in ms, and how often it ran."""
+        taken: list[list[float]] = [[] for _ in calls]
+        for _ in range(self.repeats):
+            for call, own in zip(calls, taken, strict=True):
+                own.append(1e3 * seconds(call))
+        return [_quartiles(own) for own in taken]
+
+    def graph(self, call: Call) -> None:
+        return None
+
+    def memory_rate(self) -> float:
+        """GB read and written per second by the fastest of a few copies too large for a cache: what bounds every
+        kernel."""
+        source = torch.ones(1 << 26)
+        target = torch.empty_like(source)
+        return 2 * source.nbytes / min(seconds(lambda: target.copy_(source)) for _ in range(5)) / 1e9
+
+
+class DeviceClock:
+    """CUDA events around each call, the L2 cache cleared before it."""
+
+    together = False
+
+    def __init__(self, repeats: int):
+        self.repeats = repeats
+
+    def release(self) -> None:
+        """Give back what the last method took, so that it cannot push the next out of memory."""
+        torch.cuda.empty_cache()
+
+    def quartiles(self, calls: list[Call]) -> list[dict]:
+        return [self._quartiles(call) for call in calls]
+
+    def _quartiles(self, call: Call) -> dict:
+        from triton.testing import do_bench
+
+        begin = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        once = 1e3 * (time.perf_counter() - begin)
+        # a long call runs `repeats` times, a short one for a tenth of a second
+        times = do_bench(call, warmup=min(25.0, once), rep=max(100.0, self.repeats * once), return_mode="all")
+        return _quartiles(times)
+
+    def graph(self, call: Call) -> dict | None:
+        """The quartiles without the time that launching takes, or None where the call cannot be captured."""
+        try:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                call()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                kept = call()  # noqa: F841 - its memory belongs to the graph
+            return self._quartiles(graph.replay)
+        except RuntimeError:
+            torch.cuda.synchronize()
+            return None
+
+    def memory_rate(self) -> float:
+        source = torch.ones(1 << 30, device="cuda")
+        target = torch.empty_like(source)
+        return 2 * source.nbytes / self._quartiles(lambda: target.copy_(source))["median"] / 1e6
+
+
+def clock_for(device: str, repeats: int) -> HostClock | DeviceClock:
+    return DeviceClock(repeats) if device == "cuda" else HostClock(repeats)
+
+
+def seconds(call: Call) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def _quartiles(taken: list[float]) -> dict:
+    low, _, high = statistics.quantiles(taken, n=4, method="inclusive") if len(taken) > 1 else taken * 3
+    return {"median": statistics.median(taken), "low": low, "high": high, "calls": len(taken)}

@@ -1,0 +1,52 @@
+"""Pairs, operations and bytes of a call, counted and not measured."""
+
+from dataclasses import dataclass
+
+import torch
+
+from kernels.bench.problem import Problem
+from kernels.masks import Masks
+from kernels.union import PositionalLSH
+from kernels.weights import Weights
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`pairs`: visited (query, key) of all heads, each row's own key included. `dense`: the same of exact ALiBi.
+    `floor`: the fewest bytes that any way to compute this under these weights moves."""
+
+    pairs: int
+    dense: int
+    floor: int
+
+
+def cost(problem: Problem, weights: Weights) -> Cost:
+    """What a call on `problem` under `weights` costs, from the reach of every row."""
+    rows = torch.arange(problem.offset, problem.tokens, device=problem.device)
+    pairs = reached = 0
+    for head in range(weights.heads):  # one head at a time: S masks in float64 take S times the memory of a row
+        first, _ = weights.reach(torch.tensor([head], device=problem.device), rows[None])
+        pairs += int((rows - first[0] + 1).sum())
+        reached += problem.tokens - int(first[0, 0])
+    return Cost(pairs, weights.heads * int((rows + 1).sum()), floor_bytes(problem, reached))
+
+
+def floor_bytes(problem: Problem, reached: int) -> int:
+    """Forward: q, the `reached` keys and values of all heads once, and the output. Backward: q, k, v, the output and
+    its gradient, and the gradients of q, k and v."""
+    q, size = problem.q.numel(), problem.q.element_size()
+    if problem.backward:
+        return size * 8 * q
+    return size * (2 * q + 2 * reached * problem.heads.dim)
+
+
+def operations(problem: Problem, pairs: int) -> int:
+    """Floating-point operations of the matrix products: two in the forward pass, five in the backward pass."""
+    return (10 if problem.backward else 4) * problem.heads.dim * pairs
+
+
+def one_mask(weights: PositionalLSH, s: int) -> PositionalLSH:
+    """Mask s of `weights` alone."""
+    m = weights.masks
+    own = Masks(m.width[:, s : s + 1], m.shift[:, s : s + 1], m.log_weight[:, s : s + 1])
+    return PositionalLSH(weights.slopes, own, weights.sampler, weights.weights)

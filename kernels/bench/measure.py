@@ -1,0 +1,166 @@
+"""One row of the record for each method: checked first, then timed."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from kernels.bench.clock import SHORT, SLOWEST, DeviceClock, HostClock
+from kernels.bench.cost import Cost, cost, operations
+from kernels.bench.dense import LeftOut, Prepared
+from kernels.bench.methods import Method
+from kernels.bench.problem import Problem
+
+# The largest relative rms error of a head against the method's own oracle, on the same rounded inputs, at which a speed
+# is shown. A kernel that sums in float32 rounds the probabilities once and the output once. In bf16 a rounding is wrong
+# by up to 2^-8 and by 1.6e-3 on the mean square: 2.3e-3 together, which torch's own attention has too, and up to 2^-7
+# where one key holds all the weight of a single row. Gradients round one factor more and cancel in part. In float32
+# the limit leaves room for what the augmented q and k lose to a bias of up to slope * tokens / 2.
+LIMITS = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10, torch.float32: 1e-3}
+GRADIENTS = 2.0  # times the limit
+
+
+@dataclass
+class Run:
+    """A method that is ready: `outcome` computes what is compared with the truth, `timed` is what a clock may call."""
+
+    method: Method
+    prepared: Prepared
+    outcome: Callable[[], list[torch.Tensor]]
+    timed: Callable[[], object]
+
+
+def measure(
+    problem: Problem, methods: list[Method], clock: HostClock | DeviceClock, stop: Callable[[], bool] = lambda: False
+) -> Iterator[dict]:
+    """The rows of `methods`, as soon as they are known. A method that fails its check or raises has `ms` None and says
+    in `status` why; nothing new is begun after `stop()` says so."""
+    for batch in [methods] if clock.together else [[m] for m in methods]:
+        if stop():
+            return
+        rows, runs = [], []
+        for method in batch:
+            row, run = _ready(problem, method, clock)
+            rows.append(row)
+            if run is not None:
+                runs.append((row, run))
+        if clock.together:
+            found = zip(runs, clock.quartiles([run.timed for _, run in runs]), strict=True)
+            for (row, run), ms in found:
+                row.update(_speed(problem, run, ms, clock))
+        for row, run in runs if not clock.together else []:
+            try:
+                row.update(_speed(problem, run, clock.quartiles([run.timed])[0], clock))
+            except Exception as e:  # whatever a kernel does, the other rows are kept
+                row["status"] = _reason(e)
+        del runs
+        gc.collect()
+        clock.release()
+        yield from rows
+
+
+def _ready(problem: Problem, method: Method, clock: HostClock | DeviceClock) -> tuple[dict, Run | None]:
+    """The row without its times, and what is to be timed if the check allows it."""
+    row = {
+        "name": method.name,
+        "family": method.family,
+        "masks": method.masks,
+        "cutoff": method.cutoff,
+        "match": method.match,
+        "status": "ok",
+        "ms": None,
+    }
+    try:
+        costs = [cost(problem, weights) for weights in method.visited]
+        row |= _counted(problem, method, costs)
+        run = prepare(problem, method)
+        begin = time.perf_counter()
+        row |= errors(problem, method, run.outcome())
+        took = time.perf_counter() - begin
+        if not row["check_error"] <= row["check_limit"]:
+            row["status"] = f"check failed: {row['check_error']:.1e} > {row['check_limit']:.1e}"
+            return row, None
+        if clock.together and took > SLOWEST:
+            raise LeftOut(f"a call takes {took:.0f} s, above the limit of {SLOWEST:.0f}")
+        row["bytes"] = run.prepared.times * costs[0].floor + run.prepared.extra
+        return row, run
+    except LeftOut as e:
+        row["status"] = f"left out: {e}"
+    except Exception as e:
+        row["status"] = _reason(e)
+    return row, None
+
+
+def prepare(problem: Problem, method: Method) -> Run:
+    """Everything that is not timed. Backward, one forward pass serves all calls."""
+    prepared, dim = method.prepare(), problem.heads.dim
+    if not problem.backward:
+
+        def outcome() -> list[torch.Tensor]:
+            out = prepared.call(*prepared.inputs)
+            return [out[:, :, problem.rows, :dim]]
+
+        return Run(method, prepared, outcome, lambda: prepared.call(*prepared.inputs))
+    with torch.enable_grad():
+        inputs = [x.detach().requires_grad_() for x in prepared.inputs]
+        out = prepared.call(*inputs)[..., :dim]
+
+    def gradients(toward: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(out, inputs, toward, retain_graph=True)
+
+    def outcome() -> list[torch.Tensor]:
+        dq, dk, dv = gradients(problem.few_toward)
+        return [dq[:, :, problem.rows, :dim], dk[..., :dim], dv[..., :dim]]
+
+    return Run(method, prepared, outcome, lambda: gradients(problem.toward))
+
+
+def errors(problem: Problem, method: Method, found: list[torch.Tensor]) -> dict:
+    """Errors at the sampled rows: against exact ALiBi, and (`check_error`) against the method's own oracle."""
+    exact = problem.truth(problem.exact)
+    own = problem.truth(method.weights)
+    limit = LIMITS[problem.dtype] * (GRADIENTS if problem.backward else 1.0)
+    check = max(float(_relative(mine, true).max()) for mine, true in zip(found, own, strict=True))
+    pairs = list(zip(found, exact, strict=True))
+    return {
+        "max_abs_error": max(float((mine.double() - true).abs().max()) for mine, true in pairs),
+        "rms_relative_error": max(float((mine.double() - true).norm() / true.norm()) for mine, true in pairs),
+        "check_error": check,
+        "check_limit": limit,
+    }
+
+
+def _relative(found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """rms of the error over rms of the truth for each head; NaN counts as infinite."""
+    off = (found.double() - true).square().sum((0, 2, 3)) / true.square().sum((0, 2, 3))
+    return off.sqrt().nan_to_num(torch.inf)
+
+
+def _counted(problem: Problem, method: Method, costs: list[Cost]) -> dict:
+    rows = problem.heads.heads * problem.queries
+    pairs = sum(one.pairs for one in costs)
+    return {
+        "pairs_per_row": pairs / rows - len(costs),  # beside each row's own key
+        "operations": operations(problem, pairs),
+        "dense_operations": operations(problem, costs[0].dense),
+        "floor_bytes": cost(problem, method.weights).floor if len(costs) > 1 else costs[0].floor,
+    }
+
+
+def _speed(problem: Problem, run: Run, ms: dict, clock: HostClock | DeviceClock) -> dict:
+    found = {"ms": ms}
+    if problem.device.type == "cuda":
+        if ms["median"] < SHORT and not problem.backward:
+            found["graph_ms"] = clock.graph(run.timed)
+        if run.prepared.tables is not None:
+            found["tables_ms"] = clock.quartiles([run.prepared.tables])[0]
+    return found
+
+
+def _reason(e: Exception) -> str:
+    if isinstance(e, torch.OutOfMemoryError):
+        return "out of memory"
+    first = next((line.strip() for line in str(e).splitlines() if line.strip()), "")
+    return f"error: {type(e).__name__}: {first}"[:300]

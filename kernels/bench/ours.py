@@ -1,0 +1,79 @@
+"""This project's kernels with what they need for given weights prepared, so that its time is taken apart."""
+
+import torch
+
+from kernels.attend import attend
+from kernels.bench.cost import one_mask
+from kernels.bench.dense import Prepared
+from kernels.bench.problem import Problem
+from kernels.union import PositionalLSH
+from kernels.weights import Weights
+
+
+def one_pass(problem: Problem, weights: Weights, kernel: str) -> Prepared:
+    """All of `weights` in one pass: kernel `triton` on tables built beforehand, or `sdpa`."""
+    inputs = [problem.q, problem.k, problem.v]
+    if kernel == "triton":
+        build, call = fused(problem, weights)
+        tables = build()
+        size = sum(x.numel() * x.element_size() for x in vars(tables).values() if isinstance(x, torch.Tensor))
+        return Prepared(inputs, lambda q, k, v: call(tables, q, k, v)[0], build, size)
+    return Prepared(inputs, lambda q, k, v: attend(q, k, v, weights, kernel=kernel))
+
+
+def fused(problem: Problem, weights: Weights):
+    """(build, call): tables for these rows, and kernel `triton` on them: call(tables, q, k, v) -> out, lse."""
+    from kernels.tables import build_row_tables, build_tables
+    from kernels.triton_attend import capability  # triton exists on Linux only
+    from kernels.triton_autograd import FusedAttention
+    from kernels.triton_decode import ROWS, decode
+    from kernels.triton_weights import tile_of
+
+    q, scale, begin = problem.q, problem.heads.dim**-0.5, problem.offset
+    if problem.queries <= ROWS:
+        rows = torch.arange(begin, problem.tokens, device=problem.device)
+        return (
+            lambda: build_row_tables(weights, rows),
+            lambda tables, q, k, v: decode(q, k, v, tables, [0], [begin], [0], scale=scale),
+        )
+    tile = tile_of(q.dtype, capability(q))
+    return (
+        lambda: build_tables(weights, problem.tokens, tile=tile, causal=True, device=problem.device),
+        lambda tables, q, k, v: FusedAttention.apply(q, k, v, tables, [0], [begin], [0], scale),
+    )
+
+
+def passes(problem: Problem, weights: PositionalLSH, kernel: str) -> Prepared:
+    """Positional LSH as stated: every mask as attention of its own, merged by log-sum-exp in float32."""
+    each = [one_mask(weights, s) for s in range(weights.count)]
+    merge = torch.compile(merged) if problem.device.type == "cuda" else merged
+    if kernel == "triton":
+        both = [fused(problem, one) for one in each]
+        held = [build() for build, _ in both]
+        tables = lambda: [build() for build, _ in both]  # noqa: E731
+        size = sum(x.numel() * x.element_size() for t in held for x in vars(t).values() if isinstance(x, torch.Tensor))
+
+        def part(s: int, q, k, v) -> tuple[torch.Tensor, torch.Tensor]:
+            return both[s][1](held[s], q, k, v)
+    else:
+        tables, size = None, 0
+
+        def part(s: int, q, k, v) -> tuple[torch.Tensor, torch.Tensor]:
+            return attend(q, k, v, each[s], kernel=kernel, return_lse=True)
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        out, total = part(0, q, k, v)
+        out = out.float()
+        for s in range(1, weights.count):
+            out, total = merge(out, total, *part(s, q, k, v))
+        return out.to(q.dtype)
+
+    return Prepared([problem.q, problem.k, problem.v], call, tables, size, times=weights.count)
+
+
+def merged(
+    out: torch.Tensor, total: torch.Tensor, part: torch.Tensor, lse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two attentions over different keys as one: out (B, H, T, D) float32 of log-sum-exp total (B, H, T), and part."""
+    longer = torch.logaddexp(total, lse)
+    return out * torch.exp(total - longer)[..., None] + part * torch.exp(lse - longer)[..., None], longer

@@ -1,0 +1,167 @@
+"""The record of a bench: what the times depend on, the rows measured so far, and how they compare."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from kernels.bench.clock import DeviceClock, HostClock
+from kernels.bench.plan import Work
+from kernels.bench.problem import Problem
+
+# what must be the same for rows of two runs to stand in one record
+SAME = ("device", "gpu", "cpu", "threads", "torch", "triton", "python", "code")
+
+
+def environment(device: str, clock: HostClock | DeviceClock, commit: str | None) -> dict:
+    """What the times depend on. `code` is a hash of this package, for what is no checkout; `commit` is the checkout's
+    unless given."""
+    info = Path("/proc/cpuinfo")
+    models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    found = {
+        "device": device,
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "driver": _driver() if device == "cuda" else None,
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "cpu": models[0].split(":")[1].strip() if models else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "load": [round(x, 2) for x in os.getloadavg()],
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "python": platform.python_version(),
+        "memory_gb_s": float(f"{clock.memory_rate():.3g}"),
+        "commit": commit or _git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "code": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12],
+        "command": " ".join(["python -m kernels.bench", *sys.argv[1:]]),
+    }
+    return found
+
+
+class Record:
+    """`content` is what the file holds: {"environment", "runs", "not_reached"}. A run is one call on one head set and
+    length, with one row for each method. Without a file nothing is kept."""
+
+    def __init__(self, about: dict, file: Path | None, *, fresh: bool):
+        self.file = file
+        self.content = {"environment": about, "runs": [], "not_reached": []}
+        if file is not None and file.exists() and not fresh:
+            before = json.loads(file.read_text())
+            differing = [x for x in SAME if before.get("environment", {}).get(x) != about[x]]
+            if differing:
+                raise ValueError(
+                    f"{file} holds rows measured under another {', '.join(differing)}: name another file, or use "
+                    "--fresh to write it anew."
+                )
+            self.content["runs"] = before["runs"]
+
+    def run_of(self, work: Work, problem: Problem) -> dict:
+        """The run that `work` is part of, begun if need be."""
+        known = self._known(work)
+        if known is None:
+            heads = work.heads
+            known = {
+                "heads": work.name,
+                "call": work.call,
+                "shape": [1, heads.heads, work.tokens, heads.dim],
+                "queries": work.queries,
+                "bias_max": heads.bias_max,
+                "dtype": str(problem.dtype).removeprefix("torch."),
+                "itemsize": problem.q.element_size(),
+                "masks": [],
+                "methods": [],
+            }
+            self.content["runs"].append(known)
+        return known
+
+    def complete(self, work: Work) -> bool:
+        """Whether the record has all rows of this part."""
+        known = self._known(work)
+        return known is not None and work.masks in known["masks"]
+
+    def _known(self, work: Work) -> dict | None:
+        shape = [1, work.heads.heads, work.tokens, work.heads.dim]
+        same = (r for r in self.content["runs"] if (r["heads"], r["call"], r["shape"]) == (work.name, work.call, shape))
+        return next(same, None)
+
+    def add(self, run: dict, row: dict) -> None:
+        """One more row; what all rows are compared to may have changed with it."""
+        run["methods"].append(rounded(row))
+        relate(run, self.content["environment"]["memory_gb_s"])
+        self.save()
+
+    def save(self) -> None:
+        """Replace the file as a whole: whoever stops the bench loses nothing that was measured."""
+        if self.file is not None:
+            new = self.file.with_name(self.file.name + ".new")
+            new.write_text(json.dumps(self.content, indent=1) + "\n")
+            new.replace(self.file)
+
+
+def relate(run: dict, rate: float) -> None:
+    """Fill in what follows from the times: TFLOP/s, of the pairs that are visited (`actual`) and of those that exact
+    ALiBi visits (`effective`); ratios of the median to the fastest exact way, to the byte floor at `rate` GB/s and, for
+    PLSH, to the window of equal error."""
+    timed = [r for r in run["methods"] if r["ms"]]
+    base = min((r["ms"]["median"] for r in timed if r["family"] == "exact"), default=None)
+    windows = {r["match"]: r for r in timed if r["family"] == "window"}
+    for row in timed:
+        ms = row["ms"]["median"]
+        floor = row["floor_bytes"] / rate / 1e6
+        row["actual_tflops"] = row["operations"] / ms / 1e9
+        row["effective_tflops"] = row["dense_operations"] / ms / 1e9
+        row["floor_ms"], row["over_floor"] = floor, ms / floor
+        row["speedup"] = None if base is None else base / ms
+        if row["family"] == "plsh":
+            row["equal_error"] = against(row, windows.get(row["name"]))
+        row.update(rounded({k: row[k] for k in row if k not in ("ms", "name")}))
+
+
+def against(row: dict, window: dict | None) -> dict | None:
+    """The window that errs as much beside a PLSH row: its name, how many times as long it takes, and whether the row
+    is "faster", "slower" or, where the middle halves of the times overlap, "even"."""
+    if window is None:
+        return None
+    own, other = row["ms"], window["ms"]
+    verdict = "faster" if own["high"] < other["low"] else "slower" if own["low"] > other["high"] else "even"
+    return {"window": window["name"], "ratio": other["median"] / own["median"], "verdict": verdict}
+
+
+def rounded(value):
+    """Floats to five digits: what lies beyond is noise."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    return value
+
+
+def _git(*command: str) -> str | None:
+    try:
+        git = subprocess.run(["git", *command], capture_output=True, text=True, cwd=Path(__file__).parent)
+    except OSError:
+        return None
+    return git.stdout.strip() if git.returncode == 0 else None
+
+
+def _driver() -> str | None:
+    try:
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,87 @@
+"""A record as text and as Markdown."""
+
+LEGEND = (
+    "speedup: over the fastest exact way that passed its check; floor: times the least bytes at the measured rate of a "
+    "copy; equal error: time of the window that errs as much over the time of the row, above 1 the row is faster."
+)
+COLUMNS = (
+    "method", "ms", "quartiles", "tables ms", "speedup", "equal error", "x floor", "TFLOP/s eff.", "act.", "pairs/row",
+    "rms rel.", "max error", "check",
+)  # fmt: skip
+
+
+def cells(row: dict) -> list[str]:
+    """One method as one line of the table; without a time its status stands in its place."""
+    if row["ms"] is None:
+        return [row["name"], row["status"]]
+    ms, equal, tables = row["ms"], row.get("equal_error"), row.get("tables_ms")
+    return [
+        row["name"],
+        figure(ms["median"]),
+        f"{figure(ms['low'])}..{figure(ms['high'])}",
+        figure(tables["median"]) if tables else "",
+        f"{row['speedup']:.2f}x" if row["speedup"] else "",
+        f"{equal['ratio']:.2f}x" if equal else "",
+        f"{row['over_floor']:.2f}",
+        f"{row['effective_tflops']:.3g}",
+        f"{row['actual_tflops']:.3g}",
+        f"{row['pairs_per_row']:.1f}",
+        f"{row['rms_relative_error']:.1e}",
+        f"{row['max_abs_error']:.1e}",
+        f"{row['check_error']:.1e}",
+    ]
+
+
+def figure(ms: float) -> str:
+    """Three digits and no exponent."""
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}" if ms >= 1 else f"{ms:.3f}"
+
+
+def title(run: dict) -> str:
+    _, heads, tokens, dim = run["shape"]
+    rows = "" if run["queries"] == tokens else f", {run['queries']} rows"
+    return f"{run['heads']}: {run['call']}, {tokens} tokens{rows}, {heads} heads of {dim}, {run['dtype']}, causal"
+
+
+def table(run: dict) -> str:
+    """The rows of one run as lines of text, and what they say of PLSH."""
+    lines = [list(COLUMNS)] + [cells(row) for row in run["methods"]]
+    full = [line for line in lines if len(line) == len(COLUMNS)]
+    names = max(len(line[0]) for line in lines)
+    widths = [names] + [max(len(line[i]) for line in full) for i in range(1, len(COLUMNS))]
+    drawn = []
+    for line in lines:
+        rest = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=False)]
+        drawn.append("  ".join([line[0].ljust(names), *(rest if len(line) > 2 else line[1:])]))
+    return "\n".join([title(run), *drawn, *verdicts(run)])
+
+
+def verdicts(run: dict) -> list[str]:
+    """A sentence on each PLSH row: does it beat the window of equal error in time?"""
+    words = {"faster": "faster than", "slower": "slower than", "even": "within the spread of"}
+    found = []
+    for row in run["methods"]:
+        if row["ms"] and (equal := row.get("equal_error")):
+            window, error = equal["window"].split(",")[0], f"{row['rms_relative_error']:.1%}"
+            found.append(
+                f"{row['name']}: {words[equal['verdict']]} the window of equal error ({window}, error {error}), "
+                f"{equal['ratio']:.2f} times its speed."
+            )
+    return found
+
+
+def markdown(record: dict) -> str:
+    """All runs as tables of Markdown, with where they were measured."""
+    about = record["environment"]
+    where = about["gpu"] or f"{about['cpu']}, {about['threads']} threads"
+    commit = (about["commit"] or "unknown")[:7] + (", changed" if about["dirty"] else "")
+    parts = [
+        f"{where}; torch {about['torch']}; {about['memory_gb_s']} GB/s in a copy; commit {commit}. `{about['command']}`"
+    ]
+    for run in record["runs"]:
+        parts += ["", f"**{title(run)}**", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+        for row in run["methods"]:
+            line = cells(row)
+            parts.append("| " + " | ".join(line + [""] * (len(COLUMNS) - len(line))) + " |")
+        parts += ["", *(f"* {sentence}" for sentence in verdicts(run))]
+    return "\n".join(parts)
