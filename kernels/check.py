@@ -1,76 +1,111 @@
 """`python -m kernels.check`: the fused kernels on this GPU against the oracle, in float64.
 
 Every kind of weights in three dtypes, each with another head dimension: forward, decoding and gradients, causal and
-bidirectional, with grouped heads, padding and an offset. Most of the time goes into compiling. Needs torch and triton
-only. Prints one line per weights and exits with 1 if any error is larger than its limit.
+bidirectional, with grouped heads, padding, an offset, sinks, and keys left out. Most of the time goes into compiling:
+the parts run in processes of their own, side by side, and a kernel that crashes takes down its own part alone. Needs
+torch and triton only. Exits with 1 and says what failed if any error is larger than its limit. Another kernel, and the
+CPU, can be checked too.
 """
 
+import argparse
+import json
+import os
+import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 
 from kernels import Alibi, PositionalLSH, Weights, Window, alibi_slopes, attend
+from kernels.environment import environment
 
 # largest error of out and of gradients, relative to their largest value, and of the log-sum-exp: a few roundings of
 # the dtype's products
 LIMITS = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 HEADS, KV_HEADS = 8, 4
+TOKENS = {"cuda": 777, "cpu": 131}
+DIMS = (64, 80, 96, 112, 128)
+LONGER = 16  # times as many keys where those out of reach are left out
+PATIENCE = 240  # seconds that a part may take
 
 
 def all_weights() -> dict[str, Weights]:
     """Every law of weights, counts in one word and in two, and sinks in one tile and in two."""
     slopes = alibi_slopes(HEADS)
     found = {"alibi": Alibi(slopes), "window": Window(slopes, 5.0), "window, 4 sinks": Window(slopes, 5.0, 4)}
-    for kind in ("rb", "count"):
-        found[f"{kind} S=16, 70 sinks"] = PositionalLSH.draw(slopes, 16, seed=1, weights=kind, sinks=70)
-    for kind, sampler, masks in [
-        ("exact", "gamma", 16), ("rb", "gamma", 4), ("rb", "gamma", 16), ("rb", "systematic", 16),
-        ("count", "gamma", 4), ("count", "gamma", 16), ("count", "gamma", 64), ("count", "systematic", 16),
+    for kind, sampler, masks, sinks in [
+        ("exact", "gamma", 16, 0), ("rb", "gamma", 4, 0), ("rb", "gamma", 16, 70), ("rb", "systematic", 16, 0),
+        ("count", "gamma", 1, 0), ("count", "gamma", 4, 0), ("count", "gamma", 16, 0), ("count", "gamma", 16, 70),
+        ("count", "gamma", 64, 0), ("count", "gamma", 64, 4), ("count", "systematic", 16, 4),
     ]:  # fmt: skip
-        found[f"{kind} {sampler} S={masks}"] = PositionalLSH.draw(slopes, masks, seed=1, sampler=sampler, weights=kind)
+        weights = PositionalLSH.draw(slopes, masks, seed=1, sampler=sampler, weights=kind, sinks=sinks)
+        found[f"{kind} {sampler} S={masks}" + (f", {sinks} sinks" if sinks else "")] = weights
     return found
 
 
 def calls(tokens: int) -> dict[str, dict]:
-    """Shapes of a call by name: how many of the `tokens` are queries, and the options of `attend`."""
+    """Shapes of a call by name: how many of its `tokens` are queries, options of `attend`, whether gradients are
+    compared (the oracle has none in rows of padding), and whether keys out of reach are left out."""
     padding = torch.tensor([0, tokens // 3])
+    few = min(16, tokens)
     return {
-        "causal": {"queries": tokens},
-        "bidirectional": {"queries": tokens, "causal": False},
+        "causal": {"queries": tokens, "gradients": True},
+        "bidirectional": {"queries": tokens, "causal": False, "gradients": True},
         "padded": {"queries": tokens, "padding": padding},
-        "chunk": {"queries": tokens // 3, "q_offset": tokens // 2},
-        "decoding": {"queries": 3, "padding": padding},
+        "chunk": {"queries": tokens // 3, "q_offset": tokens // 2, "gradients": True},
+        "decoding 1": {"queries": 1},
+        "decoding 3, padded": {"queries": 3, "padding": padding},
+        f"decoding {few}": {"queries": few},
+        "chunk, gap": {"tokens": LONGER * tokens, "queries": 3 * few, "gap": True},
+        "decoding 3, gap": {"tokens": LONGER * tokens, "queries": 3, "gap": True},
     }
 
 
-def error(
-    weights: Weights, device: str, tokens: int, dim: int, dtype: torch.dtype, options: dict, *, gradients: bool
-) -> float:
-    """The largest of the relative errors of out and, with `gradients`, of those of q, k and v, and of the absolute
-    error of the log-sum-exp."""
+def errors(
+    weights: Weights, kernel: str, device: str, tokens: int, dim: int, dtype: torch.dtype, options: dict
+) -> dict[str, float] | None:
+    """The relative errors of out and, with `gradients`, of those of q, k and v, and the absolute error of the
+    log-sum-exp; None if no key is out of reach."""
     options = dict(options)
+    queries, tokens = options.pop("queries"), options.pop("tokens", tokens)
+    gradients, gap = options.pop("gradients", False), options.pop("gap", False)
     generator = torch.Generator().manual_seed(0)
 
     def make(heads: int, length: int) -> torch.Tensor:
         return torch.randn(2, heads, length, dim, generator=generator).to(device, dtype)
 
-    queries = options.pop("queries")
     inputs = [make(HEADS, queries), make(KV_HEADS, tokens), make(KV_HEADS, tokens)]
-    toward = make(HEADS, queries)
+    exact = [x.double() for x in inputs]
     with torch.no_grad():
-        got, got_lse = attend(*inputs, weights, kernel="triton", return_lse=True, **options)
-        true, true_lse = attend(*(x.double() for x in inputs), weights, kernel="exact", return_lse=True, **options)
+        true, true_lse = attend(*exact, weights, kernel="exact", return_lse=True, **options)
+        short, held = without_unreached(inputs, weights) if gap else (inputs, {})
+        if short is None:
+            return None
+        got, got_lse = attend(*short, weights, kernel=kernel, return_lse=True, **options, **held)
     real = true_lse.isfinite()
-    worst = [relative(got, true), float((got_lse.double() - true_lse)[real].abs().max())]
+    found = {"out": relative(got, true), "lse": float((got_lse.double() - true_lse)[real].abs().max())}
     if gradients:
-        both = []
-        for kernel, some in (("triton", inputs), ("exact", [x.double() for x in inputs])):
+        toward, both = make(HEADS, queries), []
+        for name, some in ((kernel, inputs), ("exact", exact)):
             some = [x.detach().requires_grad_() for x in some]
-            out = attend(*some, weights, kernel=kernel, **options)
+            out = attend(*some, weights, kernel=name, **options)
             both.append(torch.autograd.grad(out, some, toward.to(out.dtype)))
-        worst += [relative(mine, exact) for mine, exact in zip(*both, strict=True)]
-    return max(worst)
+        found |= {name: relative(*pair) for name, *pair in zip(("dq", "dk", "dv"), *both, strict=True)}
+    return found
+
+
+def without_unreached(inputs: list[torch.Tensor], weights: Weights) -> tuple[list[torch.Tensor] | None, dict]:
+    """q, k and v without the keys after the sinks that no row reaches, and the option that says so."""
+    q, k, v = inputs
+    heads, begin = torch.arange(HEADS, device=q.device), k.shape[2] - q.shape[2]
+    gap = int(weights.reach(heads, torch.full((HEADS, 1), begin, device=q.device))[0].min()) - weights.sinks
+    if gap <= 0:
+        return None, {}
+    kept = [torch.cat([x[:, :, : weights.sinks], x[:, :, weights.sinks + gap :]], 2) for x in (k, v)]
+    return [q, *kept], {"gap": gap}
 
 
 def relative(got: torch.Tensor, true: torch.Tensor) -> float:
@@ -79,31 +114,95 @@ def relative(got: torch.Tensor, true: torch.Tensor) -> float:
     return float(off.nan_to_num(torch.inf))
 
 
-def check(device: str, tokens: int, dims: tuple[int, ...]) -> list[str]:
-    """Run all of it, printing as it goes; the cases that failed, by name."""
-    failed = []
-    for turn, (name, weights) in enumerate(all_weights().items()):
-        begin, largest = time.perf_counter(), dict.fromkeys(LIMITS, 0.0)
-        for step, dtype in enumerate(LIMITS):
-            dim = dims[(turn + step) % len(dims)]
-            for shape, options in calls(tokens).items():
-                # one dtype each, in turn; the oracle has no gradient in rows of padding
-                gradients = step == turn % 3 and shape in ("causal", "bidirectional", "chunk")
-                off = error(weights, device, tokens, dim, dtype, options, gradients=gradients)
-                largest[dtype] = max(largest[dtype], off)
-                if not off <= LIMITS[dtype]:
-                    failed.append(f"{name}, {shape}, head dimension {dim}, {dtype}: {off:.1e} > {LIMITS[dtype]:.0e}")
-        errors = ", ".join(f"{str(dtype)[6:]} {off:.1e}" for dtype, off in largest.items())
-        print(f"{name:24} {errors}  ({time.perf_counter() - begin:.0f} s)", flush=True)
-    return failed
+def check(name: str, dtype: torch.dtype, *, kernel: str, device: str, tokens: int) -> list[dict]:
+    """All calls of one kind of weights in one dtype: a row for each, `worst` the largest error, or why there is
+    none."""
+    names, dtypes = list(all_weights()), list(LIMITS)
+    turn, step = names.index(name), dtypes.index(dtype)
+    rows = []
+    for shape, options in calls(tokens).items():
+        dim = DIMS[(turn + step) % len(DIMS)]
+        if step != turn % len(dtypes):  # one dtype each, in turn
+            options = {k: v for k, v in options.items() if k != "gradients"}
+        row = {"weights": name, "call": shape, "dtype": str(dtype)[6:], "dim": dim, "limit": LIMITS[dtype]}
+        try:
+            found = errors(all_weights()[name], kernel, device, tokens, dim, dtype, options)
+            if found is None:
+                continue
+            row |= {"errors": found, "worst": max(found.values())}
+        except Exception as e:  # the others are checked all the same
+            first = next(iter(str(e).splitlines()), "")
+            row |= {"errors": {}, "worst": None, "reason": f"{type(e).__name__}: {first}"}
+        rows.append(row)
+    return rows
 
 
-def main() -> int:
-    if not torch.cuda.is_available():
-        print("kernels.check needs a CUDA GPU and found none; `pytest tests/kernels` is the check for the CPU.")
+def failure(row: dict) -> str | None:
+    """What is wrong with a row, in words; None if nothing is."""
+    where = f"{row['weights']}, {row['call']}, head dimension {row['dim']}, {row['dtype']}"
+    if row["worst"] is None:
+        return f"{where}: {row['reason']}"
+    over = {k: v for k, v in row["errors"].items() if not v <= row["limit"]}
+    said = ", ".join(f"{k} {v:.1e}" for k, v in over.items())
+    return f"{where}: {said} > {row['limit']:.0e}" if over else None
+
+
+def in_a_process(name: str, dtype: torch.dtype, kernel: str, device: str) -> list[dict]:
+    """`check` in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "rows.json")
+        part = [name, str(dtype)[6:]]
+        command = [sys.executable, "-m", "kernels.check", "--part", *part, "--kernel", kernel, "--device", device]
+        try:
+            done = subprocess.run([*command, "--json", file], capture_output=True, text=True, timeout=PATIENCE)
+            reason = f"ended with {done.returncode}: " + (done.stderr.strip().splitlines() or [""])[-1]
+        except subprocess.TimeoutExpired:
+            reason = f"took longer than {PATIENCE} s"
+        if file.exists():
+            return json.loads(file.read_text())["rows"]
+    row = {"weights": name, "call": "all", "dtype": str(dtype)[6:], "dim": 0, "limit": LIMITS[dtype]}
+    return [row | {"errors": {}, "worst": None, "reason": reason}]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m kernels.check", description=__doc__.split("\n")[0])
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--kernel", choices=["triton", "sdpa", "flex"], help="triton on a GPU, sdpa on the CPU")
+    parser.add_argument("--part", nargs=2, metavar=("WEIGHTS", "DTYPE"), help="only these, in this process")
+    parser.add_argument("--workers", type=int, help="processes at a time; by default one for each core, 16 at most")
+    parser.add_argument("--json", type=Path, help="write every error to this file")
+    parser.add_argument("--commit", help="of the code, where it is no git checkout")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("kernels.check found no CUDA GPU: --device cpu checks kernel sdpa, `pytest tests/kernels` the others.")
         return 2
-    failed = check("cuda", 777, (64, 80, 96, 112, 128))
-    print("\n".join(failed) or "all right")
+    kernel = options.kernel or ("triton" if options.device == "cuda" else "sdpa")
+    parts = [(name, dtype) for name in all_weights() for dtype in LIMITS]
+    if options.part:
+        parts = [(name, dtype) for name, dtype in parts if [name, str(dtype)[6:]] == options.part]
+        if not parts:
+            parser.error(f"--part: weights are {'; '.join(all_weights())}; dtypes float32, float16, bfloat16.")
+    begin, rows = time.perf_counter(), []
+
+    def one(part: tuple[str, torch.dtype]) -> list[dict]:
+        if options.part or options.device == "cpu":
+            return check(*part, kernel=kernel, device=options.device, tokens=TOKENS[options.device])
+        return in_a_process(*part, kernel, options.device)
+
+    workers = options.workers or (1 if options.device == "cpu" else min(16, os.cpu_count() or 1))
+    with ThreadPoolExecutor(workers) as pool:
+        for (name, dtype), found in zip(parts, pool.map(one, parts), strict=True):
+            rows += found
+            worst = max((r["worst"] for r in found if r["worst"] is not None), default=torch.inf)
+            told = f"{name:30} {str(dtype)[6:]:9} {len(found)} calls, largest error {worst:.1e}"
+            print(told + "".join(f"\n  FAILED {said}" for r in found if (said := failure(r))), flush=True)
+    failed = [said for r in rows if (said := failure(r))]
+    took = time.perf_counter() - begin
+    print(f"{len(rows)} calls in {took:.0f} s: " + (f"{len(failed)} failed" if failed else "all right"))
+    if options.json:
+        about = environment(options.device, "kernels.check", options.commit)
+        content = {"environment": about, "kernel": kernel, "seconds": round(took), "failed": failed, "rows": rows}
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
     return int(bool(failed))
 
 

@@ -12,8 +12,9 @@ from kernels.bench.measure import measure
 from kernels.bench.methods import masked, maskless
 from kernels.bench.plan import CALLS, LENGTHS, MASKS, Work, head_sets, plan
 from kernels.bench.problem import SAMPLED, Problem
-from kernels.bench.record import Record, environment
+from kernels.bench.record import Record
 from kernels.bench.table import LEGEND, table
+from kernels.environment import environment
 from kernels.host import keep_freed_memory
 
 DEFAULTS = {
@@ -27,8 +28,10 @@ def main(arguments: list[str] | None = None) -> dict:
     options = parsed(arguments)
     keep_freed_memory()
     clock = clock_for(options.device, options.repeats)
+    about = environment(options.device, "kernels.bench", options.commit)
+    about["memory_gb_s"] = float(f"{clock.memory_rate():.3g}")
     try:
-        record = Record(environment(options.device, clock, options.commit), options.json, fresh=options.fresh)
+        record = Record(about, options.json, fresh=options.fresh)
     except ValueError as e:
         sys.exit(str(e))
     print(", ".join(f"{name} {value}" for name, value in record.content["environment"].items()))

@@ -1,49 +1,13 @@
 """The record of a bench: what the times depend on, the rows measured so far, and how they compare."""
 
-import hashlib
 import json
-import os
-import platform
-import subprocess
-import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
-from kernels.bench.clock import DeviceClock, HostClock
 from kernels.bench.plan import Work
 from kernels.bench.problem import Problem
 
 # what must be the same for rows of two runs to stand in one record
 SAME = ("device", "gpu", "cpu", "threads", "torch", "triton", "python", "code")
-
-
-def environment(device: str, clock: HostClock | DeviceClock, commit: str | None) -> dict:
-    """What the times depend on. `code` is a hash of this package, for what is no checkout; `commit` is the checkout's
-    unless given."""
-    info = Path("/proc/cpuinfo")
-    models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    status = _git("status", "--porcelain", "--untracked-files=no")
-    found = {
-        "device": device,
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "driver": _driver() if device == "cuda" else None,
-        "cuda": torch.version.cuda if device == "cuda" else None,
-        "cpu": models[0].split(":")[1].strip() if models else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "load": [round(x, 2) for x in os.getloadavg()],
-        "torch": torch.__version__,
-        "triton": _version("triton"),
-        "python": platform.python_version(),
-        "memory_gb_s": float(f"{clock.memory_rate():.3g}"),
-        "commit": commit or _git("rev-parse", "HEAD"),
-        "dirty": None if status is None else bool(status),
-        "code": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12],
-        "command": " ".join(["python -m kernels.bench", *sys.argv[1:]]),
-    }
-    return found
 
 
 class Record:
@@ -142,26 +106,3 @@ def rounded(value):
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items()}
     return value
-
-
-def _git(*command: str) -> str | None:
-    try:
-        git = subprocess.run(["git", *command], capture_output=True, text=True, cwd=Path(__file__).parent)
-    except OSError:
-        return None
-    return git.stdout.strip() if git.returncode == 0 else None
-
-
-def _driver() -> str | None:
-    try:
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -11,7 +11,12 @@ from test_gap import GAPS
 from test_gap import test_what_no_row_reaches_may_be_left_out as leave_out
 from test_matrix import test_kernel_agrees_with_the_oracle as agree
 
-from kernels import PositionalLSH, alibi_slopes, attend, check
+from kernels import PositionalLSH, attend, check
+from kernels.bench.clock import HostClock
+from kernels.bench.measure import measure
+from kernels.bench.methods import masked, maskless
+from kernels.bench.plan import CALLS, HeadSet
+from kernels.bench.problem import Problem
 from kernels.tables import build_row_tables
 from kernels.triton_decode import decode
 
@@ -136,12 +141,33 @@ def test_a_head_may_have_hundreds_of_masks():
     assert (attend(q, k, v, rb, kernel="triton") - attend(q, k, v, rb, kernel="exact")).abs().max() < 2e-5
 
 
-def test_the_check_for_a_gpu_runs_and_fails_what_is_wrong(monkeypatch, capsys):
+def test_the_check_for_a_gpu_runs_and_fails_what_is_wrong(monkeypatch):
     monkeypatch.setattr(check, "HEADS", 2)
     monkeypatch.setattr(check, "KV_HEADS", 1)
-    monkeypatch.setattr(check, "all_weights", lambda: {"count": PositionalLSH.draw(alibi_slopes(2), 4, seed=1)})
-    assert check.check("cpu", 40, (16,)) == []
-    assert capsys.readouterr().out.startswith("count ")
-    monkeypatch.setattr(check, "LIMITS", {torch.float32: 1e-12})
-    failed = check.check("cpu", 40, (16,))
-    assert len(failed) == 5 and failed[0].startswith("count, causal, head dimension 16, torch.float32: ")
+    steep = PositionalLSH.draw(torch.tensor([0.5, 0.25]), 4, seed=1, sinks=3)
+    monkeypatch.setattr(check, "all_weights", lambda: {"count": steep})
+    monkeypatch.setattr(check, "DIMS", (16,))
+    monkeypatch.setattr(check, "LONGER", 4)
+    rows = check.check("count", torch.float32, kernel="triton", device="cpu", tokens=33)
+    assert [set(row["errors"]) >= {"out", "lse"} for row in rows] == [True] * 9  # two of them with keys left out
+    assert sum("dk" in row["errors"] for row in rows) == 3
+    assert [check.failure(row) for row in rows] == [None] * 9
+    failed = [check.failure(row | {"limit": 1e-12}) for row in rows]
+    assert failed[0].startswith("count, causal, head dimension 16, float32: out ") and all(failed)
+
+
+@pytest.mark.parametrize("call", ["forward", "decode-1", "backward"])
+def test_the_bench_measures_this_kernel_on_prepared_tables(call: str):
+    tokens = 64
+    p = Problem(HeadSet(2, 16), tokens, CALLS[call] or tokens, backward=call == "backward", device="cpu",
+                dtype=torch.float32)  # fmt: skip
+    methods = [m for m in [*maskless(p, "triton"), *masked(p, "triton", 3)] if "window" not in m.name]
+    for row in measure(p, methods, HostClock(1)):
+        if "bias" in row["name"] or "augmented" in row["name"]:
+            continue
+        if "passes" in row["name"] and call != "forward":
+            assert row["status"].startswith("left out")
+            continue
+        assert row["status"] == "ok" and row["check_error"] < 1e-5, row
+        times = 3 if "passes" in row["name"] else 1
+        assert row["bytes"] > times * row["floor_bytes"]  # its tables, too
