@@ -22,6 +22,7 @@ MEASURED = {
     "measured.json": "harness.tiny.books_card",
     "overhead.json": "harness.bench_overhead",
     "flat.json": "harness.throughput.flat",
+    "bench_cpu.json": "kernels.bench.table",
 }
 MARK = re.compile(r"(<!-- table: (\S+) (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 

@@ -32,6 +32,8 @@ HEAD_SETS = {
 }
 CALLS = {"forward": 0, "decode-1": 1, "decode-16": 16, "backward": 0}  # rows of a call; 0: as many as tokens
 MASKS = (16, 4, 64, 1)
+FILE = "bench_{device}.json"  # of docs/results
+COMMAND = "python -m kernels.bench --device {device} --json docs/results/" + FILE
 LENGTHS = (32768, 131072, 16384, 65536, 4096, 8192)
 
 

@@ -9,6 +9,8 @@ COLUMNS = (
     "rms rel.", "max error", "check",
 )  # fmt: skip
 
+BRIEF = ("method", "ms", "quartiles", "speedup", "equal error", "x floor", "pairs/row", "rms rel.")
+
 
 def cells(row: dict) -> list[str]:
     """One method as one line of the table; without a time its status stands in its place."""
@@ -71,17 +73,22 @@ def verdicts(run: dict) -> list[str]:
 
 
 def markdown(record: dict) -> str:
-    """All runs as tables of Markdown, with where they were measured."""
+    """The forward runs as tables of Markdown, fewer columns, with where they were measured and what they say of PLSH;
+    of other calls the latter alone."""
     about = record["environment"]
-    where = about["gpu"] or f"{about['cpu']}, {about['threads']} threads"
+    where = about["gpu"] or f"{about['cpu']}, {about['threads']} threads, load {about['load'][0]:g} before"
     commit = (about["commit"] or "unknown")[:7] + (", changed" if about["dirty"] else "")
-    parts = [
-        f"{where}; torch {about['torch']}; {about['memory_gb_s']} GB/s in a copy; commit {commit}. `{about['command']}`"
-    ]
+    parts = [f"{where}; torch {about['torch']}; {about['memory_gb_s']:g} GB/s in a copy; commit {commit}:", ""]
+    parts += [f"    {about['command']}"]
+    kept = [i for i, column in enumerate(COLUMNS) if column in BRIEF]
     for run in record["runs"]:
-        parts += ["", f"**{title(run)}**", "", "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-        for row in run["methods"]:
-            line = cells(row)
-            parts.append("| " + " | ".join(line + [""] * (len(COLUMNS) - len(line))) + " |")
-        parts += ["", *(f"* {sentence}" for sentence in verdicts(run))]
-    return "\n".join(parts)
+        parts += ["", f"**{title(run)}**", ""]
+        if run["call"] == "forward":
+            parts += ["| " + " | ".join(BRIEF) + " |", "|---" + "|---:" * (len(BRIEF) - 1) + "|"]
+            for row in run["methods"]:
+                line = cells(row)
+                line = [line[i] for i in kept] if row["ms"] else [line[0], line[1], *[""] * (len(BRIEF) - 2)]
+                parts.append("| " + " | ".join(line) + " |")
+            parts.append("")
+        parts += [f"* {sentence}" for sentence in verdicts(run)]
+    return "\n".join([*parts, "", LEGEND[0].upper() + LEGEND[1:]])

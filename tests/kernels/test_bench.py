@@ -286,3 +286,17 @@ def test_what_makes_no_sense_is_refused(arguments, said, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_markdown_holds_every_forward_row_and_says_why_one_has_no_time(capsys):
+    content = main(
+        ["--device", "cpu", "--heads", "2x8", "--calls", "forward,decode-1", "--tokens", "64", "--repeats", "1"]
+    )
+    row = content["runs"][0]["methods"][0]
+    row["ms"], row["status"] = None, "out of memory"
+    lines = table.markdown(content).splitlines()
+    drawn = [line.count(" | ") for line in lines if line.startswith("| ")]
+    assert drawn == [7] * (1 + len(content["runs"][0]["methods"]))
+    assert f"| {row['name']} | out of memory | " in "\n".join(lines)
+    assert f"    {content['environment']['command']}" in lines
+    capsys.readouterr()

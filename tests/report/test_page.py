@@ -13,6 +13,8 @@ from harness.report.__main__ import main
 from harness.report.describe import Grid, Group, Heat, Page, Panel
 from harness.report.figures import figure
 from harness.report.sections import context, kernels, verdict
+from kernels.bench.plan import COMMAND
+from kernels.bench.record import relate
 from tests.report import made
 
 
@@ -85,7 +87,8 @@ def test_sections_without_records_say_which_command_fills_them(tmp_path):
     for s in described.sections:
         assert s.blocks or (s.missing and all(command for _, command in s.missing)), s.key
     empty = kernels.section([], tmp_path)
-    assert not empty.blocks and empty.missing == [("No bench record in docs/results.", "make bench")]
+    assert not empty.blocks
+    assert [command for _, command in empty.missing] == [COMMAND.format(device=device) for device in ("cuda", "cpu")]
     text = page.draw(described, drawn_by="x")
     assert text.count("<section") == len(described.sections)
 
@@ -204,17 +207,63 @@ def test_windows_stand_with_the_sampler_whose_pairs_they_have(tmp_path):
     assert {"window, pairs of S=4", "window, pairs of S=4, systematic masks"} <= titles.keys()
 
 
+def bench_row(name: str, family: str, ms: float, **more) -> dict:
+    times = {"median": ms, "low": 0.9 * ms, "high": 1.2 * ms}
+    return {
+        "name": name, "family": family, "match": None, "status": "ok", "ms": times, "rms_relative_error": 0.25,
+        "max_abs_error": 1.0, "check_error": 1e-6, "pairs_per_row": 3.0, "floor_bytes": 1_600_000, "operations": 10**9,
+        "dense_operations": 10**9,
+    } | more  # fmt: skip
+
+
+def write_bench(folder, rows: list[dict], **more) -> None:
+    run = {
+        "heads": "h",
+        "call": "forward",
+        "shape": [1, 2, 1000, 50],
+        "queries": 1000,
+        "dtype": "float32",
+        "methods": rows,
+    }
+    relate(run, 16.0)
+    about = {"device": "cpu", "gpu": None, "cpu": "c", "memory_gb_s": 16.0, "command": "python -m kernels.bench --own"}
+    (folder / "bench_x.json").write_text(json.dumps({"environment": about, "runs": [run], "not_reached": []} | more))
+
+
 def test_kernels_stand_beside_their_error_and_the_floor(tmp_path):
-    methods = [{"name": "plsh count", "rms_relative_error": 0.25, "pairs_per_row": 3.0}]
-    methods[0]["ms"] = {"median": 10.0, "low": 9.0, "high": 12.0}
-    run = {"shape": [1, 2, 1000, 50], "masks": 16, "methods": methods, "left_out": {}}
-    bench = {"environment": {"cpu": "c", "memory_gb_s": 16.0}, "runs": [run]}
-    (tmp_path / "bench_x.json").write_text(json.dumps(bench))
-    group = kernels.section([], tmp_path).blocks[0]
+    rows = [
+        bench_row("plsh count, S=4", "plsh", 10.0),
+        bench_row("window T=2.00, as count, S=4", "window", 5.0, match="plsh count, S=4"),
+        bench_row("alibi, other", "exact", 1.0) | {"ms": None, "status": "out of memory"},
+    ]
+    write_bench(tmp_path, rows)
+    described = kernels.section([], tmp_path)
+    group, grid = described.blocks
     panel = group.panels[0]
-    assert kernels.floor_bytes(run) == 4 * 100_000 * 4
     assert panel.guides[0].x == pytest.approx(0.1)  # 1.6 MB at 16 GB/s
-    assert "25.0%" in panel.y.ticks[0.0] and panel.series[0].points[0].low == 9.0
+    assert "plsh count, S=4 (error 25.0%)" in panel.y.ticks[0.0] and panel.series[0].points[0].low == 9.0
+    assert [s.method.name for s in panel.series] == ["PLSH count", "window of equal error"]
+    assert any("slower than the window of equal error" in note for note in grid.table.notes)
+    assert "alibi, other: out of memory." in grid.table.notes and len(grid.table.rows) == 2
+    assert described.commands == ["python -m kernels.bench --own"]
+
+
+def test_a_floor_of_each_method_is_not_drawn_as_one(tmp_path):
+    write_bench(
+        tmp_path, [bench_row("alibi, a", "exact", 10.0), bench_row("window T=20", "window", 5.0, floor_bytes=10)]
+    )
+    panel = kernels.section([], tmp_path).blocks[0].panels[0]
+    assert panel.guides == [] and "10.0 ms, 100.0 times its byte floor" in panel.series[0].points[0].note
+
+
+def test_what_no_bench_reached_is_said_with_its_command(tmp_path):
+    write_bench(tmp_path, [bench_row("alibi, a", "exact", 10.0)], not_reached=["h, forward, 2000 tokens, 4 masks"])
+    missing = kernels.section([], tmp_path).missing
+    assert missing[0] == (
+        "bench_x.json lacks 1 parts: h, forward, 2000 tokens, 4 masks.",
+        "python -m kernels.bench --own",
+    )
+    assert [("GPU" in told, command) for told, command in missing[1:]] == [(True, COMMAND.format(device="cuda"))]
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(store, tmp_path, capsys):
