@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from kernels import Alibi, PositionalLSH, Weights, Window, alibi_slopes, attend
-from kernels.environment import environment
+from kernels.environment import environment, written
 
 # largest error of out and of gradients, relative to their largest value, and of the log-sum-exp: a few roundings of
 # the dtype's products
@@ -29,7 +29,7 @@ HEADS, KV_HEADS = 8, 4
 TOKENS = {"cuda": 777, "cpu": 131}
 DIMS = (64, 80, 96, 112, 128)
 LONGER = 16  # times as many keys where those out of reach are left out
-PATIENCE = 240  # seconds that a part may take
+PATIENCE = 280  # seconds that a part may take
 
 
 def all_weights() -> dict[str, Weights]:
@@ -129,6 +129,7 @@ def check(name: str, dtype: torch.dtype, *, kernel: str, device: str, tokens: in
             found = errors(all_weights()[name], kernel, device, tokens, dim, dtype, options)
             if found is None:
                 continue
+            found = {name: float(f"{value:.3g}") for name, value in found.items()}
             row |= {"errors": found, "worst": max(found.values())}
         except Exception as e:  # the others are checked all the same
             first = next(iter(str(e).splitlines()), "")
@@ -202,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         about = environment(options.device, "kernels.check", options.commit)
         content = {"environment": about, "kernel": kernel, "seconds": round(took), "failed": failed, "rows": rows}
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
+        options.json.write_text(written(content) + "\n")
     return int(bool(failed))
 
 

@@ -1,6 +1,7 @@
-"""What a measurement depends on, for the record of it."""
+"""What a measurement depends on, for the record of it, and how a record is written."""
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -35,6 +36,18 @@ def environment(device: str, program: str, commit: str | None = None) -> dict:
         "code": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12],
         "command": " ".join([f"python -m {program}", *sys.argv[1:]]),
     }
+
+
+def written(value: object, depth: int = 0) -> str:
+    """`value` as JSON in which each row of figures has a line of its own."""
+    inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    rows = any(isinstance(x, list) and any(isinstance(y, dict) for y in x) for x in [value, *inner])
+    if not inner or (depth > 1 and not rows):
+        return json.dumps(value)
+    names = [f"{json.dumps(name)}: " for name in value] if isinstance(value, dict) else [""] * len(inner)
+    lines = [f"{' ' * (depth + 1)}{name}{written(x, depth + 1)}" for name, x in zip(names, inner, strict=True)]
+    begin, end = "{}" if isinstance(value, dict) else "[]"
+    return f"{begin}\n" + ",\n".join(lines) + f"\n{' ' * depth}{end}"
 
 
 def _output(*command: str) -> str | None:

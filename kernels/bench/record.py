@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kernels.bench.plan import Work
 from kernels.bench.problem import Problem
+from kernels.environment import written
 
 # what must be the same for rows of two runs to stand in one record
 SAME = ("device", "gpu", "cpu", "threads", "torch", "triton", "python", "code")
@@ -66,7 +67,7 @@ class Record:
         """Replace the file as a whole: whoever stops the bench loses nothing that was measured."""
         if self.file is not None:
             new = self.file.with_name(self.file.name + ".new")
-            new.write_text(json.dumps(self.content, indent=1) + "\n")
+            new.write_text(written(self.content) + "\n")
             new.replace(self.file)
 
 

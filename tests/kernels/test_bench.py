@@ -12,6 +12,7 @@ from kernels.bench.__main__ import main
 from kernels.bench.clock import HostClock
 from kernels.bench.plan import HeadSet, head_sets, plan
 from kernels.bench.problem import Problem
+from kernels.environment import written
 
 SMALL = HeadSet(4, 16)
 ROWS = [r for quarter in (1, 2, 3, 4) for r in range(64 * quarter - 8, 64 * quarter)]
@@ -286,6 +287,23 @@ def test_what_makes_no_sense_is_refused(arguments, said, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_low_precision_stays_below_the_limit_and_above_one_rounding():
+    """What torch's own attention loses in bf16, ALiBi in three further dimensions included."""
+    p = Problem(HeadSet(4, 64), 2048, 2048, backward=False, device="cpu", dtype=torch.bfloat16)
+    made = dense.augmented(p)
+    assert made.inputs[1].shape[3] == 72 and made.inputs[1].dtype == torch.bfloat16
+    (row,) = measure.measure(p, methods.maskless(p, "sdpa")[:1], HostClock(1))
+    assert 1e-3 < row["check_error"] < row["check_limit"] == 2.0**-7 and row["ms"]
+
+
+def test_a_record_is_json_with_a_line_for_each_row():
+    content = {"environment": {"a": 1, "b": [1.5]}, "runs": [{"n": 1, "methods": [{"x": {"y": 2}}, {}]}], "none": []}
+    text = written(content)
+    assert json.loads(text) == content
+    assert [line.strip() for line in text.splitlines() if "x" in line] == ['{"x": {"y": 2}},']
+    assert len(text.splitlines()) == 16
 
 
 def test_markdown_holds_every_forward_row_and_says_why_one_has_no_time(capsys):
