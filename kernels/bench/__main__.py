@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from kernels.bench.clock import clock_for
+from kernels.bench.clock import DeviceLost, clock_for
 from kernels.bench.measure import measure
 from kernels.bench.methods import masked, maskless
 from kernels.bench.plan import CALLS, LENGTHS, MASKS, Work, head_sets, plan
@@ -67,11 +67,12 @@ def one_part(work: Work, device: str, record: Record, clock, stop) -> dict:
         methods = (maskless(problem, kernel) if work.first else []) + masked(problem, kernel, work.masks)
         known = {row["name"] for row in run["methods"]}
         missing = [method for method in methods if method.name not in known]
-        for row in measure(problem, missing, clock, stop):
-            record.add(run, row)
-            missing = missing[1:]
-            if "CUDA error" in row["status"]:  # the process can use the GPU no more
-                sys.exit(f"{row['name']}: {row['status']}. Run the same command again to go on after it.")
+        try:
+            for row in measure(problem, missing, clock, stop):
+                record.add(run, row)
+                missing = missing[1:]
+        except DeviceLost as e:
+            sys.exit(f"{work.title}: {row['name']} broke the GPU's context ({e}). The same command goes on after it.")
     if not missing:
         run["masks"].append(work.masks)
     return run

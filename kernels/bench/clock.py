@@ -11,6 +11,10 @@ SHORT = 1.0  # ms: a call whose launches may take longer than its work is timed 
 SLOWEST = 20.0  # seconds a call may take
 
 
+class DeviceLost(Exception):
+    """A kernel has left the GPU's context unusable for this process."""
+
+
 class HostClock:
     """Rounds over all calls by turns, so that what else the machine does meets all of them alike."""
 
@@ -51,7 +55,11 @@ class DeviceClock:
 
     def release(self) -> None:
         """Give back what the last method took, so that it cannot push the next out of memory."""
-        torch.cuda.empty_cache()
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError as e:
+            raise DeviceLost(str(e).splitlines()[0]) from e
 
     def quartiles(self, calls: list[Call]) -> list[dict]:
         return [self._quartiles(call) for call in calls]

@@ -47,18 +47,18 @@ def measure(
             if run is not None:
                 runs.append((row, run))
         if clock.together:
-            found = zip(runs, clock.quartiles([run.timed for _, run in runs]), strict=True)
-            for (row, run), ms in found:
-                row.update(_speed(problem, run, ms, clock))
+            for (row, _), ms in zip(runs, clock.quartiles([run.timed for _, run in runs]), strict=True):
+                row["ms"] = ms
         for row, run in runs if not clock.together else []:
             try:
-                row.update(_speed(problem, run, clock.quartiles([run.timed])[0], clock))
+                row["ms"] = clock.quartiles([run.timed])[0]
+                row |= _more_times(problem, run, row["ms"], clock)
             except Exception as e:  # whatever a kernel does, the other rows are kept
                 row["status"] = _reason(e)
         del runs
         gc.collect()
-        clock.release()
         yield from rows
+        clock.release()
 
 
 def _ready(problem: Problem, method: Method, clock: HostClock | DeviceClock) -> tuple[dict, Run | None]:
@@ -149,13 +149,13 @@ def _counted(problem: Problem, method: Method, costs: list[Cost]) -> dict:
     }
 
 
-def _speed(problem: Problem, run: Run, ms: dict, clock: HostClock | DeviceClock) -> dict:
-    found = {"ms": ms}
-    if problem.device.type == "cuda":
-        if ms["median"] < SHORT and not problem.backward:
-            found["graph_ms"] = clock.graph(run.timed)
-        if run.prepared.tables is not None:
-            found["tables_ms"] = clock.quartiles([run.prepared.tables])[0]
+def _more_times(problem: Problem, run: Run, ms: dict, clock: HostClock | DeviceClock) -> dict:
+    """Of building the tables and, for a short call, in a CUDA graph."""
+    found = {}
+    if run.prepared.tables is not None:
+        found["tables_ms"] = clock.quartiles([run.prepared.tables])[0]
+    if ms["median"] < SHORT and not problem.backward:
+        found["graph_ms"] = clock.graph(run.timed)
     return found
 
 

@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from kernels import Alibi, PositionalLSH, Window, alibi_slopes
+from kernels.bench import __main__ as command
 from kernels.bench import cost, dense, measure, methods, ours, record, table
-from kernels.bench.__main__ import main
-from kernels.bench.clock import HostClock
+from kernels.bench.clock import DeviceLost, HostClock
 from kernels.bench.plan import HeadSet, head_sets, plan
 from kernels.bench.problem import Problem
 from kernels.environment import written
 
 SMALL = HeadSet(4, 16)
+main = command.main
 ROWS = [r for quarter in (1, 2, 3, 4) for r in range(64 * quarter - 8, 64 * quarter)]
 
 
@@ -26,6 +27,12 @@ def problem(queries: int = 256, *, backward: bool = False) -> Problem:
 def found() -> list[methods.Method]:
     p = problem()
     return methods.maskless(p, "sdpa") + methods.masked(p, "sdpa", 16)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The command line without measuring the memory first."""
+    monkeypatch.setattr(HostClock, "memory_rate", lambda self: 10.0)
 
 
 def attention(p: Problem, weight: torch.Tensor, rows=ROWS) -> torch.Tensor:
@@ -185,9 +192,45 @@ class SingleClock(HostClock):
     """A host clock that measures one method after the other, as a GPU's does."""
 
     together = False
+    lost = False
+
+    def release(self) -> None:
+        if self.lost:
+            raise DeviceLost("an illegal memory access")
 
 
-def test_rows_of_the_file_are_kept_unless_asked_or_measured_elsewhere(tmp_path, monkeypatch, capsys):
+def test_a_lost_gpu_costs_one_row_and_the_next_run_goes_on_after_it(quick, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "bench.json"
+    arguments = ["--device", "cpu", "--heads", "2x8", "--calls", "decode-1", "--tokens", "64", "--json", str(file)]
+    clock = SingleClock(1)
+    monkeypatch.setattr(command, "clock_for", lambda *_: clock)
+    clock.lost = True
+    for rows in (1, 2):
+        with pytest.raises(SystemExit, match="an illegal memory access"):
+            main(arguments)
+        assert len(json.loads(file.read_text())["runs"][0]["methods"]) == rows
+    clock.lost = False
+    assert len(main(arguments)["runs"][0]["methods"]) == 15
+    capsys.readouterr()
+
+
+def test_times_beside_the_call_are_kept_apart(found):
+    """What fails after a call was timed leaves its time."""
+    p = problem()
+    sound = next(m for m in found if m.name == "alibi, sdpa")
+
+    def with_tables(tables):
+        return replace(sound, prepare=lambda: replace(sound.prepare(), tables=tables))
+
+    def fails():
+        raise RuntimeError("no memory for tables")
+
+    good, bad = measure.measure(p, [with_tables(lambda: None), with_tables(fails)], SingleClock(3))
+    assert good["tables_ms"]["median"] < good["ms"]["median"] and good["ms"]["calls"] == 3
+    assert bad["ms"] and bad["status"] == "error: RuntimeError: no memory for tables"
+
+
+def test_rows_of_the_file_are_kept_unless_asked_or_measured_elsewhere(quick, tmp_path, monkeypatch, capsys):
     file = tmp_path / "bench.json"
     arguments = ["--device", "cpu", "--heads", "2x8", "--calls", "decode-1", "--tokens", "64", "--repeats", "1"]
     arguments += ["--json", str(file)]
@@ -212,7 +255,7 @@ def test_rows_of_the_file_are_kept_unless_asked_or_measured_elsewhere(tmp_path, 
     capsys.readouterr()
 
 
-def test_what_the_minutes_do_not_reach_is_listed(tmp_path, capsys):
+def test_what_the_minutes_do_not_reach_is_listed(quick, tmp_path, capsys):
     file = tmp_path / "bench.json"
     arguments = ["--device", "cpu", "--heads", "2x8", "--tokens", "64,128", "--calls", "decode-1", "--minutes", "0"]
     report = main([*arguments, "--json", str(file)])
@@ -306,7 +349,7 @@ def test_a_record_is_json_with_a_line_for_each_row():
     assert len(text.splitlines()) == 16
 
 
-def test_markdown_holds_every_forward_row_and_says_why_one_has_no_time(capsys):
+def test_markdown_holds_every_forward_row_and_says_why_one_has_no_time(quick, capsys):
     content = main(
         ["--device", "cpu", "--heads", "2x8", "--calls", "forward,decode-1", "--tokens", "64", "--repeats", "1"]
     )
