@@ -13,12 +13,16 @@ from harness.config import ROOT
 from harness.errors import UserError
 from harness.reader import Record
 
-# words in the units of which less is better, and for a figure without an interval the ratio that counts as a change:
-# what is counted repeats itself, the error of a kernel is of the size of a rounding
-LESS_IS_BETTER = {
-    "byte": 1.01,
-    "relative error": 2.0,
-    **dict.fromkeys(("ms", "nats", "bits", "perplexity", "joule", "second"), 1.05),
+# Words in a unit, whether less is better (-1) or more (1), and the least ratio that counts as a change. Bytes repeat
+# themselves; the error of a kernel is of the size of a rounding; two runs on one machine differ by a fifth, which
+# speed-ups, timed by turns within one run, do not show.
+UNITS = {
+    "byte": (-1, 1.01),
+    "relative error": (-1, 2.0),
+    "times exact": (1, 1.1),
+    "ms": (-1, 1.25),
+    "joule": (-1, 1.25),
+    **dict.fromkeys(("nats", "bits", "perplexity"), (-1, 1.0)),
 }
 DONE = ("ok", "unsupported")
 
@@ -55,7 +59,10 @@ def opened(where: str, results: Path, scratch: Path) -> Path:
 def changes(before: Iterable[Record], after: Iterable[Record]) -> list[Change]:
     """Every record of either store against its counterpart in the other: the same model by name, attention, context,
     draws, prompts, task and options. Weights, kernel and code may differ: that is what is compared."""
-    old, new = _by_setting(before), _by_setting(after)
+    before, after = list(before), list(after)
+    # what has only begun has no options yet; in the other store it may have
+    known = {(r.cell_id, r.store.task_id): _setting(r) for r in (*before, *after) if r.outcome}
+    old, new = _by_setting(before, known), _by_setting(after, known)
     found = []
     for setting, record in old.items():
         if setting not in new:
@@ -83,9 +90,9 @@ def say(found: Sequence[Change]) -> None:
     counts = Counter(c.verdict for c in found)
     told = ", ".join(f"{counts[v]} {v}" for v in order if counts[v]) or "There is nothing to compare"
     table.say(
-        f"{told}. Better or worse: the 95 % interval of the paired difference lies on one side of zero; for times, "
-        "whose repeats cannot be paired, the two intervals do not overlap; bytes, which have none, changed by more "
-        "than 1 %, and the error of a kernel by more than a factor of two."
+        f"{told}. Better or worse: the 95 % interval of the paired difference lies on one side of zero; a speed-up "
+        "over exact ALiBi changed by more than 10 % and a time without one by more than 25 %, both with quartiles "
+        "that lie apart; bytes by more than 1 %, the error of a kernel by more than a factor of two."
     )
 
 
@@ -103,6 +110,7 @@ def _changes(old: Record, new: Record) -> list[Change]:
     paired = {f"{new.task}/answer_nll": ("nll", -1)}
     if new.score:
         paired[new.headline] = ("score", 1)
+    by_turns = any(m.get("unit") == "times exact" for r in (old, new) for m in r.metrics.values())
     for name, before in old.metrics.items():
         after = new.metrics.get(name)
         if after is None:
@@ -110,8 +118,8 @@ def _changes(old: Record, new: Record) -> list[Change]:
         ends = table.interval(before), table.interval(after)
         if name in paired:
             found.append(Change(new, name, *ends, *_paired(old, new, *paired[name])))
-        elif word := next((word for word in LESS_IS_BETTER if word in str(before.get("unit"))), None):
-            found.append(Change(new, name, *ends, "", _apart(before, after, LESS_IS_BETTER[word])))
+        elif (word := _unit(before)) and not (by_turns and word == "ms"):
+            found.append(Change(new, name, *ends, "", _apart(before, after, *UNITS[word])))
     return found
 
 
@@ -124,27 +132,46 @@ def _paired(old: Record, new: Record, field: str, sign: int) -> tuple[str, str]:
     return table.signed(change), ("better" if sign * change.value > 0 else "worse") if apart else "same"
 
 
-def _apart(old: dict, new: dict, ratio: float) -> str:
-    """Of two figures of which less is better: whether their intervals lie apart, and how; without intervals, whether
-    one is more than `ratio` times the other."""
-    if None in (old["low"], old["high"], new["low"], new["high"]):
-        low, high = old["value"] / ratio, old["value"] * ratio
-        return "worse" if new["value"] > high else "better" if new["value"] < low else "same"
-    return "worse" if new["low"] > old["high"] else "better" if new["high"] < old["low"] else "same"
+def _unit(metric: dict) -> str | None:
+    """The word of UNITS that the metric's unit has."""
+    words = str(metric.get("unit")).split()
+    return next((unit for unit in UNITS if unit in (" ".join(words), *words, *(w.rstrip("s") for w in words))), None)
 
 
-def _by_setting(found: Iterable[Record]) -> dict[tuple, Record]:
-    """Records by what names them to a person; where a store holds several kernels or models of a name, by these too."""
+def _apart(old: dict, new: dict, sign: int, ratio: float) -> str:
+    """Whether the larger of two figures is more than `ratio` times the other, and their intervals, if they have any,
+    lie apart; `sign` is 1 if more is better, -1 if less."""
+    low, high = sorted((old, new), key=lambda m: m["value"])
+    if high["value"] <= ratio * low["value"]:
+        return "same"
+    if None not in (low["high"], high["low"]) and low["high"] >= high["low"]:
+        return "same"
+    return "better" if (high is new) == (sign > 0) else "worse"
 
-    def setting(r: Record) -> tuple:
-        identity = r.cell["identity"]
-        kept = [identity.get(name) for name in ("dtype", "context", "seed", "draws", "data_seed")]
-        return (r.cell["model"], str(identity["attn"]), *kept, r.task, str(r.asked))
 
-    found = list(found)
-    several = {s for s, n in Counter(map(setting, found)).items() if n > 1}
-    full = {r.cell_id: (str(r.cell["identity"]["model"]), r.cell["identity"].get("kernel")) for r in found}
-    return {(*setting(r), *(full[r.cell_id] if setting(r) in several else ())): r for r in found}
+def _by_setting(found: Iterable[Record], known: dict[tuple, tuple]) -> dict[tuple, Record]:
+    """Records by what names them to a person; where a store holds several kernels or models of a name, by these too.
+    Of timings that differ in commit or versions alone the newest stands."""
+    chosen: dict[tuple, Record] = {}
+    for r in sorted(found, key=lambda r: r.outcome.get("environment", {}).get("start", "")):
+        task_id = None if r.rows_are == "repeats" else r.store.task_id
+        chosen[r.cell_id, known.get((r.cell_id, r.store.task_id), _setting(r)), task_id] = r
+    short = {key: key[1] for key in chosen}
+    several = {s for s, n in Counter(short.values()).items() if n > 1}
+
+    def name(key: tuple, r: Record) -> tuple:
+        if short[key] not in several:
+            return short[key]
+        return *short[key], str(r.cell["identity"]["model"]), r.cell["identity"].get("kernel"), key[2]
+
+    return {name(key, r): r for key, r in chosen.items()}
+
+
+def _setting(r: Record) -> tuple:
+    identity, options = r.cell["identity"], r.outcome.get("options") or {}
+    kept = [identity.get(name) for name in ("dtype", "context", "seed", "draws", "data_seed")]
+    machine = [options.get(name) for name in ("device", "threads")] if r.rows_are == "repeats" else []
+    return (r.cell["model"], str(identity["attn"]), *kept, r.task, str(r.asked), *machine)
 
 
 def _git(*arguments: str) -> bytes | None:

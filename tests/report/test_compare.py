@@ -67,12 +67,42 @@ def test_times_are_worse_when_their_intervals_lie_apart_and_bytes_when_there_are
     def metric(low: float | None, high: float | None, value: float = 0.0) -> dict:
         return {"value": value, "low": low, "high": high}
 
-    assert _apart(metric(1, 2), metric(3, 4), 1.01) == "worse"
-    assert _apart(metric(3, 4), metric(1, 2), 1.01) == "better"
-    assert _apart(metric(1, 3), metric(2, 4), 1.01) == "same"
-    assert _apart(metric(None, None, 100), metric(None, None, 102), 1.01) == "worse"
-    assert _apart(metric(None, None, 100), metric(None, None, 98), 1.01) == "better"
-    assert _apart(metric(None, None, 100), metric(None, None, 100), 1.01) == "same"
+    assert _apart(metric(9, 12, 10), metric(19, 22, 20), -1, 1.25) == "worse"
+    assert _apart(metric(19, 22, 20), metric(9, 12, 10), -1, 1.25) == "better"
+    assert _apart(metric(9, 12, 10), metric(19, 22, 20), 1, 1.25) == "better"  # a speed-up
+    assert _apart(metric(9, 21, 10), metric(19, 22, 20), -1, 1.25) == "same"
+    assert _apart(metric(9.9, 10.1, 10), metric(11.9, 12.1, 12), -1, 1.25) == "same"
+    assert _apart(metric(None, None, 100), metric(None, None, 102), -1, 1.01) == "worse"
+    assert _apart(metric(None, None, 100), metric(None, None, 98), -1, 1.01) == "better"
+    assert _apart(metric(None, None, 100), metric(None, None, 100), -1, 1.01) == "same"
+
+
+def timed_at(store, commit: str, start: str, scale: float, device: str = "cpu") -> None:
+    """A timing beside those that the cell has, under an id of its own."""
+    folder = made.cell(store, made.plsh(4), fused=30.0, passes=60.0)
+    made.timed(folder, scale)
+    place = (folder / "throughput-t").rename(folder / f"throughput-{commit}{device}")
+    record = json.loads((place / "task.json").read_text())
+    record["options"] |= {"commit": commit, "device": device, "threads": 1}
+    record["environment"] |= {"start": start}
+    made.write(place / "task.json", record)
+
+
+def test_the_newest_timing_on_each_device_is_compared(tmp_path, capsys):
+    for store, slower in (("a", 1.0), ("b", 10.0)):
+        timed_at(tmp_path / store, "old", "2026-01-01T00:00:00Z", 1.0)
+        timed_at(tmp_path / store, "new", "2026-02-01T00:00:00Z", slower)
+        timed_at(tmp_path / store, "new", "2026-02-01T00:00:00Z", 0.1, device="H200")
+    code, document, told = compare(capsys, "--compare", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert code == 1 and document["compared"] == 2 and document["regressions"] == 2  # prefill and peak memory
+    assert "throughput/prefill_ms" in told
+
+
+def test_a_cell_that_was_stopped_since_is_a_regression(two, capsys):
+    for path in (two[2] / "b").glob("*/retrieval-t/task.json"):
+        path.unlink()
+    code, document, told = compare(capsys, "--compare", *two[:2])
+    assert code == 1 and document["regressions"] == 2 and "stopped" in told and "2 failed" in told
 
 
 def test_more_memory_and_a_larger_error_are_regressions(tmp_path, capsys):
