@@ -1,13 +1,12 @@
 """One row of the record for each method: checked first, then timed."""
 
 import gc
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
-from kernels.bench.clock import SHORT, SLOWEST, DeviceClock, HostClock
+from kernels.bench.clock import SHORT, SLOWEST, DeviceClock, HostClock, seconds
 from kernels.bench.cost import Cost, cost, operations
 from kernels.bench.dense import LeftOut, Prepared
 from kernels.bench.methods import Method
@@ -76,9 +75,9 @@ def _ready(problem: Problem, method: Method, clock: HostClock | DeviceClock) -> 
         costs = [cost(problem, weights) for weights in method.visited]
         row |= _counted(problem, method, costs)
         run = prepare(problem, method)
-        begin = time.perf_counter()
-        row |= errors(problem, method, run.outcome())
-        took = time.perf_counter() - begin
+        outcome: list[torch.Tensor] = []
+        took = seconds(lambda: outcome.extend(run.outcome()))
+        row |= errors(problem, method, outcome)
         if not row["check_error"] <= row["check_limit"]:
             row["status"] = f"check failed: {row['check_error']:.1e} > {row['check_limit']:.1e}"
             return row, None

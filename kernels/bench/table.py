@@ -76,7 +76,11 @@ def markdown(record: dict) -> str:
     """The forward runs as tables of Markdown, fewer columns, with where they were measured and what they say of PLSH;
     of other calls the latter alone."""
     about = record["environment"]
-    where = about["gpu"] or f"{about['cpu']}, {about['threads']} threads, load {about['load'][0]:g} before"
+    where = about["gpu"] or (
+        f"{about['cpu']}, {about['threads']} threads, load {about['load'][0]:g} before"
+        if about["threads"] > 1
+        else f"{about['cpu']}, one thread, its processor time (other programs ran beside it)"
+    )
     commit = (about["commit"] or "unknown")[:7] + (", changed" if about["dirty"] else "")
     parts = [f"{where}; torch {about['torch']}; {about['memory_gb_s']:g} GB/s in a copy; commit {commit}:", ""]
     parts += [f"    {about['command']}"]
