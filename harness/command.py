@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import yaml
 
 from harness.config import CONF
+from harness.lmeval.catalogue import RULER
 from harness.reader import Record
 
 KEPT = ("model.", "device=", "batch=", "results=", "task.")  # of a recorded command, for its neighbours
@@ -31,11 +32,9 @@ def beside(record: Record, attention: dict, context: int | None = None) -> str:
         if attention.get(option) not in (None, False):
             words.append(f"attn.{option}={_value(attention[option])}")
     given = _given(record)
-    # a task of lm-eval is chosen by its family
-    task = next((w for w in given if w.startswith("task=")), f"task={record.task}")
-    words += [f"context={context or identity['context']}", task, f"dtype={identity['dtype']}"]
-    if record.rows_are == "samples":
-        words.append(f"samples={max(len(record.rows), 1)}")
+    words += [f"context={context or identity['context']}", *_task(record), f"dtype={identity['dtype']}"]
+    if record.rows_are == "samples" and record.rows:
+        words.append(f"samples={len(record.rows)}")
     words.append(f"data_seed={identity['data_seed']}")
     if attention["name"] == "plsh" and identity.get("seed") is not None:
         words += [f"seed={identity['seed']}", f"draws={identity['draws']}"]
@@ -52,6 +51,15 @@ def model(record: Record) -> list[str]:
     name = record.cell["model"].split(",")[0]
     chosen = next((w for w in given if w.startswith("model=")), f"model={_choices().get(name, name)}")
     return [chosen, *(w for w in given if w.startswith("model."))]
+
+
+def _task(record: Record) -> list[str]:
+    """The words that choose the record's task: one of lm-eval's is chosen by its family."""
+    if given := [w for w in _given(record) if w.startswith("task=")]:
+        return given
+    lm_eval = "lm_eval" in (record.outcome.get("options") or {})
+    family = "ruler" if record.task in RULER else "lm_eval" if lm_eval else None
+    return [f"task={family}", f"task.{family}.names=[{record.task}]"] if family else [f"task={record.task}"]
 
 
 def _given(record: Record) -> list[str]:

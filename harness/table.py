@@ -94,7 +94,18 @@ def repeats(records: Sequence[Record], *, title: str = "") -> Table:
         unit = UNITS[names[name]][1] if names[name] in UNITS else ""
         line = heading(name) + (f" ({unit})" if unit else "")
         rows.append([line, *(interval(r.metrics.get(name)) for r in records)])
-    return Table(title, ["", *(_label(r) for r in records)], rows, [])
+    return Table(title, ["", *(_label(r) for r in records)], rows, [taken_with(records)])
+
+
+def taken_with(records: Sequence[Record]) -> str:
+    """Under which conditions the times were taken: lengths, batch, device."""
+    names = {"batch": "batch", "decode_tokens": "decoded tokens", "chunk": "chunks of", "threads": "threads"}
+    said = []
+    for r in records:
+        options = r.outcome.get("options") or {}
+        told = [f"context {r.context}", *(f"{name} {options[k]}" for k, name in names.items() if options.get(k))]
+        said.append(", ".join([*told, r.cell["identity"]["dtype"], options.get("device") or "unknown device"]))
+    return f"Measured with: {'; '.join(dict.fromkeys(said))}."
 
 
 def by_depth(records: Sequence[Record], *, title: str = "") -> Table | None:

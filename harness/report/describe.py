@@ -44,6 +44,7 @@ class Series:
     kind: str = "line"
     tags: Tags = Tags()
     remark: str = ""  # what sets it apart from other series of its method in the same figure
+    size: float = 1.0  # of its markers
 
     @property
     def label(self) -> str:
@@ -66,6 +67,11 @@ class Guide:
     x: float
     y: float = 0.0
     slope: float | None = None
+
+    @property
+    def dash(self) -> str:
+        """The line's look, the same in every plot."""
+        return {None: "solid", 0: "dashdot", 1: "dot", 2: "dash"}[self.slope]
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ def _panel(panel: Panel) -> dict:
         for g in panel.guides
         if g.slope is None
     ]
-    for place, guide in enumerate(g for g in panel.guides if g.slope is not None):
+    for guide in (g for g in panel.guides if g.slope is not None):
         ends = panel.x.range or (guide.x, guide.x * 10)
         ys = [guide.y * (x / guide.x) ** guide.slope for x in ends]
-        line = _guide_line(("dot", "dash")[place % 2])
+        line = _guide_line(guide.dash)
         data.append({"type": "scatter", "mode": "lines", "x": list(ends), "y": ys, "line": line, "hoverinfo": "skip"})
     layout = {
         "xaxis": {**_axis(panel.x), "range": x_range},
@@ -41,7 +41,7 @@ def _panel(panel: Panel) -> dict:
         "height": 74 + 34 * max(3, len(panel.y.ticks)) if panel.across else 270,
     }
     if panel.across:
-        layout["yaxis"] |= {"automargin": True, "showgrid": False, "ticklen": 0}
+        layout["yaxis"] |= {"showgrid": False, "ticklen": 0}
     return {"data": data, "layout": {**_common(), **layout}}
 
 
@@ -58,7 +58,7 @@ def _traces(series: Series, panel: Panel, ends: tuple[float, float] | None) -> l
             look = {"mode": "none", "fillcolor": f"{colour}-soft", "hoverinfo": "skip", "type": "scatter", "meta": meta}
             traces.insert(0, {**around, **look})
         return traces
-    marker = {"color": colour, "size": 7, "symbol": series.method.symbol}
+    marker = {"color": colour, "size": round(7 * series.size, 1), "symbol": series.method.symbol}
     bars = {"error_x" if panel.across else "error_y": _bars(series.points, across=panel.across, colour=colour)}
     if any(p.x_ends for p in series.points):
         measured = [Point(p.x, p.y, *(p.x_ends or (None, None)), p.note) for p in series.points]
@@ -129,7 +129,7 @@ def _categories(title: str, names: list[str]) -> dict:
 
 def _axis(axis: Axis) -> dict:
     found = {"title": {"text": escape(axis.title), "standoff": 6}, "type": "log" if axis.log else "linear"}
-    found |= {"fixedrange": True, "gridcolor": "--grid", "linecolor": "--line", "zeroline": False}
+    found |= {"automargin": True, "fixedrange": True, "gridcolor": "--grid", "linecolor": "--line", "zeroline": False}
     if axis.ticks:
         names = [escape(name) for name in axis.ticks.values()]
         found |= {"tickmode": "array", "tickvals": list(axis.ticks), "ticktext": names}

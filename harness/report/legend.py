@@ -13,22 +13,21 @@ SHAPES = {
     "x": '<path d="M10 4L18 12M18 4L10 12" stroke-width="2.5"/>',
     "star": '<path d="M14 3L15.5 6.6L19 7L16.3 9.4L17 13L14 11L11 13L11.7 9.4L9 7L12.5 6.6Z"/>',
 }
-DASHES = {"solid": "none", "dash": "6 3", "dot": "2 3"}
-GUIDES = ("2 3", "6 4")
+DASHES = {"solid": "none", "dash": "6 3", "dot": "2 3", "dashdot": "6 3 2 3"}
 
 
 def legend(group: Group) -> str:
     """A list; empty for heat-maps, which name themselves."""
     entries: dict[tuple, Series] = {}
-    guides: dict[str, None] = {}
+    guides: dict[str, str] = {}
     for panel in group.panels:
         if isinstance(panel, Panel):
             for series in panel.series:
                 entries.setdefault((series.method, series.label), series)
-            guides |= dict.fromkeys(g.label for g in panel.guides if g.slope is not None)
+            guides |= {g.label: g.dash for g in panel.guides if g.slope is not None}
     items = [f"<li{attributes(s.tags)}>{_swatch(s)}{escaped(s.label)}</li>" for s in entries.values()]
-    for place, label in enumerate(guides):
-        items.append(f"<li>{_svg(_line('--line', GUIDES[place % 2]))}{escaped(label)}</li>")
+    for label, dash in guides.items():
+        items.append(f"<li>{_svg(_line('--line', DASHES[dash]))}{escaped(label)}</li>")
     return f'<ul class="legend">{"".join(items)}</ul>' if items else ""
 
 
@@ -39,7 +38,9 @@ def _swatch(series: Series) -> str:
     line = _line(colour, DASHES[method.dash]) if series.kind == "line" else ""
     shape = SHAPES.get(method.symbol.removesuffix("-open"), SHAPES["circle"])
     fill = "var(--paper)" if method.symbol.endswith("-open") else f"var({colour})"
-    return _svg(f'{line}<g fill="{fill}" stroke="var({colour})" stroke-width="1.2">{shape}</g>')
+    look = f'fill="{fill}" stroke="var({colour})" stroke-width="1.2"'
+    scaled = f' transform="translate(14 8) scale({series.size:.2g}) translate(-14 -8)"' if series.size != 1 else ""
+    return _svg(f"{line}<g {look}{scaled}>{shape}</g>")
 
 
 def _line(colour: str, dash: str) -> str:

@@ -1,6 +1,7 @@
 """The commands that a page offers for what is missing: run, they give the very cell."""
 
 import shlex
+from copy import copy
 from dataclasses import replace
 
 import pytest
@@ -28,9 +29,9 @@ def test_the_command_beside_a_record_composes_to_its_cell(store):
 
 def made_by(said: str) -> Record:
     record = reader.records(ROOT / "docs" / "results" / "first")[0]
-    copy = replace(record, cell={**record.cell, "model": "random-mpt, random weights"})
-    vars(copy)["outcome"] = {"environment": {"command": said}}
-    return copy
+    other = replace(record, cell={**record.cell, "model": "random-mpt, random weights"})
+    vars(other)["outcome"] = {"environment": {"command": said}}
+    return other
 
 
 def test_lists_in_brackets_are_kept_and_the_lists_of_a_multirun_are_not():
@@ -45,3 +46,8 @@ def test_a_task_of_lm_eval_is_asked_for_by_its_family():
     record = made_by("python -m harness.run task=[ruler,retrieval] task.ruler.names=[niah_single_1]")
     again = command.beside(record, {"name": "alibi"})
     assert "'task=[ruler,retrieval]'" in again and "'task.ruler.names=[niah_single_1]'" in again
+    swept = made_by("python -m harness.run -m task=retrieval,ruler")
+    store = copy(swept.store)
+    store.name = "niah_multikey_2"
+    again = command.beside(replace(swept, store=store), {"name": "alibi"})
+    assert "task=ruler 'task.ruler.names=[niah_multikey_2]'" in again

@@ -99,7 +99,7 @@ def failed(folder: Path, error: str, message: str) -> None:
     write(folder / "retrieval-t" / "attempts" / "a.json", {**about, "environment": ENVIRONMENT})
 
 
-def timed(folder: Path, scale: float) -> None:
+def timed(folder: Path, scale: float, *, commit: str = "c", device: str = "cpu", start: str = "2026-01-01") -> None:
     """A finished throughput record, `scale` times as slow and large as the smallest."""
 
     def metric(value: float, unit: str) -> dict:
@@ -111,9 +111,10 @@ def timed(folder: Path, scale: float) -> None:
         "throughput/peak_bytes": metric(1e9 * scale, "bytes"),
         "throughput/error": {"value": 3e-7, "low": None, "high": None, "n": 1, "unit": "relative error"},
     }
-    done = {"status": "ok", "samples": 0, "attempt": "a", "options": {"repeats": 10}, "metrics": metrics}
-    done["rows_are"] = "repeats"
-    write(folder / "throughput-t" / "task.json", {**done, "environment": ENVIRONMENT})
+    done = {"status": "ok", "samples": 0, "attempt": "a", "metrics": metrics, "rows_are": "repeats"}
+    done["options"] = {"batch": 1, "device": device, "threads": 1, "commit": commit}
+    done["environment"] = {**ENVIRONMENT, "start": start, "device": device}
+    write(folder / f"throughput-{commit}{device}" / "task.json", done)
 
 
 def sweep(results: Path, *, models: Iterable[str], contexts: Iterable[int], masks: Iterable[int], samples: int) -> int:

@@ -77,22 +77,12 @@ def test_times_are_worse_when_their_intervals_lie_apart_and_bytes_when_there_are
     assert _apart(metric(None, None, 100), metric(None, None, 100), -1, 1.01) == "same"
 
 
-def timed_at(store, commit: str, start: str, scale: float, device: str = "cpu") -> None:
-    """A timing beside those that the cell has, under an id of its own."""
-    folder = made.cell(store, made.plsh(4), fused=30.0, passes=60.0)
-    made.timed(folder, scale)
-    place = (folder / "throughput-t").rename(folder / f"throughput-{commit}{device}")
-    record = json.loads((place / "task.json").read_text())
-    record["options"] |= {"commit": commit, "device": device, "threads": 1}
-    record["environment"] |= {"start": start}
-    made.write(place / "task.json", record)
-
-
 def test_the_newest_timing_on_each_device_is_compared(tmp_path, capsys):
     for store, slower in (("a", 1.0), ("b", 10.0)):
-        timed_at(tmp_path / store, "old", "2026-01-01T00:00:00Z", 1.0)
-        timed_at(tmp_path / store, "new", "2026-02-01T00:00:00Z", slower)
-        timed_at(tmp_path / store, "new", "2026-02-01T00:00:00Z", 0.1, device="H200")
+        folder = made.cell(tmp_path / store, made.plsh(4), fused=30.0, passes=60.0)
+        made.timed(folder, 1.0, commit="old", start="2026-01")
+        made.timed(folder, slower, commit="new", start="2026-02")
+        made.timed(folder, 0.1, commit="new", start="2026-02", device="H200")
     code, document, told = compare(capsys, "--compare", str(tmp_path / "a"), str(tmp_path / "b"))
     assert code == 1 and document["compared"] == 2 and document["regressions"] == 2  # prefill and peak memory
     assert "throughput/prefill_ms" in told
@@ -109,7 +99,7 @@ def test_more_memory_and_a_larger_error_are_regressions(tmp_path, capsys):
     for store, scale, error in (("a", 1.0, 2e-7), ("b", 1.5, 3e-6)):
         folder = made.cell(tmp_path / store, made.ALIBI, fused=127.5)
         made.timed(folder, 1.0)
-        path = folder / "throughput-t" / "task.json"
+        path = folder / "throughput-ccpu" / "task.json"
         record = json.loads(path.read_text())
         plain = {"low": None, "high": None, "n": 1}
         record["metrics"]["throughput/peak_bytes"] = {"value": 1e9 * scale, **plain, "unit": "bytes"}

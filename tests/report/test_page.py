@@ -178,6 +178,49 @@ def test_time_and_memory_are_drawn_where_they_were_measured(tmp_path):
     assert all(row[-1].endswith("error 3.0e-07") for row in overview.rows)
 
 
+def test_times_of_two_commits_or_devices_are_never_on_one_line(tmp_path):
+    for tokens in (256, 512):
+        folder = made.cell(tmp_path, made.ALIBI, context=tokens, fused=10.0)
+        made.record(folder, lambda k: 1.0)
+        for commit, device in (("old", "cpu"), ("new", "cpu"), ("new", "H200")):
+            made.timed(folder, tokens / 256, commit=commit, device=device, start=f"2026-{commit}")
+    described = build.build(tmp_path)
+    groups = [b for b in section(described, "context").blocks if isinstance(b, Group)]
+    assert len(groups) == 3 and sum("commit" in g.title for g in groups) == 2
+    assert all([p.x for p in s.points] == [256, 512] for g in groups for panel in g.panels for s in panel.series)
+    timed = [p for p in panels(described, "cost") if "(ms)" in p.x.title]
+    assert all(len(s.points) == 1 for p in timed for s in p.series)
+
+
+def test_a_timing_that_was_taken_again_lacks_nothing(tmp_path):
+    masks = made.cell(tmp_path, made.plsh(4), fused=30.0, passes=60.0)
+    made.timed(masks, 1.0, commit="old", start="2026-01")
+    made.timed(masks, 1.0, commit="new", start="2026-02")
+    made.timed(made.cell(tmp_path, made.ALIBI, fused=127.5), 1.0, commit="new", start="2026-02")
+    rows = section(build.build(tmp_path), "cells").blocks[0].table.rows
+    assert [row[5] for row in rows] == ["ok"] * 3
+
+
+def test_what_sets_cells_apart_can_be_read_without_pointing(tmp_path):
+    exact = made.cell(tmp_path, made.ALIBI, fused=127.5)
+    made.record(exact, lambda k: 1.0)
+    made.timed(exact, 2.0)
+    for more in ({}, {"evict": True}, {"sinks": 4}):
+        folder = made.cell(tmp_path, {**made.plsh(4), **more}, fused=30.0, passes=60.0)
+        made.record(folder, lambda k: float(k % 2))
+        made.timed(folder, 1.0)
+    described = build.build(tmp_path)
+    assert set(panels(described, "verdict")[0].y.ticks.values()) == {
+        "S=4 count",
+        "S=4 count, evicting",
+        "S=4 count, 4 sinks",
+    }
+    decode = next(p for p in panels(described, "context") if p.title.startswith("decode"))
+    looks = {(s.method.key, s.method.symbol, s.method.dash) for s in decode.series}
+    assert len(looks) == len(decode.series) == 4
+    assert {g.label: g.dash for g in decode.guides} == {"constant": "dashdot", "linear": "dot"}
+
+
 def test_accuracy_against_time_has_both_intervals_and_the_error(tmp_path):
     for attn, scale in ((made.ALIBI, 4.0), (made.plsh(16), 1.0)):
         folder = made.cell(tmp_path, attn, fused=10.0, passes=20.0)

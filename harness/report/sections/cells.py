@@ -20,7 +20,7 @@ def section(questions: list[Question]) -> Section:
         rows.append([row[0][:8], q.model, *row[2:], table.signed(change), f"{r.pairs['fused']:.1f}"])
     tags = [common.tags_of(r, q.model) for q, r in found]
     details = [_details(r) for _, r in found]
-    for model_questions in common.by_model(questions).values():
+    for model_questions in common.by_model(_newest(questions)).values():
         for row, gap_tags, made_by in _missing(model_questions):
             rows.append(row)
             tags.append(gap_tags)
@@ -42,6 +42,21 @@ def section(questions: list[Question]) -> Section:
         if not gone
         else [(f"{gone} cells are missing; the command of each stands in its row.", "python -m harness.run --help")],
     )
+
+
+def _newest(questions: list[Question]) -> list[Question]:
+    """Without timings that have been taken again on their device, at another commit or with other versions: what they
+    lack can no longer be had."""
+    kept: dict[tuple, tuple[str, Question]] = {}
+    for place, q in enumerate(questions):
+        r = max(q.records, key=lambda r: r.outcome.get("environment", {}).get("start", ""))
+        options = r.outcome.get("options") or {}
+        key = (q.model, q.task, q.context, str(r.asked), options.get("device"), options.get("threads"))
+        key = (*key, str(r.cell["identity"]["dtype"])) if r.rows_are == "repeats" else (place,)
+        start = r.outcome.get("environment", {}).get("start", "")
+        if key not in kept or kept[key][0] < start:
+            kept[key] = (start, q)
+    return [q for _, q in kept.values()]
 
 
 def _missing(group: list[Question]) -> list[tuple[list[str], Tags, str]]:
@@ -77,7 +92,9 @@ def _missing(group: list[Question]) -> list[tuple[list[str], Tags, str]]:
 def _details(r: Record) -> list[tuple[str, str]]:
     """What a row opens to: how the record was made, and what went wrong if it did."""
     outcome, environment = r.outcome, r.outcome.get("environment", {})
-    found = [("command", environment.get("command")), ("started", environment.get("start"))]
+    made_by = environment.get("command")
+    found = [("command", made_by) if made_by else ("command to go on", command.beside(r, r.attention))]
+    found.append(("started", environment.get("start")))
     dirty = ", with uncommitted changes" if environment.get("dirty") else ""
     found.append(("commit", f"{environment.get('commit') or 'unknown'}{dirty}" if environment else None))
     found += [("device", environment.get("device")), ("host", environment.get("host"))]

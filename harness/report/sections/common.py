@@ -1,5 +1,6 @@
 """What sections share: records grouped for figures, sentences on a point, axes."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -69,7 +70,7 @@ def masks_series(q: Question) -> dict[tuple[Method, str], list[Record]]:
     varying = [name for name in VARYING if len({r.cell["identity"].get(name) for r in plsh}) > 1]
     for r in plsh:
         remark = [*kept_keys(r), *(f"{name} {r.cell['identity'].get(name)}" for name in varying)]
-        found[method_of(r), ", ".join(remark)].append(r)
+        found[look(method_of(r), r), ", ".join(remark)].append(r)
     return {key: sorted(records, key=lambda r: r.attention["masks"]) for key, records in found.items()}
 
 
@@ -94,6 +95,38 @@ def kept_keys(record: Record) -> list[str]:
     """Sinks and eviction, where there are any."""
     sinks = record.attention.get("sinks")
     return [f"{sinks} sinks"] * bool(sinks) + ["evicting"] * bool(record.attention.get("evict"))
+
+
+def look(method: Method, record: Record) -> Method:
+    """The method with open markers for a cache that evicts, and another line with sinks."""
+    kept = record.attention
+    symbol = f"{method.symbol.removesuffix('-open')}-open" if kept.get("evict") else method.symbol
+    return replace(method, symbol=symbol, dash="dashdot" if kept.get("sinks") else method.dash)
+
+
+def size_of(masks: int | None) -> float:
+    """Of markers: more masks, larger ones."""
+    return 0.7 + 0.15 * math.log2(masks or 4)
+
+
+def conditions(questions: Iterable[Question]) -> dict[tuple[str, str], str]:
+    """What the times of each record, by (cell_id, task_id), were taken under: times under different conditions are
+    never on one plot. Versions and commits are named where they differ."""
+    said, versions = {}, {}
+    for r in (r for q in questions for r in q.records if r.rows_are == "repeats" and r.outcome):
+        options, identity = r.outcome.get("options") or {}, r.cell["identity"]
+        words = [r.outcome.get("environment", {}).get("device") or "unknown device", identity.get("dtype")]
+        words += [f"kernel {identity['kernel']}"] if identity.get("kernel") not in (None, "auto") else []
+        named = {"threads": "threads", "batch": "batch", "chunk": "chunk", "decode_tokens": "decoded tokens"}
+        words += [f"{word} {options[name]}" for name, word in named.items() if options.get(name) is not None]
+        said[r.cell_id, r.store.task_id] = ", ".join(map(str, filter(None, words)))
+        versions[r.cell_id, r.store.task_id] = {n: str(options.get(n)) for n in ("torch", "triton", "commit")}
+    full = {}
+    for key, words in said.items():
+        alike = [versions[other] for other, same in said.items() if same == words]
+        differ = [name for name in versions[key] if len({v[name] for v in alike}) > 1]
+        full[key] = ", ".join([words, *(f"{name} {versions[key][name][:9]}" for name in differ)])
+    return full
 
 
 def point(x: float | None, metric: dict | None, about: str) -> Point | None:
@@ -135,6 +168,14 @@ def decades(values: Sequence[float]) -> dict[float, str]:
     low, high = min(values), max(values)
     steps = [m * 10.0**e for e in range(-12, 16) for m in (1, 2, 5)]
     return {s: f"{s:,.10g}" for s in steps if low / 1.3 <= s <= high * 1.3}
+
+
+def binary(values: Sequence[float]) -> dict[float, str]:
+    """Powers of two of bytes between the values."""
+    low, high = (round(math.log2(v)) for v in (min(values), max(values)))
+    every = range(low, high + 1, max(1, (high - low) // 5))
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    return {2.0**e: f"{2 ** (e % 10)} {units[e // 10]}" for e in every}
 
 
 def commands(questions: Iterable[Question]) -> list[str]:

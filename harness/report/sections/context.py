@@ -14,25 +14,26 @@ MEASURES = {
     "throughput/prefill_ms": ("prefill, time to first token (ms)", (1, 2)),
     "throughput/chunked_prefill_ms": ("prefill in chunks (ms)", (1, 2)),
     "throughput/decode_ms_per_token": ("decode, time per token (ms)", (0, 1)),
-    "throughput/peak_bytes": ("peak memory (bytes)", (1, 2)),
+    "throughput/peak_bytes": ("peak memory", (1, 2)),
     "throughput/error": ("error (relative)", ()),
 }
-Line = tuple[Method, str, Tags]  # method, remark, tags
+Line = tuple[Method, str, Tags, int | None]  # method, remark, tags, masks
 SLOPES = {0: "constant", 1: "linear", 2: "quadratic"}
 
 
 def section(questions: list[Question]) -> Section:
     records: dict[tuple[str, str], list[tuple[Record, Line]]] = defaultdict(list)
+    conditions = common.conditions(questions)
     for q in questions:
         for r, line in _lines(q):
-            records[q.model, _conditions(r)].append((r, line))
+            records[q.model, conditions[r.cell_id, r.store.task_id]].append((r, line))
     groups = []
-    for (model, conditions), found in records.items():
+    for (model, on), found in records.items():
         panels = [p for name in MEASURES if (p := _panel(found, name))]
         first = found[0][0]
         y = next(n for n in MEASURES if n in first.metrics)
         live = Live("config.context", y, log_x=True, log_y=True, model=first.cell["model"])
-        groups.append(Group(f"{model} on {conditions}", panels, Tags(model, first.task), live))
+        groups.append(Group(f"{model} on {on}", panels, Tags(model, first.task), live))
     words = ["python", "-m", "harness.run", "-m", "task=throughput", "attn=plsh", "masks=16"]
     words += [*(command.model(questions[0].records[0]) if questions else ()), "context=1024,4096,16384"]
     timed = [q for q in questions if any(name in r.metrics for r in q.records for name in MEASURES)]
@@ -48,26 +49,20 @@ def section(questions: list[Question]) -> Section:
     )
 
 
-def _conditions(r: Record) -> str:
-    """Times taken under different conditions are never on one plot."""
-    options, identity = r.outcome.get("options") or {}, r.cell["identity"]
-    said = [r.outcome.get("environment", {}).get("device") or "unknown device", identity.get("dtype")]
-    said += [f"{name} {options[name]}" for name in ("threads", "batch", "chunk") if options.get(name) is not None]
-    return ", ".join(str(s) for s in said if s)
-
-
 def _lines(q: Question) -> Iterator[tuple[Record, Line]]:
     """The records of times with the lines that they are a point of. A window's cutoff changes with the context: its
     line is named by the masks whose cost it has, of which there may be several."""
     matched: dict[str, list[Line]] = defaultdict(list)
     for (match, tags, remark), windows in common.windows(q).items():
         for masks, window in windows.items():
-            line = common.WINDOWS[match], ", ".join(filter(None, [f"S={masks}", remark])), tags
+            method = common.look(common.WINDOWS[match], window)
+            line = method, ", ".join(filter(None, [f"S={masks}", remark])), tags, masks
             matched[window.cell_id].append(line)
     for r in q.records:
         if any(name in r.metrics for name in MEASURES):
             said = [f"S={r.attention['masks']}"] if r.attention.get("masks") else []
-            own = method_of(r), ", ".join(said + common.kept_keys(r)), common.tags_of(r, q.model)
+            method, masks = common.look(method_of(r), r), r.attention.get("masks")
+            own = method, ", ".join(said + common.kept_keys(r)), common.tags_of(r, q.model), masks
             yield from ((r, line) for line in matched[r.cell_id] or [own])
 
 
@@ -76,10 +71,11 @@ def _panel(found: list[tuple[Record, Line]], name: str) -> Panel | None:
     for r, line in found:
         lines[line].append(r)
     series = []
-    for (method, remark, tags), records in lines.items():
+    for (method, remark, tags, masks), records in lines.items():
         drawn = points(common.point(r.context, r.metrics.get(name), _about(r)) for r in records)
         if drawn:
-            series.append(Series(method, sorted(drawn, key=lambda p: p.x), "line", tags, remark))
+            drawn = sorted(drawn, key=lambda p: p.x)
+            series.append(Series(method, drawn, "line", tags, remark, common.size_of(masks)))
     shown = [p for s in series for p in s.points if p.y > 0]
     if not shown:
         return None
@@ -89,7 +85,7 @@ def _panel(found: list[tuple[Record, Line]], name: str) -> Panel | None:
     contexts = [p.x for p in shown]
     x = Axis("context (tokens)", True, common.plain(contexts), (min(contexts) / 1.2, max(contexts) * 1.2))
     values = [v for p in shown for v in (p.y, p.low, p.high) if v and v > 0]
-    ticks = {} if "bytes" in title else common.decades(values)  # Plotly's own are shorter: 18M
+    ticks = common.binary(values) if "bytes" in name else common.decades(values)
     y = Axis(title, True, ticks, (min(values) / 1.5, max(values) * 1.5))
     guides = [Guide(SLOPES[s], first.x, first.y, s) for s in slopes]
     return Panel(title, x, y, series, guides, bars=QUARTILES)

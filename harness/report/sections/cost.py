@@ -2,6 +2,7 @@
 
 import itertools
 import shlex
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -19,7 +20,10 @@ TIMES = {
 
 
 def section(questions: list[Question]) -> Section:
-    timed = {_setting(r): r for q in questions for r in q.records if _first(r, sum(TIMES.values(), ()))}
+    conditions = common.conditions(questions)
+    timed: dict[str, dict[tuple, Record]] = defaultdict(dict)  # by their conditions
+    for r in (r for q in questions for r in q.records if _first(r, sum(TIMES.values(), ()))):
+        timed[conditions[r.cell_id, r.store.task_id]][_setting(r)] = r
 
     def draw(model: str, group: list[Question]) -> list[Panel]:
         by_question = [_panels(q, title, timed) for q, title in zip(group, common.titles(group), strict=True)]
@@ -43,8 +47,11 @@ def section(questions: list[Question]) -> Section:
     )
 
 
-def _panels(q: Question, title: str, timed: dict[tuple, Record]) -> list[Panel]:
-    """One panel for each way to count the cost."""
+def _panels(q: Question, title: str, timed: dict[str, dict[tuple, Record]]) -> list[Panel]:
+    """One panel for each way to count the cost; of times those under the conditions that hold most of the cells."""
+    here = {on: {s: found[s] for r in q.records if (s := _setting(r)) in found} for on, found in timed.items()}
+    on, own = max(here.items(), key=lambda x: len(x[1]), default=("", {}))
+    told = f" on {on}" if len([1 for found in here.values() if found]) > 1 else ""
 
     def passes(r: Record) -> dict:
         return _counted(r.pairs.get("passes", r.pairs["fused"]))
@@ -55,14 +62,14 @@ def _panels(q: Question, title: str, timed: dict[tuple, Record]) -> list[Panel]:
     found = [
         _panel(q, f"{title}, visited pairs", "visited pairs per row", lambda r: _counted(r.pairs["fused"])),
         _panel(q, f"{title}, each mask by itself", "visited pairs per row", passes),
-        _panel(q, f"{title}, KV cache", "KV cache of a sequence (bytes)", cache),
+        _panel(q, f"{title}, KV cache", "KV cache of a sequence", cache),
     ]
     for axis, names in TIMES.items():
 
         def time(r: Record, names=names) -> dict | None:
-            return _first(timed.get(_setting(r)), names)
+            return _first(own.get(_setting(r)), names)
 
-        found.append(_panel(q, f"{title}, {axis.split(' (')[0]}", axis, time, timed))
+        found.append(_panel(q, f"{title}, {axis.split(' (')[0]}{told}", axis, time, own))
     return [p for p in found if p]
 
 
@@ -76,7 +83,10 @@ def _panel(
     """Scores against `cost`, a metric; of times, beside the error of the record in `timed` that they are from."""
     lines: list[tuple[Method, str, Tags, list[Record]]] = []
     for name, method in (("window", WINDOW), ("alibi", EXACT), ("stock", STOCK)):
-        lines.append((method, "", Tags(), q.named(name)))
+        kinds: dict[str, list[Record]] = defaultdict(list)
+        for r in q.named(name):
+            kinds[", ".join(common.kept_keys(r))].append(r)
+        lines += [(common.look(method, of[0]), remark, Tags(), of) for remark, of in kinds.items()]
     for (method, remark), records in common.masks_series(q).items():
         lines.append((method, remark, common.tags_of(records[0], q.model), records))
     series = []
@@ -87,7 +97,8 @@ def _panel(
     values = [v for s in series for p in s.points for v in (p.x, *(p.x_ends or ())) if v > 0]
     if len(set(values)) < 2:  # nothing, or what costs every attention the same
         return None
-    x = Axis(axis, log=True, ticks=common.decades(values), range=(min(values) / 1.3, max(values) * 1.3))
+    ticks = common.binary(values) if "KV" in axis else common.decades(values)
+    x = Axis(axis, log=True, ticks=ticks, range=(min(values) / 1.3, max(values) * 1.3))
     return Panel(title, x, common.score_axis(q), series)
 
 

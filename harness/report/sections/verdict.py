@@ -58,7 +58,7 @@ def section(questions: list[Question]) -> Section:
         for q, title in zip(group, common.titles(group), strict=True):
             found = [m for r in q.named("plsh") if r.score and (m := _match(q, title, r))]
             matches += found
-            missing += [gap for m in found[:1] if (gap := _gap(q, m))]
+            missing += [gap] if (gap := _gap(q, found)) else []
         if not matches:
             continue
         asked += [q for q in group if any(r.score for r in q.named("plsh"))]
@@ -134,18 +134,24 @@ def _match(q: Question, title: str, record: Record) -> Match:
     return Match(q, title, record, {name: change for name, change in changes.items() if change is not None})
 
 
-def _gap(q: Question, match: Match) -> tuple[str, str] | None:
-    absent = [method.name for other, method in OTHERS.items() if other not in match.against]
-    if not absent:
+def _gap(q: Question, matches: Sequence[Match]) -> tuple[str, str] | None:
+    """What the cells of a question lack to be compared with, and the command for the first of them."""
+    absent = [[method.name for other, method in OTHERS.items() if other not in m.against] for m in matches]
+    lacking = [(m.record, names) for m, names in zip(matches, absent, strict=True) if names]
+    if not lacking:
         return None
-    told = f"{q.model}, {match.title}: {' and '.join(absent)} not in the store."
-    return told, command.beside(match.record, match.record.attention) + " references=compute"
+    first = lacking[0][0]
+    names = " and ".join(dict.fromkeys(name for _, names in lacking for name in names))
+    more = f" for {len(lacking)} cells, the others' commands stand in All cells" if len(lacking) > 1 else ""
+    told = f"{q.model}, {matches[0].title}: {names} not in the store{more}."
+    return told, command.beside(first, first.attention) + " references=compute"
 
 
 def _forest(title: str, matches: list[Match], reach: float) -> Panel | None:
     """Rows from top to bottom: one cell each, its three differences a little apart."""
     matches = sorted(matches, key=lambda m: (m.tags.sampler, m.tags.weights, m.record.attention["masks"]), reverse=True)
-    ticks = {float(row): _short(m.record) for row, m in enumerate(matches)}
+    varying = [n for n in common.VARYING if len({m.record.cell["identity"].get(n) for m in matches}) > 1]
+    ticks = {float(row): _short(m.record, varying) for row, m in enumerate(matches)}
     series = []
     for place, (other, method) in enumerate(OTHERS.items()):
         candidates: list[Point] = []
@@ -211,7 +217,8 @@ def _side_by_side(asked: list[Question]) -> list[Grid]:
     return grids
 
 
-def _short(record: Record) -> str:
+def _short(record: Record, varying: Sequence[str]) -> str:
     a = record.attention
     sampler = "" if a["sampler"] == "gamma" else f" {a['sampler']}"
-    return f"S={a['masks']} {a['weights']}{sampler}"
+    others = [*common.kept_keys(record), *(f"{name} {record.cell['identity'].get(name)}" for name in varying)]
+    return ", ".join([f"S={a['masks']} {a['weights']}{sampler}", *others])
