@@ -1,0 +1,156 @@
+"""The bench's command line: what is planned, kept, resumed, said and refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from kernels.bench import __main__ as command
+from kernels.bench import methods, record, table
+from kernels.bench.clock import DeviceLost, HostClock
+from kernels.bench.plan import head_sets, plan
+from kernels.environment import written
+
+main = command.main
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The command line without measuring the memory first."""
+    monkeypatch.setattr(HostClock, "memory_rate", lambda self: 10.0)
+
+
+class SingleClock(HostClock):
+    """A host clock that measures one method after the other, as a GPU's does."""
+
+    together = False
+    lost = False
+
+    def release(self) -> None:
+        if self.lost:
+            raise DeviceLost("an illegal memory access")
+
+
+def test_a_lost_gpu_costs_one_row_and_the_next_run_goes_on_after_it(quick, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "bench.json"
+    arguments = ["--device", "cpu", "--heads", "2x8", "--calls", "decode-1", "--tokens", "64", "--json", str(file)]
+    clock = SingleClock(1)
+    monkeypatch.setattr(command, "clock_for", lambda *_: clock)
+    clock.lost = True
+    for rows in (1, 2):
+        with pytest.raises(SystemExit, match="an illegal memory access"):
+            main(arguments)
+        assert len(json.loads(file.read_text())["runs"][0]["methods"]) == rows
+    clock.lost = False
+    assert len(main(arguments)["runs"][0]["methods"]) == 15
+    capsys.readouterr()
+
+
+def test_rows_of_the_file_are_kept_unless_asked_or_measured_elsewhere(quick, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "bench.json"
+    arguments = ["--device", "cpu", "--heads", "2x8", "--calls", "decode-1", "--tokens", "64", "--repeats", "1"]
+    arguments += ["--json", str(file)]
+    first = main(arguments)
+    kept = json.loads(file.read_text())
+    lost = kept["runs"][0]["methods"].pop()
+    kept["runs"][0]["masks"] = []  # stopped before the last row
+    kept["runs"][0]["methods"][0]["ms"]["median"] = 1234.5
+    file.write_text(json.dumps(kept))
+    again = main(arguments)["runs"][0]
+    assert again["methods"][0]["ms"]["median"] == 1234.5 and again["masks"] == [16]
+    assert [r["name"] for r in again["methods"]] == [r["name"] for r in first["runs"][0]["methods"]]
+    assert again["methods"][-1]["name"] == lost["name"]
+    monkeypatch.setattr(methods, "maskless", None)  # nothing is measured twice
+    assert main(arguments)["runs"] == [again]
+    monkeypatch.undo()
+    assert main([*arguments, "--fresh"])["runs"][0]["methods"][0]["ms"]["median"] != 1234.5
+    kept["environment"]["code"] = "other"
+    file.write_text(json.dumps(kept))
+    with pytest.raises(SystemExit, match="another code: name another file, or use --fresh"):
+        main(arguments)
+    capsys.readouterr()
+
+
+def test_what_the_minutes_do_not_reach_is_listed(quick, tmp_path, capsys):
+    file = tmp_path / "bench.json"
+    arguments = ["--device", "cpu", "--heads", "2x8", "--tokens", "64,128", "--calls", "decode-1", "--minutes", "0"]
+    report = main([*arguments, "--json", str(file)])
+    assert report["runs"] == [] and json.loads(file.read_text())["not_reached"] == [
+        "2x8, decode-1, 64 tokens, 16 masks",
+        "2x8, decode-1, 128 tokens, 16 masks",
+    ]
+    assert "not reached in 0 minutes: 2x8, decode-1, 64 tokens" in capsys.readouterr().out
+
+
+def test_the_plan_begins_with_what_tells_most():
+    sets = head_sets(["mpt-7b", "storywriter", "bloom-7b1"])
+    assert list(sets) == ["mpt-7b and bloom-7b1", "storywriter"]
+    works = plan(sets, ["forward", "decode-1", "decode-16", "backward"], [4096, 32768, 131072], [16, 4])
+    assert [w.title for w in works[:2]] == [
+        f"mpt-7b and bloom-7b1, forward, {n} tokens, 16 masks" for n in (32768, 131072)
+    ]
+    assert len(works) == len(set(works)) == 2 * 4 * 3 * 2
+    for work in works:  # the methods without masks come before what is compared to them
+        at = works.index(work)
+        assert work.first or replace(work, masks=16, first=True) in works[:at]
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "verdict"),
+    [((1.0, 1.2), (1.3, 1.4), "faster"), ((1.0, 1.2), (1.1, 1.4), "even"), ((1.5, 1.6), (1.3, 1.4), "slower")],
+)
+def test_whether_plsh_beats_the_window_of_equal_error_is_said(own, other, verdict):
+    common = {"floor_bytes": 10, "operations": 1, "dense_operations": 1, "rms_relative_error": 0.25}
+    rows = [
+        {"name": "plsh rb, S=4", "family": "plsh", "match": None, "ms": {"median": 2.0, "low": own[0], "high": own[1]}},
+        {"name": "window T=1.5, as rb, S=4", "family": "window", "match": "plsh rb, S=4"},
+    ]
+    rows[1]["ms"] = {"median": 3.0, "low": other[0], "high": other[1]}
+    run = {"methods": [row | common for row in rows]}
+    record.relate(run, 1.0)
+    equal = run["methods"][0]["equal_error"]
+    assert (equal["ratio"], equal["verdict"]) == (1.5, verdict)
+    words = {"faster": "faster than", "even": "within the spread of", "slower": "slower than"}[verdict]
+    expected = f"plsh rb, S=4: {words} the window of equal error (window T=1.5, error 25.0%), 1.50 times its speed."
+    assert table.verdicts(run) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tokens", "16"], "whole numbers from 32 on"),
+        (["--tokens", "256,"], "whole numbers from 32 on"),
+        (["--masks", "many"], "whole numbers from 1 on"),
+        (["--repeats", "0"], "whole numbers from 1 on"),
+        (["--heads", "gpt"], "Unknown heads 'gpt'"),
+        (["--calls", "prefill"], "--calls takes forward"),
+        (["--device", "cpu", "--calls", "backward"], "needs --device cuda"),
+        (["--json", "/nowhere/b.json"], "there is no folder"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_record_is_json_with_a_line_for_each_row():
+    content = {"environment": {"a": 1, "b": [1.5]}, "runs": [{"n": 1, "methods": [{"x": {"y": 2}}, {}]}], "none": []}
+    text = written(content)
+    assert json.loads(text) == content
+    assert [line.strip() for line in text.splitlines() if "x" in line] == ['{"x": {"y": 2}},']
+    assert len(text.splitlines()) == 16
+
+
+def test_markdown_holds_every_forward_row_and_says_why_one_has_no_time(quick, capsys):
+    content = main(
+        ["--device", "cpu", "--heads", "2x8", "--calls", "forward,decode-1", "--tokens", "64", "--repeats", "1"]
+    )
+    row = content["runs"][0]["methods"][0]
+    row["ms"], row["status"] = None, "out of memory"
+    lines = table.markdown(content).splitlines()
+    drawn = [line.count(" | ") for line in lines if line.startswith("| ")]
+    assert drawn == [7] * (1 + len(content["runs"][0]["methods"]))
+    assert f"| {row['name']} | out of memory | " in "\n".join(lines)
+    assert f"    {content['environment']['command']}" in lines
+    capsys.readouterr()
