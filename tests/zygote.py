@@ -29,6 +29,11 @@ class Running:
         self.pid = int(self._lines.readline())
         self.returncode: int | None = None
 
+    @property
+    def err(self) -> str:
+        """What it has printed on stderr so far."""
+        return self._err.read_text() if self._err.exists() else ""
+
     def poll(self) -> int | None:
         return self._end(0)
 

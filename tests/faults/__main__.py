@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -19,8 +20,11 @@ from harness import environment
 from harness.report import faults as table
 from harness.store import write_atomic
 from tests.conftest import ROOT
+from tests.faults import slurm
 from tests.faults.bench import Bench, Kind, Tally
 from tests.faults.kinds import KINDS
+from tests.faults.outages import OUTAGE
+from tests.slurm.cluster import missing
 
 ALL = 1000
 
@@ -71,19 +75,23 @@ def inject(bench: Bench, wanted: Sequence[tuple[Kind, int]], jobs: int) -> list[
 
 
 def measure(faults: int, seed: int, jobs: int) -> dict:
+    """All of them, as plain JSON. Those of Slurm, which wait most of their time, beside the others."""
     began = time.monotonic()
-    kinds = [kind for kind in KINDS if os.geteuid() == 0 or not kind.needs_root]
-    with Bench(seed) as bench:
-        tallies = inject(bench, list(zip(kinds, shares(kinds, faults), strict=True)), jobs)
+    kinds = [kind for kind in (*KINDS, OUTAGE) if os.geteuid() == 0 or not kind.needs_root]
+    skipped = [f"{kind.name}: needs root" for kind in KINDS if kind not in kinds]
+    clustered = {name: share * faults // ALL for name, _, share, _ in slurm.FAULTS}
+    if why := missing():
+        skipped.append(f"Slurm: {why}")
+        clustered = {}
+    counts = shares(kinds, faults - sum(clustered.values()))
+    with Bench(seed) as bench, ThreadPoolExecutor(1) as beside:
+        there = beside.submit(slurm.inject, bench.zygote, clustered, seed) if any(clustered.values()) else None
+        tallies = inject(bench, list(zip(kinds, counts, strict=True)), jobs)
+        tallies += there.result() if there else []
     about = environment.describe(torch.device("cpu"))
     about |= {"command": f"python -m tests.faults --faults {faults} --seed {seed}", "cores": os.cpu_count()}
-    skipped = [kind.name for kind in KINDS if kind not in kinds]
-    return {
-        "environment": about,
-        "seconds": round(time.monotonic() - began),
-        "skipped": skipped,
-        "kinds": [tally.as_dict() for tally in tallies],
-    }
+    figures = {"environment": about, "seconds": round(time.monotonic() - began), "skipped": skipped}
+    return {**figures, "kinds": [tally.as_dict() for tally in tallies]}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -41,20 +41,22 @@ class Undisturbed:
 
 @dataclass
 class Case:
-    """One run to be broken. heal: calls that put the machine right before the run is repeated. hook: of the repeated
-    run."""
+    """One run to be broken. extra: arguments more. heal: calls that put the machine right before the run is repeated.
+    hook: of the repeated run. mirror: what has come of the runs of W&B in the end."""
 
     zygote: Zygote
     run: Undisturbed
     results: Path
     env: dict[str, str]
+    extra: tuple[str, ...] = ()
     heal: list[Callable[[], None]] = field(default_factory=list)
     clean: list[Callable[[], None]] = field(default_factory=list)
     hook: dict | None = None
+    mirror: Callable[[], Harm] = Harm
     said: list[str] = field(default_factory=list)
 
     def start(self, hook: Mapping | None = None) -> Running:
-        return self.zygote.start([*self.run.arguments, f"results={self.results}"], env=self.env, hook=hook)
+        return self.zygote.start([*self.run.arguments, *self.extra, f"results={self.results}"], env=self.env, hook=hook)
 
     def end(self, process: Running) -> int:
         """Wait for it; its exit code. What it printed is kept."""
@@ -93,10 +95,9 @@ class Tally:
     late: int = 0  # that came too late, and were replaced
     broken: list[str] = field(default_factory=list)  # promises: exit codes, tracebacks, harm
 
-    def add(self, harm: Harm, codes: list[int], broken: list[str]) -> None:
+    def add(self, harm: Harm, codes: Sequence[int | str], broken: list[str]) -> None:
         self.injected += 1
-        for name, count in asdict(harm).items():
-            setattr(self.harm, name, getattr(self.harm, name) + count)
+        self.harm += harm
         self.codes.update(str(code) for code in codes)
         self.broken += broken
 
@@ -143,7 +144,7 @@ class Bench:
         for attempt in range(TRIES):
             rng = random.Random(f"{self.seed} {kind.name} {number} {attempt}")
             results = Path(tempfile.mkdtemp(dir=self.folder))
-            case = Case(self.zygote, rng.choice(self.runs), results, self.env)
+            case = Case(self.zygote, rng.choice(self.runs), results, dict(self.env))
             try:
                 if (codes := kind.inject(case, rng)) is not None:
                     tally.add(*self._judged(kind, case, codes, f"{number}.{attempt}"))
@@ -167,7 +168,7 @@ class Bench:
             broken.append(f"exit code {again} when run again")
         if any("Traceback (most recent call last)" in said for said in case.said):
             broken.append("a traceback")
-        found = harm(case.results, case.run.store, safe)
+        found = harm(case.results, case.run.store, safe) + case.mirror()
         if found.lost or found.doubled or found.changed:
             broken.append(str(found))
         told = " | ".join(said[-2000:] for said in case.said)

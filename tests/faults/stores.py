@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from harness import reader
@@ -23,6 +23,9 @@ class Harm:
     doubled: int = 0
     changed: int = 0
     twice: int = 0
+
+    def __add__(self, other: "Harm") -> "Harm":
+        return Harm(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 def on_disk(results: Path) -> dict[Task, list[dict]]:

@@ -1,0 +1,144 @@
+"""Faults of a cluster, on the throw-away Slurm: a cell of a sweep that `sbatch slurm/sweep.sh` has submitted."""
+
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.faults.bench import Tally
+from tests.faults.stores import Harm, harm, on_disk
+from tests.slurm.cluster import Cluster
+from tests.slurm.sweeps import Sweep, undisturbed
+from tests.tracking.conftest import KEY
+from tests.tracking.server import Server
+from tests.zygote import Zygote
+
+SHORT, LONG = {"samples": 100, "seed": 7}, {"samples": 700, "seed": 8, "context": 96}
+
+
+def warn(cluster: Cluster, sweep: Sweep, job: str) -> None:
+    cluster.call("scancel", "--signal=USR1", job)
+
+
+def terminate(cluster: Cluster, sweep: Sweep, job: str) -> None:
+    cluster.call("scancel", "--signal=TERM", job)
+
+
+def requeue(cluster: Cluster, sweep: Sweep, job: str) -> None:
+    cluster.call("scontrol", "requeue", job)
+
+
+def preempt(cluster: Cluster, sweep: Sweep, job: str) -> None:
+    cluster.call("sbatch", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
+
+
+def drain(cluster: Cluster, sweep: Sweep, job: str) -> None:
+    """The node of the cell takes nothing new, and the cell is requeued: to the other one."""
+    node = node_of(cluster, job)
+    cluster.call("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=fault")
+    cluster.call("scontrol", "requeue", job)
+    cluster.wait(lambda: cluster.states(job)["0"] == "RUNNING" and node_of(cluster, job) != node, "the other node")
+    cluster.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+
+def take_down(cluster: Cluster, sweep: Sweep, job: str) -> None:
+    node = node_of(cluster, job)
+    cluster.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=fault")
+    time.sleep(1)
+    cluster.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+
+def kill_daemon(cluster: Cluster, sweep: Sweep, job: str) -> None:
+    """The node's daemon dies; the cell lives on as an orphan, and another is started on the other node."""
+    node = node_of(cluster, job)
+    cluster.kill_node(node)
+    cluster.wait(lambda: cluster.states(job)["0"] != "RUNNING", "the loss of the node to be noticed")
+    cluster.start_node(node)
+
+
+def time_out(cluster: Cluster, sweep: Sweep, job: str) -> None:
+    """The job's time limit of a minute, which is shorter than its cell."""
+    cluster.wait(lambda: len(parts(sweep)) > 1, "the time-out", 300)
+
+
+# what is done, how often of 1,000 faults, and to which cell
+FAULTS: tuple[tuple[str, Callable, int, dict], ...] = (
+    ("Slurm: warning of a time limit (USR1)", warn, 3, SHORT),
+    ("Slurm: SIGTERM by scancel", terminate, 2, SHORT),
+    ("Slurm: requeue", requeue, 3, SHORT),
+    ("Slurm: preemption", preempt, 3, SHORT),
+    ("Slurm: drained node", drain, 2, SHORT),
+    ("Slurm: node down", take_down, 2, SHORT),
+    ("Slurm: killed slurmd, its orphan writes on", kill_daemon, 2, SHORT),
+    ("Slurm: time limit of one minute", time_out, 1, LONG),
+)
+
+
+def parts(sweep: Sweep) -> list[Path]:
+    return list(sweep.results.glob("*/*/parts/*.jsonl"))
+
+
+def node_of(cluster: Cluster, job: str) -> str:
+    told = cluster.call("scontrol", "show", "job", "-o", job)
+    return told.split(" NodeList=")[1].split()[0]
+
+
+def inject(zygote: Zygote, wanted: dict[str, int], seed: int) -> list[Tally]:
+    """So many faults of each name in FAULTS, one after the other, each in a sweep of one cell."""
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    cluster, server = Cluster(folder), Server()
+    tallies = []
+    try:
+        cluster.start()
+        expected = {}
+        for name, act, _, options in FAULTS:
+            tallies.append(tally := Tally(name))
+            for number in range(wanted.get(name, 0)):
+                key = str(options)
+                if key not in expected:
+                    expected[key] = undisturbed(zygote, folder / f"undisturbed-{len(expected)}", options)
+                began, place = time.monotonic(), folder / f"{len(tallies)}-{number}"
+                place.mkdir()
+                rng = random.Random(f"{seed} {name} {number}")
+                try:
+                    found, ends, broken = _one(cluster, server, place, act, options, expected[key], rng)
+                    tally.add(found, ends, broken)
+                except AssertionError as error:  # Slurm did not do what was waited for
+                    tally.broken.append(f"{number}: {error}")
+                tally.seconds += time.monotonic() - began
+        return tallies
+    finally:
+        server.close()
+        cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _one(
+    cluster: Cluster, server: Server, place: Path, act: Callable, options: dict, expected: dict, rng: random.Random
+) -> tuple[Harm, list[str], list[str]]:
+    account = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url, "HOME": str(place)}
+    sweep = Sweep(cluster, place, options, account=account)
+    for runs in (server.state.runs, server.state.history, server.state.summary):
+        runs.clear()
+    if act is time_out:
+        sweep.site.write_text(sweep.site.read_text() + "FLAGS+=(--time=1 --signal=USR1@20)\n")
+    cluster.wait(cluster.idle, "idle nodes")
+    array = sweep.submit("--partition=scavenge")
+    sweep.wait_for_rows(rng.randint(4, 20))
+    act(cluster, sweep, f"{array}_0")
+    safe = on_disk(sweep.results)
+    states = cluster.wait_for(array, 300)
+    found = harm(sweep.results, expected, safe)
+    cell = next(iter(expected))[0]
+    rows = server.rows(cell)
+    found += Harm(lost=not rows, doubled=max(0, len(rows) - 1) + len(server.state.runs.keys() - {cell}))
+    broken = [] if states == {"0": "COMPLETED"} else [f"the job ended as {states}"]
+    if found.lost or found.doubled or found.changed:
+        broken.append(str(found))
+    if len(parts(sweep)) < 2:
+        broken.append("the fault did not interrupt the cell")
+    if "Traceback (most recent call last)" in sweep.log():
+        broken.append("a traceback")
+    return found, list(states.values()), [f"{what}: {sweep.log()[-1500:]}" for what in broken]
