@@ -15,7 +15,7 @@ from harness.config import CONF, register
 from harness.errors import MISTAKE, UserError, refused
 from harness.mistakes import explain, refuse_unknown_flags
 from harness.preflight import refuse_foreign_kernels
-from harness.signals import StopRequest
+from harness.signals import StopRequest, ignore_signals
 from harness.tracking.tracker import Tracker
 from kernels.host import keep_freed_memory
 
@@ -145,4 +145,6 @@ def _multirun() -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    ignore_signals()  # while Python closes: what was printed and what is returned stay true
+    sys.exit(ended)

@@ -3,6 +3,8 @@
 import json
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from harness.store import TaskStore
 from harness.tasks import registry, retrieval
 from harness.tasks.base import PlannedTask
+from tests.conftest import ROOT
 
 RUN = ("context=160", "samples=40", "draws=4", "masks=4", "batch=2", "references=none")
 
@@ -88,6 +91,18 @@ def test_a_signal_stops_at_a_sample_boundary_and_asks_to_be_run_again(start, tmp
         process.communicate(timeout=120)
         assert process.returncode == 0
         assert_same(content(tmp_path), undisturbed[0])
+
+
+def test_signals_until_the_very_end_leave_the_exit_code_as_it_is(tmp_path):
+    """A scheduler may send a second one while Python closes."""
+    command = [sys.executable, "-m", "harness.run", *FAST, f"results={tmp_path}"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not process.stdout.readline().startswith("{"):
+        assert process.poll() is None
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.001)
+    assert process.returncode == 0 and "Traceback" not in process.communicate()[1]
 
 
 def test_a_smaller_run_after_a_stopped_larger_one_counts_its_own_samples(start, run, tmp_path):

@@ -159,7 +159,7 @@ class Cluster:
 
     def wait_for(self, job: str, seconds: float = 120) -> dict[str, str]:
         """Wait for the end of a job; its elements' states."""
-        running = {"PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING", "SUSPENDED", "PREEMPTED"}
+        running = {"PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING", "SUSPENDED", "PREEMPTED", "SIGNALING"}
         self.wait(lambda: not running & set(self.states(job).values()), f"the end of job {job}", seconds)
         return self.states(job)
 
