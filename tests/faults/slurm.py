@@ -2,6 +2,8 @@
 
 import random
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -92,23 +94,23 @@ def inject(zygote: Zygote, wanted: dict[str, int], seed: int) -> list[Tally]:
     cluster = Cluster(folder)
     tallies = []
     try:
-        cluster.start()
         expected = {}
+        for number, options in enumerate((SHORT, LONG, LONGEST)):
+            expected[str(options)] = undisturbed(zygote, folder / f"undisturbed-{number}", options)
+        cluster.start()
         for name, act, _, options in FAULTS:
             tallies.append(tally := Tally(name))
             for number in range(wanted.get(name, 0)):
-                key = str(options)
-                if key not in expected:
-                    expected[key] = undisturbed(zygote, folder / f"undisturbed-{len(expected)}", options)
                 began, place = time.monotonic(), folder / f"{len(tallies)}-{number}"
                 place.mkdir()
                 rng = random.Random(f"{seed} {name} {number}")
                 try:
-                    found, ends, broken = _one(cluster, place, act, options, expected[key], rng)
-                    tally.add(found, ends, broken)
-                except AssertionError as error:  # Slurm did not do what was waited for
+                    tally.add(*_one(cluster, place, act, options, expected[str(options)], rng))
+                except (AssertionError, subprocess.TimeoutExpired) as error:  # Slurm did not do what was waited for
                     tally.broken.append(f"{number}: {error}")
                 tally.seconds += time.monotonic() - began
+                told = f"{tally.injected} injected, {len(tally.broken)} promises broken"
+                print(f"{name}: {told}", file=sys.stderr, flush=True)
         return tallies
     finally:
         cluster.stop()
