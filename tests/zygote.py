@@ -123,7 +123,9 @@ def serve(place: str) -> None:
     import harness.run
     import harness.tasks.retrieval
     import harness.tracking.mirror  # noqa: F401
+    from harness.tasks.needles import word_lists
 
+    word_lists()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"{place}.new")

@@ -1,5 +1,6 @@
 """`python -m tests.faults [--faults N] [--seed N] [--out FILE]`: break runs in every way that a machine, W&B and Slurm
-know, run each again to its end, and compare it with an undisturbed run. Writes docs/results/faults.json.
+know, run each again to its end, and compare it with an undisturbed run. Writes docs/results/faults.json; stopped by a
+signal, with the faults that were injected until then.
 
 Exit codes: 0, or 1 if a row was lost, doubled or changed, or a promise was broken.
 """
@@ -18,6 +19,7 @@ import torch
 
 from harness import environment
 from harness.report import faults as table
+from harness.signals import StopRequest
 from harness.store import write_atomic
 from tests.conftest import ROOT
 from tests.faults import slurm
@@ -40,8 +42,8 @@ def shares(kinds: Sequence[Kind], faults: int) -> list[int]:
     return counts
 
 
-def inject(bench: Bench, wanted: Sequence[tuple[Kind, int]], jobs: int) -> list[Tally]:
-    """So many faults of each kind, `jobs` at a time."""
+def inject(bench: Bench, wanted: Sequence[tuple[Kind, int]], jobs: int, stop: StopRequest) -> list[Tally]:
+    """So many faults of each kind, `jobs` at a time; fewer if it is to stop."""
     waiting: queue.SimpleQueue = queue.SimpleQueue()
     tallies = [Tally(kind.name) for kind, _ in wanted]
     rounds = max(count for _, count in wanted)
@@ -52,7 +54,7 @@ def inject(bench: Bench, wanted: Sequence[tuple[Kind, int]], jobs: int) -> list[
     total, failed = waiting.qsize(), []
 
     def work() -> None:
-        while not failed:
+        while not failed and not stop.requested:
             try:
                 kind, number, tally = waiting.get_nowait()
             except queue.Empty:
@@ -61,8 +63,8 @@ def inject(bench: Bench, wanted: Sequence[tuple[Kind, int]], jobs: int) -> list[
                 bench.inject(kind, number, tally)
             except BaseException as error:
                 failed.append(error)
-            if (left := waiting.qsize()) % 50 == 0:
-                print(f"{total - left} of {total} faults", file=sys.stderr, flush=True)
+            if (begun := total - waiting.qsize()) % 50 == 0:
+                print(f"{begun} of {total} faults", file=sys.stderr, flush=True)
 
     threads = [threading.Thread(target=work) for _ in range(jobs)]
     for thread in threads:
@@ -74,8 +76,8 @@ def inject(bench: Bench, wanted: Sequence[tuple[Kind, int]], jobs: int) -> list[
     return tallies
 
 
-def measure(faults: int, seed: int, jobs: int) -> dict:
-    """All of them, as plain JSON. Those of Slurm, which wait most of their time, beside the others."""
+def measure(faults: int, seed: int, jobs: int, stop: StopRequest) -> dict:
+    """All of them, or those until `stop`, as plain JSON. Those of Slurm, which wait most of their time, beside the others."""
     began = time.monotonic()
     kinds = [kind for kind in (*KINDS, OUTAGE) if os.geteuid() == 0 or not kind.needs_root]
     skipped = [f"{kind.name}: needs root" for kind in KINDS if kind not in kinds]
@@ -85,8 +87,8 @@ def measure(faults: int, seed: int, jobs: int) -> dict:
         clustered = {}
     counts = shares(kinds, faults - sum(clustered.values()))
     with Bench(seed) as bench, ThreadPoolExecutor(1) as beside:
-        there = beside.submit(slurm.inject, bench.zygote, clustered, seed) if any(clustered.values()) else None
-        tallies = inject(bench, list(zip(kinds, counts, strict=True)), jobs)
+        there = beside.submit(slurm.inject, bench.zygote, clustered, seed, stop) if any(clustered.values()) else None
+        tallies = inject(bench, list(zip(kinds, counts, strict=True)), jobs, stop)
         tallies += there.result() if there else []
     about = environment.describe(torch.device("cpu"))
     about |= {"command": f"python -m tests.faults --faults {faults} --seed {seed}", "cores": os.cpu_count()}
@@ -101,7 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="at a time (2)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "faults.json", help="file to write")
     given = parser.parse_args(arguments)
-    record = measure(given.faults, given.seed, given.jobs)
+    with StopRequest() as stop:
+        record = measure(given.faults, given.seed, given.jobs, stop)
     write_atomic(given.out, record)
     print(table.markdown(record))
     for kind in record["kinds"]:

@@ -136,8 +136,8 @@ def asks_to_be_run_again(codes: list[int], complete: bool) -> bool:
 
 
 KINDS = (
-    Kind("kill -9 at a random moment", 180, kill_at_a_moment, lambda codes, _: codes == [-9]),
-    Kind("kill -9 at a line of the writing code", 220, kill_at_a_line, lambda codes, _: codes == [-9]),
+    Kind("kill -9 at a random moment", 188, kill_at_a_moment, lambda codes, _: codes == [-9]),
+    Kind("kill -9 at a line of the writing code", 224, kill_at_a_line, lambda codes, _: codes == [-9]),
     Kind("SIGTERM, SIGUSR1 or SIGINT at a random moment", 110, signal_at_a_moment, asks_to_be_run_again),
     Kind("SIGTERM, SIGUSR1 or SIGINT at a line", 110, signal_at_a_line, asks_to_be_run_again),
     Kind("torn lines after a kill", 110, torn_lines, lambda codes, _: codes == [-9]),

@@ -72,4 +72,4 @@ def mirrored(case: Case, server: Server) -> Harm:
     return done
 
 
-OUTAGE = Kind("W&B outage", 28, outage, lambda codes, complete: codes in ([0], [-9]) and complete)
+OUTAGE = Kind("W&B outage", 20, outage, lambda codes, complete: codes in ([0], [-9]) and complete)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from harness.signals import StopRequest
 from tests.faults.bench import Tally
 from tests.faults.stores import Harm, harm, on_disk
 from tests.slurm.cluster import Cluster
@@ -68,13 +69,13 @@ def time_out(cluster: Cluster, sweep: Sweep, job: str) -> None:
 
 # what is done, how often of 1,000 faults, and to which cell
 FAULTS: tuple[tuple[str, Callable, int, dict], ...] = (
-    ("Slurm: warning of a time limit (USR1)", warn, 3, SHORT),
-    ("Slurm: SIGTERM by scancel", terminate, 2, SHORT),
+    ("Slurm: warning of a time limit (USR1)", warn, 2, SHORT),
+    ("Slurm: SIGTERM by scancel", terminate, 1, SHORT),
     ("Slurm: requeue", requeue, 3, SHORT),
     ("Slurm: preemption", preempt, 3, SHORT),
-    ("Slurm: drained node", drain, 2, SHORT),
+    ("Slurm: drained node", drain, 1, SHORT),
     ("Slurm: node down", take_down, 2, SHORT),
-    ("Slurm: killed slurmd, its orphan writes on", kill_daemon, 2, LONG),
+    ("Slurm: killed slurmd, its orphan writes on", kill_daemon, 1, LONG),
     ("Slurm: time limit of one minute", time_out, 1, LONGEST),
 )
 
@@ -88,8 +89,8 @@ def node_of(cluster: Cluster, job: str) -> str:
     return told.split(" NodeList=")[1].split()[0]
 
 
-def inject(zygote: Zygote, wanted: dict[str, int], seed: int) -> list[Tally]:
-    """So many faults of each name in FAULTS, one after the other, each in a sweep of one cell."""
+def inject(zygote: Zygote, wanted: dict[str, int], seed: int, stop: StopRequest) -> list[Tally]:
+    """So many faults of each name in FAULTS, one after the other, each in a sweep of one cell; fewer if it is to stop."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     cluster = Cluster(folder)
     tallies = []
@@ -101,6 +102,8 @@ def inject(zygote: Zygote, wanted: dict[str, int], seed: int) -> list[Tally]:
         for name, act, _, options in FAULTS:
             tallies.append(tally := Tally(name))
             for number in range(wanted.get(name, 0)):
+                if stop.requested:
+                    break
                 began, place = time.monotonic(), folder / f"{len(tallies)}-{number}"
                 place.mkdir()
                 rng = random.Random(f"{seed} {name} {number}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.signals import StopRequest
 from tests.faults.__main__ import ALL, inject, shares
 from tests.faults.bench import Bench
 from tests.faults.kinds import KINDS
@@ -21,7 +22,7 @@ def bench():
 
 def test_faults_lose_double_and_change_nothing(bench):
     kinds = [kind for kind in KINDS if os.geteuid() == 0 or not kind.needs_root]
-    tallies = inject(bench, [(kind, 1) for kind in kinds], jobs=2)
+    tallies = inject(bench, [(kind, 1) for kind in kinds], jobs=2, stop=StopRequest())
     for tally in tallies:
         assert tally.injected == 1 and tally.broken == []
         assert (tally.harm.lost, tally.harm.doubled, tally.harm.changed) == (0, 0, 0)
