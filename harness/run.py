@@ -72,6 +72,7 @@ def run_cell(cfg: DictConfig, stop: StopRequest, tracker: Tracker) -> tuple[int,
     model = functools.cache(lambda: load_model(planned.cell.model, device=planned.device, kernel=planned.cell.kernel))
     statuses: dict[str, dict[str, str]] = {}
     work = {"samples": planned.samples, "batch": planned.batch, "results": planned.results, "device": planned.device}
+    work["lease"] = planned.lease
     for cell in planned.cells:
         tracker.catch_up()
         for task in planned.tasks:

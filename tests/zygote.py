@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -78,12 +79,11 @@ class Zygote:
 
     def __enter__(self) -> "Zygote":
         self._folder = tempfile.TemporaryDirectory(prefix="zygote-")
-        self._place = Path(self._folder.name) / "socket"
-        self._count = 0
+        self.place = Path(self._folder.name) / "socket"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.zygote", str(self._place)], cwd=ROOT, stdin=subprocess.PIPE
+            [sys.executable, "-m", "tests.zygote", str(self.place)], cwd=ROOT, stdin=subprocess.PIPE
         )
-        while not self._place.exists():
+        while not self.place.exists():
             assert self._process.poll() is None, "the zygote did not start"
             time.sleep(0.05)
         return self
@@ -102,14 +102,26 @@ class Zygote:
         cwd: Path = ROOT,
     ) -> Running:
         """hook: what tests.faults.hooks.install gets. env: all of the process's environment (this process's)."""
-        self._count += 1
-        out, err = (Path(self._folder.name) / f"{self._count}.{name}" for name in ("out", "err"))
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(str(self._place))
-        request = {"arguments": list(arguments), "env": dict(os.environ if env is None else env), "hook": hook}
-        request |= {"out": str(out), "err": str(err), "cwd": str(cwd)}
-        connection.sendall(json.dumps(request).encode() + b"\n")
-        return Running(connection, out, err)
+        return fork(self.place, arguments, env=env, hook=hook, cwd=cwd)
+
+
+def fork(
+    place: Path,
+    arguments: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    hook: Mapping | None = None,
+    cwd: Path = ROOT,
+) -> Running:
+    """See Zygote.start; from any process that knows the zygote's place."""
+    name = uuid.uuid4().hex
+    out, err = place.with_name(f"{name}.out"), place.with_name(f"{name}.err")
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(place))
+    request = {"arguments": list(arguments), "env": dict(os.environ if env is None else env), "hook": hook}
+    request |= {"out": str(out), "err": str(err), "cwd": str(cwd)}
+    connection.sendall(json.dumps(request).encode() + b"\n")
+    return Running(connection, out, err)
 
 
 def serve(place: str) -> None:

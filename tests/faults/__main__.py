@@ -77,7 +77,7 @@ def inject(bench: Bench, wanted: Sequence[tuple[Kind, int]], jobs: int, stop: St
 
 
 def measure(faults: int, seed: int, jobs: int, stop: StopRequest) -> dict:
-    """All of them, or those until `stop`, as plain JSON. Those of Slurm, which wait most of their time, beside the others."""
+    """All of them, or those until `stop`, as plain JSON. Those of Slurm, which wait most of their time, run beside."""
     began = time.monotonic()
     kinds = [kind for kind in (*KINDS, OUTAGE) if os.geteuid() == 0 or not kind.needs_root]
     skipped = [f"{kind.name}: needs root" for kind in KINDS if kind not in kinds]

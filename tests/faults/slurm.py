@@ -90,7 +90,7 @@ def node_of(cluster: Cluster, job: str) -> str:
 
 
 def inject(zygote: Zygote, wanted: dict[str, int], seed: int, stop: StopRequest) -> list[Tally]:
-    """So many faults of each name in FAULTS, one after the other, each in a sweep of one cell; fewer if it is to stop."""
+    """So many faults of each name in FAULTS, one after the other, each in a sweep of one cell."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     cluster = Cluster(folder)
     tallies = []
