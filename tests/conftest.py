@@ -59,8 +59,8 @@ def start(zygote):
     Killed at the end of the test."""
     running = []
 
-    def call(*arguments: str, cwd: Path = ROOT):
-        running.append(zygote.start(arguments, cwd=cwd))
+    def call(*arguments: str):
+        running.append(zygote.start(arguments))
         return running[-1]
 
     yield call

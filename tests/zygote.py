@@ -1,4 +1,4 @@
-"""Processes that are cheap to start: a server that has imported the harness, and nothing more, forks itself for each.
+"""Processes that are cheap to start: a server that has imported the harness and read its words forks itself for each.
 
 What it forks runs `harness.run` as its command line does, in a session of its own, and ends with its exit code. A hook
 of tests.faults.hooks may act within it.
@@ -99,10 +99,9 @@ class Zygote:
         *,
         env: Mapping[str, str] | None = None,
         hook: Mapping | None = None,
-        cwd: Path = ROOT,
     ) -> Running:
         """hook: what tests.faults.hooks.install gets. env: all of the process's environment (this process's)."""
-        return fork(self.place, arguments, env=env, hook=hook, cwd=cwd)
+        return fork(self.place, arguments, env=env, hook=hook)
 
 
 def fork(
@@ -111,7 +110,6 @@ def fork(
     *,
     env: Mapping[str, str] | None = None,
     hook: Mapping | None = None,
-    cwd: Path = ROOT,
 ) -> Running:
     """See Zygote.start; from any process that knows the zygote's place."""
     name = uuid.uuid4().hex
@@ -119,7 +117,7 @@ def fork(
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(str(place))
     request = {"arguments": list(arguments), "env": dict(os.environ if env is None else env), "hook": hook}
-    request |= {"out": str(out), "err": str(err), "cwd": str(cwd)}
+    request |= {"out": str(out), "err": str(err)}
     connection.sendall(json.dumps(request).encode() + b"\n")
     return Running(connection, out, err)
 
@@ -181,7 +179,6 @@ def _work(request: dict) -> None:
         os.close(file)
     os.environ.clear()
     os.environ.update(request["env"])
-    os.chdir(request["cwd"])
     sys.argv = ["harness.run", *request["arguments"]]
     code = 1
     try:

@@ -2,7 +2,7 @@
 
 from harness.table import Table
 
-COLUMNS = ["fault", "injected", "lost", "doubled", "changed", "computed twice", "exit codes", "seconds"]
+COLUMNS = ["fault", "injected", "lost", "doubled", "changed", "computed twice", "exit codes", "seconds each"]
 HARM = ("lost", "doubled", "changed", "twice")
 
 
