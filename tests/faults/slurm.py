@@ -40,18 +40,22 @@ def preempt(cluster: Cluster, sweep: Sweep, job: str) -> None:
 
 def drain(cluster: Cluster, sweep: Sweep, job: str) -> None:
     """The node of the cell takes nothing new, and the cell is requeued: to the other one."""
+    leave(cluster, job, "DRAIN", "requeue")
+
+
+def leave(cluster: Cluster, job: str, state: str, *more: str) -> None:
+    """Put the node of a job into this state until the job runs on the other one."""
     node = node_of(cluster, job)
-    cluster.call("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=fault")
-    cluster.call("scontrol", "requeue", job)
+    cluster.call("scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=fault")
+    for command in more:
+        cluster.call("scontrol", command, job)
     cluster.wait(lambda: cluster.states(job)["0"] == "RUNNING" and node_of(cluster, job) != node, "the other node")
     cluster.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
 
 def take_down(cluster: Cluster, sweep: Sweep, job: str) -> None:
-    node = node_of(cluster, job)
-    cluster.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=fault")
-    cluster.wait(lambda: cluster.states(job)["0"] != "RUNNING", "the end of the cell")
-    cluster.call("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)  # it may be back by itself
+    """The node of the cell is declared down, which ends the cell there; it goes on at the other node."""
+    leave(cluster, job, "DOWN")
 
 
 def kill_daemon(cluster: Cluster, sweep: Sweep, job: str) -> None:
