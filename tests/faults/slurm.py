@@ -40,22 +40,11 @@ def preempt(cluster: Cluster, sweep: Sweep, job: str) -> None:
 
 def drain(cluster: Cluster, sweep: Sweep, job: str) -> None:
     """The node of the cell takes nothing new, and the cell is requeued: to the other one."""
-    leave(cluster, job, "DRAIN", "requeue")
-
-
-def leave(cluster: Cluster, job: str, state: str, *more: str) -> None:
-    """Put the node of a job into this state until the job runs on the other one."""
     node = node_of(cluster, job)
-    cluster.call("scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=fault")
-    for command in more:
-        cluster.call("scontrol", command, job)
+    cluster.call("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=fault")
+    cluster.call("scontrol", "requeue", job)
     cluster.wait(lambda: cluster.states(job)["0"] == "RUNNING" and node_of(cluster, job) != node, "the other node")
     cluster.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
-
-
-def take_down(cluster: Cluster, sweep: Sweep, job: str) -> None:
-    """The node of the cell is declared down, which ends the cell there; it goes on at the other node."""
-    leave(cluster, job, "DOWN")
 
 
 def kill_daemon(cluster: Cluster, sweep: Sweep, job: str) -> None:
@@ -77,9 +66,8 @@ FAULTS: tuple[tuple[str, Callable, int, dict], ...] = (
     ("Slurm: SIGTERM by scancel", terminate, 1, SHORT),
     ("Slurm: requeue", requeue, 3, SHORT),
     ("Slurm: preemption", preempt, 3, SHORT),
-    ("Slurm: drained node", drain, 1, SHORT),
-    ("Slurm: node down", take_down, 2, SHORT),
-    ("Slurm: killed slurmd, its orphan writes on", kill_daemon, 1, LONG),
+    ("Slurm: drained node", drain, 2, SHORT),
+    ("Slurm: killed slurmd, its orphan writes on", kill_daemon, 2, LONG),
     ("Slurm: time limit of one minute", time_out, 1, LONGEST),
 )
 
