@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: run report test test-oldest tables bench clean
+.PHONY: run report test test-oldest faults tables bench clean
 
 # The page's address goes to stderr: the last line of stdout stays the run's JSON document.
 run: $(VENV)/.installed
@@ -25,6 +25,10 @@ test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install -q $(PIP_FLAGS) -c constraints-oldest.txt -e '.[test]'
 	.venv-oldest/bin/python -m pytest tests/models
+
+# Break 1,000 runs in every way that a machine, W&B and Slurm know, and write docs/results/faults.json; half an hour.
+faults: $(VENV)/.tested
+	$(BIN)/python -m tests.faults
 
 # Rewrite the tables in README.md and docs/ from the committed records.
 tables: $(VENV)/.installed

@@ -83,6 +83,7 @@ class RunConfig:
     dtype: str | None = None
     device: str = "auto"
     results: str = "results"
+    lease: float = 0.0
     references: str | None = None
 
 

@@ -11,6 +11,7 @@ import torch
 from harness import environment
 from harness.cell import Cell
 from harness.errors import UserError
+from harness.lease import Lease
 from harness.models.load import LoadedModel
 from harness.plan import PlannedTask
 from harness.progress import Progress
@@ -31,22 +32,28 @@ def run_task(
     model: Callable[[], LoadedModel],
     stop: StopRequest,
     progress: Progress,
+    lease: float = 0.0,
 ) -> str:
-    """Bring one task of a cell to as many rows as `samples` asks of it, or as there are. Returns its status: ok,
-    unsupported, oom, error or stopped."""
+    """Bring one task of a cell to as many rows as `samples` asks of it, or as there are. lease: see harness.lease.
+    Returns its status: ok, unsupported, oom, error or stopped."""
     task, options = planned.task, planned.options
     identity = planned.identity
     samples, batch = task.amount(options, cell, samples, batch)
     task_id = cell.task_id(task.name, identity)
     store = TaskStore(results, cell.cell_id, task.name, task_id)
-    finished, rows = store.finished(), store.rows()
-    if finished and (finished["samples"] >= samples or finished.get("exhausted")):
-        return finished["status"]
+    if status := _enough(store, samples):
+        return status
     attempt, part = new_attempt(), None
+    held = Lease(store.folder, attempt, lease)
     about = {"task": task.name, "task_id": task_id, "attempt": attempt, "options": identity, "rows_are": task.rows_are}
     about["environment"] = environment.describe(device)
     try:
+        if lease:
+            held.take(lambda: stop.requested or _enough(store, samples) is not None)
+            if status := _enough(store, samples) or ("stopped" if stop.requested else None):
+                return status
         write_atomic(store.cell_folder / "cell.json", describe_cell(cell))
+        rows = store.rows()
         done = frozenset(k for k in rows if k < samples)
         part = store.open_part(attempt)
         # before the clock of the samples starts
@@ -85,7 +92,14 @@ def run_task(
         if part is not None:
             with contextlib.suppress(OSError):
                 part.close()
+        held.release()
         progress.stop()
+
+
+def _enough(store: TaskStore, samples: int) -> str | None:
+    """The status of a task that is finished with so many samples, or as many as there are."""
+    finished = store.finished()
+    return finished["status"] if finished and (finished["samples"] >= samples or finished.get("exhausted")) else None
 
 
 def outcome_of(error: Exception) -> str:

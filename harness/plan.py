@@ -39,6 +39,7 @@ class Plan:
     results: Path
     memory: str | None  # the sentence that says how much will be needed
     tracking: TrackingConfig
+    lease: float
 
     @property
     def cells(self) -> list[Cell]:
@@ -82,6 +83,8 @@ class Planner:
                 raise UserError(f"{name} must be at least {least} and below 2**63, not {getattr(config, name)}.")
         if config.draws is not None and config.draws < 1:
             raise UserError(f"draws must be at least 1, not {config.draws}.")
+        if not 0 <= config.lease < math.inf:
+            raise UserError(f"lease must be a number of seconds, or 0 for none, not {config.lease}.")
         tracking = self._once(("tracking", repr(config.tracking)), lambda: tracker.check(config.tracking))
         named = (repr(config.model), config.dtype)
         model = self._once(("model", *named), lambda: resolve_model(config.model, config.dtype))
@@ -136,6 +139,7 @@ class Planner:
             results=results,
             memory=sentence,
             tracking=tracking,
+            lease=config.lease,
         )
 
     def _check(self, planned: PlannedTask, cell: Cell, named: Hashable) -> None:

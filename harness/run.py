@@ -15,7 +15,7 @@ from harness.config import CONF, register
 from harness.errors import MISTAKE, UserError, refused
 from harness.mistakes import explain, refuse_unknown_flags
 from harness.preflight import refuse_foreign_kernels
-from harness.signals import StopRequest
+from harness.signals import StopRequest, ignore_signals
 from harness.tracking.tracker import Tracker
 from kernels.host import keep_freed_memory
 
@@ -72,6 +72,7 @@ def run_cell(cfg: DictConfig, stop: StopRequest, tracker: Tracker) -> tuple[int,
     model = functools.cache(lambda: load_model(planned.cell.model, device=planned.device, kernel=planned.cell.kernel))
     statuses: dict[str, dict[str, str]] = {}
     work = {"samples": planned.samples, "batch": planned.batch, "results": planned.results, "device": planned.device}
+    work["lease"] = planned.lease
     for cell in planned.cells:
         tracker.catch_up()
         for task in planned.tasks:
@@ -145,4 +146,6 @@ def _multirun() -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    ignore_signals()  # while Python closes: what was printed and what is returned stay true
+    sys.exit(ended)

@@ -23,3 +23,9 @@ class StopRequest:
     def _ask(self, *_) -> None:
         self.requested = True
         self.count += 1
+
+
+def ignore_signals() -> None:
+    """From now on none of StopRequest's signals does anything: a scheduler may send more than one."""
+    for s in StopRequest.SIGNALS:
+        signal.signal(s, signal.SIG_IGN)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -45,19 +44,25 @@ def run(monkeypatch, capsys):
     return call
 
 
+@pytest.fixture(scope="session")
+def zygote():
+    """Forks processes that have imported the harness."""
+    from tests.zygote import Zygote
+
+    with Zygote() as zygote:
+        yield zygote
+
+
 @pytest.fixture
-def start():
-    """Start the command line as a process of its own: start("masks=4", ...) -> Popen. Killed at the end of the test."""
+def start(zygote):
+    """Start the command line in a process of its own: start("masks=4", ...) -> Running, with the methods of Popen.
+    Killed at the end of the test."""
     running = []
 
-    def call(*arguments: str, cwd: Path = ROOT) -> subprocess.Popen:
-        command = [sys.executable, "-m", "harness.run", *arguments]
-        process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        running.append(process)
-        return process
+    def call(*arguments: str):
+        running.append(zygote.start(arguments))
+        return running[-1]
 
     yield call
     for process in running:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
+        process.kill()

@@ -19,6 +19,7 @@ from harness.throughput import contexts
 MEASURED = {
     "upstream.json": "harness.models.upstream",
     "scale.json": "harness.sweep.scale",
+    "faults.json": "harness.report.faults",
     "measured.json": "harness.tiny.books_card",
     "overhead.json": "harness.bench_overhead",
     "flat.json": "harness.throughput.flat",

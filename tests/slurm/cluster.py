@@ -46,7 +46,7 @@ JobRequeue=1
 MinJobAge=3600
 KillWait=5
 InactiveLimit=0
-SlurmdTimeout=10
+SlurmdTimeout=5
 SlurmctldTimeout=30
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -105,9 +105,11 @@ class Cluster:
         self.call("slurmctld", "-c")
         for node in NODES:
             self.start_node(node)
-        self.wait(
-            lambda: self.call("sinfo", "-h", "-N", "-p", "main", "-o", "%t").split() == ["idle"] * 2, "idle nodes"
-        )
+        self.wait(self.idle, "idle nodes")
+
+    def idle(self) -> bool:
+        """Whether both nodes wait for work."""
+        return self.call("sinfo", "-h", "-N", "-p", "main", "-o", "%t").split() == ["idle"] * 2
 
     def start_node(self, node: str) -> None:
         self.call("slurmd", "-N", node)
@@ -157,7 +159,7 @@ class Cluster:
 
     def wait_for(self, job: str, seconds: float = 120) -> dict[str, str]:
         """Wait for the end of a job; its elements' states."""
-        running = {"PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING", "SUSPENDED", "PREEMPTED"}
+        running = {"PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING", "SUSPENDED", "PREEMPTED", "SIGNALING"}
         self.wait(lambda: not running & set(self.states(job).values()), f"the end of job {job}", seconds)
         return self.states(job)
 

@@ -12,6 +12,7 @@ from harness.signals import StopRequest
 from harness.sweep.__main__ import main
 from harness.sweep.grid import read
 from harness.tracking.tracker import Tracker
+from tests.conftest import ROOT
 from tests.sweep.agents import ENTITY, sweep_server
 from tests.tracking.conftest import cell_of, made, nobody, results  # noqa: F401
 
@@ -19,6 +20,8 @@ from tests.tracking.conftest import cell_of, made, nobody, results  # noqa: F401
 WANDB = "import wandb.wandb_agent as a; a.Agent.POLL_INTERVAL = 0.05; from wandb.cli.cli import cli; cli()"
 # in the place of `-m harness.run`: note the arguments
 NOTE = "import json, sys; print(json.dumps(sys.argv[1:]), file=open('rows', 'a'))"
+# likewise: run them in a process that the zygote forks
+FORK = "import sys, pathlib, tests.zygote as z; sys.exit(z.fork(pathlib.Path(sys.argv[1]), sys.argv[2:]).wait())"
 
 
 @pytest.fixture
@@ -55,6 +58,35 @@ def test_three_roads_give_the_same_rows_in_the_same_order(server, tmp_path, monk
     assert [int(number) for number, _ in missing] == [1, 2, 3]
     words = ["bash", "-c", f"printf '%s\\n' {missing[2][1]}"]
     assert subprocess.run(words, capture_output=True, text=True).stdout.splitlines()[:-1] == rows[2]
+
+
+def test_two_agents_at_once_compute_each_cell_once_or_say_whose_it_is(server, zygote, tmp_path, monkeypatch):
+    """The first two rows are one cell: both agents begin with it."""
+    fixed = {"draws": 2, "context": 96, "samples": 8, "kernel": "sdpa", "references": "none", "lease": 60}
+    parameters = {name: {"value": value} for name, value in fixed.items()}
+    parameters |= {"attn": {"values": ["alibi", "plsh"]}, "masks": {"values": [2, 4]}}
+    command = ["${env}", "${interpreter}", "-c", FORK, str(zygote.place), f"results={tmp_path / 'results'}"]
+    content = {"program": "harness/run.py", "method": "grid", "parameters": parameters}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**content, "command": [*command, "${args_no_hyphens}"]}))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, "-c", WANDB, "sweep", "--project", "p", "sweep.yaml"], check=True, timeout=120)
+    agent = [sys.executable, "-c", WANDB, "agent", f"{ENTITY}/p/sweep1"]
+    agents = [subprocess.Popen(agent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(timeout=200) for process in agents] == [0, 0]
+    runs = server.state.runs
+    configs = {name: json.loads(run["config"]) for name, run in runs.items()}
+    assert len(runs) == 4 and all(run["exitcode"] == 0 for run in runs.values())
+    of_cell: dict[str, list[str]] = {}
+    for name, config in configs.items():
+        of_cell.setdefault(config["cell_id"]["value"], []).append(name)
+    assert len(of_cell) == 3
+    for names in of_cell.values():
+        (first,) = [name for name in names if "duplicate_of" not in configs[name]]
+        assert all(configs[name]["duplicate_of"]["value"] == first for name in names if name != first)
+        assert {name: len(server.rows(name)) for name in names} == {name: int(name == first) for name in names}
+    keys = [json.loads(line)["key"] for p in tmp_path.glob("results/*/*/parts/*") for line in p.open()]
+    assert len(keys) == 3 * 8
 
 
 def test_a_duplicate_says_whose_it_is_and_shows_no_figures(server, monkeypatch, results):  # noqa: F811

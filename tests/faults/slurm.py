@@ -1,0 +1,141 @@
+"""Faults of a cluster, on the throw-away Slurm: a cell of a sweep that `sbatch slurm/sweep.sh` has submitted."""
+
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.signals import StopRequest
+from tests.faults.bench import Tally
+from tests.faults.stores import Harm, harm, on_disk
+from tests.slurm.cluster import Cluster
+from tests.slurm.sweeps import Sweep, undisturbed
+from tests.tracking.conftest import KEY
+from tests.tracking.server import Server
+from tests.zygote import Zygote
+
+SHORT, LONG = {"samples": 100, "seed": 7}, {"samples": 250, "seed": 7}
+LONGEST = {"samples": 800, "seed": 8, "context": 96}
+
+
+def warn(cluster: Cluster, sweep: Sweep, job: str) -> None:
+    cluster.call("scancel", "--signal=USR1", job)
+
+
+def terminate(cluster: Cluster, sweep: Sweep, job: str) -> None:
+    cluster.call("scancel", "--signal=TERM", job)
+
+
+def requeue(cluster: Cluster, sweep: Sweep, job: str) -> None:
+    cluster.call("scontrol", "requeue", job)
+
+
+def preempt(cluster: Cluster, sweep: Sweep, job: str) -> None:
+    cluster.call("sbatch", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
+
+
+def drain(cluster: Cluster, sweep: Sweep, job: str) -> None:
+    """The node of the cell takes nothing new, and the cell is requeued: to the other one."""
+    node = node_of(cluster, job)
+    cluster.call("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=fault")
+    cluster.call("scontrol", "requeue", job)
+    cluster.wait(lambda: cluster.states(job)["0"] == "RUNNING" and node_of(cluster, job) != node, "the other node")
+    cluster.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+
+def kill_daemon(cluster: Cluster, sweep: Sweep, job: str) -> None:
+    """The node's daemon dies; the cell lives on as an orphan, and another is started on the other node."""
+    node = node_of(cluster, job)
+    cluster.kill_node(node)
+    cluster.wait(lambda: cluster.states(job)["0"] != "RUNNING", "the loss of the node to be noticed")
+    cluster.start_node(node)
+
+
+def time_out(cluster: Cluster, sweep: Sweep, job: str) -> None:
+    """The job's time limit of a minute, which is shorter than its cell."""
+    cluster.wait(lambda: len(parts(sweep)) > 1, "the time-out", 300)
+
+
+# what is done, how often of 1,000 faults, and to which cell
+FAULTS: tuple[tuple[str, Callable, int, dict], ...] = (
+    ("Slurm: warning of a time limit (USR1)", warn, 2, SHORT),
+    ("Slurm: SIGTERM by scancel", terminate, 1, SHORT),
+    ("Slurm: requeue", requeue, 3, SHORT),
+    ("Slurm: preemption", preempt, 3, SHORT),
+    ("Slurm: drained node", drain, 2, SHORT),
+    ("Slurm: killed slurmd, its orphan writes on", kill_daemon, 2, LONG),
+    ("Slurm: time limit of one minute", time_out, 1, LONGEST),
+)
+
+
+def parts(sweep: Sweep) -> list[Path]:
+    return list(sweep.results.glob("*/*/parts/*.jsonl"))
+
+
+def node_of(cluster: Cluster, job: str) -> str:
+    told = cluster.call("scontrol", "show", "job", "-o", job)
+    return told.split(" NodeList=")[1].split()[0]
+
+
+def inject(zygote: Zygote, wanted: dict[str, int], seed: int, stop: StopRequest) -> list[Tally]:
+    """So many faults of each name in FAULTS, one after the other, each in a sweep of one cell."""
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+    cluster = Cluster(folder)
+    tallies = []
+    try:
+        expected = {}
+        for number, options in enumerate((SHORT, LONG, LONGEST)):
+            expected[str(options)] = undisturbed(zygote, folder / f"undisturbed-{number}", options)
+        cluster.start()
+        for name, act, _, options in FAULTS:
+            tallies.append(tally := Tally(name))
+            for number in range(wanted.get(name, 0)):
+                if stop.requested:
+                    break
+                began, place = time.monotonic(), folder / f"{len(tallies)}-{number}"
+                place.mkdir()
+                rng = random.Random(f"{seed} {name} {number}")
+                try:
+                    tally.add(*_one(cluster, place, act, options, expected[str(options)], rng))
+                except (AssertionError, subprocess.TimeoutExpired) as error:  # Slurm did not do what was waited for
+                    tally.broken.append(f"{number}: {error}")
+                tally.seconds += time.monotonic() - began
+                told = f"{tally.injected} injected, {len(tally.broken)} promises broken"
+                print(f"{name}: {told}", file=sys.stderr, flush=True)
+        return tallies
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _one(
+    cluster: Cluster, place: Path, act: Callable, options: dict, expected: dict, rng: random.Random
+) -> tuple[Harm, list[str], list[str]]:
+    server = Server()
+    account = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url, "HOME": str(place)}
+    sweep = Sweep(cluster, place, options, account=account)
+    if act is time_out:
+        sweep.site.write_text(sweep.site.read_text() + "FLAGS+=(--time=1 --signal=USR1@20)\n")
+    cluster.wait(cluster.idle, "idle nodes")
+    array = sweep.submit("--partition=scavenge")
+    sweep.wait_for_rows(rng.randint(4, 20))
+    act(cluster, sweep, f"{array}_0")
+    safe = on_disk(sweep.results)
+    states = cluster.wait_for(array, 300)
+    found = harm(sweep.results, expected, safe)
+    cell = next(iter(expected))[0]
+    rows = server.rows(cell)
+    server.close()
+    found += Harm(lost=not rows, doubled=max(0, len(rows) - 1) + len(server.state.runs.keys() - {cell}))
+    broken = [] if states == {"0": "COMPLETED"} else [f"the job ended as {states}"]
+    if found.lost or found.doubled or found.changed:
+        broken.append(str(found))
+    if len(parts(sweep)) < 2 and act is not kill_daemon:  # an orphan may come to the end alone
+        broken.append("the fault did not interrupt the cell")
+    if "Traceback (most recent call last)" in sweep.log():
+        broken.append("a traceback")
+    return found, list(states.values()), [f"{what}: {sweep.log()[-600:]}" for what in broken]
