@@ -17,19 +17,25 @@ from pathlib import Path
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 
-from kernels.triton_autograd import constants_of
-from kernels.triton_backward import key_kernel, query_kernel
+from kernels.triton_backward import constants_of
 from kernels.triton_decode import COLUMNS, ROWS, decode_kernel
+from kernels.triton_dkdv import key_kernel
+from kernels.triton_dq import query_kernel
 from kernels.triton_forward import forward_kernel
+from kernels.triton_tables import BLOCK, LAUNCH, row_tables_kernel, tables_kernel
 from kernels.triton_weights import constants, tile_of
 
 RECORD = Path(__file__).parents[1] / "docs/results/aot.json"
 KERNELS = {"forward": forward_kernel, "decode": decode_kernel, "dq": query_kernel, "dkdv": key_kernel}
+TABLES = {"tables": tables_kernel, "rows": row_tables_kernel}  # know no head dimension, and no dtype but their own
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TENSORS = {"Q", "K", "V", "Out", "Dout", "Dq", "Dk", "Dv"}
-FLOATS = {"Lse", "Delta", "Part", "Slope", "Bias", "Share"}
+POINTERS = dict.fromkeys(("Lse", "Delta", "Part", "Slope", "Bias", "Share"), "fp32") | {
+    "Numbers": "fp64",
+    "Rows": "i64",
+}
 # a multiprocessor of sm_90: registers, and bytes of shared memory of which every block reserves 1 KiB for the system
 REGISTERS, SHARED = 65536, 233472
 TOLERANCE = {"registers": 0.05, "shared": 0.0, "instructions": 0.1, "mma": 0.0}
@@ -53,6 +59,8 @@ class Configuration:
         masks = f"-S{self.masks}" if self.law not in ("linear", "distance") else ""
         rows = "" if self.causal else "-both"
         sinks = f"-sinks{self.sinks}" if self.sinks else ""
+        if self.kernel in TABLES:
+            return f"{self.kernel}-sm{self.cap}-{self.law}{rows}"
         return f"{self.kernel}-sm{self.cap}-{self.law}{masks}-d{self.dim}-{self.dtype}{rows}{sinks}"
 
 
@@ -68,29 +76,39 @@ def every() -> list[Configuration]:
     found += [Configuration("forward", cap, law, masks=64) for cap in caps for law in ("rb", "count", "sum")]
     kernels = ("forward", "decode", "dq", "dkdv")
     found += [Configuration(k, cap, law, sinks=4) for cap in caps for k in kernels for law in ("linear", "rb", "count")]
+    for cap, law in itertools.product(caps, ("rb", "count")):
+        found += [Configuration("tables", cap, law), Configuration("tables", cap, law, causal=False)]
+        found.append(Configuration("rows", cap, law))
     return found
 
 
 def build(configuration: Configuration) -> dict:
     """Compile one configuration: registers of a thread, bytes that it spills, shared memory and warps of a block,
     instructions, and those of the tensor cores (`mma`), of the kind `unit`: HGMMA is wgmma, HMMA mma.sync."""
+    return _resources(compiled(configuration))
+
+
+def compiled(configuration: Configuration) -> CompiledKernel:
+    """What Triton makes of one configuration, as at run time."""
     c = configuration
-    kernel = KERNELS[c.kernel]
-    kind = (c.law, c.masks, c.sinks, c.causal, c.dim, DTYPES[c.dtype], tile_of(DTYPES[c.dtype], c.cap // 10))
-    fixed = constants_of(*kind, keys=c.kernel == "dkdv") if c.kernel in ("dq", "dkdv") else constants(*kind)
-    options = {name: fixed.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
+    kernel, tile = (KERNELS | TABLES)[c.kernel], tile_of(DTYPES[c.dtype], c.cap // 10)
+    kind = (c.law, c.masks, c.sinks, c.causal, c.dim, DTYPES[c.dtype], tile)
+    if c.kernel in TABLES:
+        fixed = {"LAW": c.law, "CAUSAL": c.causal, "TILE": tile, "BLOCK": BLOCK, **LAUNCH}
+    elif c.kernel == "decode":
+        fixed = constants(*kind) | {"ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": 4, "num_stages": 3}
+    else:
+        fixed = constants_of(*kind, keys=c.kernel == "dkdv") if c.kernel != "forward" else constants(*kind)
     fixed["GAPS"] = False
-    if c.kernel == "decode":
-        fixed |= {"ROWS": ROWS, "COLUMNS": COLUMNS}
-        options = {"enable_fp_fusion": True}
+    options = {name: fixed.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in fixed}
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in fixed:
             signature[name] = "constexpr"
         elif name in TENSORS:
             signature[name] = f"*{c.dtype}"
-        elif name in FLOATS:
-            signature[name] = "*fp32"
+        elif name in POINTERS:
+            signature[name] = f"*{POINTERS[name]}"
         elif name[0].isupper():
             signature[name] = "*i32"
         else:
@@ -100,8 +118,7 @@ def build(configuration: Configuration) -> dict:
             attributes[(i,)] = [["tt.divisibility", 16]]
     places = {(i,): fixed[name] for i, name in enumerate(kernel.arg_names) if name in fixed}
     source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", c.cap, 32), options=options)
-    return _resources(compiled)
+    return triton.compile(source, target=GPUTarget("cuda", c.cap, 32), options=options)
 
 
 def blocks_per_sm(found: dict) -> int:

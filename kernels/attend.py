@@ -3,6 +3,7 @@
 import torch
 
 from kernels.exact import attend_exact
+from kernels.places import check_places, places_of
 from kernels.sdpa import attend_sdpa
 from kernels.weights import Alibi, Weights
 
@@ -46,22 +47,8 @@ def attend(
     _check(q, k, v, weights, kernel)
     queries, keys = q.shape[2], k.shape[2]
     scale = q.shape[3] ** -0.5 if scale is None else float(scale)
-    pads = [0] * len(q) if padding is None else [int(p) for p in padding]
-    if len(pads) != len(q) or any(not 0 <= p <= keys for p in pads):
-        raise ValueError(f"padding must hold one count in 0 .. {keys} for each of the {len(q)} sequences, not {pads}.")
-    gaps = _each("gap", gap, q)
+    pads, starts, gaps = places_of(q, keys, padding, q_offset, gap)
     _check_gaps(gaps, weights, causal)
-    if q_offset is None:
-        starts = [keys - queries - pad + left_out for pad, left_out in zip(pads, gaps, strict=True)]
-    else:
-        starts = _each("q_offset", q_offset, q)
-    for start, pad, left_out in zip(starts, pads, gaps, strict=True):
-        slot = start + pad - left_out  # of q's first row, which is what must lie among the keys
-        if slot < 0 or slot + queries > keys:
-            raise ValueError(
-                f"Queries at tokens {start} .. {start + queries - 1} do not lie among the {keys - pad} keys: "
-                "pass k and v of the whole sequence, or the q_offset that belongs to them."
-            )
     if kernel == "triton":
         from kernels.triton_attend import attend_triton, obstacle  # triton exists on Linux only
 
@@ -69,6 +56,7 @@ def attend(
             raise ValueError(reason)
         out, lse = attend_triton(q, k, v, weights, scale=scale, causal=causal, starts=starts, pads=pads, gaps=gaps)
         return (out, lse) if return_lse else out
+    pads, starts = check_places(pads, starts, gaps, queries, keys)
 
     def group(rows: list[int] | slice, start: int, pad: int, left_out: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         inputs = (q[rows], k[rows][:, :, pad:], v[rows][:, :, pad:])
@@ -95,14 +83,6 @@ def attend(
             if part is not None:
                 lse[rows] = part
     return (out, lse) if return_lse else out
-
-
-def _each(name: str, given: int | torch.Tensor, q: torch.Tensor) -> list[int]:
-    """One number for each sequence."""
-    numbers = torch.as_tensor(given).reshape(-1).tolist()
-    if len(numbers) not in (1, len(q)):
-        raise ValueError(f"{name} must be one number or one for each of the {len(q)} sequences, not {numbers}.")
-    return numbers * len(q) if len(numbers) == 1 else numbers
 
 
 def _check_gaps(gaps: list[int], weights: Weights, causal: bool) -> None:

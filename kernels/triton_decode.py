@@ -11,12 +11,12 @@ import triton.language as tl
 from kernels.tables import LOG2E, RowTables
 from kernels.triton_weights import (
     HIDDEN,
+    INTERPRETED,
     LN2,
     between,
     by_distance,
     clear_padding,
     counts,
-    interpreted,
     load_tile,
     on_device,
     precision_of,
@@ -175,7 +175,7 @@ def decode(
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         heads, heads // k.shape[1], queries, tables.bias.shape[-1], scale * LOG2E,
         LAW=tables.law, MASKS=tables.masks, SINKS=tables.sinks, GAPS=any(gaps), DIM=dim, WIDE=width_of(dim), ROWS=ROWS,
-        COLUMNS=32 if interpreted() else COLUMNS, PRECISION=precision_of(q.dtype),
+        COLUMNS=32 if INTERPRETED else COLUMNS, PRECISION=precision_of(q.dtype),
         enable_fp_fusion=True,
     )  # fmt: skip
     merge_kernel[(batch, heads, queries)](

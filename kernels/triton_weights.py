@@ -7,6 +7,8 @@ import triton.language as tl
 from kernels.tables import Tables
 
 HIDDEN = tl.constexpr(-1.0e30)  # score of a pair that is not visited: finite, so that no difference of scores is NaN
+# whether Triton runs kernels in its interpreter (TRITON_INTERPRET=1 when they are imported)
+INTERPRETED = triton.knobs.runtime.interpret
 LN2 = tl.constexpr(0.6931471805599453)
 
 
@@ -140,6 +142,15 @@ def far(
 
 
 @triton.jit
+def row_values(Lse, Delta, at, rows, mine, LAW: tl.constexpr, MASKS: tl.constexpr):
+    """Base-2 log-sum-exp of the weighted sum as the forward pass had it, and delta, of rows that begin at `at`."""
+    lse = tl.load(Lse + at + rows, mask=mine, other=0.0) * 1.4426950408889634
+    if counts(LAW):
+        lse += tl.log2(MASKS * 1.0)
+    return lse, tl.load(Delta + at + rows, mask=mine, other=0.0)
+
+
+@triton.jit
 def to_sinks(score, ahead, seen, slope, LAW: tl.constexpr, MASKS: tl.constexpr):
     """Scores of pairs with sinks `ahead` tokens away and their factors, as of `by_distance`: the weight is ALiBi's
     whatever the law. Counts are S times a weight, and so is this factor."""
@@ -170,11 +181,6 @@ def scales(law):
 @triton.constexpr_function
 def tile_depth(tile):
     return max(1, tile.bit_length() - 1)
-
-
-def interpreted() -> bool:
-    """Whether Triton runs kernels in its interpreter (TRITON_INTERPRET=1 when the kernels were imported)."""
-    return not isinstance(popcount, triton.runtime.JITFunction)
 
 
 def pointers(tables: Tables) -> list[torch.Tensor]:
@@ -210,7 +216,7 @@ def constants(law: str, masks: int, sinks: int, causal: bool, dim: int, dtype: t
         "WIDE": width_of(dim),
         "TILE": tile,
         "PRECISION": precision_of(dtype),
-        "ASM": not interpreted(),
+        "ASM": not INTERPRETED,
         "num_warps": 8 if many or dtype == torch.float32 else 4,
         "num_stages": 2,
         "enable_fp_fusion": True,  # the default changes with Triton's version
