@@ -6,7 +6,7 @@ import torch
 
 from kernels.tables import MOST, reach_of
 from kernels.triton_decode import ROWS
-from kernels.triton_ops import decode_op, forward_op, numbers_of, tables_on_device
+from kernels.triton_ops import decode_op, fused, numbers_of, tables_on_device
 from kernels.triton_weights import INTERPRETED, tile_of
 from kernels.union import PositionalLSH
 from kernels.weights import Weights
@@ -46,17 +46,20 @@ def attend_triton(
     else:
         if differentiated and any(gaps):
             raise ValueError("kernel='triton' has no gradient where keys are left out: pass every key, or no_grad.")
-        tile = tile_of(dtype, capability(q.device.index if q.is_cuda else None))
+        tile = tile_of(dtype, capability(q))
         tables = tables_on_device(weights, tokens, tile=tile, causal=causal, device=q.device)
-        kind = (tables.law, tables.masks, tables.sinks, tile)
-        out, lse = forward_op(q, k, v, tables.tensors, pads, starts, gaps, *kind, scale)
+        out, lse = fused(q, k, v, tables, pads, starts, gaps, scale)
     return out.to(dtype), lse
 
 
+def capability(q: torch.Tensor) -> int:
+    """Major compute capability of q's GPU, 0 where there is none."""
+    return _capability(q.device.index) if q.is_cuda else 0
+
+
 @torch.compiler.assume_constant_result
-def capability(index: int | None) -> int:
-    """Major compute capability of the CUDA device of this index, 0 of no device."""
-    return 0 if index is None else torch.cuda.get_device_capability(index)[0]
+def _capability(index: int) -> int:
+    return torch.cuda.get_device_capability(index)[0]
 
 
 def obstacle(q: torch.Tensor, weights: Weights) -> str | None:

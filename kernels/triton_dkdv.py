@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from kernels.triton_weights import between, bounded, counts, far, holding, load_tile, near, row_values, scales, to_sinks
+from kernels.triton_tiles import load_pair, load_tile, place_of, row_of, row_values
+from kernels.triton_weights import ANY, between, bounded, far, near, scales, to_sinks, weights_of, words_of
 
 
 @triton.jit
@@ -20,7 +21,7 @@ def _key_gradients(
     return tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION), dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY)
 def key_kernel(
     Q, K, V, Dout, Dk, Dv, Lse, Delta, Since, Until,
     Pad, Start, Order, First, Last, Slope, Bias, Planes, Corners, Share,
@@ -35,27 +36,20 @@ def key_kernel(
     WORDS: tl.constexpr = (MASKS + 31) // 32
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
-    pad = tl.load(Pad + tl.program_id(0))
-    start, tokens = tl.load(Start + tl.program_id(0)), keys - pad
+    start, tokens, lead, _ = place_of(Pad, Start, Start, sequence, keys, False)
     tile = tl.program_id(1)
     j0 = tile * TILE
     if j0 >= tokens:
         return
     columns, step = j0 + tl.arange(0, TILE), tl.arange(0, STEP)
     here = columns < tokens
-    key_base = K + sequence * k_b + (head // group) * k_h + (pad + j0).to(tl.int64) * k_t
-    value_base = V + sequence * v_b + (head // group) * v_h + (pad + j0).to(tl.int64) * v_t
-    k = load_tile(key_base, k_t, here, False, DIM, WIDE, TILE)
-    v = load_tile(value_base, v_t, here, False, DIM, WIDE, TILE)
-    query_base = Q + sequence * q_b + head * q_h - start.to(tl.int64) * q_t
-    dout_base = Dout + sequence * d_b + head * d_h - start.to(tl.int64) * d_t
+    k = load_tile(row_of(K, sequence, head // group, lead + j0, k_b, k_h, k_t), k_t, here, False, DIM, WIDE, TILE)
+    v = load_tile(row_of(V, sequence, head // group, lead + j0, v_b, v_h, v_t), v_t, here, False, DIM, WIDE, TILE)
+    query_base = row_of(Q, sequence, head, -start, q_b, q_h, q_t)
+    dout_base = row_of(Dout, sequence, head, -start, d_b, d_h, d_t)
     row_base = (sequence * heads + head) * queries - start
-    slope = 0.0
-    if (LAW == "linear") or (LAW == "rb"):
-        slope = tl.load(Slope + head)
-    bias, share = Bias + head * reach, Share + head * (WORDS * 32)
     tables = head * (padded // TILE) + tile
-    corner = Corners + tables * (4 * WORDS * 32)
+    slope, bias, share, corner = weights_of(head, tile, Slope, Bias, Share, Corners, padded // TILE, reach, LAW, MASKS)
     dk = tl.zeros([TILE, WIDE], tl.float32)
     dv = tl.zeros([TILE, WIDE], tl.float32)
 
@@ -67,8 +61,7 @@ def key_kernel(
         for i0 in tl.range(begin, tl.where(j0 < SINKS, start + queries, 0), STEP):
             rows = i0 + step
             mine = (rows >= start) & (rows < start + queries)
-            q = load_tile(query_base + tl.cast(i0, tl.int64) * q_t, q_t, mine, False, DIM, WIDE, STEP)
-            dout = load_tile(dout_base + tl.cast(i0, tl.int64) * d_t, d_t, mine, False, DIM, WIDE, STEP)
+            q, dout = load_pair(query_base, dout_base, q_t, d_t, i0, mine, False, DIM, WIDE, STEP)
             lse, delta = row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
             score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
             seen = (here & (columns < SINKS))[:, None] & mine[None, :]
@@ -80,8 +73,7 @@ def key_kernel(
     for i0 in tl.range(j0, j0 + TILE, STEP):
         rows = i0 + step
         mine = (rows >= start) & (rows < start + queries)
-        q = load_tile(query_base + tl.cast(i0, tl.int64) * q_t, q_t, mine, False, DIM, WIDE, STEP)
-        dout = load_tile(dout_base + tl.cast(i0, tl.int64) * d_t, d_t, mine, False, DIM, WIDE, STEP)
+        q, dout = load_pair(query_base, dout_base, q_t, d_t, i0, mine, False, DIM, WIDE, STEP)
         lse, delta = row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
         first = tl.load(First + head * padded + rows)
         last = rows
@@ -96,18 +88,13 @@ def key_kernel(
         dk, dv = _key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
 
     # rows after the tile: their blocks reach back over its last token
-    word, word_2 = columns, columns
-    if counts(LAW):
-        word = holding(corner + 2 * WORDS * 32, columns, 0, MASKS, True)
-        if MASKS > 32:
-            word_2 = holding(corner + 2 * WORDS * 32, columns, 1, MASKS, True)
+    word, word_2 = words_of(corner + 2 * WORDS * 32, columns, LAW, MASKS, True)
     begin = tl.maximum(j0 + TILE, start // STEP * STEP)
     stop = tl.minimum(tl.load(Until + tables), start + queries)
     for i0 in tl.range(begin, stop, STEP):
         rows = i0 + step
         mine = (rows >= start) & (rows < start + queries)
-        q = load_tile(query_base + tl.cast(i0, tl.int64) * q_t, q_t, mine, False, DIM, WIDE, STEP)
-        dout = load_tile(dout_base + tl.cast(i0, tl.int64) * d_t, d_t, mine, False, DIM, WIDE, STEP)
+        q, dout = load_pair(query_base, dout_base, q_t, d_t, i0, mine, False, DIM, WIDE, STEP)
         lse, delta = row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
         first = tl.load(First + head * padded + rows)
         score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
@@ -118,16 +105,12 @@ def key_kernel(
         dk, dv = _key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
     # rows before it: their blocks reach forward over its first token
     if not CAUSAL:
-        if counts(LAW):
-            word = holding(corner, columns, 0, MASKS, False)
-            if MASKS > 32:
-                word_2 = holding(corner, columns, 1, MASKS, False)
+        word, word_2 = words_of(corner, columns, LAW, MASKS, False)
         begin = tl.maximum(tl.load(Since + tables), tl.maximum(start, 0)) // STEP * STEP
         for i0 in tl.range(begin, tl.minimum(j0, start + queries), STEP):
             rows = i0 + step
             mine = (rows >= start) & (rows < start + queries)
-            q = load_tile(query_base + tl.cast(i0, tl.int64) * q_t, q_t, mine, False, DIM, WIDE, STEP)
-            dout = load_tile(dout_base + tl.cast(i0, tl.int64) * d_t, d_t, mine, False, DIM, WIDE, STEP)
+            q, dout = load_pair(query_base, dout_base, q_t, d_t, i0, mine, False, DIM, WIDE, STEP)
             lse, delta = row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
             last = tl.load(Last + head * padded + rows)
             score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
@@ -140,7 +123,7 @@ def key_kernel(
             )  # fmt: skip
             dk, dv = _key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
     dims = tl.arange(0, WIDE)
-    to = ((sequence * heads + head) * keys + pad + columns)[:, None] * DIM + dims[None, :]
+    to = ((sequence * heads + head) * keys + lead + columns)[:, None] * DIM + dims[None, :]
     kept = here[:, None] & (dims < DIM)[None, :]
     tl.store(Dk + to, (dk * scale).to(Dk.dtype.element_ty), mask=kept)
     tl.store(Dv + to, dv.to(Dv.dtype.element_ty), mask=kept)

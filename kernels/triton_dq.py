@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from kernels.triton_weights import between, bounded, counts, far, holding, load_tile, near, row_values, scales, to_sinks
+from kernels.triton_tiles import load_pair, load_tile, place_of, row_of, row_values
+from kernels.triton_weights import ANY, between, bounded, far, near, scales, to_sinks, weights_of, words_of
 
 
 @triton.jit
@@ -19,7 +20,7 @@ def _query_gradient(
     return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY)
 def query_kernel(
     Q, K, V, Dout, Dq, Lse, Delta, Pad, Start, Order, First, Last, Slope, Bias, Planes, Corners, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, d_b, d_h, d_t,
@@ -29,22 +30,19 @@ def query_kernel(
 ):  # fmt: skip
     """Grid and arguments as in the forward pass; Dq (batch, heads, queries, DIM) dense, Dout with strides d_. Keys are
     taken STEP at a time."""
-    WORDS: tl.constexpr = (MASKS + 31) // 32
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
-    pad = tl.load(Pad + tl.program_id(0))
-    start, tokens = tl.load(Start + tl.program_id(0)), keys - pad
+    start, tokens, lead, _ = place_of(Pad, Start, Start, sequence, keys, False)
     tile = tl.maximum(start, 0) // TILE + tl.num_programs(1) - 1 - tl.program_id(1)
     i0 = tile * TILE
     if i0 >= start + queries:
         return
     rows, step = i0 + tl.arange(0, TILE), tl.arange(0, STEP)
     mine = (rows >= start) & (rows < start + queries)
-    key_base = K + sequence * k_b + (head // group) * k_h + pad.to(tl.int64) * k_t
-    value_base = V + sequence * v_b + (head // group) * v_h + pad.to(tl.int64) * v_t
-    q = load_tile(Q + sequence * q_b + head * q_h + (i0 - start).to(tl.int64) * q_t, q_t, mine, False, DIM, WIDE, TILE)
-    dout_base = Dout + sequence * d_b + head * d_h + (i0 - start).to(tl.int64) * d_t
-    dout = load_tile(dout_base, d_t, mine, False, DIM, WIDE, TILE)
+    key_base = row_of(K, sequence, head // group, lead, k_b, k_h, k_t)
+    value_base = row_of(V, sequence, head // group, lead, v_b, v_h, v_t)
+    q = load_tile(row_of(Q, sequence, head, i0 - start, q_b, q_h, q_t), q_t, mine, False, DIM, WIDE, TILE)
+    dout = load_tile(row_of(Dout, sequence, head, i0 - start, d_b, d_h, d_t), d_t, mine, False, DIM, WIDE, TILE)
     row_base = (sequence * heads + head) * queries - start
     lse, delta = row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
     lowest = tl.load(First + head * padded + i0) // STEP * STEP
@@ -54,18 +52,13 @@ def query_kernel(
     if not CAUSAL:
         last = tl.load(Last + head * padded + rows)
         highest = tl.minimum(tl.load(Last + head * padded + i0 + TILE - 1), tokens - 1)
-    slope = 0.0
-    if (LAW == "linear") or (LAW == "rb"):
-        slope = tl.load(Slope + head)
-    bias, share = Bias + head * reach, Share + head * (WORDS * 32)
-    corner = Corners + (head * (padded // TILE) + tile) * (4 * WORDS * 32)
+    slope, bias, share, corner = weights_of(head, tile, Slope, Bias, Share, Corners, padded // TILE, reach, LAW, MASKS)
 
     dq = tl.zeros([TILE, WIDE], tl.float32)
     for j0 in tl.range(i0, i0 + TILE, STEP):
         columns = j0 + step
         here = columns < tokens
-        k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, STEP)
-        v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, STEP)
+        k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, STEP)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         seen = here[None, :] & (columns[None, :] <= last[:, None]) & (columns[None, :] >= first[:, None])
         score, factor = near(
@@ -73,15 +66,10 @@ def query_kernel(
             LAW, MASKS, TILE, ASM,
         )  # fmt: skip
         dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
-    word, word_2 = rows, rows
-    if counts(LAW):
-        word = holding(corner, rows, 0, MASKS, False)
-        if MASKS > 32:
-            word_2 = holding(corner, rows, 1, MASKS, False)
+    word, word_2 = words_of(corner, rows, LAW, MASKS, False)
     for j0 in tl.range(lowest, i0, STEP):
         columns = j0 + step
-        k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, mine, True, DIM, WIDE, STEP)
-        v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, mine, True, DIM, WIDE, STEP)
+        k, v = load_pair(key_base, value_base, k_t, v_t, j0, mine, True, DIM, WIDE, STEP)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         score, factor = far(
             score, rows, columns, columns[None, :] >= first[:, None], slope, bias, share, word, word_2, corner, i0, j0,
@@ -89,18 +77,14 @@ def query_kernel(
         )  # fmt: skip
         dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
     if not CAUSAL:
-        corner += 2 * WORDS * 32
-        if counts(LAW):
-            word = holding(corner, rows, 0, MASKS, True)
-            if MASKS > 32:
-                word_2 = holding(corner, rows, 1, MASKS, True)
+        corner += 2 * ((MASKS + 31) // 32) * 32
+        word, word_2 = words_of(corner, rows, LAW, MASKS, True)
         for j0 in tl.range(i0 + TILE, highest + 1, STEP):
             columns = j0 + step
             here = columns < tokens
             if SINKS > 0:
                 here = here & (columns >= SINKS)
-            k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, STEP)
-            v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, STEP)
+            k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, STEP)
             score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
             seen = here[None, :] & (columns[None, :] <= last[:, None])
             score, factor = far(
@@ -113,8 +97,7 @@ def query_kernel(
         for j0 in tl.range(0, SINKS, STEP):
             columns = j0 + step
             here = (columns < SINKS) & (columns < tokens)
-            k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, STEP)
-            v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, STEP)
+            k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, STEP)
             score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
             seen = here[None, :] & (columns[None, :] >= 0)
             if CAUSAL:

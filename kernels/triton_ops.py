@@ -66,6 +66,15 @@ def _(numbers, law, masks, sinks, tokens, tile, causal, reach):
     return empty_tables(law, masks, sinks, tokens, tile, causal, len(numbers), reach, numbers.device).tensors
 
 
+def fused(
+    q: Tensor, k: Tensor, v: Tensor, tables: Tables, pads: Tensor | list[int], starts: Tensor | list[int],
+    gaps: list[int], scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`kernels.triton_forward.forward`, with gradients for q, k and v through out and through lse."""
+    kind = (tables.law, tables.masks, tables.sinks, tables.tile)
+    return forward_op(q, k, v, tables.tensors, torch.as_tensor(pads), torch.as_tensor(starts), gaps, *kind, scale)
+
+
 @torch.library.custom_op("positional_lsh::forward", mutates_args=())
 def forward_op(
     q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], pads: Tensor, starts: Tensor, gaps: list[int],

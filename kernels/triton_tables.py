@@ -11,7 +11,7 @@ import triton.language as tl
 
 from kernels.masks import DOUBT
 from kernels.tables import Tables
-from kernels.triton_weights import counts, tile_depth
+from kernels.triton_weights import ANY, counts, tile_depth
 
 LANES = tl.constexpr(32)  # masks at a time, one to each bit of a word
 FARTHEST = tl.constexpr(2147483647)
@@ -50,7 +50,7 @@ def load_masks(Numbers, head, begin, masks):
     return width[None, :], shift[None, :], live[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY)
 def tables_kernel(
     Numbers, First, Last, Planes, Corners, heads, masks, padded, tokens, sinks,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, TILE: tl.constexpr,
@@ -97,7 +97,7 @@ def tables_kernel(
         tl.store(Last + at, tl.minimum(last, tokens - 1).to(tl.int32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY)
 def row_tables_kernel(Numbers, Rows, First, Starts, masks, number, sinks, LAW: tl.constexpr, BLOCK: tl.constexpr):
     """Grid (blocks of rows, heads): `RowTables` for the tokens Rows (number,) int64; Numbers as in `tables_kernel`."""
     head = tl.program_id(1).to(tl.int64)

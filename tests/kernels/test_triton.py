@@ -16,9 +16,10 @@ pytest.importorskip("triton", reason="Triton exists on Linux only")
 from kernels import triton_attend
 
 
-def test_in_the_interpreter():
-    tests = map(str, sorted(Path(__file__).parent.glob("in_interpreter*.py")))
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=0", *tests]
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("in_interpreter*.py")), ids=lambda file: file.stem)
+def test_in_the_interpreter(file: Path):
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=0", str(file)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
@@ -37,7 +38,7 @@ def test_without_a_gpu_it_says_what_to_use():
 )
 def test_its_operators_are_traced_for_a_gpu_that_is_not_there(weights, monkeypatch):
     """With shapes alone; a look at a number of q's device would fail."""
-    monkeypatch.setattr(triton_attend, "capability", lambda index: 9)
+    monkeypatch.setattr(triton_attend, "capability", lambda q: 9)
     weights = weights(alibi_slopes(4))
     with FakeTensorMode(allow_non_fake_inputs=True):
         k, v = (torch.empty(2, 2, 300, 80, device="cuda", dtype=torch.bfloat16) for _ in range(2))
