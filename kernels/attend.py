@@ -2,6 +2,7 @@
 
 import torch
 
+from kernels.auto import choose
 from kernels.exact import attend_exact
 from kernels.places import check_places, places_of
 from kernels.sdpa import attend_sdpa
@@ -30,8 +31,8 @@ def attend(
         q: (batch, heads, queries, head_dim); k, v: (batch, kv_heads, keys, head_dim), kv_heads dividing heads.
         scale: default 1/sqrt(head_dim).
         kernel: "exact" (dense, fp32 or fp64), "sdpa" (visited pairs only), "flex" (FlexAttention, compiled at the
-            first call of a kind), "triton" (one fused pass, on a GPU), "auto" (sdpa, until triton has passed
-            kernels.check on a GPU).
+            first call of a kind), "triton" (one fused pass, on a GPU), "auto" (triton on a GPU where it can do
+            the call and its first one of the kind agrees with the oracle, else sdpa: `kernels.auto`).
         q_offset: token coordinate of q's first row, one number or (batch,); default keys - queries - padding + gap, as
             in decoding with a cache. The queries must lie among the keys; negative coordinates are padding.
         padding: (batch,) how many leading slots of k are padding. Token coordinates count from the first real token,
@@ -49,6 +50,8 @@ def attend(
     scale = q.shape[3] ** -0.5 if scale is None else float(scale)
     pads, starts, gaps = places_of(q, keys, padding, q_offset, gap)
     _check_gaps(gaps, weights, causal)
+    if kernel == "auto":
+        kernel = choose(q, k, v, weights, causal, gaps)
     if kernel == "triton":
         from kernels.triton_attend import attend_triton, obstacle  # triton exists on Linux only
 

@@ -64,18 +64,24 @@ def _capability(index: int) -> int:
 
 def obstacle(q: torch.Tensor, weights: Weights) -> str | None:
     """Why this kernel cannot compute the call, in a sentence that says what to do; None if it can."""
-    if q.device.type != "cuda" and not INTERPRETED:
+    counted = weights.count if isinstance(weights, PositionalLSH) and weights.weights == "count" else 0
+    return hindrance(q.device, q.dtype, q.shape[3], counted)
+
+
+def hindrance(device: torch.device, dtype: torch.dtype, dim: int, counted: int) -> str | None:
+    """The same of any call with this head dimension and this many masks that are counted, 0 of other weights."""
+    if device.type != "cuda" and not INTERPRETED:
         return (
             "kernel='triton' needs a CUDA GPU: use kernel='sdpa' on the CPU, or set TRITON_INTERPRET=1 before Python "
             "starts to run it, slowly, in Triton's interpreter."
         )
-    if q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"kernel='triton' takes float16, bfloat16 and float32, not {q.dtype}: use kernel='exact'."
-    if q.shape[3] > WIDEST:
-        return f"kernel='triton' takes head dimensions up to {WIDEST}, not {q.shape[3]}: use kernel='sdpa'."
-    if isinstance(weights, PositionalLSH) and weights.weights == "count" and weights.count > MOST:
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"kernel='triton' takes float16, bfloat16 and float32, not {dtype}: use kernel='exact'."
+    if dim > WIDEST:
+        return f"kernel='triton' takes head dimensions up to {WIDEST}, not {dim}: use kernel='sdpa'."
+    if counted > MOST:
         return (
-            f"kernel='triton' counts at most {MOST} masks, not {weights.count}: use fewer masks, weights 'rb', or "
+            f"kernel='triton' counts at most {MOST} masks, not {counted}: use fewer masks, weights 'rb', or "
             "kernel='sdpa'."
         )
     return None

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from kernels.triton_tiles import load_pair, load_tile, place_of, row_of, row_values
-from kernels.triton_weights import ANY, between, bounded, far, near, scales, to_sinks, weights_of, words_of
+from kernels.triton_weights import ANY, between, bounded, far, near, scales, sink_step, to_sinks, weights_of, words_of
 
 
 @triton.jit
@@ -18,6 +18,26 @@ def _query_gradient(
     dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
     ds = p * (dp - delta[:, None])
     return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+
+
+@triton.jit
+def _sink_gradient(
+    dq, q, dout, lse, delta, key_base, value_base, k_t, v_t, rows, i0, tokens, slope, scale2,
+    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, DIM: tl.constexpr,
+    WIDE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq with the keys 0 .. SINKS - 1, of which `tokens` are there."""
+    for j0 in tl.range(0, SINKS, STEP):
+        columns = j0 + tl.arange(0, STEP)
+        here = (columns < SINKS) & (columns < tokens)
+        k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, STEP)
+        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+        seen = here[None, :] & (columns[None, :] >= 0)
+        if CAUSAL:
+            seen = seen & (columns[None, :] <= rows[:, None])
+        score, factor = to_sinks(score, between(rows, columns, i0, j0), seen, slope, LAW, MASKS)
+        dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
+    return dq
 
 
 @triton.jit(do_not_specialize=ANY)
@@ -93,17 +113,10 @@ def query_kernel(
             )  # fmt: skip
             dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
     if SINKS > 0:
-        slope = tl.load(Slope + head)
-        for j0 in tl.range(0, SINKS, STEP):
-            columns = j0 + step
-            here = (columns < SINKS) & (columns < tokens)
-            k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, STEP)
-            score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-            seen = here[None, :] & (columns[None, :] >= 0)
-            if CAUSAL:
-                seen = seen & (columns[None, :] <= rows[:, None])
-            score, factor = to_sinks(score, between(rows, columns, i0, j0), seen, slope, LAW, MASKS)
-            dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
+        dq = _sink_gradient(
+            dq, q, dout, lse, delta, key_base, value_base, k_t, v_t, rows, i0, tokens, tl.load(Slope + head), scale2,
+            LAW, CAUSAL, MASKS, SINKS, DIM, WIDE, sink_step(SINKS, STEP), PRECISION,
+        )  # fmt: skip
     dims = tl.arange(0, WIDE)
     to = Dq + (row_base + rows)[:, None] * DIM + dims[None, :]
     tl.store(to, (dq * scale).to(Dq.dtype.element_ty), mask=mine[:, None] & (dims < DIM)[None, :])

@@ -24,6 +24,7 @@ from kernels.triton_weights import (
     on_device,
     pointers,
     scales,
+    sink_step,
     to_sinks,
     weights_of,
     words_of,
@@ -44,6 +45,26 @@ def _absorb(
     total = total * shrink + tl.sum(p, 1)
     acc = tl.dot(p.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
     return acc, total, higher
+
+
+@triton.jit
+def _absorb_sinks(
+    acc, total, top, q, key_base, value_base, k_t, v_t, rows, i0, tokens, slope, scale2,
+    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, DIM: tl.constexpr,
+    WIDE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`_absorb` of the keys 0 .. SINKS - 1, of which `tokens` are there."""
+    for j0 in tl.range(0, SINKS, STEP):
+        columns = j0 + tl.arange(0, STEP)
+        here = (columns < SINKS) & (columns < tokens)
+        k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, STEP)
+        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+        seen = here[None, :] & (columns[None, :] >= 0)
+        if CAUSAL:
+            seen = seen & (columns[None, :] <= rows[:, None])
+        score, factor = to_sinks(score, between(rows, columns, i0, j0), seen, slope, LAW, MASKS)
+        acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+    return acc, total, top
 
 
 @triton.jit(do_not_specialize=ANY)
@@ -137,17 +158,10 @@ def forward_kernel(
         if GAPS:  # they lie before what is left out
             key_base += gap.to(tl.int64) * k_t
             value_base += gap.to(tl.int64) * v_t
-        slope = tl.load(Slope + head)
-        for j0 in tl.range(0, SINKS, TILE):
-            columns = j0 + place
-            here = (columns < SINKS) & (columns < tokens)
-            k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, TILE)
-            score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-            seen = here[None, :] & (columns[None, :] >= 0)
-            if CAUSAL:
-                seen = seen & (columns[None, :] <= rows[:, None])
-            score, factor = to_sinks(score, between(rows, columns, i0, j0), seen, slope, LAW, MASKS)
-            acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+        acc, total, top = _absorb_sinks(
+            acc, total, top, q, key_base, value_base, k_t, v_t, rows, i0, tokens, tl.load(Slope + head), scale2,
+            LAW, CAUSAL, MASKS, SINKS, DIM, WIDE, sink_step(SINKS, TILE), PRECISION,
+        )  # fmt: skip
 
     dims = tl.arange(0, WIDE)
     total = tl.where(mine, total, 1.0)

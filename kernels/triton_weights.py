@@ -180,6 +180,12 @@ def scales(law):
 
 
 @triton.constexpr_function
+def sink_step(sinks, step):
+    """How many sinks are taken at a time: a product takes 16 at least, and fewer registers than a whole step."""
+    return min(step, max(16, triton.next_power_of_2(sinks)))
+
+
+@triton.constexpr_function
 def tile_depth(tile):
     return max(1, tile.bit_length() - 1)
 

@@ -13,7 +13,7 @@ from kernels import Alibi, PositionalLSH, alibi_slopes, attend
 
 pytest.importorskip("triton", reason="Triton exists on Linux only")
 
-from kernels import triton_attend
+from kernels import auto, triton_attend
 
 
 @pytest.mark.timeout(1200)
@@ -47,3 +47,24 @@ def test_its_operators_are_traced_for_a_gpu_that_is_not_there(weights, monkeypat
             out, lse = attend(q, k, v, weights, kernel="triton", return_lse=True)
             assert (out.shape, out.device, out.dtype) == (q.shape, q.device, q.dtype)
             assert (lse.shape, lse.device, lse.dtype) == (q.shape[:3], q.device, torch.float32)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_auto_is_the_fused_kernel_on_a_gpu_where_it_is_right(right, monkeypatch):
+    asked = []
+    monkeypatch.setattr(auto, "is_right", lambda *call: asked.append(call) or right)
+    with FakeTensorMode():
+        q = torch.empty(1, 4, 40, 80, device="cuda", dtype=torch.float16)
+        few = torch.empty(1, 4, 3, 80, device="cuda", dtype=torch.float16)
+        wide, double = (
+            torch.empty(1, 4, 9, 160, device="cuda"),
+            torch.empty(1, 4, 9, 80, device="cuda", dtype=torch.float64),
+        )
+    lsh, many = (PositionalLSH.draw(alibi_slopes(4), masks, seed=0) for masks in (16, 65))
+    assert auto.choose(q, q, q, lsh, True, [0]) == ("triton" if right else "sdpa")
+    auto.choose(few, q, q, lsh, True, [7])
+    assert asked[0] == ("cuda:0", "float16", 80, ("plsh", "count", "gamma", 16, 0), 160, True, False, False)
+    assert asked[1][4:] == (16, True, False, True)
+    for cannot in ((wide, lsh), (double, lsh), (q, many)):
+        assert auto.choose(*[cannot[0]] * 3, cannot[1], True, [0]) == "sdpa"
+    assert len(asked) == 2
