@@ -1,7 +1,8 @@
 """Compile the Triton kernels ahead of time, without a GPU, and hold what the compiler says to a committed record.
 
 `python -m kernels.aot` compiles every configuration for sm_80 and sm_90 and compares with docs/results/aot.json;
-`--write` renews the record. Registers, spills and shared memory decide how many blocks share a multiprocessor.
+`--write` renews the record, and `--table` prints what docs/kernels.md shows of it. Registers, spills and shared memory
+decide how many blocks share a multiprocessor.
 """
 
 import argparse
@@ -137,6 +138,23 @@ def compare(found: dict, recorded: dict) -> list[str]:
     return changes
 
 
+def table(kernels: dict) -> str:
+    """The recorded kernels of docs/kernels.md as Markdown: bf16, head dimension 128, sm_90, S = 16."""
+    lines = [
+        "| kernel | law | registers | spilled | shared | warps | blocks per SM | instructions |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    laws = ("linear", "rb", "count", "sum")
+    chosen = [Configuration(kernel, 90, law) for kernel in KERNELS for law in laws]
+    for c in [*chosen, *(Configuration("tables", 90, law) for law in ("rb", "count"))]:
+        k = kernels[c.id]
+        lines.append(
+            f"| {c.kernel} | {c.law} | {k['registers']} | {k['spilled']} B | {k['shared'] // 1024} KB | {k['warps']} | "
+            f"{blocks_per_sm(k)} | {k['instructions']} |"
+        )
+    return "\n".join(lines)
+
+
 def _resources(compiled) -> dict:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -164,7 +182,11 @@ def _cuobjdump(option: str, path: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="renew docs/results/aot.json")
-    write = parser.parse_args().write
+    parser.add_argument("--table", action="store_true", help="print the table of docs/kernels.md from the record")
+    options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(RECORD.read_text())["kernels"]))
+        return 0
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {"triton": None, "kernels": {}}
     found, worse = {}, 0
     for configuration in every():
@@ -173,7 +195,7 @@ def main() -> int:
         changes = compare(one, known) if known else ["new"]
         worse += bool(changes)
         print(f"{configuration.id:40} {json.dumps(one)} {'; '.join(changes)}", flush=True)
-    if write:
+    if options.write:
         lines = [f"    {json.dumps(name)}: {json.dumps(one)}" for name, one in found.items()]
         versions = f'"triton": {json.dumps(triton.__version__)}'
         RECORD.write_text(f'{{\n  {versions},\n  "kernels": {{\n' + ",\n".join(lines) + "\n  }\n}\n")

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from kernels.places import check_places
 from kernels.tables import MOST, reach_of
 from kernels.triton_decode import ROWS
 from kernels.triton_ops import decode_op, fused, numbers_of, tables_on_device
@@ -34,6 +35,7 @@ def attend_triton(
     """
     tokens = k.shape[2] + max(gaps, default=0)
     if tokens == 0 or q.shape[2] == 0 or len(q) == 0:
+        check_places(pads, starts, gaps, q.shape[2], k.shape[2])
         return torch.zeros_like(q), torch.full(q.shape[:3], -math.inf, device=q.device)
     dtype = q.dtype
     if INTERPRETED and dtype == torch.bfloat16:  # its products take the bits of bfloat16 for whole numbers

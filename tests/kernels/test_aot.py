@@ -63,6 +63,10 @@ def test_the_suite_compiles_a_few_of_the_recorded_configurations():
     assert len(CHOSEN) <= 24 and {c.id for c in CHOSEN} <= {c.id for c in every()} == set(RECORD["kernels"])
 
 
+def test_the_page_has_the_table_of_the_record():
+    assert aot.table(RECORD["kernels"]) in (aot.RECORD.parents[1] / "kernels.md").read_text()
+
+
 def test_a_regression_shows():
     known = RECORD["kernels"][CHOSEN[0].id]
     assert compare(known, known) == []
