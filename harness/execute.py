@@ -19,6 +19,7 @@ from harness.secrets import without_secrets
 from harness.signals import StopRequest
 from harness.store import TaskStore, new_attempt, write_atomic
 from harness.tasks.base import TaskContext
+from kernels.auto import CHOSEN
 
 
 def run_task(
@@ -59,6 +60,7 @@ def run_task(
         # before the clock of the samples starts
         data = task.prepare(options, cell, samples, results / "data") if len(done) < samples else None
         progress.start(f"{cell.attention.label} · {task.name}", samples, len(done), rows_are=task.rows_are)
+        CHOSEN.clear()
         if len(done) < samples:
             for written in task.run(options, TaskContext(cell, samples, batch, done, model, data)):
                 part.write(written)
@@ -66,6 +68,8 @@ def run_task(
                 if stop.requested:
                     return "stopped"
         part.close()
+        if CHOSEN:
+            about["environment"]["auto_kernel"] = sorted(CHOSEN)
         rows = store.rows()
         # rows beyond the first gap are of a larger run that was stopped: they wait until it goes on
         count = next(k for k in itertools.count() if k not in rows)

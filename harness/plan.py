@@ -2,6 +2,7 @@
 loaded."""
 
 import math
+import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,6 +99,8 @@ class Planner:
         wanted = choose("references", config.references or own, REFERENCES)
         placed = ("device", config.device, model.device_map)
         device = self._once(placed, lambda: device_of(config.device, model.device_map, here=self.here))
+        if self.here and kernel == "triton" and attention.name != "stock":
+            _refuse_kernel(attention, model, device)
         tasks = self._once(("tasks", repr(config.task), device), lambda: _tasks(config.task, device))
         if not tasks:
             raise UserError("No task is chosen: set task=retrieval.")
@@ -162,6 +165,17 @@ class Planner:
         if error is not None:
             raise UserError(str(error))
         return found
+
+
+def _refuse_kernel(attention: Attention, model: ModelSpec, device: torch.device) -> None:
+    """UserError if kernel=triton cannot compute this attention of this model here."""
+    try:
+        from kernels.triton_attend import hindrance
+    except ImportError:
+        raise UserError("kernel=triton needs the package triton, which is not installed: use kernel=sdpa.") from None
+    counted = attention.masks if attention.name == "plsh" and attention.weights == "count" else 0
+    if reason := hindrance(device, model.torch_dtype, model.architecture.head_dim, counted):
+        raise UserError(re.sub(r"kernel='(\w+)'", r"kernel=\1", reason))
 
 
 def _refuse_model(task: Task, model: ModelSpec) -> None:

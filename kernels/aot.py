@@ -1,7 +1,8 @@
 """Compile the Triton kernels ahead of time, without a GPU, and hold what the compiler says to a committed record.
 
 `python -m kernels.aot` compiles every configuration for sm_80 and sm_90 and compares with docs/results/aot.json;
-`--write` renews the record. Registers, spills and shared memory decide how many blocks share a multiprocessor.
+`--write` renews the record, and `--table` prints what docs/kernels.md shows of it. Registers, spills and shared memory
+decide how many blocks share a multiprocessor.
 """
 
 import argparse
@@ -17,19 +18,25 @@ from pathlib import Path
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
 
-from kernels.triton_autograd import constants_of
-from kernels.triton_backward import key_kernel, query_kernel
+from kernels.triton_backward import constants_of
 from kernels.triton_decode import COLUMNS, ROWS, decode_kernel
+from kernels.triton_dkdv import key_kernel
+from kernels.triton_dq import query_kernel
 from kernels.triton_forward import forward_kernel
+from kernels.triton_tables import BLOCK, LAUNCH, row_tables_kernel, tables_kernel
 from kernels.triton_weights import constants, tile_of
 
 RECORD = Path(__file__).parents[1] / "docs/results/aot.json"
 KERNELS = {"forward": forward_kernel, "decode": decode_kernel, "dq": query_kernel, "dkdv": key_kernel}
+TABLES = {"tables": tables_kernel, "rows": row_tables_kernel}  # know no head dimension, and no dtype but their own
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TENSORS = {"Q", "K", "V", "Out", "Dout", "Dq", "Dk", "Dv"}
-FLOATS = {"Lse", "Delta", "Part", "Slope", "Bias", "Share"}
+POINTERS = dict.fromkeys(("Lse", "Delta", "Part", "Slope", "Bias", "Share"), "fp32") | {
+    "Numbers": "fp64",
+    "Rows": "i64",
+}
 # a multiprocessor of sm_90: registers, and bytes of shared memory of which every block reserves 1 KiB for the system
 REGISTERS, SHARED = 65536, 233472
 TOLERANCE = {"registers": 0.05, "shared": 0.0, "instructions": 0.1, "mma": 0.0}
@@ -53,6 +60,8 @@ class Configuration:
         masks = f"-S{self.masks}" if self.law not in ("linear", "distance") else ""
         rows = "" if self.causal else "-both"
         sinks = f"-sinks{self.sinks}" if self.sinks else ""
+        if self.kernel in TABLES:
+            return f"{self.kernel}-sm{self.cap}-{self.law}{rows}"
         return f"{self.kernel}-sm{self.cap}-{self.law}{masks}-d{self.dim}-{self.dtype}{rows}{sinks}"
 
 
@@ -68,29 +77,39 @@ def every() -> list[Configuration]:
     found += [Configuration("forward", cap, law, masks=64) for cap in caps for law in ("rb", "count", "sum")]
     kernels = ("forward", "decode", "dq", "dkdv")
     found += [Configuration(k, cap, law, sinks=4) for cap in caps for k in kernels for law in ("linear", "rb", "count")]
+    for cap, law in itertools.product(caps, ("rb", "count")):
+        found += [Configuration("tables", cap, law), Configuration("tables", cap, law, causal=False)]
+        found.append(Configuration("rows", cap, law))
     return found
 
 
 def build(configuration: Configuration) -> dict:
     """Compile one configuration: registers of a thread, bytes that it spills, shared memory and warps of a block,
     instructions, and those of the tensor cores (`mma`), of the kind `unit`: HGMMA is wgmma, HMMA mma.sync."""
+    return _resources(compiled(configuration))
+
+
+def compiled(configuration: Configuration) -> CompiledKernel:
+    """What Triton makes of one configuration, as at run time."""
     c = configuration
-    kernel = KERNELS[c.kernel]
-    kind = (c.law, c.masks, c.sinks, c.causal, c.dim, DTYPES[c.dtype], tile_of(DTYPES[c.dtype], c.cap // 10))
-    fixed = constants_of(*kind, keys=c.kernel == "dkdv") if c.kernel in ("dq", "dkdv") else constants(*kind)
-    options = {name: fixed.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
+    kernel, tile = (KERNELS | TABLES)[c.kernel], tile_of(DTYPES[c.dtype], c.cap // 10)
+    kind = (c.law, c.masks, c.sinks, c.causal, c.dim, DTYPES[c.dtype], tile)
+    if c.kernel in TABLES:
+        fixed = {"LAW": c.law, "CAUSAL": c.causal, "TILE": tile, "BLOCK": BLOCK, **LAUNCH}
+    elif c.kernel == "decode":
+        fixed = constants(*kind) | {"ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": 4, "num_stages": 3}
+    else:
+        fixed = constants_of(*kind, keys=c.kernel == "dkdv") if c.kernel != "forward" else constants(*kind)
     fixed["GAPS"] = False
-    if c.kernel == "decode":
-        fixed |= {"ROWS": ROWS, "COLUMNS": COLUMNS}
-        options = {"enable_fp_fusion": True}
+    options = {name: fixed.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in fixed}
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in fixed:
             signature[name] = "constexpr"
         elif name in TENSORS:
             signature[name] = f"*{c.dtype}"
-        elif name in FLOATS:
-            signature[name] = "*fp32"
+        elif name in POINTERS:
+            signature[name] = f"*{POINTERS[name]}"
         elif name[0].isupper():
             signature[name] = "*i32"
         else:
@@ -100,8 +119,7 @@ def build(configuration: Configuration) -> dict:
             attributes[(i,)] = [["tt.divisibility", 16]]
     places = {(i,): fixed[name] for i, name in enumerate(kernel.arg_names) if name in fixed}
     source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", c.cap, 32), options=options)
-    return _resources(compiled)
+    return triton.compile(source, target=GPUTarget("cuda", c.cap, 32), options=options)
 
 
 def blocks_per_sm(found: dict) -> int:
@@ -118,6 +136,23 @@ def compare(found: dict, recorded: dict) -> list[str]:
         if abs(found[name] - recorded[name]) > tolerance * recorded[name]:
             changes.append(f"{name} {recorded[name]} -> {found[name]}")
     return changes
+
+
+def table(kernels: dict) -> str:
+    """The recorded kernels of docs/kernels.md as Markdown: bf16, head dimension 128, sm_90, S = 16."""
+    lines = [
+        "| kernel | law | registers | spilled | shared | warps | blocks per SM | instructions |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    laws = ("linear", "rb", "count", "sum")
+    chosen = [Configuration(kernel, 90, law) for kernel in KERNELS for law in laws]
+    for c in [*chosen, *(Configuration("tables", 90, law) for law in ("rb", "count"))]:
+        k = kernels[c.id]
+        lines.append(
+            f"| {c.kernel} | {c.law} | {k['registers']} | {k['spilled']} B | {k['shared'] // 1024} KB | {k['warps']} | "
+            f"{blocks_per_sm(k)} | {k['instructions']} |"
+        )
+    return "\n".join(lines)
 
 
 def _resources(compiled) -> dict:
@@ -147,7 +182,11 @@ def _cuobjdump(option: str, path: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="renew docs/results/aot.json")
-    write = parser.parse_args().write
+    parser.add_argument("--table", action="store_true", help="print the table of docs/kernels.md from the record")
+    options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(RECORD.read_text())["kernels"]))
+        return 0
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {"triton": None, "kernels": {}}
     found, worse = {}, 0
     for configuration in every():
@@ -156,7 +195,7 @@ def main() -> int:
         changes = compare(one, known) if known else ["new"]
         worse += bool(changes)
         print(f"{configuration.id:40} {json.dumps(one)} {'; '.join(changes)}", flush=True)
-    if write:
+    if options.write:
         lines = [f"    {json.dumps(name)}: {json.dumps(one)}" for name, one in found.items()]
         versions = f'"triton": {json.dumps(triton.__version__)}'
         RECORD.write_text(f'{{\n  {versions},\n  "kernels": {{\n' + ",\n".join(lines) + "\n  }\n}\n")

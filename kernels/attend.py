@@ -2,7 +2,9 @@
 
 import torch
 
+from kernels.auto import choose
 from kernels.exact import attend_exact
+from kernels.places import check_places, places_of
 from kernels.sdpa import attend_sdpa
 from kernels.weights import Alibi, Weights
 
@@ -29,8 +31,8 @@ def attend(
         q: (batch, heads, queries, head_dim); k, v: (batch, kv_heads, keys, head_dim), kv_heads dividing heads.
         scale: default 1/sqrt(head_dim).
         kernel: "exact" (dense, fp32 or fp64), "sdpa" (visited pairs only), "flex" (FlexAttention, compiled at the
-            first call of a kind), "triton" (one fused pass, on a GPU), "auto" (sdpa, until triton has passed
-            kernels.check on a GPU).
+            first call of a kind), "triton" (one fused pass, on a GPU), "auto" (triton on a GPU where it can do
+            the call and its first one of the kind agrees with the oracle, else sdpa: `kernels.auto`).
         q_offset: token coordinate of q's first row, one number or (batch,); default keys - queries - padding + gap, as
             in decoding with a cache. The queries must lie among the keys; negative coordinates are padding.
         padding: (batch,) how many leading slots of k are padding. Token coordinates count from the first real token,
@@ -46,22 +48,10 @@ def attend(
     _check(q, k, v, weights, kernel)
     queries, keys = q.shape[2], k.shape[2]
     scale = q.shape[3] ** -0.5 if scale is None else float(scale)
-    pads = [0] * len(q) if padding is None else [int(p) for p in padding]
-    if len(pads) != len(q) or any(not 0 <= p <= keys for p in pads):
-        raise ValueError(f"padding must hold one count in 0 .. {keys} for each of the {len(q)} sequences, not {pads}.")
-    gaps = _each("gap", gap, q)
+    pads, starts, gaps = places_of(q, keys, padding, q_offset, gap)
     _check_gaps(gaps, weights, causal)
-    if q_offset is None:
-        starts = [keys - queries - pad + left_out for pad, left_out in zip(pads, gaps, strict=True)]
-    else:
-        starts = _each("q_offset", q_offset, q)
-    for start, pad, left_out in zip(starts, pads, gaps, strict=True):
-        slot = start + pad - left_out  # of q's first row, which is what must lie among the keys
-        if slot < 0 or slot + queries > keys:
-            raise ValueError(
-                f"Queries at tokens {start} .. {start + queries - 1} do not lie among the {keys - pad} keys: "
-                "pass k and v of the whole sequence, or the q_offset that belongs to them."
-            )
+    if kernel == "auto":
+        kernel = choose(q, k, v, weights, causal, gaps)
     if kernel == "triton":
         from kernels.triton_attend import attend_triton, obstacle  # triton exists on Linux only
 
@@ -69,6 +59,7 @@ def attend(
             raise ValueError(reason)
         out, lse = attend_triton(q, k, v, weights, scale=scale, causal=causal, starts=starts, pads=pads, gaps=gaps)
         return (out, lse) if return_lse else out
+    pads, starts = check_places(pads, starts, gaps, queries, keys)
 
     def group(rows: list[int] | slice, start: int, pad: int, left_out: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         inputs = (q[rows], k[rows][:, :, pad:], v[rows][:, :, pad:])
@@ -95,14 +86,6 @@ def attend(
             if part is not None:
                 lse[rows] = part
     return (out, lse) if return_lse else out
-
-
-def _each(name: str, given: int | torch.Tensor, q: torch.Tensor) -> list[int]:
-    """One number for each sequence."""
-    numbers = torch.as_tensor(given).reshape(-1).tolist()
-    if len(numbers) not in (1, len(q)):
-        raise ValueError(f"{name} must be one number or one for each of the {len(q)} sequences, not {numbers}.")
-    return numbers * len(q) if len(numbers) == 1 else numbers
 
 
 def _check_gaps(gaps: list[int], weights: Weights, causal: bool) -> None:

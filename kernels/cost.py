@@ -31,8 +31,10 @@ def log_coverage(distance: torch.Tensor, masks: int, sampler: str) -> torch.Tens
         # beyond t = 30 the masks' events are disjoint to 13 digits, and exp(-t) underflows further out
         return torch.where(t > 30.0, math.log(masks) - t, likely)
     if sampler == "systematic":
-        grid, log_p = _systematic_coverage(masks)
-        return torch.from_numpy(np.interp(t.cpu().numpy(), grid, log_p)).to(t.device)
+        grid, log_p = (torch.from_numpy(x).to(t.device) for x in _systematic_coverage(masks))
+        place = (torch.searchsorted(grid, t, right=True) - 1).clamp_(0, len(grid) - 2)
+        part = ((t - grid[place]) / (grid[place + 1] - grid[place])).clamp_max_(1.0)
+        return torch.lerp(log_p[place], log_p[place + 1], part)
     raise ValueError(
         f"The coverage of sampler {sampler!r} depends on the position, not on the distance alone: use weights 'count' "
         "or 'exact' with it."

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from kernels.tables import bias_by_distance, law_of
+from kernels.tables import bias_by_distance, law_of, reach_of
 from kernels.weights import Weights
 
 BLOCK = 128  # rows and columns of a block, FlexAttention's own default
@@ -34,7 +34,7 @@ def attend_flex(q, k, v, weights: Weights, *, scale: float, causal: bool, offset
         queries, keys = q.shape[2] - skip, k.shape[2]
         q, k, v = (whole_blocks(x) for x in (q[:, :, skip:], k, v))
         row = offset + skip + torch.arange(q.shape[2], device=q.device)
-        score_mod = score_of(weights, row, keys, causal, gap)
+        score_mod = score_of(weights, row, keys, gap)
         blocks = block_mask(weights, row, keys, causal, gap)
         options = {"score_mod": score_mod, "block_mask": blocks, "scale": scale, "enable_gqa": q.shape[1] != k.shape[1]}
         with torch._dynamo.config.patch(recompile_limit=KINDS):
@@ -91,10 +91,10 @@ def block_mask(weights: Weights, row: torch.Tensor, keys: int, causal: bool, gap
     )
 
 
-def score_of(weights: Weights, row: torch.Tensor, keys: int, causal: bool, gap: int):
+def score_of(weights: Weights, row: torch.Tensor, keys: int, gap: int):
     """FlexAttention's score function for rows (R,) and slots of keys: the score plus log of the pair's weight."""
     slope, sinks = weights.slopes.float().to(row.device), weights.sinks
-    beyond = score_by_law(weights, row, -(-keys // BLOCK) * BLOCK + gap, causal)
+    beyond = score_by_law(weights, row, -(-keys // BLOCK) * BLOCK + gap)
     if not sinks and not gap:
         return beyond
 
@@ -106,7 +106,7 @@ def score_of(weights: Weights, row: torch.Tensor, keys: int, causal: bool, gap: 
     return with_sinks
 
 
-def score_by_law(weights: Weights, row: torch.Tensor, tokens: int, causal: bool):
+def score_by_law(weights: Weights, row: torch.Tensor, tokens: int):
     """The same for the tokens 0 .. tokens - 1 as keys, none of them a sink."""
     law, device = law_of(weights), row.device
     slope = weights.slopes.float().to(device)
@@ -114,9 +114,8 @@ def score_by_law(weights: Weights, row: torch.Tensor, tokens: int, causal: bool)
         return lambda score, b, h, i, j: score - slope[h] * (row[i] - j).abs()
     heads = torch.arange(weights.heads, device=device)
     if law in ("rb", "distance"):
-        first, last = weights.reach(heads, row[None].expand(len(heads), -1))
-        last = last.clamp_max(tokens - 1) if not causal else last.new_empty(0)
-        bias = bias_by_distance(weights, first, last, row) * math.log(2)
+        width = reach_of(weights, tokens)
+        bias = bias_by_distance(weights.slopes.to(device), weights.count, weights.sampler, width) * math.log(2)
         bias = F.pad(bias, (0, -bias.shape[1] % BLOCK))
         farthest = bias.shape[1] - 1
         return lambda score, b, h, i, j: score + bias[h, (row[i] - j).abs().clamp_max(farthest)]

@@ -1,4 +1,5 @@
-"""Weights as integer tables for a fused kernel, built once per set of masks in float64 and 64-bit positions.
+"""Weights as integer tables for a fused kernel, built once per set of masks in float64 and 64-bit positions: on a GPU
+by one Triton kernel (`kernels.triton_tables`), elsewhere by torch, which is the reference.
 
 A kernel that walks over tiles of `tile` tokens needs to know where each row's visited keys begin and end, and what a
 visited pair weighs. The weight follows one of five laws:
@@ -11,18 +12,18 @@ visited pair weighs. The weight follows one of five laws:
 
 The masks that hold a pair are the bits of a word, 32 masks to a word, and found without comparing S starts per pair:
 
-* *inside a tile* (diagonal) by `planes`: bit s of plane k is bit k of the rank of the row's block in mask s. Two rows
-  of a tile are fewer than `tile` blocks apart, so log2(tile) planes tell all of its blocks apart.
+* *inside a tile* (diagonal) by `planes`: bit s of plane k is bit k of the rank of the row's block in mask s among those
+  of the tile, which are at most `tile`: log2(tile) planes tell them apart.
 * *across tiles* through a pivot: a block that reaches from a key before the tile to a row in it holds the tile's
   first token. So it holds row i iff ``i < end`` and key j iff ``start <= j`` of the pivot's own block: S numbers per
   tile (`corners`). For keys after the tile the pivot is its last token.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 
+from kernels.cost import log_coverage
 from kernels.union import PositionalLSH
 from kernels.weights import Alibi, Weights, Window
 
@@ -65,9 +66,14 @@ class Tables:
         return self.last.numel() == 0
 
     @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All tables, in the order of the fields."""
+        return [self.first, self.last, self.order, self.slope, self.bias, self.planes, self.corners, self.share]
+
+    @property
     def bytes(self) -> int:
         """Memory of all tables."""
-        return sum(x.numel() * x.element_size() for x in vars(self).values() if isinstance(x, torch.Tensor))
+        return sum(x.numel() * x.element_size() for x in self.tensors)
 
 
 def law_of(weights: Weights) -> str:
@@ -80,41 +86,83 @@ def law_of(weights: Weights) -> str:
         return "linear"
     if weights.weights == "rb":
         return "rb" if weights.sampler == "gamma" else "distance"
-    return "count" if bool((weights.masks.log_weight == 0).all()) else "sum"
+    return "count" if weights.alike else "sum"
+
+
+def reach_of(weights: Weights, tokens: int) -> int:
+    """How many distances, from 0 on, a pair that is no sink's may have among `tokens`."""
+    return tokens if weights.span is None else min(tokens, weights.span + 1)
+
+
+def whole_tiles(tokens: int, tile: int) -> int:
+    """`tokens` rounded up to tiles."""
+    return -(-tokens // tile) * tile
 
 
 def build_tables(weights: Weights, tokens: int, *, tile: int, causal: bool, device: torch.device | str) -> Tables:
-    """Tables for rows and columns 0 .. tokens - 1. `tile`: a power of two, the rows and columns of a kernel's tiles."""
-    assert tile & (tile - 1) == 0 and tokens >= 1
-    law = law_of(weights)
-    rows = torch.arange(-(-tokens // tile) * tile, device=device)
-    first = torch.empty(weights.heads, len(rows), dtype=torch.int32, device=device)
-    last = torch.empty_like(first) if not causal else first.new_empty(0)
+    """Tables for rows and columns 0 .. tokens - 1. `tile`: a power of two, the rows and columns of a kernel's tiles.
+
+    This is all that kernel="triton" computes from the masks before its forward pass, at every call: to time that apart,
+    time this function on a CUDA device.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        from kernels.triton_ops import tables_on_device  # triton exists on Linux only
+
+        return tables_on_device(weights, tokens, tile=tile, causal=causal, device=device)
+    law, masks = law_of(weights), weights.count if isinstance(weights, PositionalLSH) else 0
+    reach = reach_of(weights, whole_tiles(tokens, tile))
+    tables = empty_tables(law, masks, weights.sinks, tokens, tile, causal, weights.heads, reach, device)
+    rows = torch.arange(tables.first.shape[1], device=device)
     for head in range(weights.heads):  # one head at a time: S masks in float64 take S times the memory of a row
         low, high = weights.reach(torch.tensor([head], device=device), rows[None])
-        first[head] = low[0]
+        tables.first[head] = low[0]
         if not causal:
-            last[head] = high[0].clamp_max(tokens - 1)
-    empty = torch.empty(0, device=device)
-    planes, corners, share = empty.int(), empty.int(), empty
+            tables.last[head] = high[0].clamp_max(tokens - 1)
     if law in ("count", "sum"):
-        planes, corners = _planes(weights, rows, tile), _corners(weights, rows, tile, causal)
-        share = torch.zeros(weights.heads, corners.shape[-1], device=device)
-        share[:, : weights.count] = weights.masks.log_weight.exp()
+        _fill_planes(tables.planes, weights, rows, tile)
+        _fill_corners(tables.corners, weights, rows, tile, causal)
+    share = weights.masks.log_weight.exp() if isinstance(weights, PositionalLSH) else None
+    fill_rest(tables, weights.slopes.to(device), share)
+    return tables
+
+
+def empty_tables(
+    law: str, masks: int, sinks: int, tokens: int, tile: int, causal: bool, heads: int, reach: int, device: torch.device
+) -> Tables:
+    """Tables that are not yet written, `masks` 0 for weights without any; `reach` as of `reach_of`."""
+    assert tile & (tile - 1) == 0 and tokens >= 1
+    padded, words, counted = whole_tiles(tokens, tile), -(-masks // WORD), law in ("count", "sum")
+
+    def make(*shape: int, dtype: torch.dtype = torch.int32, wanted: bool = True) -> torch.Tensor:
+        return torch.empty(shape if wanted else 0, dtype=dtype, device=device)
+
     return Tables(
         law=law,
         tile=tile,
-        masks=weights.count if isinstance(weights, PositionalLSH) else 0,
-        sinks=weights.sinks,
-        first=first,
-        last=last,
-        order=(first if causal else first - last).double().sum(1).argsort().int(),
-        slope=(weights.slopes * LOG2E).float().to(device),
-        bias=bias_by_distance(weights, first, last, rows) if law == "distance" else empty,
-        planes=planes,
-        corners=corners,
-        share=share,
+        masks=masks,
+        sinks=sinks,
+        first=make(heads, padded),
+        last=make(heads, padded, wanted=not causal),
+        order=make(heads),
+        slope=make(heads, dtype=torch.float32),
+        bias=make(heads, reach, dtype=torch.float32, wanted=law == "distance"),
+        planes=make(words, max(1, tile.bit_length() - 1), heads, padded, wanted=counted),
+        corners=make(heads, padded // tile, 4, words * WORD, wanted=counted),
+        share=make(heads, words * WORD, dtype=torch.float32, wanted=counted),
     )
+
+
+def fill_rest(tables: Tables, slopes: torch.Tensor, share: torch.Tensor | None) -> None:
+    """Write what follows from `first` and `last`, the slopes (H,) float64 and the masks' weights (H, S) float64."""
+    visited = tables.first if tables.causal else tables.first - tables.last
+    tables.order.copy_(visited.sum(1, dtype=torch.int64).argsort(stable=True))
+    tables.slope.copy_(slopes * LOG2E)
+    if tables.law == "distance":
+        tables.bias.copy_(bias_by_distance(slopes, tables.masks, "systematic", tables.bias.shape[1]))
+    if tables.share.numel():
+        tables.share.zero_()
+        tables.share[:, : tables.masks].copy_(share)
 
 
 @dataclass(frozen=True)
@@ -133,66 +181,62 @@ class RowTables:
 
 
 def build_row_tables(weights: Weights, rows: torch.Tensor) -> RowTables:
-    """Tables for rows (N,) int64, tokens >= 0, on the device of `rows`."""
-    law, device = law_of(weights), rows.device
+    """Tables for rows (N,) int64, tokens >= 0, on the device of `rows`; on a CUDA device by a kernel, as `Tables`."""
+    law, device, tokens = law_of(weights), rows.device, int(rows.max()) + 1
+    if device.type == "cuda":
+        from kernels.triton_ops import numbers_of, row_tables  # triton exists on Linux only
+
+        numbers, kind = numbers_of(weights)
+        return row_tables(numbers.to(device), rows, **kind, reach=reach_of(weights, tokens))
     heads, each = torch.arange(weights.heads, device=device), rows[None].expand(weights.heads, -1)
     starts, share = torch.empty(0, dtype=torch.int32, device=device), torch.empty(0, device=device)
     if law in ("count", "sum"):
         starts = weights.masks.starts(heads, each).int()
-        first = starts.amin(-1).clamp_min(weights.sinks)
         share = weights.masks.log_weight.exp().float().to(device)
-    else:
-        first = weights.reach(heads, each)[0].int()
+    slopes, bias = weights.slopes.to(device), torch.empty(0, device=device)
+    if law == "distance":
+        bias = bias_by_distance(slopes, weights.count, weights.sampler, reach_of(weights, tokens))
     return RowTables(
         law=law,
         masks=weights.count if isinstance(weights, PositionalLSH) else 0,
         sinks=weights.sinks,
-        first=first,
+        first=weights.reach(heads, each)[0].int(),
         starts=starts,
-        slope=(weights.slopes * LOG2E).float().to(device),
-        bias=bias_by_distance(weights, first, first.new_empty(0), rows) if law == "distance" else share,
+        slope=(slopes * LOG2E).float(),
+        bias=bias,
         share=share,
     )
 
 
-def bias_by_distance(
-    weights: PositionalLSH, first: torch.Tensor, last: torch.Tensor, rows: torch.Tensor
-) -> torch.Tensor:
-    """log2 of the weight at distances 0 .. the farthest that any of the rows (R,) visits: (H, W) float32."""
-    farthest = max(0, int((rows - first).max()))
-    if last.numel():
-        farthest = max(farthest, int((last - rows).max()))
-    distance = torch.arange(farthest + 1, device=rows.device)
-    every = [weights.log_distance(torch.tensor([h], device=rows.device), distance) for h in range(weights.heads)]
-    return torch.cat(every).mul_(LOG2E).float()
+def bias_by_distance(slopes: torch.Tensor, masks: int, sampler: str, width: int) -> torch.Tensor:
+    """log2 of the "rb" weight at distances 0 .. width - 1, by slopes (H,) float64: (H, width) float32."""
+    t = slopes[:, None] * torch.arange(width, device=slopes.device)
+    return ((-t - log_coverage(t, masks, sampler)) * LOG2E).float()
 
 
-def _planes(weights: PositionalLSH, rows: torch.Tensor, tile: int) -> torch.Tensor:
-    words, depth = math.ceil(weights.count / WORD), max(1, tile.bit_length() - 1)
-    planes = torch.zeros(words, depth, weights.heads, len(rows), dtype=torch.int32, device=rows.device)
+def _fill_planes(planes: torch.Tensor, weights: PositionalLSH, rows: torch.Tensor, tile: int) -> None:
+    words, depth = planes.shape[:2]
     bit = torch.ones(WORD, dtype=torch.int64, device=rows.device) << torch.arange(WORD, device=rows.device)
     for head in range(weights.heads):
         start = weights.masks.starts(torch.tensor([head], device=rows.device), rows[None])[0]
-        rank = (start == rows[:, None]).cumsum(0)
+        opened = ((start == rows[:, None]) & (rows % tile > 0)[:, None]).view(-1, tile, weights.count)
+        rank = opened.cumsum(1).view(start.shape)
         for word in range(words):
             some = rank[:, word * WORD : (word + 1) * WORD]
             for k in range(depth):
                 planes[word, k, head] = _as_int32((((some >> k) & 1) * bit[: some.shape[1]]).sum(1))
-    return planes
 
 
-def _corners(weights: PositionalLSH, rows: torch.Tensor, tile: int, causal: bool) -> torch.Tensor:
+def _fill_corners(corners: torch.Tensor, weights: PositionalLSH, rows: torch.Tensor, tile: int, causal: bool) -> None:
     heads = torch.arange(weights.heads, device=rows.device)
     far = torch.iinfo(torch.int32).max
-    lanes = math.ceil(weights.count / WORD) * WORD
-    corners = torch.zeros(weights.heads, len(rows) // tile, 4, lanes, dtype=torch.int32, device=rows.device)
+    corners.zero_()
     corners[:, :, 0::2] = far  # no key lies after the start, none before the end: a mask that holds nothing
     for pivot, token in enumerate((rows[::tile], rows[tile - 1 :: tile])):
         each = token[None].expand(weights.heads, -1)
         start = weights.masks.starts(heads, each).clamp_min_(weights.sinks if causal else 0)
         corners[:, :, 2 * pivot, : weights.count] = start.int()
         corners[:, :, 2 * pivot + 1, : weights.count] = weights.masks.ends(heads, each).clamp_max(far).int()
-    return corners
 
 
 def _as_int32(word: torch.Tensor) -> torch.Tensor:

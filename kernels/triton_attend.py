@@ -4,10 +4,11 @@ import math
 
 import torch
 
-from kernels.tables import MOST, build_row_tables, build_tables
-from kernels.triton_autograd import FusedAttention
-from kernels.triton_decode import ROWS, decode
-from kernels.triton_weights import interpreted, tile_of
+from kernels.places import check_places
+from kernels.tables import MOST, reach_of
+from kernels.triton_decode import ROWS
+from kernels.triton_ops import decode_op, fused, numbers_of, tables_on_device
+from kernels.triton_weights import INTERPRETED, tile_of
 from kernels.union import PositionalLSH
 from kernels.weights import Weights
 
@@ -22,55 +23,67 @@ def attend_triton(
     *,
     scale: float,
     causal: bool,
-    starts: list[int],
-    pads: list[int],
+    starts: torch.Tensor,
+    pads: torch.Tensor,
     gaps: list[int],
 ):
-    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) without an `obstacle`; `starts` the token of each sequence's first
-    query, negative in padding, `pads` the slots of padding that its keys begin with, `gaps` the tokens that its keys
-    leave out after the sinks.
+    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) without an `obstacle`; `starts` (B,) the token of each sequence's first
+    query, negative in padding, `pads` (B,) the slots of padding that its keys begin with, `gaps` the tokens that its
+    keys leave out after the sinks.
 
     Returns out like q, and lse (B, H, Tq) float32; rows of padding give 0 and -inf.
     """
-    tokens = k.shape[2] + max(gap - pad for gap, pad in zip(gaps, pads, strict=True))
-    if tokens == 0 or q.shape[2] == 0:
+    tokens = k.shape[2] + max(gaps, default=0)
+    if tokens == 0 or q.shape[2] == 0 or len(q) == 0:
+        check_places(pads, starts, gaps, q.shape[2], k.shape[2])
         return torch.zeros_like(q), torch.full(q.shape[:3], -math.inf, device=q.device)
     dtype = q.dtype
-    if interpreted() and dtype == torch.bfloat16:  # its products take the bits of bfloat16 for whole numbers
+    if INTERPRETED and dtype == torch.bfloat16:  # its products take the bits of bfloat16 for whole numbers
         q, k, v = q.float(), k.float(), v.float()
-    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if causal and q.shape[2] <= ROWS and not differentiated:
-        rows = torch.tensor(starts, device=q.device)[:, None] + torch.arange(q.shape[2], device=q.device)
-        tables = build_row_tables(weights, rows.clamp_min(0).reshape(-1))
-        out, lse = decode(q, k, v, tables, pads, starts, gaps, scale=scale)
+        numbers, kind = numbers_of(weights)
+        reach = reach_of(weights, tokens) if kind["law"] == "distance" else 0
+        out, lse = decode_op(q, k, v, numbers.to(q.device), pads, starts, gaps, **kind, reach=reach, scale=scale)
     else:
         if differentiated and any(gaps):
             raise ValueError("kernel='triton' has no gradient where keys are left out: pass every key, or no_grad.")
-        tables = build_tables(weights, tokens, tile=tile_of(dtype, capability(q)), causal=causal, device=q.device)
-        out, lse = FusedAttention.apply(q, k, v, tables, pads, starts, gaps, scale)
+        tile = tile_of(dtype, capability(q))
+        tables = tables_on_device(weights, tokens, tile=tile, causal=causal, device=q.device)
+        out, lse = fused(q, k, v, tables, pads, starts, gaps, scale)
     return out.to(dtype), lse
 
 
 def capability(q: torch.Tensor) -> int:
     """Major compute capability of q's GPU, 0 where there is none."""
-    return torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else 0
+    return _capability(q.device.index) if q.is_cuda else 0
+
+
+@torch.compiler.assume_constant_result
+def _capability(index: int) -> int:
+    return torch.cuda.get_device_capability(index)[0]
 
 
 def obstacle(q: torch.Tensor, weights: Weights) -> str | None:
     """Why this kernel cannot compute the call, in a sentence that says what to do; None if it can."""
-    if q.device.type != "cuda" and not interpreted():
+    counted = weights.count if isinstance(weights, PositionalLSH) and weights.weights == "count" else 0
+    return hindrance(q.device, q.dtype, q.shape[3], counted)
+
+
+def hindrance(device: torch.device, dtype: torch.dtype, dim: int, counted: int) -> str | None:
+    """The same of any call with this head dimension and this many masks that are counted, 0 of other weights."""
+    if device.type != "cuda" and not INTERPRETED:
         return (
             "kernel='triton' needs a CUDA GPU: use kernel='sdpa' on the CPU, or set TRITON_INTERPRET=1 before Python "
             "starts to run it, slowly, in Triton's interpreter."
         )
-    if q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"kernel='triton' takes float16, bfloat16 and float32, not {q.dtype}: use kernel='exact'."
-    if q.shape[3] > WIDEST:
-        return f"kernel='triton' takes head dimensions up to {WIDEST}, not {q.shape[3]}: use kernel='sdpa'."
-    if isinstance(weights, PositionalLSH) and weights.weights == "count" and weights.count > MOST:
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"kernel='triton' takes float16, bfloat16 and float32, not {dtype}: use kernel='exact'."
+    if dim > WIDEST:
+        return f"kernel='triton' takes head dimensions up to {WIDEST}, not {dim}: use kernel='sdpa'."
+    if counted > MOST:
         return (
-            f"kernel='triton' counts at most {MOST} masks, not {weights.count}: use fewer masks, weights 'rb', or "
+            f"kernel='triton' counts at most {MOST} masks, not {counted}: use fewer masks, weights 'rb', or "
             "kernel='sdpa'."
         )
     return None

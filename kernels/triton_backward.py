@@ -4,276 +4,71 @@ With p the attention of a pair and delta = dout . out of its row (less the gradi
 score's gradient is ``p * (dout . v - delta)``. The masks and slopes get no gradient: they are constants.
 """
 
-import triton
-import triton.language as tl
+import torch
 
-from kernels.triton_weights import between, bounded, counts, far, holding, load_tile, near, scales, to_sinks
-
-
-@triton.jit
-def _row_values(Lse, Delta, at, rows, mine, LAW: tl.constexpr, MASKS: tl.constexpr):
-    """Base-2 log-sum-exp of the weighted sum as the forward pass had it, and delta, of rows that begin at `at`."""
-    lse = tl.load(Lse + at + rows, mask=mine, other=0.0) * 1.4426950408889634
-    if counts(LAW):
-        lse += tl.log2(MASKS * 1.0)
-    return lse, tl.load(Delta + at + rows, mask=mine, other=0.0)
+from kernels.tables import LOG2E, Tables
+from kernels.triton_dkdv import key_kernel
+from kernels.triton_dq import query_kernel
+from kernels.triton_weights import constants, on_device, pointers, width_of
 
 
-@triton.jit
-def _key_gradients(
-    dk, dv, score, factor, q, v, dout, lse, delta, LAW: tl.constexpr, PRECISION: tl.constexpr
-):  # fmt: skip
-    """dk and dv with one more tile of rows; scores are (keys, rows): products take them as they are."""
-    p = tl.exp2(score - lse[None, :])
-    if scales(LAW):
-        p = p * factor
-    dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
-    dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
-    ds = p * (dp - delta[None, :])
-    return tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION), dv
+def backward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    dout: torch.Tensor,
+    dlse: torch.Tensor,
+    tables: Tables,
+    pads: list[int],
+    starts: list[int],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients like q, k and v from those of out (B, H, Tq, D) and lse (B, H, Tq); padding gets 0. The last dimension
+    of q, k, v and dout is dense."""
+    batch, heads, queries, dim = q.shape
+    kv_heads, keys, tile = k.shape[1], k.shape[2], tables.tile
+    delta = ((dout.float() * out.float()).sum(-1) - dlse).contiguous()
+    dq = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    # one for each query head, to be summed over those that share a key head
+    dk, dv = (torch.zeros(batch, heads, keys, dim, dtype=q.dtype, device=q.device) for _ in range(2))
+    since, until = visitors(tables)
+    inputs = (q, k, v, dout)
+    strides = [stride for x in inputs for stride in x.stride()[:3]]
+    sizes = (heads, heads // kv_heads, queries, keys, tables.first.shape[1], tables.bias.shape[-1])
+    common = (on_device(pads, q), on_device(starts, q), *pointers(tables), *strides, *sizes, scale, scale * LOG2E)
+    kind = (tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tile)
+    query_kernel[(batch, (queries + 2 * tile - 2) // tile, heads)](
+        *inputs, dq, lse, delta, *common, **constants_of(*kind, keys=False)
+    )
+    key_kernel[(batch, tables.first.shape[1] // tile, heads)](
+        *inputs, dk, dv, lse, delta, since, until, *common, **constants_of(*kind, keys=True)
+    )
+    if heads != kv_heads:
+        dk, dv = (x.view(batch, kv_heads, -1, keys, dim).float().sum(2).to(q.dtype) for x in (dk, dv))
+    return dq, dk, dv
 
 
-@triton.jit
-def _query_gradient(
-    dq, score, factor, k, v, dout, lse, delta, LAW: tl.constexpr, PRECISION: tl.constexpr
-):  # fmt: skip
-    """dq with one more tile of keys."""
-    p = tl.exp2(score - lse[:, None])
-    if scales(LAW):
-        p = p * factor
-    dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
-    ds = p * (dp - delta[:, None])
-    return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+def visitors(tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first row that visits each tile of keys, and the row after the last: two (H, tiles) int32."""
+    heads, padded = tables.first.shape
+    begin = torch.arange(0, padded, tables.tile, device=tables.first.device, dtype=torch.int32).expand(heads, -1)
+    end = begin + (tables.tile - 1)
+    until = torch.searchsorted(tables.first, end.contiguous(), right=True)
+    since = begin if tables.causal else torch.searchsorted(tables.last, begin.contiguous())
+    return since.int().contiguous(), until.int()
 
 
-@triton.jit
-def query_kernel(
-    Q, K, V, Dout, Dq, Lse, Delta, Pad, Start, Order, First, Last, Slope, Bias, Planes, Corners, Share,
-    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, d_b, d_h, d_t,
-    heads, group, queries, keys, padded, reach, scale, scale2,
-    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, DIM: tl.constexpr,
-    WIDE: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
-):  # fmt: skip
-    """Grid and arguments as in the forward pass; Dq (batch, heads, queries, DIM) dense, Dout with strides d_. Keys are
-    taken STEP at a time."""
-    WORDS: tl.constexpr = (MASKS + 31) // 32
-    sequence = tl.program_id(0).to(tl.int64)
-    head = tl.load(Order + tl.program_id(2)).to(tl.int64)
-    pad = tl.load(Pad + tl.program_id(0))
-    start, tokens = tl.load(Start + tl.program_id(0)), keys - pad
-    tile = tl.maximum(start, 0) // TILE + tl.num_programs(1) - 1 - tl.program_id(1)
-    i0 = tile * TILE
-    if i0 >= start + queries:
-        return
-    rows, step = i0 + tl.arange(0, TILE), tl.arange(0, STEP)
-    mine = (rows >= start) & (rows < start + queries)
-    key_base = K + sequence * k_b + (head // group) * k_h + pad.to(tl.int64) * k_t
-    value_base = V + sequence * v_b + (head // group) * v_h + pad.to(tl.int64) * v_t
-    q = load_tile(Q + sequence * q_b + head * q_h + (i0 - start).to(tl.int64) * q_t, q_t, mine, False, DIM, WIDE, TILE)
-    dout_base = Dout + sequence * d_b + head * d_h + (i0 - start).to(tl.int64) * d_t
-    dout = load_tile(dout_base, d_t, mine, False, DIM, WIDE, TILE)
-    row_base = (sequence * heads + head) * queries - start
-    lse, delta = _row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
-    lowest = tl.load(First + head * padded + i0) // STEP * STEP
-    first = tl.load(First + head * padded + rows)
-    last = rows
-    highest = i0
-    if not CAUSAL:
-        last = tl.load(Last + head * padded + rows)
-        highest = tl.minimum(tl.load(Last + head * padded + i0 + TILE - 1), tokens - 1)
-    slope = 0.0
-    if (LAW == "linear") or (LAW == "rb"):
-        slope = tl.load(Slope + head)
-    bias, share = Bias + head * reach, Share + head * (WORDS * 32)
-    corner = Corners + (head * (padded // TILE) + tile) * (4 * WORDS * 32)
-
-    dq = tl.zeros([TILE, WIDE], tl.float32)
-    for j0 in tl.range(i0, i0 + TILE, STEP):
-        columns = j0 + step
-        here = columns < tokens
-        k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, STEP)
-        v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, STEP)
-        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-        seen = here[None, :] & (columns[None, :] <= last[:, None]) & (columns[None, :] >= first[:, None])
-        score, factor = near(
-            score, rows, columns, seen, slope, bias, Planes + head * padded, heads * padded.to(tl.int64), share, i0,
-            LAW, MASKS, TILE, ASM,
-        )  # fmt: skip
-        dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
-    word, word_2 = rows, rows
-    if counts(LAW):
-        word = holding(corner, rows, 0, MASKS, False)
-        if MASKS > 32:
-            word_2 = holding(corner, rows, 1, MASKS, False)
-    for j0 in tl.range(lowest, i0, STEP):
-        columns = j0 + step
-        k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, mine, True, DIM, WIDE, STEP)
-        v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, mine, True, DIM, WIDE, STEP)
-        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-        score, factor = far(
-            score, rows, columns, columns[None, :] >= first[:, None], slope, bias, share, word, word_2, corner, i0, j0,
-            LAW, MASKS, True, bounded(SINKS, CAUSAL), ASM,
-        )  # fmt: skip
-        dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
-    if not CAUSAL:
-        corner += 2 * WORDS * 32
-        if counts(LAW):
-            word = holding(corner, rows, 0, MASKS, True)
-            if MASKS > 32:
-                word_2 = holding(corner, rows, 1, MASKS, True)
-        for j0 in tl.range(i0 + TILE, highest + 1, STEP):
-            columns = j0 + step
-            here = columns < tokens
-            if SINKS > 0:
-                here = here & (columns >= SINKS)
-            k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, STEP)
-            v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, STEP)
-            score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-            seen = here[None, :] & (columns[None, :] <= last[:, None])
-            score, factor = far(
-                score, rows, columns, seen, slope, bias, share, word, word_2, corner, i0, j0,
-                LAW, MASKS, False, True, ASM,
-            )  # fmt: skip
-            dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
-    if SINKS > 0:
-        slope = tl.load(Slope + head)
-        for j0 in tl.range(0, SINKS, STEP):
-            columns = j0 + step
-            here = (columns < SINKS) & (columns < tokens)
-            k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, STEP)
-            v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, STEP)
-            score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-            seen = here[None, :] & (columns[None, :] >= 0)
-            if CAUSAL:
-                seen = seen & (columns[None, :] <= rows[:, None])
-            score, factor = to_sinks(score, between(rows, columns, i0, j0), seen, slope, LAW, MASKS)
-            dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
-    dims = tl.arange(0, WIDE)
-    to = Dq + (row_base + rows)[:, None] * DIM + dims[None, :]
-    tl.store(to, (dq * scale).to(Dq.dtype.element_ty), mask=mine[:, None] & (dims < DIM)[None, :])
-
-
-@triton.jit
-def key_kernel(
-    Q, K, V, Dout, Dk, Dv, Lse, Delta, Since, Until,
-    Pad, Start, Order, First, Last, Slope, Bias, Planes, Corners, Share,
-    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, d_b, d_h, d_t,
-    heads, group, queries, keys, padded, reach, scale, scale2,
-    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, DIM: tl.constexpr,
-    WIDE: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
-):  # fmt: skip
-    """Grid (batch, tiles of keys, heads). Dk, Dv (batch, heads, keys, DIM) dense, one for each query head; Since, Until
-    (heads, tiles) int32: the first row that visits the tile, and the row after the last. Rows are taken STEP at a
-    time."""
-    WORDS: tl.constexpr = (MASKS + 31) // 32
-    sequence = tl.program_id(0).to(tl.int64)
-    head = tl.load(Order + tl.program_id(2)).to(tl.int64)
-    pad = tl.load(Pad + tl.program_id(0))
-    start, tokens = tl.load(Start + tl.program_id(0)), keys - pad
-    tile = tl.program_id(1)
-    j0 = tile * TILE
-    if j0 >= tokens:
-        return
-    columns, step = j0 + tl.arange(0, TILE), tl.arange(0, STEP)
-    here = columns < tokens
-    key_base = K + sequence * k_b + (head // group) * k_h + (pad + j0).to(tl.int64) * k_t
-    value_base = V + sequence * v_b + (head // group) * v_h + (pad + j0).to(tl.int64) * v_t
-    k = load_tile(key_base, k_t, here, False, DIM, WIDE, TILE)
-    v = load_tile(value_base, v_t, here, False, DIM, WIDE, TILE)
-    query_base = Q + sequence * q_b + head * q_h - start.to(tl.int64) * q_t
-    dout_base = Dout + sequence * d_b + head * d_h - start.to(tl.int64) * d_t
-    row_base = (sequence * heads + head) * queries - start
-    slope = 0.0
-    if (LAW == "linear") or (LAW == "rb"):
-        slope = tl.load(Slope + head)
-    bias, share = Bias + head * reach, Share + head * (WORDS * 32)
-    tables = head * (padded // TILE) + tile
-    corner = Corners + tables * (4 * WORDS * 32)
-    dk = tl.zeros([TILE, WIDE], tl.float32)
-    dv = tl.zeros([TILE, WIDE], tl.float32)
-
-    if SINKS > 0:
-        slope = tl.load(Slope + head)
-        begin = tl.maximum(start, 0) // STEP * STEP
-        if CAUSAL:
-            begin = tl.maximum(begin, j0)
-        for i0 in tl.range(begin, tl.where(j0 < SINKS, start + queries, 0), STEP):
-            rows = i0 + step
-            mine = (rows >= start) & (rows < start + queries)
-            q = load_tile(query_base + tl.cast(i0, tl.int64) * q_t, q_t, mine, False, DIM, WIDE, STEP)
-            dout = load_tile(dout_base + tl.cast(i0, tl.int64) * d_t, d_t, mine, False, DIM, WIDE, STEP)
-            lse, delta = _row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
-            score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
-            seen = (here & (columns < SINKS))[:, None] & mine[None, :]
-            if CAUSAL:
-                seen = seen & (columns[:, None] <= rows[None, :])
-            score, factor = to_sinks(score, between(columns, rows, j0, i0), seen, slope, LAW, MASKS)
-            dk, dv = _key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
-
-    for i0 in tl.range(j0, j0 + TILE, STEP):
-        rows = i0 + step
-        mine = (rows >= start) & (rows < start + queries)
-        q = load_tile(query_base + tl.cast(i0, tl.int64) * q_t, q_t, mine, False, DIM, WIDE, STEP)
-        dout = load_tile(dout_base + tl.cast(i0, tl.int64) * d_t, d_t, mine, False, DIM, WIDE, STEP)
-        lse, delta = _row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
-        first = tl.load(First + head * padded + rows)
-        last = rows
-        if not CAUSAL:
-            last = tl.load(Last + head * padded + rows)
-        score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
-        seen = here[:, None] & (columns[:, None] <= last[None, :]) & (columns[:, None] >= first[None, :])
-        score, factor = near(
-            score, columns, rows, seen, slope, bias, Planes + head * padded, heads * padded.to(tl.int64), share, j0,
-            LAW, MASKS, TILE, ASM,
-        )  # fmt: skip
-        dk, dv = _key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
-
-    # rows after the tile: their blocks reach back over its last token
-    word, word_2 = columns, columns
-    if counts(LAW):
-        word = holding(corner + 2 * WORDS * 32, columns, 0, MASKS, True)
-        if MASKS > 32:
-            word_2 = holding(corner + 2 * WORDS * 32, columns, 1, MASKS, True)
-    begin = tl.maximum(j0 + TILE, start // STEP * STEP)
-    stop = tl.minimum(tl.load(Until + tables), start + queries)
-    for i0 in tl.range(begin, stop, STEP):
-        rows = i0 + step
-        mine = (rows >= start) & (rows < start + queries)
-        q = load_tile(query_base + tl.cast(i0, tl.int64) * q_t, q_t, mine, False, DIM, WIDE, STEP)
-        dout = load_tile(dout_base + tl.cast(i0, tl.int64) * d_t, d_t, mine, False, DIM, WIDE, STEP)
-        lse, delta = _row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
-        first = tl.load(First + head * padded + rows)
-        score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
-        score, factor = far(
-            score, columns, rows, columns[:, None] >= first[None, :], slope, bias, share, word, word_2,
-            corner + 2 * WORDS * 32, j0, i0, LAW, MASKS, False, bounded(SINKS, CAUSAL), ASM,
-        )  # fmt: skip
-        dk, dv = _key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
-    # rows before it: their blocks reach forward over its first token
-    if not CAUSAL:
-        if counts(LAW):
-            word = holding(corner, columns, 0, MASKS, False)
-            if MASKS > 32:
-                word_2 = holding(corner, columns, 1, MASKS, False)
-        begin = tl.maximum(tl.load(Since + tables), tl.maximum(start, 0)) // STEP * STEP
-        for i0 in tl.range(begin, tl.minimum(j0, start + queries), STEP):
-            rows = i0 + step
-            mine = (rows >= start) & (rows < start + queries)
-            q = load_tile(query_base + tl.cast(i0, tl.int64) * q_t, q_t, mine, False, DIM, WIDE, STEP)
-            dout = load_tile(dout_base + tl.cast(i0, tl.int64) * d_t, d_t, mine, False, DIM, WIDE, STEP)
-            lse, delta = _row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
-            last = tl.load(Last + head * padded + rows)
-            score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
-            seen = here[:, None] & (columns[:, None] <= last[None, :])
-            if SINKS > 0:
-                seen = seen & (columns >= SINKS)[:, None]
-            score, factor = far(
-                score, columns, rows, seen, slope, bias, share,
-                word, word_2, corner, j0, i0, LAW, MASKS, True, True, ASM,
-            )  # fmt: skip
-            dk, dv = _key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
-    dims = tl.arange(0, WIDE)
-    to = ((sequence * heads + head) * keys + pad + columns)[:, None] * DIM + dims[None, :]
-    kept = here[:, None] & (dims < DIM)[None, :]
-    tl.store(Dk + to, (dk * scale).to(Dk.dtype.element_ty), mask=kept)
-    tl.store(Dv + to, dv.to(Dv.dtype.element_ty), mask=kept)
+def constants_of(
+    law: str, masks: int, sinks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int, *, keys: bool
+) -> dict:
+    """`constants` of the backward kernels, the one over tiles of `keys` or that over tiles of rows."""
+    wide = width_of(dim) == 128
+    fixed = constants(law, masks, sinks, causal, dim, dtype, tile)
+    # a whole tile of the other side, beside accumulators and inputs of its own, would spill
+    fixed["STEP"] = tile // 2 if wide else tile
+    # with 4 warps dk and dv spill on sm_90, and before it dq where it counts and has sinks
+    if wide and (tile == 64 if keys else tile == 32 and sinks > 0 and law == "count"):
+        fixed["num_warps"] = 8
+    return fixed

@@ -9,15 +9,16 @@ import triton
 import triton.language as tl
 
 from kernels.tables import LOG2E, RowTables
+from kernels.triton_tiles import load_pair, load_tile, place_of, row_of
 from kernels.triton_weights import (
+    ANY,
     HIDDEN,
+    INTERPRETED,
     LN2,
     between,
     by_distance,
     clear_padding,
     counts,
-    interpreted,
-    load_tile,
     on_device,
     precision_of,
     scales,
@@ -44,7 +45,7 @@ def _absorb(acc, total, top, score, factor, seen, value, LAW: tl.constexpr, PREC
     return acc, total, higher
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY)
 def decode_kernel(
     Q, K, V, Part, Lse, Pad, Start, Gap, First, Starts, Slope, Bias, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
@@ -58,8 +59,7 @@ def decode_kernel(
     the second, and so on."""
     split, splits = tl.program_id(0), tl.num_programs(0)
     sequence, head = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    pad = tl.load(Pad + sequence)
-    start = tl.load(Start + sequence)
+    start, _, lead, gap = place_of(Pad, Start, Gap, sequence, 0, GAPS)
     place = tl.arange(0, ROWS)
     rows = start + place
     mine = place < queries
@@ -71,12 +71,9 @@ def decode_kernel(
     begin = lowest + split * each
     stop = tl.minimum(begin + each, stop)
 
-    q = load_tile(Q + sequence * q_b + head * q_h, q_t, mine, False, DIM, WIDE, ROWS)
-    lead = pad  # slots before token 0, were no token left out
-    if GAPS:
-        lead -= tl.load(Gap + sequence)
-    key_base = K + sequence * k_b + (head // group) * k_h + lead.to(tl.int64) * k_t
-    value_base = V + sequence * v_b + (head // group) * v_h + lead.to(tl.int64) * v_t
+    q = load_tile(row_of(Q, sequence, head, 0, q_b, q_h, q_t), q_t, mine, False, DIM, WIDE, ROWS)
+    key_base = row_of(K, sequence, head // group, lead, k_b, k_h, k_t)
+    value_base = row_of(V, sequence, head // group, lead, v_b, v_h, v_t)
     slope = 0.0
     if (LAW == "linear") or (LAW == "rb"):
         slope = tl.load(Slope + head)
@@ -85,13 +82,14 @@ def decode_kernel(
     acc = tl.zeros([ROWS, WIDE], tl.float32)
     if SINKS > 0:
         slope = tl.load(Slope + head)
-        sink_keys = K + sequence * k_b + (head // group) * k_h + pad.to(tl.int64) * k_t
-        sink_values = V + sequence * v_b + (head // group) * v_h + pad.to(tl.int64) * v_t
+        sink_keys, sink_values = key_base, value_base
+        if GAPS:  # they lie before what is left out
+            sink_keys += gap.to(tl.int64) * k_t
+            sink_values += gap.to(tl.int64) * v_t
         for j0 in range(0, tl.where(split == 0, SINKS, 0), COLUMNS):
             columns = j0 + tl.arange(0, COLUMNS)
             here = (columns < SINKS) & (columns < start + queries)
-            k = load_tile(sink_keys + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, COLUMNS)
-            v = load_tile(sink_values + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, COLUMNS)
+            k, v = load_pair(sink_keys, sink_values, k_t, v_t, j0, here, False, DIM, WIDE, COLUMNS)
             score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
             seen = here[None, :] & (columns[None, :] <= rows[:, None])
             score, factor = to_sinks(score, between(rows, columns, start, j0), seen, slope, LAW, MASKS)
@@ -99,8 +97,7 @@ def decode_kernel(
     for j0 in range(begin, stop, COLUMNS):
         columns = j0 + tl.arange(0, COLUMNS)
         here = columns < stop
-        k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, COLUMNS)
-        v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, COLUMNS)
+        k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, COLUMNS)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         seen = here[None, :] & (columns[None, :] <= rows[:, None]) & (columns[None, :] >= first[:, None])
         if counts(LAW):
@@ -126,7 +123,7 @@ def decode_kernel(
     tl.store(Part + to[:, None] * DIM + dims[None, :], acc / total[:, None], mask=mine[:, None] & (dims < DIM)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY)
 def merge_kernel(
     Part, Lse, Out, Whole, o_b, o_h, o_t, heads, queries, splits,
     DIM: tl.constexpr, WIDE: tl.constexpr, SPLITS: tl.constexpr,
@@ -175,7 +172,7 @@ def decode(
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         heads, heads // k.shape[1], queries, tables.bias.shape[-1], scale * LOG2E,
         LAW=tables.law, MASKS=tables.masks, SINKS=tables.sinks, GAPS=any(gaps), DIM=dim, WIDE=width_of(dim), ROWS=ROWS,
-        COLUMNS=32 if interpreted() else COLUMNS, PRECISION=precision_of(q.dtype),
+        COLUMNS=32 if INTERPRETED else COLUMNS, PRECISION=precision_of(q.dtype),
         enable_fp_fusion=True,
     )  # fmt: skip
     merge_kernel[(batch, heads, queries)](

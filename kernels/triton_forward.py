@@ -9,7 +9,9 @@ import triton
 import triton.language as tl
 
 from kernels.tables import LOG2E, Tables
+from kernels.triton_tiles import load_pair, load_tile, place_of, row_of
 from kernels.triton_weights import (
+    ANY,
     HIDDEN,
     LN2,
     between,
@@ -18,13 +20,14 @@ from kernels.triton_weights import (
     constants,
     counts,
     far,
-    holding,
-    load_tile,
     near,
     on_device,
     pointers,
     scales,
+    sink_step,
     to_sinks,
+    weights_of,
+    words_of,
 )
 
 
@@ -45,6 +48,26 @@ def _absorb(
 
 
 @triton.jit
+def _absorb_sinks(
+    acc, total, top, q, key_base, value_base, k_t, v_t, rows, i0, tokens, slope, scale2,
+    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, DIM: tl.constexpr,
+    WIDE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`_absorb` of the keys 0 .. SINKS - 1, of which `tokens` are there."""
+    for j0 in tl.range(0, SINKS, STEP):
+        columns = j0 + tl.arange(0, STEP)
+        here = (columns < SINKS) & (columns < tokens)
+        k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, STEP)
+        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+        seen = here[None, :] & (columns[None, :] >= 0)
+        if CAUSAL:
+            seen = seen & (columns[None, :] <= rows[:, None])
+        score, factor = to_sinks(score, between(rows, columns, i0, j0), seen, slope, LAW, MASKS)
+        acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+    return acc, total, top
+
+
+@triton.jit(do_not_specialize=ANY)
 def forward_kernel(
     Q, K, V, Out, Lse, Pad, Start, Gap, Order, First, Last, Slope, Bias, Planes, Corners, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,
@@ -56,18 +79,10 @@ def forward_kernel(
     dimension dense; Lse (batch, heads, queries) dense. Pad, Start, Gap (batch,) int32: the slots of padding before
     the keys, the token of the first query and, read with GAPS, how many tokens are left out after the sinks. The
     other pointers are those of `Tables`, `reach` the width of its bias and `padded` its N."""
-    WORDS: tl.constexpr = (MASKS + 31) // 32
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
-    pad = tl.load(Pad + tl.program_id(0))
-    start = tl.load(Start + tl.program_id(0))
-    tokens = keys - pad
-    lead = pad  # slots before token 0, were no token left out
-    if GAPS:
-        gap = tl.load(Gap + tl.program_id(0))
-        tokens += gap
-        lead -= gap
-        held = SINKS + gap  # the first token after those left out
+    start, tokens, lead, gap = place_of(Pad, Start, Gap, sequence, keys, GAPS)
+    held = SINKS + gap  # the first token after those left out
     tile = tl.maximum(start, 0) // TILE + tl.num_programs(1) - 1 - tl.program_id(1)
     i0 = tile * TILE
     if i0 >= start + queries:
@@ -75,10 +90,9 @@ def forward_kernel(
     place = tl.arange(0, TILE)
     rows = i0 + place
     mine = (rows >= start) & (rows < start + queries)
-    key_base = K + sequence * k_b + (head // group) * k_h + lead.to(tl.int64) * k_t
-    value_base = V + sequence * v_b + (head // group) * v_h + lead.to(tl.int64) * v_t
-    query_base = Q + sequence * q_b + head * q_h + (i0 - start).to(tl.int64) * q_t
-    q = load_tile(query_base, q_t, mine, False, DIM, WIDE, TILE)
+    key_base = row_of(K, sequence, head // group, lead, k_b, k_h, k_t)
+    value_base = row_of(V, sequence, head // group, lead, v_b, v_h, v_t)
+    q = load_tile(row_of(Q, sequence, head, i0 - start, q_b, q_h, q_t), q_t, mine, False, DIM, WIDE, TILE)
 
     first_of = First + head * padded
     lowest = tl.load(first_of + i0) // TILE * TILE
@@ -86,13 +100,8 @@ def forward_kernel(
     last = rows
     if not CAUSAL:
         last = tl.load(Last + head * padded + rows)
-    slope = 0.0
-    if (LAW == "linear") or (LAW == "rb"):
-        slope = tl.load(Slope + head)
-    bias = Bias + head * reach
+    slope, bias, share, corner = weights_of(head, tile, Slope, Bias, Share, Corners, padded // TILE, reach, LAW, MASKS)
     planes = Planes + head * padded
-    corner = Corners + (head * (padded // TILE) + tile) * (4 * WORDS * 32)
-    share = Share + head * (WORDS * 32)
 
     top = tl.full([TILE], HIDDEN, tl.float32)
     total = tl.zeros([TILE], tl.float32)
@@ -102,8 +111,7 @@ def forward_kernel(
     here = rows < tokens
     if GAPS:
         here = here & (rows >= held)
-    k = load_tile(key_base + i0.to(tl.int64) * k_t, k_t, here, False, DIM, WIDE, TILE)
-    v = load_tile(value_base + i0.to(tl.int64) * v_t, v_t, here, False, DIM, WIDE, TILE)
+    k, v = load_pair(key_base, value_base, k_t, v_t, i0, here, False, DIM, WIDE, TILE)
     score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
     seen = here[None, :] & (rows[None, :] <= last[:, None]) & (rows[None, :] >= first[:, None])
     score, factor = near(
@@ -112,17 +120,12 @@ def forward_kernel(
     acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
 
     # tiles before it: every key is a token, and none lies after a row
-    word, word_2 = rows, rows
-    if counts(LAW):
-        word = holding(corner, rows, 0, MASKS, False)
-        if MASKS > 32:
-            word_2 = holding(corner, rows, 1, MASKS, False)
+    word, word_2 = words_of(corner, rows, LAW, MASKS, False)
     for j0 in tl.range(lowest, i0, TILE):
         columns = j0 + place
         if GAPS:
             here = columns >= held
-        k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, not GAPS, DIM, WIDE, TILE)
-        v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, not GAPS, DIM, WIDE, TILE)
+        k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, not GAPS, DIM, WIDE, TILE)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         seen = columns[None, :] >= first[:, None]
         score, factor = far(
@@ -133,19 +136,15 @@ def forward_kernel(
 
     # tiles after it
     if not CAUSAL:
-        corner += 2 * WORDS * 32
-        if counts(LAW):
-            word = holding(corner, rows, 0, MASKS, True)
-            if MASKS > 32:
-                word_2 = holding(corner, rows, 1, MASKS, True)
+        corner += 2 * ((MASKS + 31) // 32) * 32
+        word, word_2 = words_of(corner, rows, LAW, MASKS, True)
         highest = tl.minimum(tl.load(Last + head * padded + i0 + TILE - 1), tokens - 1)
         for j0 in tl.range(i0 + TILE, highest + 1, TILE):
             columns = j0 + place
             here = columns < tokens
             if SINKS > 0:
                 here = here & (columns >= SINKS)
-            k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, TILE)
-            v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, TILE)
+            k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, TILE)
             score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
             seen = here[None, :] & (columns[None, :] <= last[:, None])
             score, factor = far(
@@ -159,22 +158,14 @@ def forward_kernel(
         if GAPS:  # they lie before what is left out
             key_base += gap.to(tl.int64) * k_t
             value_base += gap.to(tl.int64) * v_t
-        slope = tl.load(Slope + head)
-        for j0 in tl.range(0, SINKS, TILE):
-            columns = j0 + place
-            here = (columns < SINKS) & (columns < tokens)
-            k = load_tile(key_base + tl.cast(j0, tl.int64) * k_t, k_t, here, False, DIM, WIDE, TILE)
-            v = load_tile(value_base + tl.cast(j0, tl.int64) * v_t, v_t, here, False, DIM, WIDE, TILE)
-            score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-            seen = here[None, :] & (columns[None, :] >= 0)
-            if CAUSAL:
-                seen = seen & (columns[None, :] <= rows[:, None])
-            score, factor = to_sinks(score, between(rows, columns, i0, j0), seen, slope, LAW, MASKS)
-            acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+        acc, total, top = _absorb_sinks(
+            acc, total, top, q, key_base, value_base, k_t, v_t, rows, i0, tokens, tl.load(Slope + head), scale2,
+            LAW, CAUSAL, MASKS, SINKS, DIM, WIDE, sink_step(SINKS, TILE), PRECISION,
+        )  # fmt: skip
 
     dims = tl.arange(0, WIDE)
     total = tl.where(mine, total, 1.0)
-    to = Out + sequence * o_b + head * o_h + (i0 - start).to(tl.int64) * o_t + place[:, None] * o_t + dims[None, :]
+    to = row_of(Out, sequence, head, i0 - start, o_b, o_h, o_t) + place[:, None] * o_t + dims[None, :]
     tl.store(to, (acc / total[:, None]).to(Out.dtype.element_ty), mask=mine[:, None] & (dims < DIM)[None, :])
     lse = top + tl.log2(total)
     if counts(LAW):

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: how they load tiles, and how they weigh a tile's pairs by `kernels.tables`."""
+"""What the Triton kernels share: how they weigh a tile's pairs by `kernels.tables`, and how they are launched."""
 
 import torch
 import triton
@@ -7,21 +7,11 @@ import triton.language as tl
 from kernels.tables import Tables
 
 HIDDEN = tl.constexpr(-1.0e30)  # score of a pair that is not visited: finite, so that no difference of scores is NaN
+# arguments whose value changes nothing in the code: no compilation of its own for an even length, or a single head
+ANY = ("heads", "group", "queries", "keys", "reach", "masks", "number", "tokens", "sinks", "splits")
+# whether Triton runs kernels in its interpreter (TRITON_INTERPRET=1 when they are imported)
+INTERPRETED = triton.knobs.runtime.interpret
 LN2 = tl.constexpr(0.6931471805599453)
-
-
-@triton.jit
-def load_tile(base, stride, here, ALL: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr):
-    """TILE rows of DIM numbers from `base`, `stride` apart, as (TILE, WIDE); 0 beyond DIM and, unless ALL, where `here`
-    is false: nothing is read there."""
-    dims = tl.arange(0, WIDE)
-    at = base + tl.arange(0, TILE)[:, None] * stride + dims[None, :]
-    if ALL and DIM == WIDE:
-        return tl.load(at)
-    kept = (dims < DIM)[None, :]
-    if not ALL:
-        kept = kept & here[:, None]
-    return tl.load(at, mask=kept, other=0.0)
 
 
 @triton.jit
@@ -47,6 +37,28 @@ def holding(corner, positions, WORD: tl.constexpr, MASKS: tl.constexpr, STARTING
     else:
         held = tl.load(corner + ((MASKS + 31) // 32 + WORD) * 32 + lane)[None, :] > positions[:, None]
     return tl.sum(tl.where(held, one[None, :], 0), 1)
+
+
+@triton.jit
+def words_of(corner, positions, LAW: tl.constexpr, MASKS: tl.constexpr, STARTING: tl.constexpr):
+    """The two words of `holding` where the law counts and there are so many masks; else anything of that shape."""
+    word, word_2 = positions, positions
+    if counts(LAW):
+        word = holding(corner, positions, 0, MASKS, STARTING)
+        if MASKS > 32:
+            word_2 = holding(corner, positions, 1, MASKS, STARTING)
+    return word, word_2
+
+
+@triton.jit
+def weights_of(head, tile, Slope, Bias, Share, Corners, tiles, reach, LAW: tl.constexpr, MASKS: tl.constexpr):
+    """Of a head's tables, so many `tiles` long: slope, pointers to bias and shares, and to the corners of a tile."""
+    slope = 0.0
+    if (LAW == "linear") or (LAW == "rb"):
+        slope = tl.load(Slope + head)
+    words: tl.constexpr = (MASKS + 31) // 32
+    corner = Corners + (head * tiles + tile) * (4 * words * 32)
+    return slope, Bias + head * reach, Share + head * (words * 32), corner
 
 
 @triton.jit
@@ -168,13 +180,14 @@ def scales(law):
 
 
 @triton.constexpr_function
+def sink_step(sinks, step):
+    """How many sinks are taken at a time: a product takes 16 at least, and fewer registers than a whole step."""
+    return min(step, max(16, triton.next_power_of_2(sinks)))
+
+
+@triton.constexpr_function
 def tile_depth(tile):
     return max(1, tile.bit_length() - 1)
-
-
-def interpreted() -> bool:
-    """Whether Triton runs kernels in its interpreter (TRITON_INTERPRET=1 when the kernels were imported)."""
-    return not isinstance(popcount, triton.runtime.JITFunction)
 
 
 def pointers(tables: Tables) -> list[torch.Tensor]:
@@ -210,7 +223,7 @@ def constants(law: str, masks: int, sinks: int, causal: bool, dim: int, dtype: t
         "WIDE": width_of(dim),
         "TILE": tile,
         "PRECISION": precision_of(dtype),
-        "ASM": not interpreted(),
+        "ASM": not INTERPRETED,
         "num_warps": 8 if many or dtype == torch.float32 else 4,
         "num_stages": 2,
         "enable_fp_fusion": True,  # the default changes with Triton's version

@@ -1,7 +1,7 @@
 """The weights of Positional LSH: on the union of S random masks."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -30,6 +30,13 @@ class PositionalLSH(Weights):
     sampler: str
     weights: str
     sinks: int = 0
+    # read here, once: code that is compiled cannot read numbers of a tensor on the host
+    span: int = field(init=False, repr=False, compare=False)
+    alike: bool = field(init=False, repr=False, compare=False)  # no mask weighs more than another
+
+    def __post_init__(self):
+        object.__setattr__(self, "span", math.ceil(float(self.masks.width.max())))
+        object.__setattr__(self, "alike", bool((self.masks.log_weight == 0).all()))
 
     @classmethod
     def draw(
@@ -66,10 +73,6 @@ class PositionalLSH(Weights):
     @property
     def numbers_per_row(self) -> int:
         return self.count
-
-    @property
-    def span(self) -> int:
-        return math.ceil(float(self.masks.width.max()))
 
     def log_distance(self, heads: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
         """log w of a covered pair for "rb" and "exact": distance (N,) or (G, N) tokens -> (G, N) float64."""
@@ -122,7 +125,7 @@ class PositionalLSH(Weights):
             edges, order = (start - offset).clamp_(0, width).int().sort(-1)
             # a row among the sinks ends before the first column that counts
             stop = torch.maximum((rows[..., None] + 1 - offset).clamp_(0, width).int(), edges[..., -1:])
-            if bool((self.masks.log_weight == 0).all()):  # equal weights: the sorted order says nothing
+            if self.alike:  # equal weights: the sorted order says nothing
                 value = torch.arange(1, count + 1, device=device, dtype=torch.float64).expand(start.shape)
             else:
                 value = weight.gather(-1, order).cumsum(-1)

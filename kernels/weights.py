@@ -21,6 +21,9 @@ class Weights(ABC):
 
     slopes: torch.Tensor
     sinks: int = 0
+    span: int | None = (
+        None  # how far back any row of any head can reach at most, in tokens, sinks apart; None: no bound
+    )
 
     @property
     def heads(self) -> int:
@@ -30,11 +33,6 @@ class Weights(ABC):
     def numbers_per_row(self) -> int:
         """How many numbers describe what one row visits: what a kernel that works by pieces must have room for."""
         return 1
-
-    @property
-    def span(self) -> int | None:
-        """How far back any row of any head can reach at most, in tokens, sinks apart; None without a bound."""
-        return None
 
     @abstractmethod
     def log_dense(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

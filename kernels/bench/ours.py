@@ -25,8 +25,8 @@ def fused(problem: Problem, weights: Weights):
     """(build, call): tables for these rows, and kernel `triton` on them: call(tables, q, k, v) -> out, lse."""
     from kernels.tables import build_row_tables, build_tables
     from kernels.triton_attend import capability  # triton exists on Linux only
-    from kernels.triton_autograd import FusedAttention
     from kernels.triton_decode import ROWS, decode
+    from kernels.triton_ops import fused as attend_fused
     from kernels.triton_weights import tile_of
 
     q, scale, begin = problem.q, problem.heads.dim**-0.5, problem.offset
@@ -39,7 +39,7 @@ def fused(problem: Problem, weights: Weights):
     tile = tile_of(q.dtype, capability(q))
     return (
         lambda: build_tables(weights, problem.tokens, tile=tile, causal=True, device=problem.device),
-        lambda tables, q, k, v: FusedAttention.apply(q, k, v, tables, [0], [begin], [0], scale),
+        lambda tables, q, k, v: attend_fused(q, k, v, tables, [0], [begin], [0], scale),
     )
 
 

@@ -258,6 +258,7 @@ def test_the_environment_is_recorded(run, tmp_path):
     found = only_store(tmp_path).finished()["environment"]
     for field in ("commit", "dirty", "packages", "device", "driver", "tf32", "host", "start", "command"):
         assert field in found
+    assert found["auto_kernel"] in (["sdpa"], ["triton"])  # what kernel=auto came to, here
     assert (
         found["packages"]["torch"] == torch.__version__ and "context=160" in found["command"] and found["tf32"] is False
     )

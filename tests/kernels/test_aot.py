@@ -1,6 +1,7 @@
 """What the compiler says to the kernels, for GPUs that are not at hand, against docs/results/aot.json."""
 
 import json
+import re
 
 import pytest
 
@@ -14,8 +15,8 @@ from kernels.aot import Configuration, blocks_per_sm, build, compare, every
 RECORD = json.loads(aot.RECORD.read_text())
 CHOSEN = [
     *(Configuration("forward", 90, law) for law in ("linear", "rb", "distance", "count", "sum")),
-    *(Configuration("forward", 80, law) for law in ("linear", "rb", "count")),
-    *(Configuration("forward", 90, law, 64, "fp16") for law in ("linear", "count")),
+    *(Configuration("forward", 80, law) for law in ("linear", "count")),
+    Configuration("forward", 90, "count", 64, "fp16"),
     *(Configuration("dq", cap, law) for cap in (80, 90) for law in ("linear", "rb", "count")),
     *(Configuration("dkdv", 90, law) for law in ("rb", "count")),
     *(Configuration("decode", 90, law) for law in ("rb", "count")),
@@ -23,15 +24,19 @@ CHOSEN = [
     Configuration("forward", 90, "count", causal=False),
     Configuration("forward", 90, "rb", sinks=4),
     Configuration("dq", 90, "count", sinks=4),
+    Configuration("tables", 90, "count", causal=False),
+    Configuration("rows", 90, "count"),
 ]
+POSITIONS = [c for c in CHOSEN if c.kernel in aot.TABLES]
 TWO_BLOCKS = {"linear", "rb", "count"}  # with up to 32 masks, causal
 
 
 @pytest.mark.parametrize("configuration", CHOSEN, ids=lambda configuration: configuration.id)
 def test_resources(configuration: Configuration):
     c, found = configuration, build(configuration)
-    # few query rows at a time are no work for wgmma
-    assert found["unit"] == ("HGMMA" if c.cap == 90 and c.kernel != "decode" else "HMMA") and found["mma"] > 0
+    if c not in POSITIONS:
+        # few query rows at a time are no work for wgmma
+        assert found["unit"] == ("HGMMA" if c.cap == 90 and c.kernel != "decode" else "HMMA") and found["mma"] > 0
     if triton.__version__ != RECORD["triton"]:
         pytest.skip(f"registers and spills were recorded with triton {RECORD['triton']}, here is {triton.__version__}")
     assert found["spilled"] == 0
@@ -40,8 +45,26 @@ def test_resources(configuration: Configuration):
     assert compare(found, RECORD["kernels"][configuration.id]) == []
 
 
+@pytest.mark.parametrize("configuration", POSITIONS, ids=lambda configuration: configuration.id)
+def test_positions_are_rounded_as_torch_rounds_them(configuration: Configuration):
+    """Each float64 operation by itself, to nearest; without `.rn` the assembler may contract a product and a sum."""
+    code = aot.compiled(configuration).asm["ptx"]
+    used = set(re.findall(r"\b(?:fma|mad|mul|add|sub|div|rcp|sqrt)\.[a-z.]*f64\b", code))
+    assert used == {"mul.rn.f64", "add.rn.f64", "sub.rn.f64", "div.rn.f64"}
+    assert "cvt.rmi.f64.f64" in code and "cvt.rpi.f64.f64" in code  # floor and ceil
+
+
+def test_contraction_would_show(monkeypatch):
+    monkeypatch.setitem(aot.LAUNCH, "enable_fp_fusion", True)
+    assert "fma.rn.f64" in aot.compiled(POSITIONS[1]).asm["ptx"]
+
+
 def test_the_suite_compiles_a_few_of_the_recorded_configurations():
     assert len(CHOSEN) <= 24 and {c.id for c in CHOSEN} <= {c.id for c in every()} == set(RECORD["kernels"])
+
+
+def test_the_page_has_the_table_of_the_record():
+    assert aot.table(RECORD["kernels"]) in (aot.RECORD.parents[1] / "kernels.md").read_text()
 
 
 def test_a_regression_shows():

@@ -7,15 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kernels import Alibi, alibi_slopes, attend
+from kernels import Alibi, PositionalLSH, alibi_slopes, attend
 
 pytest.importorskip("triton", reason="Triton exists on Linux only")
 
+from kernels import auto, triton_attend
 
-def test_in_the_interpreter():
-    tests = Path(__file__).with_name("in_interpreter.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=0", str(tests)]
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("in_interpreter*.py")), ids=lambda file: file.stem)
+def test_in_the_interpreter(file: Path):
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=0", str(file)]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
@@ -27,3 +31,40 @@ def test_without_a_gpu_it_says_what_to_use():
     with pytest.raises(ValueError, match="kernel='sdpa' on the CPU, or set TRITON_INTERPRET=1"):
         attend(q, q, q, Alibi(alibi_slopes(4)), kernel="triton")
     assert attend(q, q, q, Alibi(alibi_slopes(4)), kernel="auto").shape == q.shape
+
+
+@pytest.mark.parametrize(
+    "weights", [Alibi, lambda slopes: PositionalLSH.draw(slopes, 40, seed=0)], ids=["alibi", "count"]
+)
+def test_its_operators_are_traced_for_a_gpu_that_is_not_there(weights, monkeypatch):
+    """With shapes alone; a look at a number of q's device would fail."""
+    monkeypatch.setattr(triton_attend, "capability", lambda q: 9)
+    weights = weights(alibi_slopes(4))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        k, v = (torch.empty(2, 2, 300, 80, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+        for queries in (300, 3):
+            q = torch.empty(2, 4, queries, 80, device="cuda", dtype=torch.bfloat16)
+            out, lse = attend(q, k, v, weights, kernel="triton", return_lse=True)
+            assert (out.shape, out.device, out.dtype) == (q.shape, q.device, q.dtype)
+            assert (lse.shape, lse.device, lse.dtype) == (q.shape[:3], q.device, torch.float32)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_auto_is_the_fused_kernel_on_a_gpu_where_it_is_right(right, monkeypatch):
+    asked = []
+    monkeypatch.setattr(auto, "is_right", lambda *call: asked.append(call) or right)
+    with FakeTensorMode():
+        q = torch.empty(1, 4, 40, 80, device="cuda", dtype=torch.float16)
+        few = torch.empty(1, 4, 3, 80, device="cuda", dtype=torch.float16)
+        wide, double = (
+            torch.empty(1, 4, 9, 160, device="cuda"),
+            torch.empty(1, 4, 9, 80, device="cuda", dtype=torch.float64),
+        )
+    lsh, many = (PositionalLSH.draw(alibi_slopes(4), masks, seed=0) for masks in (16, 65))
+    assert auto.choose(q, q, q, lsh, True, [0]) == ("triton" if right else "sdpa")
+    auto.choose(few, q, q, lsh, True, [7])
+    assert asked[0] == ("cuda:0", "float16", 80, ("plsh", "count", "gamma", 16, 0), 160, True, False, False)
+    assert asked[1][4:] == (16, True, False, True)
+    for cannot in ((wide, lsh), (double, lsh), (q, many)):
+        assert auto.choose(*[cannot[0]] * 3, cannot[1], True, [0]) == "sdpa"
+    assert len(asked) == 2

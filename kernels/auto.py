@@ -1,0 +1,103 @@
+"""kernel="auto": on a CUDA device the fused Triton kernel, once it has shown there that it is right; else sdpa.
+
+What a compiler makes of a kernel depends on the device, the dtype, the head dimension and the law of the weights. So
+before its first call of each kind in a process the fused kernel computes one short case of that kind and is held
+against the oracle. Where it fails or does not compile, sdpa takes its place with a warning: no number comes from a
+kernel that is wrong on the machine at hand.
+"""
+
+import functools
+import warnings
+
+import torch
+
+from kernels.slopes import alibi_slopes
+from kernels.union import PositionalLSH
+from kernels.weights import Alibi, Weights, Window
+
+TOKENS, LEFT_OUT = 200, 40  # of the short case: a few tiles of every kernel
+CHOSEN: set[str] = set()  # what "auto" has come to, for whoever wants to record it
+
+
+def choose(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, causal: bool, gaps: list[int]) -> str:
+    """The kernel for a call: "triton" or "sdpa"."""
+    chosen = "triton" if q.device.type == "cuda" and _fused(q, k, v, weights, causal, gaps) else "sdpa"
+    if not torch.compiler.is_compiling():
+        CHOSEN.add(chosen)
+    return chosen
+
+
+def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, causal: bool, gaps: list[int]) -> bool:
+    try:
+        from kernels.triton_attend import obstacle
+        from kernels.triton_decode import ROWS
+    except ImportError:  # there is no triton for this system
+        return False
+    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if obstacle(q, weights) or (differentiated and any(gaps)):
+        return False
+    return is_right(
+        str(q.device),
+        str(q.dtype).removeprefix("torch."),
+        q.shape[3],
+        kind_of(weights),
+        ROWS if causal and q.shape[2] <= ROWS and not differentiated else TOKENS - LEFT_OUT,
+        causal,
+        differentiated,
+        any(gaps),
+    )
+
+
+def kind_of(weights: Weights) -> tuple:
+    """What the compiled kernels know of weights, in plain words: (class, kind, sampler, masks, sinks)."""
+    if isinstance(weights, PositionalLSH):
+        return "plsh", weights.weights, weights.sampler, weights.count, weights.sinks
+    return type(weights).__name__.lower(), "", "", 0, weights.sinks
+
+
+def like(kind: tuple, heads: int, *, near: bool) -> Weights:
+    """Weights of that kind; `near`: that reach a few tokens only."""
+    name, weights, sampler, masks, sinks = kind
+    slopes = alibi_slopes(heads)
+    if near:
+        slopes = slopes / slopes.min()
+    if name == "plsh":
+        return PositionalLSH.draw(slopes, masks, seed=0, sampler=sampler, weights=weights, sinks=sinks)
+    return Alibi(slopes) if name == "alibi" else Window(slopes, 5.0, sinks)
+
+
+@torch.compiler.assume_constant_result
+def is_right(*call) -> bool:
+    """Whether the fused kernel computes this kind of call right, found out once in a process. Warns if it does not."""
+    return _found_right(*call)
+
+
+@functools.cache
+def _found_right(
+    device: str, dtype: str, dim: int, kind: tuple, queries: int, causal: bool, differentiated: bool, gap: bool
+) -> bool:
+    from kernels import check
+
+    options = {"queries": queries, "causal": causal, "gap": gap, "gradients": differentiated}
+    number, weights = getattr(torch, dtype), like(kind, check.HEADS, near=gap)
+    try:
+        with torch.enable_grad():
+            tokens = TOKENS + weights.sinks
+            off = check.errors(weights, "triton", device, tokens, dim, number, options)
+        wrong = {name: error for name, error in off.items() if not error <= check.LIMITS[number]}
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a compiler's or a driver's, of any class
+        said = str(error).strip().splitlines() or [""]
+        reason = f"did not run here ({type(error).__name__}: {said[-1]})"
+    else:
+        if not wrong:
+            return True
+        said = ", ".join(f"{name} {error:.1e}" for name, error in wrong.items())
+        reason = f"was off from the oracle: {said}, more than {check.LIMITS[number]:.0e}"
+    warnings.warn(
+        f"kernel='auto' uses sdpa: kernel='triton' for {kind} in {dtype}, head dimension {dim}, {reason}. Run "
+        "`python -m kernels.check` and report what it says.",
+        stacklevel=3,
+    )
+    return False

@@ -1,0 +1,160 @@
+"""Kernel `triton` as torch operators: torch.compile takes them whole, and autograd differentiates the forward pass.
+
+An operator knows tensors and plain numbers only, so weights come as `numbers_of`, and what needs a look at numbers on
+the host happens inside. The tables are the result of an operator of their own: autograd holds them from forward to
+backward, and nothing else does.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels.places import check_places
+from kernels.tables import (
+    LOG2E,
+    RowTables,
+    Tables,
+    bias_by_distance,
+    empty_tables,
+    fill_rest,
+    law_of,
+    reach_of,
+    whole_tiles,
+)
+from kernels.triton_backward import backward
+from kernels.triton_decode import decode
+from kernels.triton_forward import forward
+from kernels.triton_tables import fill_row_tables, fill_tables
+from kernels.union import PositionalLSH
+from kernels.weights import Weights, Window
+
+ENDLESS = 2.0**52  # tokens, a whole number in float64
+
+
+def numbers_of(weights: Weights) -> tuple[Tensor, dict]:
+    """The weights as (H, 1 + 3 S) float64 on the host, slope, then widths, shifts and weights of the masks, or (H, 2),
+    slope and reach, of weights without masks (masks = 0); and `law`, `masks` and `sinks`."""
+    slopes, law = weights.slopes[:, None], law_of(weights)
+    if isinstance(weights, PositionalLSH):
+        masks, columns = weights.count, (weights.masks.width, weights.masks.shift, weights.masks.log_weight.exp())
+    else:
+        masks = 0
+        columns = (weights.tokens.double()[:, None] if isinstance(weights, Window) else slopes * 0 + ENDLESS,)
+    return torch.cat([slopes, *columns], 1), {"law": law, "masks": masks, "sinks": weights.sinks}
+
+
+def tables_on_device(weights: Weights, tokens: int, *, tile: int, causal: bool, device: torch.device) -> Tables:
+    """As `kernels.tables.build_tables`, on a CUDA device or in Triton's interpreter."""
+    numbers, kind = numbers_of(weights)
+    reach = reach_of(weights, whole_tiles(tokens, tile)) if kind["law"] == "distance" else 0
+    tensors = tables_op(numbers.to(device), **kind, tokens=tokens, tile=tile, causal=causal, reach=reach)
+    return Tables(kind["law"], tile, kind["masks"], kind["sinks"], *tensors)
+
+
+@torch.library.custom_op("positional_lsh::tables", mutates_args=())
+def tables_op(
+    numbers: Tensor, law: str, masks: int, sinks: int, tokens: int, tile: int, causal: bool, reach: int
+) -> list[Tensor]:
+    """`Tables.tensors` where `numbers` are; `reach`: the distances of the law "distance"."""
+    tables = empty_tables(law, masks, sinks, tokens, tile, causal, len(numbers), reach, numbers.device)
+    fill_tables(numbers, tables, tokens)
+    fill_rest(tables, numbers[:, 0], numbers[:, 1 + 2 * masks :])
+    return tables.tensors
+
+
+@tables_op.register_fake
+def _(numbers, law, masks, sinks, tokens, tile, causal, reach):
+    return empty_tables(law, masks, sinks, tokens, tile, causal, len(numbers), reach, numbers.device).tensors
+
+
+def fused(
+    q: Tensor, k: Tensor, v: Tensor, tables: Tables, pads: Tensor | list[int], starts: Tensor | list[int],
+    gaps: list[int], scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`kernels.triton_forward.forward`, with gradients for q, k and v through out and through lse."""
+    kind = (tables.law, tables.masks, tables.sinks, tables.tile)
+    return forward_op(q, k, v, tables.tensors, torch.as_tensor(pads), torch.as_tensor(starts), gaps, *kind, scale)
+
+
+@torch.library.custom_op("positional_lsh::forward", mutates_args=())
+def forward_op(
+    q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], pads: Tensor, starts: Tensor, gaps: list[int],
+    law: str, masks: int, sinks: int, tile: int, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """out like q and lse (B, H, Tq) float32; pads and starts (B,), best on the host, where they are read."""
+    places = check_places(pads, starts, gaps, q.shape[2], k.shape[2])
+    return forward(*map(dense, (q, k, v)), Tables(law, tile, masks, sinks, *tables), *places, gaps, scale=scale)
+
+
+@forward_op.register_fake
+def _(q, k, v, tables, pads, starts, gaps, law, masks, sinks, tile, scale):
+    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("positional_lsh::backward", mutates_args=())
+def backward_op(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor, tables: list[Tensor],
+    pads: Tensor, starts: Tensor, law: str, masks: int, sinks: int, tile: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients like q, k and v."""
+    inputs = (*map(dense, (q, k, v)), out, lse, dense(dout), dlse)
+    return backward(*inputs, Tables(law, tile, masks, sinks, *tables), pads.tolist(), starts.tolist(), scale)
+
+
+@backward_op.register_fake
+def _(q, k, v, out, lse, dout, dlse, tables, pads, starts, law, masks, sinks, tile, scale):
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+
+
+def _keep(ctx, inputs, output):
+    q, k, v, tables, pads, starts, _, *ctx.kind = inputs
+    ctx.save_for_backward(q, k, v, *output, pads, starts, *tables)
+
+
+def _differentiate(ctx, dout, dlse):
+    q, k, v, out, lse, pads, starts, *tables = ctx.saved_tensors
+    gradients = backward_op(q, k, v, out, lse, dout, dlse, tables, pads, starts, *ctx.kind)
+    return *gradients, [None] * len(tables), *[None] * (3 + len(ctx.kind))
+
+
+forward_op.register_autograd(_differentiate, setup_context=_keep)
+
+
+@torch.library.custom_op("positional_lsh::decode", mutates_args=())
+def decode_op(
+    q: Tensor, k: Tensor, v: Tensor, numbers: Tensor, pads: Tensor, starts: Tensor, gaps: list[int],
+    law: str, masks: int, sinks: int, reach: int, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The same for a few causal rows, without gradients; `numbers` where q is. The tables live within."""
+    pads, starts = check_places(pads, starts, gaps, q.shape[2], k.shape[2])
+    rows = torch.tensor(starts, device=q.device)[:, None] + torch.arange(q.shape[2], device=q.device)
+    tables = row_tables(numbers, rows.clamp_min_(0).view(-1), law=law, masks=masks, sinks=sinks, reach=reach)
+    return decode(*map(dense, (q, k, v)), tables, pads, starts, gaps, scale=scale)
+
+
+@decode_op.register_fake
+def _(q, k, v, numbers, pads, starts, gaps, law, masks, sinks, reach, scale):
+    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def row_tables(numbers: Tensor, rows: Tensor, *, law: str, masks: int, sinks: int, reach: int) -> RowTables:
+    """As `kernels.tables.build_row_tables` for rows (N,) int64 where `numbers` are."""
+    counted, slopes = law in ("count", "sum"), numbers[:, 0]
+    first = torch.empty(len(numbers), len(rows), dtype=torch.int32, device=rows.device)
+    starts = torch.empty((*first.shape, masks) if counted else 0, dtype=torch.int32, device=rows.device)
+    fill_row_tables(numbers, rows, first, starts, law=law, masks=masks, sinks=sinks)
+    none = torch.empty(0, device=rows.device)
+    return RowTables(
+        law=law,
+        masks=masks,
+        sinks=sinks,
+        first=first,
+        starts=starts,
+        slope=(slopes * LOG2E).float(),
+        bias=bias_by_distance(slopes, masks, "systematic", reach) if law == "distance" else none,
+        share=numbers[:, 1 + 2 * masks :].float().contiguous() if counted else none,
+    )
+
+
+def dense(x: Tensor) -> Tensor:
+    """x with a dense last dimension, as the kernels want it."""
+    return x if x.stride(-1) == 1 else x.contiguous()

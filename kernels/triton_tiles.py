@@ -1,0 +1,58 @@
+"""What the Triton kernels share: where a sequence and a head lie in memory, and how tiles of them are loaded."""
+
+import triton
+import triton.language as tl
+
+from kernels.triton_weights import counts
+
+
+@triton.jit
+def place_of(Pad, Start, Gap, sequence, keys, GAPS: tl.constexpr):
+    """Of a sequence: token of its first query, tokens, slots before token 0 were none left out, tokens left out."""
+    lead = tl.load(Pad + sequence)
+    start, tokens, gap = tl.load(Start + sequence), keys - lead, 0
+    if GAPS:
+        gap = tl.load(Gap + sequence)
+        tokens += gap
+        lead -= gap
+    return start, tokens, lead, gap
+
+
+@triton.jit
+def row_of(X, sequence, head, row, of_sequence, of_head, of_row):
+    """Pointer to a row of a head of a sequence, by the strides of X; it may lie outside where nothing is read."""
+    return X + sequence * of_sequence + head * of_head + tl.cast(row, tl.int64) * of_row
+
+
+@triton.jit
+def load_tile(base, stride, here, ALL: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr):
+    """TILE rows of DIM numbers from `base`, `stride` apart, as (TILE, WIDE); 0 beyond DIM and, unless ALL, where `here`
+    is false: nothing is read there."""
+    dims = tl.arange(0, WIDE)
+    at = base + tl.arange(0, TILE)[:, None] * stride + dims[None, :]
+    if ALL and DIM == WIDE:
+        return tl.load(at)
+    kept = (dims < DIM)[None, :]
+    if not ALL:
+        kept = kept & here[:, None]
+    return tl.load(at, mask=kept, other=0.0)
+
+
+@triton.jit
+def load_pair(
+    a_base, b_base, a_stride, b_stride, at, here,
+    ALL: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Tiles of two tensors, keys and values or queries and their gradients, from row `at` on."""
+    at = tl.cast(at, tl.int64)
+    a = load_tile(a_base + at * a_stride, a_stride, here, ALL, DIM, WIDE, TILE)
+    return a, load_tile(b_base + at * b_stride, b_stride, here, ALL, DIM, WIDE, TILE)
+
+
+@triton.jit
+def row_values(Lse, Delta, at, rows, mine, LAW: tl.constexpr, MASKS: tl.constexpr):
+    """Base-2 log-sum-exp of the weighted sum as the forward pass had it, and delta, of rows that begin at `at`."""
+    lse = tl.load(Lse + at + rows, mask=mine, other=0.0) * 1.4426950408889634
+    if counts(LAW):
+        lse += tl.log2(MASKS * 1.0)
+    return lse, tl.load(Delta + at + rows, mask=mine, other=0.0)

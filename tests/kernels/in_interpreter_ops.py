@@ -1,0 +1,91 @@
+"""Kernel `triton` as torch operators: torch's own checks of them, and torch.compile. Run by test_triton.py."""
+
+import pytest
+import torch
+from cases import Case
+
+from kernels import Alibi, PositionalLSH, attend
+from kernels.triton_ops import backward_op, decode_op, forward_op, numbers_of, tables_on_device, tables_op
+
+RULES = ["window", "rb/systematic", "count/gamma", "count/systematic"]
+CPU = torch.device("cpu")
+
+
+def case_of(rule: str, **options) -> Case:
+    return Case(**{"rule": rule, "masks": 5, "heads": (2, 1), "shape": (41, 41, None), "sinks": 3, **options})
+
+
+@pytest.mark.parametrize("rule", ["rb/systematic", "count/systematic"])  # between them every table
+def test_torch_finds_nothing_wrong_with_the_operators(rule: str):
+    case, causal = case_of(rule, padding="left", shape=(20, 20, None)), rule != "count/systematic"
+    weights, inputs = case.weights(), [x.nan_to_num(0.0) for x in case.inputs()]
+    numbers, kind = numbers_of(weights)
+    reach = 32 if kind["law"] == "distance" else 0
+    tables = tables_on_device(weights, 20, tile=16, causal=causal, device=CPU)
+    of_tables = (numbers, *kind.values(), 20, 16, causal, reach)
+    places = (case.pads(), -case.pads())
+    rest = (tables.law, tables.masks, tables.sinks, 16, 0.25)
+    torch.library.opcheck(tables_op, of_tables)
+    out, lse = forward_op(*inputs, tables.tensors, *places, [0, 0, 0], *rest)
+    toward, slant = torch.ones_like(out), torch.ones_like(lse)
+    torch.library.opcheck(backward_op, (*inputs, out, lse, toward, slant, tables.tensors, *places, *rest))
+    q = inputs[0][:, :, -2:]
+    torch.library.opcheck(
+        decode_op, (q, *inputs[1:], numbers, places[0], 18 - places[0], [0, 0, 0], *kind.values(), reach, 0.25)
+    )
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    inputs = [x.requires_grad_() for x in inputs]
+    torch.library.opcheck(
+        forward_op, (*inputs, tables.tensors, *places, [0, 0, 0], *rest), test_utils=tests, rtol=1e-4, atol=1e-4
+    )
+
+
+def compiled(counter: list[int]):
+    """`attend` compiled whole; `counter` has the number of graphs. What is compiled is run as it was traced."""
+
+    def backend(graph, inputs):
+        counter[0] += 1
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    torch._dynamo.reset()
+    return torch.compile(
+        lambda *inputs, **options: attend(*inputs, kernel="triton", **options), fullgraph=True, backend=backend
+    )
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_compiled_it_gives_the_same(rule: str):
+    case = case_of(rule, padding="left")
+    weights, options, count = case.weights(), case.options(), [0]
+    inputs = [x.nan_to_num(0.0).requires_grad_() for x in case.inputs()]
+    function = compiled(count)
+    results = []
+    for run in (function, lambda *a, **o: attend(*a, kernel="triton", **o)):
+        out, lse = run(*inputs, weights, return_lse=True, **options)
+        real = lse.isfinite()
+        results.append([out, lse, *torch.autograd.grad(out.square().sum() + lse[real].sum(), inputs)])
+    assert count[0] == 1
+    for mine, true in zip(*results, strict=True):
+        assert torch.equal(mine, true)
+    with torch.no_grad():
+        few = [inputs[0][:, :, -3:], *inputs[1:]]
+        assert torch.equal(function(*few, weights, **options), attend(*few, weights, kernel="triton", **options))
+
+
+def test_one_compilation_serves_all_layers_and_lengths():
+    count = [0]
+    function = compiled(count)
+    for layer in range(4):
+        weights = PositionalLSH.draw(
+            torch.tensor([0.5, 0.1]), 4, seed=0, layer=layer, sampler="systematic", weights="rb"
+        )
+        q, k, v = case_of("alibi", shape=(30 + 7 * layer, 30 + 7 * layer, None)).inputs()
+        assert torch.equal(function(q, k, v, weights), attend(q, k, v, weights, kernel="triton"))
+    assert count[0] <= 3
+
+
+def test_compiled_it_still_refuses_what_lies_outside():
+    q, k, v = case_of("alibi").inputs()
+    function, weights = compiled([0]), Alibi(torch.tensor([0.5, 0.1]))
+    with pytest.raises(ValueError, match="pass k and v of the whole sequence"):
+        function(q, k, v, weights, q_offset=torch.tensor([1]))
