@@ -4,7 +4,7 @@ from pathlib import Path
 
 from harness.config import ROOT
 from harness.reader import Question
-from harness.report.describe import Axis, Grid, Group, Guide, Panel, Point, Section, Series, Tags, points
+from harness.report.describe import QUARTILES, Axis, Grid, Group, Guide, Panel, Point, Section, Series, Tags, points
 from harness.report.methods import EXACT, WINDOW, WINDOW_FUSED, WINDOW_PASSES, Method
 from harness.report.sections.common import decades
 from harness.store import read_json
@@ -76,6 +76,7 @@ def _panel(run: dict) -> Panel:
         drawn,
         guides,
         across=True,
+        bars=QUARTILES,
     )  # fmt: skip
 
 
