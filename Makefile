@@ -1,6 +1,8 @@
-# make run | test | ...: each makes what it needs. PYTHON picks the interpreter; PIP_FLAGS is passed to every pip install.
+# make run | test | ...: each makes what it needs. PYTHON picks the interpreter; PIP_FLAGS is passed to every pip install, and
+# JOBS files of tests run at a time.
 PYTHON ?= python3
 PIP_FLAGS ?=
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
@@ -18,7 +20,7 @@ report: $(VENV)/.installed
 
 test: $(VENV)/.tested
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 # The model tests against the oldest transformers that pyproject allows, in an environment of its own.
 test-oldest:
