@@ -115,7 +115,7 @@ def backward_op(
     pads: Tensor, starts: Tensor, law: str, masks: int, sinks: int, tile: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients like q, k and v."""
-    inputs = (*map(dense, (q, k, v)), out, lse, dense(dout), dlse)
+    inputs = (*map(dense, (q, k, v)), dense(out), lse, dense(dout), dlse)
     return backward(*inputs, Tables(law, tile, masks, sinks, *tables), pads.tolist(), starts.tolist(), scale)
 
 
