@@ -66,9 +66,21 @@ def like(kind: tuple, heads: int, *, near: bool) -> Weights:
     return Alibi(slopes) if name == "alibi" else Window(slopes, 5.0, sinks)
 
 
+def broken(device: str) -> bool:
+    """Whether nothing runs on a GPU any more in this process, as after an access to memory that is not there."""
+    if not device.startswith("cuda"):
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
 @torch.compiler.assume_constant_result
 def is_right(*call) -> bool:
-    """Whether the fused kernel computes this kind of call right, found out once in a process. Warns if it does not."""
+    """Whether the fused kernel computes this kind of call right, found out once in a process. Warns if it does not, and
+    raises RuntimeError where no other kernel could take its place on this GPU."""
     return _found_right(*call)
 
 
@@ -90,6 +102,10 @@ def _found_right(
     except Exception as error:  # a compiler's or a driver's, of any class
         said = str(error).strip().splitlines() or [""]
         reason = f"did not run here ({type(error).__name__}: {said[-1]})"
+        if broken(device):
+            raise RuntimeError(
+                f"kernel=triton broke the GPU's context: use kernel=sdpa in a new process. It {reason}."
+            ) from error
     else:
         if not wrong:
             return True

@@ -20,7 +20,7 @@ def places_of(
             f"padding must hold one count in 0 .. {keys} for each of the {batch} sequences, not {tuple(pads.shape)}."
         )
     if q_offset is None:
-        return pads, keys - q.shape[2] - pads + torch.tensor(gaps, device=pads.device), gaps
+        return pads, keys - q.shape[2] - pads + torch.tensor(gaps).to(pads.device), gaps
     if isinstance(q_offset, int):
         return pads, torch.full((batch,), q_offset), gaps
     starts = torch.as_tensor(q_offset).long().reshape(-1)

@@ -184,10 +184,10 @@ def build_row_tables(weights: Weights, rows: torch.Tensor) -> RowTables:
     """Tables for rows (N,) int64, tokens >= 0, on the device of `rows`; on a CUDA device by a kernel, as `Tables`."""
     law, device, tokens = law_of(weights), rows.device, int(rows.max()) + 1
     if device.type == "cuda":
-        from kernels.triton_ops import numbers_of, row_tables  # triton exists on Linux only
+        from kernels.triton_ops import numbers_on, row_tables  # triton exists on Linux only
 
-        numbers, kind = numbers_of(weights)
-        return row_tables(numbers.to(device), rows, **kind, reach=reach_of(weights, tokens))
+        numbers, kind = numbers_on(weights, device)
+        return row_tables(numbers, rows, **kind, reach=reach_of(weights, tokens))
     heads, each = torch.arange(weights.heads, device=device), rows[None].expand(weights.heads, -1)
     starts, share = torch.empty(0, dtype=torch.int32, device=device), torch.empty(0, device=device)
     if law in ("count", "sum"):

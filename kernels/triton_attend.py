@@ -7,7 +7,7 @@ import torch
 from kernels.places import check_places
 from kernels.tables import MOST, reach_of
 from kernels.triton_decode import ROWS
-from kernels.triton_ops import decode_op, fused, numbers_of, tables_on_device
+from kernels.triton_ops import decode_op, fused, numbers_on, tables_on_device
 from kernels.triton_weights import INTERPRETED, tile_of
 from kernels.union import PositionalLSH
 from kernels.weights import Weights
@@ -42,9 +42,9 @@ def attend_triton(
         q, k, v = q.float(), k.float(), v.float()
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if causal and q.shape[2] <= ROWS and not differentiated:
-        numbers, kind = numbers_of(weights)
+        numbers, kind = numbers_on(weights, q.device)
         reach = reach_of(weights, tokens) if kind["law"] == "distance" else 0
-        out, lse = decode_op(q, k, v, numbers.to(q.device), pads, starts, gaps, **kind, reach=reach, scale=scale)
+        out, lse = decode_op(q, k, v, numbers, pads, starts, gaps, **kind, reach=reach, scale=scale)
     else:
         if differentiated and any(gaps):
             raise ValueError("kernel='triton' has no gradient where keys are left out: pass every key, or no_grad.")

@@ -7,6 +7,7 @@ score's gradient is ``p * (dout . v - delta)``. The masks and slopes get no grad
 import torch
 
 from kernels.tables import LOG2E, Tables
+from kernels.triton_delta import delta_of
 from kernels.triton_dkdv import key_kernel
 from kernels.triton_dq import query_kernel
 from kernels.triton_weights import constants, on_device, pointers, width_of
@@ -26,13 +27,17 @@ def backward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients like q, k and v from those of out (B, H, Tq, D) and lse (B, H, Tq); padding gets 0. The last dimension
-    of q, k, v and dout is dense."""
+    of q, k, v, out and dout is dense."""
     batch, heads, queries, dim = q.shape
     kv_heads, keys, tile = k.shape[1], k.shape[2], tables.tile
-    delta = ((dout.float() * out.float()).sum(-1) - dlse).contiguous()
-    dq = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    delta = delta_of(out, dout, dlse)
+    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     # one for each query head, to be summed over those that share a key head
-    dk, dv = (torch.zeros(batch, heads, keys, dim, dtype=q.dtype, device=q.device) for _ in range(2))
+    dk, dv = (torch.empty(batch, heads, keys, dim, dtype=q.dtype, device=q.device) for _ in range(2))
+    # the kernels write every row and every key of a token, also those that nobody visits, and nothing else
+    for sequence, (pad, start) in enumerate(zip(pads, starts, strict=True)):
+        dq[sequence, :, : max(0, -start)] = 0.0
+        dk[sequence, :, :pad] = dv[sequence, :, :pad] = 0.0
     since, until = visitors(tables)
     inputs = (q, k, v, dout)
     strides = [stride for x in inputs for stride in x.stride()[:3]]
@@ -46,7 +51,7 @@ def backward(
         *inputs, dk, dv, lse, delta, since, until, *common, **constants_of(*kind, keys=True)
     )
     if heads != kv_heads:
-        dk, dv = (x.view(batch, kv_heads, -1, keys, dim).float().sum(2).to(q.dtype) for x in (dk, dv))
+        dk, dv = (x.view(batch, kv_heads, -1, keys, dim).sum(2, dtype=torch.float32).to(q.dtype) for x in (dk, dv))
     return dq, dk, dv
 
 

@@ -7,6 +7,7 @@ backward, and nothing else does.
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from kernels.places import check_places
 from kernels.tables import (
@@ -24,6 +25,7 @@ from kernels.triton_backward import backward
 from kernels.triton_decode import decode
 from kernels.triton_forward import forward
 from kernels.triton_tables import fill_row_tables, fill_tables
+from kernels.triton_weights import on_device
 from kernels.union import PositionalLSH
 from kernels.weights import Weights, Window
 
@@ -42,11 +44,28 @@ def numbers_of(weights: Weights) -> tuple[Tensor, dict]:
     return torch.cat([slopes, *columns], 1), {"law": law, "masks": masks, "sinks": weights.sinks}
 
 
+def numbers_on(weights: Weights, device: torch.device) -> tuple[Tensor, dict]:
+    """`numbers_of` with the numbers on a device, where they stay as long as the weights live: copied at every call they
+    would stall the stream, and no CUDA graph could capture the call."""
+    if torch.compiler.is_compiling():
+        numbers, kind = numbers_of(weights)
+        return numbers.to(device), kind
+    kept = vars(weights).setdefault("_numbers", {})
+    if device not in kept:
+        with torch.inference_mode(False):
+            numbers, kind = numbers_of(weights)
+            numbers = numbers.to(device)
+        if isinstance(numbers, FakeTensor):
+            return numbers, kind
+        kept[device] = numbers, kind
+    return kept[device]
+
+
 def tables_on_device(weights: Weights, tokens: int, *, tile: int, causal: bool, device: torch.device) -> Tables:
     """As `kernels.tables.build_tables`, on a CUDA device or in Triton's interpreter."""
-    numbers, kind = numbers_of(weights)
+    numbers, kind = numbers_on(weights, device)
     reach = reach_of(weights, whole_tiles(tokens, tile)) if kind["law"] == "distance" else 0
-    tensors = tables_op(numbers.to(device), **kind, tokens=tokens, tile=tile, causal=causal, reach=reach)
+    tensors = tables_op(numbers, **kind, tokens=tokens, tile=tile, causal=causal, reach=reach)
     return Tables(kind["law"], tile, kind["masks"], kind["sinks"], *tensors)
 
 
@@ -96,7 +115,7 @@ def backward_op(
     pads: Tensor, starts: Tensor, law: str, masks: int, sinks: int, tile: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients like q, k and v."""
-    inputs = (*map(dense, (q, k, v)), out, lse, dense(dout), dlse)
+    inputs = (*map(dense, (q, k, v)), dense(out), lse, dense(dout), dlse)
     return backward(*inputs, Tables(law, tile, masks, sinks, *tables), pads.tolist(), starts.tolist(), scale)
 
 
@@ -126,7 +145,7 @@ def decode_op(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The same for a few causal rows, without gradients; `numbers` where q is. The tables live within."""
     pads, starts = check_places(pads, starts, gaps, q.shape[2], k.shape[2])
-    rows = torch.tensor(starts, device=q.device)[:, None] + torch.arange(q.shape[2], device=q.device)
+    rows = on_device(starts, q)[:, None] + torch.arange(q.shape[2], device=q.device)
     tables = row_tables(numbers, rows.clamp_min_(0).view(-1), law=law, masks=masks, sinks=sinks, reach=reach)
     return decode(*map(dense, (q, k, v)), tables, pads, starts, gaps, scale=scale)
 

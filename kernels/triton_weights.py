@@ -1,7 +1,5 @@
 """What the Triton kernels share: how they weigh a tile's pairs by `kernels.tables`, and how they are launched."""
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -199,15 +197,11 @@ def pointers(tables: Tables) -> list[torch.Tensor]:
 
 
 def on_device(numbers: list[int], q: torch.Tensor) -> torch.Tensor:
-    """Small numbers as int32 where q is."""
-    return _placed(tuple(numbers), q.device)
-
-
-@functools.lru_cache(maxsize=256)
-def _placed(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Kept, since a copy from the host would stall the stream at every launch, and end the capture of a CUDA graph."""
-    with torch.inference_mode(False):
-        return torch.tensor(numbers, dtype=torch.int32, device=device)
+    """Small numbers as int32 where q is. Equal ones are filled in there: a copy from the host would stall the stream
+    and end the capture of a CUDA graph."""
+    if len(set(numbers)) == 1:
+        return torch.full((len(numbers),), numbers[0], dtype=torch.int32, device=q.device)
+    return torch.tensor(numbers, dtype=torch.int32, device=q.device)
 
 
 def clear_padding(out: torch.Tensor, lse: torch.Tensor, starts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:

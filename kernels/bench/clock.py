@@ -1,5 +1,6 @@
 """How time is taken: rounds by turns on a CPU, `triton.testing.do_bench` on a GPU."""
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -57,9 +58,10 @@ class DeviceClock:
         """Give back what the last method took, so that it cannot push the next out of memory."""
         try:
             torch.cuda.synchronize()
-            torch.cuda.empty_cache()
         except RuntimeError as e:
             raise DeviceLost(str(e).splitlines()[0]) from e
+        with contextlib.suppress(RuntimeError):  # it may refuse after a capture that failed: no reason to stop
+            torch.cuda.empty_cache()
 
     def quartiles(self, calls: list[Call]) -> list[dict]:
         return [self._quartiles(call) for call in calls]
@@ -77,17 +79,19 @@ class DeviceClock:
 
     def graph(self, call: Call) -> dict | None:
         """The quartiles without the time that launching takes, or None where the call cannot be captured."""
+        own = torch.cuda.current_stream()
         try:
             stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
+            stream.wait_stream(own)
             with torch.cuda.stream(stream):
                 call()
-            torch.cuda.current_stream().wait_stream(stream)
+            own.wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 kept = call()  # noqa: F841 - its memory belongs to the graph
             return self._quartiles(graph.replay)
         except RuntimeError:
+            torch.cuda.set_stream(own)  # torch may leave the process on the stream of a capture that failed
             torch.cuda.synchronize()
             return None
 

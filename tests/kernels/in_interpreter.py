@@ -19,6 +19,7 @@ from kernels.bench.plan import CALLS, HeadSet
 from kernels.bench.problem import Problem
 from kernels.tables import build_row_tables
 from kernels.triton_decode import decode
+from kernels.triton_delta import delta_of
 
 # the interpreter takes a millisecond for every few operations on a tile: few heads, short contexts
 CASES = pairwise(
@@ -31,6 +32,17 @@ CASES = pairwise(
         "sinks": [0, 3, 40],
     }
 )
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Memory that is asked for but not written holds NaN, or the largest number of its type."""
+    torch.use_deterministic_algorithms(True)
+    assert bool(torch.empty(4).isnan().all())
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 LAWS = ["alibi", "rb/gamma", "rb/systematic", "count/gamma", "count/systematic"]
 
 
@@ -121,6 +133,15 @@ def test_gradients(case: Case):
         loss = (true_out * toward[i, :, skip:]).sum() + (true_lse * slant[i, :, skip:]).sum()
         for gradient, slots, expected in zip(mine, real, torch.autograd.grad(loss, own), strict=True):
             assert (gradient[i, :, slots] - expected[0]).abs().max() < 2e-5
+
+
+def test_delta_of_rows_that_lie_anywhere():
+    draw = torch.Generator().manual_seed(0)
+    out = torch.randn(2, 3, 71, 24, generator=draw).half()
+    dout = torch.randn(2, 71, 3, 30, generator=draw).half().transpose(1, 2)[..., 3:27]
+    for dlse in (torch.randn(2, 71, 3, generator=draw).transpose(1, 2), torch.tensor(0.5).expand(2, 3, 71)):
+        true = (out.double() * dout.double()).sum(-1) - dlse
+        assert (delta_of(out, dout, dlse) - true).abs().max() < 1e-5
 
 
 def test_what_it_cannot_do_is_said():

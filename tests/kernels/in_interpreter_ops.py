@@ -1,11 +1,15 @@
 """Kernel `triton` as torch operators: torch's own checks of them, and torch.compile. Run by test_triton.py."""
 
+import weakref
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import Case
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kernels import Alibi, PositionalLSH, attend
-from kernels.triton_ops import backward_op, decode_op, forward_op, numbers_of, tables_on_device, tables_op
+from kernels.triton_ops import backward_op, decode_op, forward_op, numbers_of, numbers_on, tables_on_device, tables_op
 
 RULES = ["window", "rb/systematic", "count/gamma", "count/systematic"]
 CPU = torch.device("cpu")
@@ -40,6 +44,39 @@ def test_torch_finds_nothing_wrong_with_the_operators(rule: str):
     )
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_call_copies_nothing_to_the_device_after_the_first(rule: str, monkeypatch):
+    """It would stall the stream, and end the capture of a CUDA graph."""
+    case = case_of(rule)
+    (q, k, v), weights = case.inputs(), case.weights()
+    calls = [(q, k, v), (q[:, :, -3:], k, v)]
+    first = [attend(*call, weights, kernel="triton") for call in calls]
+    with monkeypatch.context() as patch:
+        make = torch.tensor
+
+        def on_the_host(*values, **options):
+            assert "device" not in options
+            return make(*values, **options)
+
+        patch.setattr(torch, "tensor", on_the_host)
+        patch.setattr("kernels.triton_ops.numbers_of", None)  # the weights' numbers are there
+        again = [attend(*call, weights, kernel="triton") for call in calls]
+        with pytest.raises(AssertionError):
+            attend(*(x.expand(2, -1, -1, -1) for x in calls[1]), weights, kernel="triton", padding=make([0, 4]))
+    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+
+
+def test_numbers_on_a_device_live_as_long_as_their_weights():
+    weights = case_of("count/gamma").weights()
+    kept = weakref.ref(numbers_on(weights, CPU)[0])
+    assert numbers_on(weights, CPU)[0] is kept() and "_numbers" not in vars(replace(weights))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        numbers_on(weights, torch.device("cuda", 0))
+    assert set(vars(weights)["_numbers"]) == {CPU}  # what is only traced is not kept
+    del weights
+    assert kept() is None
+
+
 def compiled(counter: list[int]):
     """`attend` compiled whole; `counter` has the number of graphs. What is compiled is run as it was traced."""
 
@@ -67,6 +104,8 @@ def test_compiled_it_gives_the_same(rule: str):
     assert count[0] == 1
     for mine, true in zip(*results, strict=True):
         assert torch.equal(mine, true)
+    function(*inputs, weights, return_lse=True, **options)
+    assert count[0] == 1  # what the call before kept with the weights asks for no other graph
     with torch.no_grad():
         few = [inputs[0][:, :, -3:], *inputs[1:]]
         assert torch.equal(function(*few, weights, **options), attend(*few, weights, kernel="triton", **options))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kernels import Alibi, PositionalLSH, alibi_slopes, attend
+from kernels import Alibi, PositionalLSH, alibi_slopes, attend, check
 
 pytest.importorskip("triton", reason="Triton exists on Linux only")
 
@@ -47,6 +47,24 @@ def test_its_operators_are_traced_for_a_gpu_that_is_not_there(weights, monkeypat
             out, lse = attend(q, k, v, weights, kernel="triton", return_lse=True)
             assert (out.shape, out.device, out.dtype) == (q.shape, q.device, q.dtype)
             assert (lse.shape, lse.device, lse.dtype) == (q.shape[:3], q.device, torch.float32)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_auto_stops_where_the_fused_kernel_breaks_the_gpu(lost, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    auto._found_right.cache_clear()
+    monkeypatch.setattr(check, "errors", fail)
+    monkeypatch.setattr(torch.cuda, "synchronize", fail if lost else lambda device: None)
+    call = ("cuda:0", "float32", 16, auto.kind_of(Alibi(alibi_slopes(2))), 16, True, False, False)
+    if lost:
+        with pytest.raises(RuntimeError, match="use kernel=sdpa in a new process. .*illegal memory access"):
+            auto.is_right(*call)
+    else:
+        with pytest.warns(UserWarning, match="auto' uses sdpa: .* did not run here"):
+            assert not auto.is_right(*call)
+    auto._found_right.cache_clear()
 
 
 @pytest.mark.parametrize("right", [True, False])
