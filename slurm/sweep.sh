@@ -79,14 +79,10 @@ cell() {
     fi
     eval "local overrides=($row)" # rows are quoted for the shell
     out=$(mktemp)
-    trap ':' TERM USR1 USR2 # the warning reaches Python through srun; this shell waits for its end
+    # the warning reaches Python through srun; bash runs a trap when the command in front has ended, and keeps its code
+    trap ':' TERM USR1 USR2
     local code=0
-    srun --kill-on-bad-exit=0 "${LAUNCH[@]}" "$PYTHON" -m harness.run "${overrides[@]}" > "$out" &
-    local step=$!
-    while :; do # a signal ends `wait`, not the step
-        wait "$step" && code=0 || code=$?
-        kill -0 "$step" 2> /dev/null || break
-    done
+    srun --kill-on-bad-exit=0 "${LAUNCH[@]}" "$PYTHON" -m harness.run "${overrides[@]}" > "$out" || code=$?
     cat "$out"
     written=$(tail -n 1 "$out" | sed -n 's/.*"rows_written": \([0-9]*\).*/\1/p')
     rm -f "$out"
