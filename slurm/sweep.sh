@@ -7,9 +7,11 @@
 # what it computed is in the results folder. slurm/README.md explains the use, slurm/site.example.sh the settings.
 set -euo pipefail
 
-# Slurm runs a copy of this script: the project is where the original lies, or where sbatch was called.
-original=$0
-if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "${PLSH_ROOT:-}" ]; then
+# sbatch runs a copy of this script, and the project is where the original lies. A shell in an interactive job runs the
+# original, and what its job was started with says nothing about the sweep.
+original=$0 batch=
+if [ ! -f "$(dirname "$0")/../harness/run.py" ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+    batch=1
     original=$(scontrol show job -o "$SLURM_JOB_ID" | sed -n 's/.* Command=\([^ ]*\).*/\1/p')
 fi
 ROOT=${PLSH_ROOT:-$(cd "$(dirname "$original")/.." && pwd)}
@@ -53,12 +55,9 @@ submit() {
 # What was said to the first sbatch holds for the array too, unless the site file says otherwise.
 inherit() {
     inherited=()
-    [ -n "${SLURM_JOB_ID:-}" ] || return 0
-    local job
-    job=$(scontrol show job -o "$SLURM_JOB_ID")
-    local pair
+    local job='' pair value
+    [ -z "$batch" ] || job=$(scontrol show job -o "$SLURM_JOB_ID")
     for pair in Partition:partition Account:account QOS:qos TimeLimit:time; do
-        local value
         value=$(sed -n "s/.* ${pair%%:*}=\([^ ]*\).*/\1/p" <<< "$job")
         case $value in '' | '(null)' | UNLIMITED) ;; *) inherited+=("--${pair##*:}=$value") ;; esac
     done

@@ -1,4 +1,4 @@
-"""`slurm/sweep.sh` with stand-ins for Slurm's commands: what a real cluster does too seldom or too late to be waited for."""
+"""`slurm/sweep.sh` with stand-ins for Slurm's commands: what a real cluster does too seldom to wait for it."""
 
 import os
 import shutil
@@ -45,3 +45,32 @@ def test_a_step_that_ends_as_the_warning_comes_is_requeued(project, warning):
         found = run(project, project / "slurm" / "sweep.sh", **cell)
         assert found.returncode == 75
         assert found.stdout.splitlines()[-1] == "requeue 7_0"
+
+
+JOB = "JobId=8 JobName=bash Partition=debug Account=me TimeLimit=00:10:00 Command={} WorkDir=/home/me"
+
+
+def submitting(project: Path, command: str) -> None:
+    """A job 8 that was started with this command, a sweep of three cells, and sbatch, which keeps what it is told."""
+    stand_in(project, "python", "printf '%s\\n' '1 a=1' '3 a=3' '4 a=4'")
+    stand_in(project, "scontrol", f"[ $2 = config ] && echo 'MaxArraySize = 1001' || echo '{JOB.format(command)}'")
+    stand_in(project, "sbatch", f'echo "$PLSH_ROOT $@ ${{SLURM_JOB_ID:-}}" >> {project}/told', "echo 17")
+    (project / "slurm" / "site.sh").write_text(f"PYTHON={project}/bin/python\n")
+
+
+def test_a_shell_in_an_interactive_job_submits_from_its_own_project(project):
+    submitting(project, "bash")
+    found = run(project, Path("sweep.sh"), "test.yaml", cwd=project / "slurm", SLURM_JOB_ID="8")
+    assert found.returncode == 0, found.stderr
+    (told,) = (project / "told").read_text().splitlines()
+    assert told.startswith(f"{project} ") and told.endswith("slurm/sweep.sh ")
+    assert "debug" not in told and "00:10:00" not in told, "the limits of the interactive job are not the cells'"
+
+
+def test_a_copy_that_sbatch_runs_finds_the_project_and_hands_on_its_flags(project, tmp_path_factory):
+    submitting(project, str(project / "slurm" / "sweep.sh"))
+    copy = shutil.copy(project / "slurm" / "sweep.sh", tmp_path_factory.mktemp("spool") / "slurm_script")
+    found = run(project, Path(copy), "test.yaml", SLURM_JOB_ID="8")
+    assert found.returncode == 0, found.stderr
+    (told,) = (project / "told").read_text().splitlines()
+    assert told.startswith(f"{project} ") and "--partition=debug --account=me --time=00:10:00" in told
