@@ -54,6 +54,7 @@ def submitting(project: Path, command: str) -> None:
     """A job 8 that was started with this command, a sweep of three cells, and sbatch, which keeps what it is told."""
     stand_in(project, "python", "printf '%s\\n' '1 a=1' '3 a=3' '4 a=4'")
     stand_in(project, "scontrol", f"[ $2 = config ] && echo 'MaxArraySize = 1001' || echo '{JOB.format(command)}'")
+    stand_in(project, "squeue")
     stand_in(project, "sbatch", f'echo "$PLSH_ROOT $@ ${{SLURM_JOB_ID:-}}" >> {project}/told', "echo 17")
     (project / "slurm" / "site.sh").write_text(f"PYTHON={project}/bin/python\n")
 
@@ -74,3 +75,21 @@ def test_a_copy_that_sbatch_runs_finds_the_project_and_hands_on_its_flags(projec
     assert found.returncode == 0, found.stderr
     (told,) = (project / "told").read_text().splitlines()
     assert told.startswith(f"{project} ") and "--partition=debug --account=me --time=00:10:00" in told
+
+
+def test_cells_that_wait_or_run_are_not_submitted_again(project):
+    submitting(project, "bash")
+    script, told = project / "slurm" / "sweep.sh", project / "told"
+    assert "Submitted 3 of 3 cells as array job 17" in run(project, script, "test.yaml").stdout
+    assert "--gres=gpu:1" in told.read_text(), "one GPU where the site file says nothing"
+    # rows 1 and 4 are in the queue; an element of somebody else's job and the end of the second cell change nothing
+    stand_in(project, "squeue", "printf '%s\\n' '17 0' '17 2' '16 1'")
+    stand_in(project, "sbatch", "echo 18")
+    said = run(project, script, "test.yaml").stdout
+    assert "Not submitted again: 2 cells" in said and "Submitted 1 of 1 cells as array job 18" in said
+    (rows,) = [p.parent / "rows" for p in project.glob("results/sweeps/*/arrays") if p.read_text() == "18 0 1\n"]
+    assert rows.read_text() == "3 a=3\n"
+    stand_in(project, "squeue", "printf '%s\\n' '17 0' '17 2' '18 0'")
+    stand_in(project, "sbatch", "exit 1")
+    said = run(project, script, "test.yaml")
+    assert (said.returncode, said.stdout) == (0, "Not submitted again: 3 cells that wait or run in earlier arrays.\n")
