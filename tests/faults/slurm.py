@@ -19,7 +19,7 @@ from tests.tracking.server import Server
 from tests.zygote import Zygote
 
 SHORT, LONG = {"samples": 100, "seed": 7}, {"samples": 250, "seed": 7}
-LONGEST = {"samples": 1600, "seed": 8, "context": 96}
+LONGEST = {"samples": 800, "seed": 8, "context": 96}
 
 
 def warn(cluster: Cluster, sweep: Sweep, job: str) -> None:
