@@ -1,5 +1,5 @@
 # What a cluster wants, in one place: copy to slurm/site.sh (git ignores it) and change it. Every line is optional.
-# FLAGS goes to sbatch for the array of cells; one cell takes one GPU.
+# FLAGS goes to sbatch for the array of cells, in place of --gres=gpu:1; one cell takes one GPU.
 FLAGS=(--partition=gpu --account=my-account --time=04:00:00 --gres=gpu:1 --cpus-per-task=8 --mem=64G)
 
 # How many cells may run at once, and how often one may be requeued after a time-out or a preemption.

@@ -1,10 +1,13 @@
 """`python -m harness.sweep.scale [--cells N] [--out FILE]`: how long it takes to expand and check a large sweep, to
-read its status and to collect its records, on a store made for the purpose. Writes docs/results/scale.json."""
+read its status and to collect its records, on a store made for the purpose, and how much memory that takes: the first
+two on a tenth of the cells, too. Writes docs/results/scale.json. Linux with glibc only."""
 
 import argparse
+import ctypes
+import gc
+import itertools
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -27,6 +30,7 @@ CELLS = 100_000
 KEPT = 10_204  # of the store for the table: with what is missing, 10,000 records
 # of each hundred cells of the store: the first 90 are done, and so on
 MIX = [DONE] * 90 + [FAILED] * 5 + [STOPPED] * 3 + [MISSING] * 2
+RESET = Path("/proc/self/clear_refs")  # 5 written to it makes the peak of memory that of now
 TEMPLATE = ROOT / "docs" / "results" / "first"
 
 
@@ -77,23 +81,32 @@ def measure(cells: int, folder: Path) -> dict:
     about |= {"file_system": _file_system(folder), "cores": os.cpu_count(), "load": [round(os.getloadavg()[0], 1)]}
 
     def timed(what: str, count: int, work: Callable):
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # or what earlier work has freed would hide what this needs
+        RESET.write_text("5")
         wall, cpu = time.perf_counter(), time.process_time()
         found = work()
         figure = {"what": what, "count": count, "seconds": round(time.perf_counter() - wall, 2)}
         figure["cpu_seconds"] = round(time.process_time() - cpu, 2)
-        figure["peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        figure["peak_mib"] = _peak_mib()
         figures.append(figure)
         print(f"{what}: {figure['seconds']} s, {figure['cpu_seconds']} s of CPU", file=sys.stderr, flush=True)
         return found
 
-    grid = grid_of(cells)
+    def looked_at(cells: int, folder: Path) -> Sequence[Row]:
+        grid = grid_of(cells)
+        rows = timed("cells expanded and checked", len(grid), lambda: expand(grid, results=str(folder), here=False))
+        assert len(rows) == len(grid)
+        fill(folder, rows)
+        timed("status without an index", len(rows), lambda: states(rows, folder))
+        found = timed("status from the index", len(rows), lambda: states(rows, folder))
+        assert counts(found) == counts_of_mix(len(rows))
+        return rows
+
     expand(grid_of(1), results=str(folder), here=False)  # imports and the reading of models are not counted
-    rows = timed("cells expanded and checked", len(grid), lambda: expand(grid, results=str(folder), here=False))
-    assert len(rows) == len(grid)
-    fill(folder, rows)
-    timed("status without an index", len(rows), lambda: states(rows, folder))
-    found = timed("status from the index", len(rows), lambda: states(rows, folder))
-    assert counts(found) == counts_of_mix(len(rows))
+    looked_at(cells // 10, folder / "tenth")
+    folder /= "all"
+    rows = looked_at(cells, folder)
     for row in rows[KEPT:]:
         (folder / row.cell_id / "cell.json").unlink(missing_ok=True)
     count = sum((folder / row.cell_id / "cell.json").exists() for row in rows[:KEPT])
@@ -102,6 +115,22 @@ def measure(cells: int, folder: Path) -> dict:
     assert again.num_rows == table.num_rows == count and read == 0
     about["load"].append(round(os.getloadavg()[0], 1))
     return {"environment": about, "figures": figures}
+
+
+def _peak_mib() -> int:
+    """Most memory of this process since the last RESET, in MiB."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    return round(int(line.split()[1]) / 1024)
+
+
+def growth(figures: Sequence[dict]) -> dict[str, float]:
+    """KiB that each further cell adds to the peak, by what was measured at two sizes."""
+    found = {}
+    for few, many in itertools.combinations(figures, 2):
+        if few["what"] == many["what"]:
+            more = (many["peak_mib"] - few["peak_mib"]) * 1024
+            found[few["what"]] = more / (many["count"] - few["count"])
+    return found
 
 
 def counts_of_mix(cells: int) -> dict[str, int]:
@@ -125,7 +154,8 @@ def markdown(record: dict) -> str:
     about = record["environment"]
     note = f"One process on {about['device']}, Python {about['python']}, the store on {about['file_system']}, "
     note += f"{about['cores']} cores under a load of {about['load'][0]} before and {about['load'][1]} after. "
-    note += "The peak is that of the process since it began."
+    grown = ", ".join(f"{kib:.1f} KiB ({what})" for what, kib in growth(record["figures"]).items())
+    note += f"Each further cell adds to the peak: {grown}."
     return Table("", ["", "how many", "seconds", "CPU seconds", "peak MiB"], rows, [note]).markdown()
 
 

@@ -51,18 +51,15 @@ def inject(bench: Bench, wanted: Sequence[tuple[Kind, int]], jobs: int, stop: St
         for (kind, count), tally in zip(wanted, tallies, strict=True):
             if number < count:
                 waiting.put((kind, number, tally))
-    total, failed = waiting.qsize(), []
+    total = waiting.qsize()
 
     def work() -> None:
-        while not failed and not stop.requested:
+        while not stop.requested:
             try:
                 kind, number, tally = waiting.get_nowait()
             except queue.Empty:
                 return
-            try:
-                bench.inject(kind, number, tally)
-            except BaseException as error:
-                failed.append(error)
+            bench.inject(kind, number, tally)
             if (begun := total - waiting.qsize()) % 50 == 0:
                 print(f"{begun} of {total} faults", file=sys.stderr, flush=True)
 
@@ -71,8 +68,6 @@ def inject(bench: Bench, wanted: Sequence[tuple[Kind, int]], jobs: int, stop: St
         thread.start()
     for thread in threads:
         thread.join()
-    if failed:
-        raise failed[0]
     return tallies
 
 
@@ -87,9 +82,18 @@ def measure(faults: int, seed: int, jobs: int, stop: StopRequest) -> dict:
         clustered = {}
     counts = shares(kinds, faults - sum(clustered.values()))
     with Bench(seed) as bench, ThreadPoolExecutor(1) as beside:
-        there = beside.submit(slurm.inject, bench.zygote, clustered, seed, stop) if any(clustered.values()) else None
+        there, others = None, [Tally(name) for name in clustered]
+        if any(clustered.values()):
+            there = beside.submit(slurm.inject, bench.zygote, clustered, others, seed, stop)
         tallies = inject(bench, list(zip(kinds, counts, strict=True)), jobs, stop)
-        tallies += there.result() if there else []
+        try:
+            if there:
+                there.result()
+        except Exception as error:
+            skipped.append(f"Slurm from there on: {error!r}")
+        tallies += others
+    if stop.requested:
+        skipped.append(f"what was left after {sum(tally.injected for tally in tallies)}, when a signal came")
     about = environment.describe(torch.device("cpu"))
     about |= {"command": f"python -m tests.faults --faults {faults} --seed {seed}", "cores": os.cpu_count()}
     figures = {"environment": about, "seconds": round(time.monotonic() - began), "skipped": skipped}
@@ -107,6 +111,8 @@ def main(arguments: list[str] | None = None) -> int:
         record = measure(given.faults, given.seed, given.jobs, stop)
     write_atomic(given.out, record)
     print(table.markdown(record))
+    for told in record["skipped"]:
+        print(f"skipped: {told}", file=sys.stderr)
     for kind in record["kinds"]:
         for told in kind["broken_promises"]:
             print(f"{kind['kind']}: {told}", file=sys.stderr)

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -54,9 +54,12 @@ class Case:
     hook: dict | None = None
     mirror: Callable[[], Harm] = Harm
     said: list[str] = field(default_factory=list)
+    started: list[Running] = field(default_factory=list)
 
     def start(self, hook: Mapping | None = None) -> Running:
-        return self.zygote.start([*self.run.arguments, *self.extra, f"results={self.results}"], env=self.env, hook=hook)
+        arguments = [*self.run.arguments, *self.extra, f"results={self.results}"]
+        self.started.append(self.zygote.start(arguments, env=self.env, hook=hook))
+        return self.started[-1]
 
     def end(self, process: Running) -> int:
         """Wait for it; its exit code. What it printed is kept."""
@@ -138,22 +141,35 @@ class Bench:
         pages = sum(-(-p.stat().st_size // 4096) for p in found if p.is_file())
         return Undisturbed(arguments, counted(results), seconds, int(lines.read_text()), pages, len(found))
 
+    @contextlib.contextmanager
+    def _case(self, rng: random.Random) -> Iterator[Case]:
+        """One of the runs. Nothing of it is left in the end: no process, mount, server or file."""
+        results = Path(tempfile.mkdtemp(dir=self.folder))
+        case = Case(self.zygote, rng.choice(self.runs), results, dict(self.env))
+        try:
+            yield case
+        finally:
+            for process in case.started:
+                process.kill()
+            for call in case.clean:
+                call()
+            shutil.rmtree(results, ignore_errors=True)
+
     def inject(self, kind: Kind, number: int, tally: Tally) -> None:
-        """One fault of a kind into a run, and what came of it."""
+        """One fault of a kind into a run, and what came of it. Whatever is raised there, a run that never ends for
+        example, is a broken promise of this fault and does not cost the others."""
         began = time.monotonic()
         for attempt in range(TRIES):
             rng = random.Random(f"{self.seed} {kind.name} {number} {attempt}")
-            results = Path(tempfile.mkdtemp(dir=self.folder))
-            case = Case(self.zygote, rng.choice(self.runs), results, dict(self.env))
             try:
-                if (codes := kind.inject(case, rng)) is not None:
-                    tally.add(*self._judged(kind, case, codes, f"{number}.{attempt}"))
-                    break
-                tally.late += 1
-            finally:
-                for call in case.clean:
-                    call()
-                shutil.rmtree(results, ignore_errors=True)
+                with self._case(rng) as case:
+                    if (codes := kind.inject(case, rng)) is not None:
+                        tally.add(*self._judged(kind, case, codes, f"{number}.{attempt}"))
+                        break
+                    tally.late += 1
+            except Exception as error:
+                tally.broken.append(f"{number}.{attempt}: {error!r}")
+                break
         else:
             tally.broken.append(f"fault {number} never hit")
         tally.seconds += time.monotonic() - began

@@ -1,18 +1,18 @@
 """Faults of a cluster, on the throw-away Slurm: a cell of a sweep that `sbatch slurm/sweep.sh` has submitted."""
 
+import contextlib
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.signals import StopRequest
 from tests.faults.bench import Tally
 from tests.faults.stores import Harm, harm, on_disk
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import NODES, Cluster
 from tests.slurm.sweeps import Sweep, undisturbed
 from tests.tracking.conftest import KEY
 from tests.tracking.server import Server
@@ -51,13 +51,21 @@ def kill_daemon(cluster: Cluster, sweep: Sweep, job: str) -> None:
     """The node's daemon dies; the cell lives on as an orphan, and another is started on the other node."""
     node = node_of(cluster, job)
     cluster.kill_node(node)
-    cluster.wait(lambda: cluster.states(job)["0"] != "RUNNING", "the loss of the node to be noticed")
-    cluster.start_node(node)
+    try:
+        cluster.wait(lambda: cluster.states(job)["0"] != "RUNNING", "the loss of the node to be noticed")
+    finally:
+        cluster.start_node(node)
 
 
 def time_out(cluster: Cluster, sweep: Sweep, job: str) -> None:
-    """The job's time limit of a minute, which is shorter than its cell."""
-    cluster.wait(lambda: len(parts(sweep)) > 1, "the time-out", 300)
+    """The job's time limit ends 30 to 90 s from now, before its cell, until it is requeued. A minute from the start
+    leaves a busy machine no time for the first sample, and a cell that gets none in its time is given up."""
+    told = cluster.call("scontrol", "show", "job", "-o", job)
+    hours, minutes, seconds = map(int, told.split(" RunTime=")[1].split()[0].split(":"))
+    limit = 60 * hours + minutes + (seconds + 30) // 60 + 1
+    cluster.call("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
+    cluster.wait(lambda: cluster.states(job)["0"] != "RUNNING", "the time-out", 300)
+    cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=60")
 
 
 # what is done, how often of 1,000 faults, and to which cell
@@ -68,7 +76,7 @@ FAULTS: tuple[tuple[str, Callable, int, dict], ...] = (
     ("Slurm: preemption", preempt, 3, SHORT),
     ("Slurm: drained node", drain, 2, SHORT),
     ("Slurm: killed slurmd, its orphan writes on", kill_daemon, 2, LONG),
-    ("Slurm: time limit of one minute", time_out, 1, LONGEST),
+    ("Slurm: time limit", time_out, 1, LONGEST),
 )
 
 
@@ -81,61 +89,67 @@ def node_of(cluster: Cluster, job: str) -> str:
     return told.split(" NodeList=")[1].split()[0]
 
 
-def inject(zygote: Zygote, wanted: dict[str, int], seed: int, stop: StopRequest) -> list[Tally]:
-    """So many faults of each name in FAULTS, one after the other, each in a sweep of one cell."""
+def inject(zygote: Zygote, wanted: dict[str, int], tallies: Sequence[Tally], seed: int, stop: StopRequest) -> None:
+    """So many faults of each name in FAULTS, one after the other, each in a sweep of one cell, into the tally of its
+    place there. Whatever one of them raises is a broken promise of its own and does not cost the others."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     cluster = Cluster(folder)
-    tallies = []
     try:
         expected = {}
         for number, options in enumerate((SHORT, LONG, LONGEST)):
             expected[str(options)] = undisturbed(zygote, folder / f"undisturbed-{number}", options)
         cluster.start()
-        for name, act, _, options in FAULTS:
-            tallies.append(tally := Tally(name))
-            for number in range(wanted.get(name, 0)):
-                if stop.requested:
-                    break
-                began, place = time.monotonic(), folder / f"{len(tallies)}-{number}"
-                place.mkdir()
-                rng = random.Random(f"{seed} {name} {number}")
-                try:
-                    tally.add(*_one(cluster, place, act, options, expected[str(options)], rng))
-                except (AssertionError, subprocess.TimeoutExpired) as error:  # Slurm did not do what was waited for
-                    tally.broken.append(f"{number}: {error}")
-                tally.seconds += time.monotonic() - began
-                told = f"{tally.injected} injected, {len(tally.broken)} promises broken"
-                print(f"{name}: {told}", file=sys.stderr, flush=True)
-        return tallies
+        turns = [(number, i) for i, (name, *_) in enumerate(FAULTS) for number in range(wanted[name])]
+        for number, i in sorted(turns):  # by turns, so that an interrupted measurement has some of each
+            if stop.requested:
+                break
+            (name, act, _, options), tally = FAULTS[i], tallies[i]
+            began, place = time.monotonic(), folder / f"{i}-{number}"
+            place.mkdir()
+            rng = random.Random(f"{seed} {name} {number}")
+            try:
+                tally.add(*_one(cluster, place, act, options, expected[str(options)], rng))
+            except Exception as error:
+                tally.broken.append(f"{number}: {error!r}")
+                _put_right(cluster)
+            tally.seconds += time.monotonic() - began
+            told = f"{tally.injected} injected, {len(tally.broken)} promises broken"
+            print(f"{name}: {told}", file=sys.stderr, flush=True)
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _put_right(cluster: Cluster) -> None:
+    """No job and no drained node is left for the next fault."""
+    cluster.call("scancel", "-u", "root", check=False)
+    for node in NODES:
+        cluster.call("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
+
+
 def _one(
     cluster: Cluster, place: Path, act: Callable, options: dict, expected: dict, rng: random.Random
 ) -> tuple[Harm, list[str], list[str]]:
-    server = Server()
-    account = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url, "HOME": str(place)}
-    sweep = Sweep(cluster, place, options, account=account)
-    if act is time_out:
-        sweep.site.write_text(sweep.site.read_text() + "FLAGS+=(--time=1 --signal=USR1@20)\n")
-    cluster.wait(cluster.idle, "idle nodes")
-    array = sweep.submit("--partition=scavenge")
-    sweep.wait_for_rows(rng.randint(4, 20))
-    act(cluster, sweep, f"{array}_0")
-    safe = on_disk(sweep.results)
-    states = cluster.wait_for(array, 300)
-    found = harm(sweep.results, expected, safe)
-    cell = next(iter(expected))[0]
-    rows = server.rows(cell)
-    server.close()
-    found += Harm(lost=not rows, doubled=max(0, len(rows) - 1) + len(server.state.runs.keys() - {cell}))
-    broken = [] if states == {"0": "COMPLETED"} else [f"the job ended as {states}"]
-    if found.lost or found.doubled or found.changed:
-        broken.append(str(found))
-    if len(parts(sweep)) < 2 and act is not kill_daemon:  # an orphan may come to the end alone
-        broken.append("the fault did not interrupt the cell")
-    if "Traceback (most recent call last)" in sweep.log():
-        broken.append("a traceback")
-    return found, list(states.values()), [f"{what}: {sweep.log()[-600:]}" for what in broken]
+    with contextlib.closing(Server()) as server:
+        account = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url, "HOME": str(place)}
+        sweep = Sweep(cluster, place, options, account=account)
+        if act is time_out:
+            sweep.site.write_text(sweep.site.read_text() + "FLAGS+=(--time=60 --signal=USR1@20)\n")
+        cluster.wait(cluster.idle, "idle nodes")
+        array = sweep.submit("--partition=scavenge")
+        sweep.wait_for_rows(rng.randint(4, 20))
+        act(cluster, sweep, f"{array}_0")
+        safe = on_disk(sweep.results)
+        states = cluster.wait_for(array, 600)
+        found = harm(sweep.results, expected, safe)
+        cell = next(iter(expected))[0]
+        rows = server.rows(cell)
+        found += Harm(lost=not rows, doubled=max(0, len(rows) - 1) + len(server.state.runs.keys() - {cell}))
+        broken = [] if states == {"0": "COMPLETED"} else [f"the job ended as {states}"]
+        if found.lost or found.doubled or found.changed:
+            broken.append(str(found))
+        if len(parts(sweep)) < 2 and act is not kill_daemon:  # an orphan may come to the end alone
+            broken.append("the fault did not interrupt the cell")
+        if "Traceback (most recent call last)" in sweep.log():
+            broken.append("a traceback")
+        return found, list(states.values()), [f"{what}: {sweep.log()[-600:]}" for what in broken]

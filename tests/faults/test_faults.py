@@ -3,13 +3,14 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 from harness.signals import StopRequest
 from tests.faults.__main__ import ALL, inject, shares
-from tests.faults.bench import Bench
+from tests.faults.bench import Bench, Kind
 from tests.faults.kinds import KINDS
 from tests.faults.stores import Harm, counted, harm, on_disk
 
@@ -26,6 +27,21 @@ def test_faults_lose_double_and_change_nothing(bench):
     for tally in tallies:
         assert tally.injected == 1 and tally.broken == []
         assert (tally.harm.lost, tally.harm.doubled, tally.harm.changed) == (0, 0, 0)
+
+
+def test_what_a_fault_raises_is_its_broken_promise_and_does_not_cost_the_others(bench):
+    runs = []
+
+    def never_ends(case, rng) -> list[int]:
+        runs.append(case.start())
+        os.kill(runs[-1].pid, signal.SIGSTOP)
+        runs[-1].wait(timeout=0.1)
+
+    kinds = [Kind("never ends", 0, never_ends, lambda codes, complete: True), KINDS[1]]
+    bad, good = inject(bench, [(kind, 1) for kind in kinds], jobs=1, stop=StopRequest())
+    assert bad.injected == 0 and len(bad.broken) == 1 and "TimeoutExpired" in bad.broken[0]
+    assert runs[0].wait(timeout=60) == -signal.SIGKILL
+    assert good.injected == 1 and good.broken == []
 
 
 def test_comparison_sees_a_lost_a_doubled_a_changed_and_a_needless_row(bench, tmp_path):

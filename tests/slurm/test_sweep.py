@@ -113,6 +113,14 @@ def test_a_drained_node_and_a_node_that_dies_with_its_orphan(cluster, tmp_path, 
     cluster.wait(cluster.idle, "n1")
 
 
+def test_a_cell_that_waits_is_not_submitted_again(cluster, tmp_path):
+    sweep = Sweep(cluster, tmp_path, {})
+    sweep.site.write_text(sweep.site.read_text() + "FLAGS+=(--hold)\n")
+    array = sweep.submit()
+    assert sweep.submit().startswith("Not submitted again: 1 cells")
+    cluster.call("scancel", array)
+
+
 def test_a_cell_that_is_stopped_before_its_first_sample_is_not_requeued_for_ever(cluster, tmp_path):
     sweep = Sweep(cluster, tmp_path, {})
     sweep.results.mkdir()

@@ -11,7 +11,7 @@ import yaml
 
 from harness import reader
 from harness.sweep.__main__ import main
-from harness.sweep.scale import counts_of_mix, markdown, measure
+from harness.sweep.scale import counts_of_mix, growth, markdown, measure
 from tests.conftest import ROOT
 
 FAST = {"context": 160, "samples": 8, "draws": 4, "references": "none", "kernel": "sdpa", "dtype": "float32"}
@@ -117,7 +117,9 @@ def test_mistakes_are_answered_before_anything_runs(sweep, call, tmp_path, argum
 
 
 def test_figures_of_scale_are_measured_on_a_store_that_is_what_it_says(tmp_path):
-    record = measure(720, tmp_path)
-    there = 720 - counts_of_mix(720)["missing"]
-    assert [f["count"] for f in record["figures"]] == [720, 720, 720, there, there]
-    assert "| cells expanded and checked | 720 |" in markdown(record)
+    record = measure(1440, tmp_path)
+    there = 1440 - counts_of_mix(1440)["missing"]
+    assert [f["count"] for f in record["figures"]] == [720] * 3 + [1440] * 3 + [there] * 2
+    assert "| cells expanded and checked | 1,440 |" in markdown(record)
+    figures = [{"what": "x", "count": 10, "peak_mib": 5}, {"what": "x", "count": 522, "peak_mib": 6}]
+    assert growth(figures) == {"x": 2.0}
