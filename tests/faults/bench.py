@@ -119,7 +119,9 @@ class Bench:
     def __enter__(self) -> "Bench":
         self._stack = contextlib.ExitStack()
         self.zygote = self._stack.enter_context(Zygote())
-        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
+        # a run that is still being stopped may write while the folder goes
+        folder = tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True)
+        self.folder = Path(self._stack.enter_context(folder))
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
         self.env |= {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         self.runs = [self._undisturbed(i, (*COMMON, *arguments)) for i, arguments in enumerate(RUNS)]
