@@ -99,16 +99,15 @@ def two_writers(case: Case, rng: random.Random) -> list[int] | None:
     first = started(case)
     time.sleep(rng.uniform(0, 0.7 * case.run.seconds))
     if halted := rng.random() < 0.5:
-        os.kill(first.pid, signal.SIGSTOP)
+        first.send_signal(signal.SIGSTOP)
     second = started(case)
-    if not halted:
-        if first.poll() is not None:
-            second.kill()
-            case.end(second)
-            return None
-        return [case.end(first), case.end(second)]
-    time.sleep(rng.uniform(0, 1.5 * case.run.seconds))
-    os.kill(first.pid, signal.SIGCONT)
+    if first.poll() is not None:  # too late: it is done
+        second.kill()
+        case.end(second)
+        return None
+    if halted:
+        time.sleep(rng.uniform(0, 1.5 * case.run.seconds))
+        first.send_signal(signal.SIGCONT)
     return [case.end(first), case.end(second)]
 
 
