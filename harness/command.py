@@ -18,7 +18,7 @@ SWEPT = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")  # Hydra'
 
 def recorded(found: Sequence[Record]) -> list[str]:
     """The distinct commands that made these records, as the store has them."""
-    given = (r.outcome.get("environment", {}).get("command") for r in found)
+    given = (r.environment.get("command") for r in found)
     return list(dict.fromkeys(command for command in given if command))
 
 

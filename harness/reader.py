@@ -75,6 +75,16 @@ class Record:
         return self._finished or (self._attempts[-1] if self._attempts else {})
 
     @property
+    def environment(self) -> dict:
+        """Where the outcome was made; empty without one."""
+        return self.outcome.get("environment", {})
+
+    @property
+    def start(self) -> str:
+        """When it was begun, to be compared with others; empty without an outcome."""
+        return self.environment.get("start", "")
+
+    @property
     def metrics(self) -> dict[str, dict]:
         return self.outcome.get("metrics", {})
 

@@ -153,7 +153,7 @@ def _by_setting(found: Iterable[Record], known: dict[tuple, tuple]) -> dict[tupl
     """Records by what names them to a person; where a store holds several kernels or models of a name, by these too.
     Of timings that differ in commit or versions alone the newest stands."""
     chosen: dict[tuple, Record] = {}
-    for r in sorted(found, key=lambda r: r.outcome.get("environment", {}).get("start", "")):
+    for r in sorted(found, key=lambda r: r.start):
         task_id = None if r.rows_are == "repeats" else r.store.task_id
         chosen[r.cell_id, known.get((r.cell_id, r.store.task_id), _setting(r)), task_id] = r
     short = {key: key[1] for key in chosen}

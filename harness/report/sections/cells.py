@@ -49,13 +49,12 @@ def _newest(questions: list[Question]) -> list[Question]:
     lack can no longer be had."""
     kept: dict[tuple, tuple[str, Question]] = {}
     for place, q in enumerate(questions):
-        r = max(q.records, key=lambda r: r.outcome.get("environment", {}).get("start", ""))
+        r = max(q.records, key=lambda r: r.start)
         options = r.outcome.get("options") or {}
         key = (q.model, q.task, q.context, str(r.asked), options.get("device"), options.get("threads"))
         key = (*key, str(r.cell["identity"]["dtype"])) if r.rows_are == "repeats" else (place,)
-        start = r.outcome.get("environment", {}).get("start", "")
-        if key not in kept or kept[key][0] < start:
-            kept[key] = (start, q)
+        if key not in kept or kept[key][0] < r.start:
+            kept[key] = (r.start, q)
     return [q for _, q in kept.values()]
 
 

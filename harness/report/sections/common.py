@@ -115,15 +115,18 @@ def conditions(questions: Iterable[Question]) -> dict[tuple[str, str], str]:
     said, versions = {}, {}
     for r in (r for q in questions for r in q.records if r.rows_are == "repeats" and r.outcome):
         options, identity = r.outcome.get("options") or {}, r.cell["identity"]
-        words = [r.outcome.get("environment", {}).get("device") or "unknown device", identity.get("dtype")]
+        words = [r.environment.get("device") or "unknown device", identity.get("dtype")]
         words += [f"kernel {identity['kernel']}"] if identity.get("kernel") not in (None, "auto") else []
         named = {"threads": "threads", "batch": "batch", "chunk": "chunk", "decode_tokens": "decoded tokens"}
         words += [f"{word} {options[name]}" for name, word in named.items() if options.get(name) is not None]
         said[r.cell_id, r.store.task_id] = ", ".join(map(str, filter(None, words)))
         versions[r.cell_id, r.store.task_id] = {n: str(options.get(n)) for n in ("torch", "triton", "commit")}
     full = {}
+    by_words: dict[str, list[dict]] = defaultdict(list)
     for key, words in said.items():
-        alike = [versions[other] for other, same in said.items() if same == words]
+        by_words[words].append(versions[key])
+    for key, words in said.items():
+        alike = by_words[words]
         differ = [name for name in versions[key] if len({v[name] for v in alike}) > 1]
         full[key] = ", ".join([words, *(f"{name} {versions[key][name][:9]}" for name in differ)])
     return full

@@ -34,7 +34,7 @@ def section(questions: list[Question]) -> Section:
 
 def _panels(q: Question, title: str) -> list[Panel]:
     """One panel for each number of masks: exact ALiBi, the masks, their windows."""
-    found = common.masks_series(q)
+    found, matched = common.masks_series(q), common.windows(q)
     panels = []
     for masks in sorted({r.attention["masks"] for records in found.values() for r in records}):
         drawn: list[tuple[Method, Record, Tags, str]] = [(EXACT, q.exact, Tags(), "")] if q.exact else []
@@ -42,7 +42,7 @@ def _panels(q: Question, title: str) -> list[Panel]:
             for r in records:
                 if r.attention["masks"] == masks:
                     drawn.append((method, r, common.tags_of(r, q.model), remark))
-        for (match, tags, remark), windows in common.windows(q).items():
+        for (match, tags, remark), windows in matched.items():
             if masks in windows:
                 drawn.append((common.WINDOWS[match], windows[masks], tags, remark))
         series = [
