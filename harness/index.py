@@ -2,16 +2,16 @@
 `stat` for a finished task and reads no rows.
 
 A cache and never the truth: an entry counts only while the folder still looks the same, and results/index/ may be
-removed at any time. Sixteen files by the first digit of the cell's id, one in memory at a time. Each is replaced whole
-by an atomic rename; of two writers the last one wins, and what the other knew is found again.
+removed at any time. A file for each two digits that a cell's id begins with, one in memory at a time. Each is replaced
+whole by an atomic rename; of two writers the last one wins, and what the other knew is found again.
 """
 
 import contextlib
-import itertools
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -46,31 +46,38 @@ class Entry:
 MISSING = Entry("missing")
 
 
-def look(results: Path, wanted: Iterable[tuple[Key, int]]) -> Iterator[tuple[Key, Entry]]:
-    """What the store has of each task, by shard. wanted: the tasks, and how many samples of each would do."""
-    try:
-        present = set(os.listdir(results))
-    except FileNotFoundError:
-        present = set()
-    for digit, keys in itertools.groupby(sorted(wanted), key=lambda item: item[0][0][:1]):
-        shard = results / FOLDER / f"{digit}.jsonl"
-        known = _read(shard)
-        changed = False
-        for key, samples in keys:
+class Index:
+    """One look at a store."""
+
+    def __init__(self, results: Path):
+        self._results = results
+        self._present: dict[str, array] = {}  # by their start the cells that have a folder, ids as numbers
+        with contextlib.suppress(FileNotFoundError), os.scandir(results) as entries:
+            for entry in entries:
+                with contextlib.suppress(ValueError, OverflowError):
+                    self._present.setdefault(entry.name[:2], array("Q")).append(int(entry.name, 16))
+
+    def look(self, start: str, wanted: Mapping[Key, int]) -> dict[Key, Entry]:
+        """What the store has of each task. wanted: tasks of cells whose id begins with these two digits, and how many
+        samples of each would do."""
+        shard = self._results / FOLDER / f"{start}.jsonl"
+        known, present = _read(shard), set(self._present.get(start, ()))
+        changed, found = False, {}
+        for key, samples in wanted.items():
             name = "/".join(key)
-            entry = MISSING
-            if key[0] in present:
+            found[key] = MISSING
+            if int(key[0], 16) in present:
                 before = known.get(name)
-                entry = _current(TaskStore(results, key[0], *key[1].rsplit("-", 1)), before, samples)
-                changed |= entry is not before
-                known[name] = entry
+                store = TaskStore(self._results, key[0], *key[1].rsplit("-", 1))
+                known[name] = found[key] = _current(store, before, samples)
+                changed |= found[key] is not before
             elif name in known:
                 changed = True
                 del known[name]
-            yield key, entry
         if changed:
             with contextlib.suppress(OSError):  # a full disk or a store that may only be read: next time is slower
                 _write(shard, known)
+        return found
 
 
 def _current(store: TaskStore, before: Entry | None, samples: int) -> Entry:

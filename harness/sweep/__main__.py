@@ -18,9 +18,10 @@ from rich.live import Live
 from harness.errors import UserError, refused
 from harness.preflight import refuse_foreign_kernels
 from harness.signals import StopRequest
-from harness.sweep.cells import Mistakes, Row, expand
+from harness.sweep.cells import Mistakes, expand
 from harness.sweep.grid import checked, read
 from harness.sweep.progress import Progress
+from harness.sweep.rows import Rows
 from harness.sweep.run import AGAIN, command, run_rows
 from harness.sweep.status import DONE, FAILED, MISSING, STOPPED, State, document, overview, states
 
@@ -80,10 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
     return _end(rows, found)
 
 
-def to_run(rows: Sequence[Row], found: Sequence[State], *, retry: str | None = None) -> list[Row]:
+def to_run(rows: Rows, found: Sequence[State], *, retry: str | None = None) -> Rows:
     """The rows that are missing or stopped, and with retry="failed" those that failed."""
     wanted = {MISSING, STOPPED} | ({FAILED} if retry else set())
-    return [row for row, state in zip(rows, found, strict=True) if state.name in wanted]
+    return rows.only([place for place, state in enumerate(found) if state.name in wanted])
 
 
 def _after(state: State, code: int, why: str | None) -> State:
@@ -93,14 +94,14 @@ def _after(state: State, code: int, why: str | None) -> State:
     return state
 
 
-def _end(rows: Sequence[Row], found: Sequence[State]) -> int:
+def _end(rows: Rows, found: Sequence[State]) -> int:
     names = {state.name for state in found}
     code = AGAIN if names & {MISSING, STOPPED} else 1 if FAILED in names else 0
     _say(document(rows, found, status={0: "ok", 1: "failed", AGAIN: "stopped"}[code]))
     return code
 
 
-def _status(rows: Sequence[Row], results: Path, *, title: str) -> int:
+def _status(rows: Rows, results: Path, *, title: str) -> int:
     """Show the states once; on a terminal until nothing is missing or somebody interrupts."""
     console = Console()
     with StopRequest() as stop:

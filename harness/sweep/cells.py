@@ -5,9 +5,8 @@ tracking. The other options have types, and are set on the composed configuratio
 """
 
 import copy
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -23,23 +22,10 @@ from harness.index import Key
 from harness.mistakes import explain
 from harness.plan import Plan, Planner, typed
 from harness.sweep.grid import Grid
+from harness.sweep.rows import Rows
 
 GROUPS = {p.name for p in CONF.iterdir() if p.is_dir()}
 TYPED = {f.name for f in fields(RunConfig)} - GROUPS | {f"attn.{f.name}" for f in fields(AttnConfig)}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One cell to run. number: of its row in the grid, from 1. overrides: what harness.run gets. work: the tasks it
-    computes, its own cell's and those of the references computed beside it. samples: how many rows complete each of
-    them. same: later rows that ask for no more."""
-
-    number: int
-    overrides: tuple[str, ...]
-    cell_id: str
-    work: tuple[Key, ...]
-    samples: tuple[int, ...]
-    same: list[int]
 
 
 class Mistakes(UserError):
@@ -128,32 +114,28 @@ def _simple(override: str) -> bool:
     return override.partition("=")[0] in TYPED and "${" not in override
 
 
-def expand(grid: Grid, *, results: str = "results", here: bool = True) -> list[Row]:
+def expand(grid: Grid, *, results: str = "results", here: bool = True) -> Rows:
     """The cells of a grid, rows that are the same work as an earlier one left out.
 
     here: the rows are to run on this machine, whose devices and memory are checked too.
     Raises Mistakes with every mistake of every row.
     """
-    found: dict[tuple, Row] = {}
+    rows = Rows(grid)
     mistakes: dict[str, list[int]] = {}
     planner = Planner(here=here)
     folder = f"results={results}"
     with Composer() as composer:
-        written = [[f"{name}={text}" for text in texts] for name, texts in grid.values.items()]
-        for number, values in enumerate(itertools.product(*written), 1):
+        for number in range(1, len(grid) + 1):
             try:
-                plan = planner.plan(composer.config((*values, folder)))
+                plan = planner.plan(composer.config((*grid.overrides(number), folder)))
             except UserError as error:
                 for sentence in str(error).splitlines():
                     mistakes.setdefault(sentence, []).append(number)
-                continue
-            work, samples = tuple(work_of(plan)), tuple(samples_of(plan))
-            row = found.setdefault((work, samples), Row(number, values, plan.cell.cell_id, work, samples, []))
-            if row.number != number:
-                row.same.append(number)
+            else:
+                rows.append(number, work_of(plan), samples_of(plan))
     if mistakes:
         raise Mistakes(mistakes)
-    return list(found.values())
+    return rows.once()
 
 
 def work_of(plan: Plan) -> list[Key]:

@@ -5,9 +5,9 @@ The order is that of W&B's grid: parameters by name, the last varying fastest. A
 number comes back from W&B's server as an integer, so 16.0 is written 16.
 """
 
-import itertools
+import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +31,17 @@ class Grid:
     def __len__(self) -> int:
         return math.prod(len(v) for v in self.values.values())
 
-    def rows(self) -> Iterator[tuple[str, ...]]:
-        """One value of each parameter, in the order of `values`."""
-        return itertools.product(*self.values.values())
+    def overrides(self, number: int) -> tuple[str, ...]:
+        """What harness.run gets of row `number`, from 1: one value of each parameter, the last varying fastest."""
+        left, found = number - 1, []
+        for written in reversed(self._written):
+            left, place = divmod(left, len(written))
+            found.append(written[place])
+        return tuple(reversed(found))
+
+    @functools.cached_property
+    def _written(self) -> list[list[str]]:
+        return [[f"{name}={text}" for text in texts] for name, texts in self.values.items()]
 
     def fixed(self, overrides: Mapping[str, str]) -> "Grid":
         """The grid with some parameters set for all rows."""

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from harness.sweep.cells import Row
+from harness.sweep.rows import Row
 
 ENDS = {0: "done", 75: "stopped"}  # any other exit code is a failure
 

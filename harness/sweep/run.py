@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.signals import StopRequest
-from harness.sweep.cells import Row
+from harness.sweep.rows import Row
 
 AGAIN = 75
 POLL = 0.1  # seconds between looks at the processes
@@ -35,12 +35,13 @@ def run_rows(
 
     Returns for each row that was started its exit code, and what its last line said where that was a complaint.
     """
-    waiting, running = list(reversed(rows)), {}
+    begun, running = 0, {}
     ended: dict[int, tuple[int, str | None]] = {}
     passed = 0
-    while running or (waiting and not stop.requested):
-        while waiting and len(running) < jobs and not stop.requested:
-            row = waiting.pop()
+    while running or (begun < len(rows) and not stop.requested):
+        while begun < len(rows) and len(running) < jobs and not stop.requested:
+            row = rows[begun]
+            begun += 1
             log = Path(results).expanduser() / "logs" / name / f"{row.number:04d}-{row.cell_id}.log"
             running[row.number] = (row, log, _start(command(row, results), log, jobs))
             tell(row, None)

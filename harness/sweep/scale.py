@@ -21,8 +21,9 @@ from harness import environment
 from harness.collect import collect
 from harness.config import ROOT
 from harness.store import read_json, write_atomic
-from harness.sweep.cells import Row, expand
+from harness.sweep.cells import expand
 from harness.sweep.grid import Grid
+from harness.sweep.rows import Rows
 from harness.sweep.status import DONE, FAILED, MISSING, STOPPED, counts, states
 from harness.table import Table
 
@@ -52,7 +53,7 @@ def grid_of(cells: int) -> Grid:
     return Grid("scale", {name: tuple(axes[name]) for name in sorted(axes)})
 
 
-def fill(results: Path, rows: Sequence[Row]) -> None:
+def fill(results: Path, rows: Rows) -> None:
     """A store with these rows in the states of MIX. Records are copies of a committed one, with eight of its rows."""
     source = min(TEMPLATE.glob("*/*/task.json"))
     cell, task = read_json(source.parents[1] / "cell.json"), read_json(source)
@@ -93,7 +94,7 @@ def measure(cells: int, folder: Path) -> dict:
         print(f"{what}: {figure['seconds']} s, {figure['cpu_seconds']} s of CPU", file=sys.stderr, flush=True)
         return found
 
-    def looked_at(cells: int, folder: Path) -> Sequence[Row]:
+    def looked_at(cells: int, folder: Path) -> Rows:
         grid = grid_of(cells)
         rows = timed("cells expanded and checked", len(grid), lambda: expand(grid, results=str(folder), here=False))
         assert len(rows) == len(grid)
@@ -107,9 +108,9 @@ def measure(cells: int, folder: Path) -> dict:
     looked_at(cells // 10, folder / "tenth")
     folder /= "all"
     rows = looked_at(cells, folder)
-    for row in rows[KEPT:]:
+    for row in itertools.islice(rows, KEPT, None):
         (folder / row.cell_id / "cell.json").unlink(missing_ok=True)
-    count = sum((folder / row.cell_id / "cell.json").exists() for row in rows[:KEPT])
+    count = sum((folder / row.cell_id / "cell.json").exists() for row in itertools.islice(rows, KEPT))
     table, _ = timed("records collected", count, lambda: collect(folder))
     again, read = timed("records collected again", table.num_rows, lambda: collect(folder))
     assert again.num_rows == table.num_rows == count and read == 0

@@ -3,12 +3,12 @@
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from harness.index import Entry, Key, look
+from harness.index import Entry, Index, Key
 from harness.store import FINISHED
-from harness.sweep.cells import Row
+from harness.sweep.rows import Row, Rows
 from harness.table import Table
 
 DONE, FAILED, STOPPED, MISSING = "done", "failed", "stopped", "missing"
@@ -24,27 +24,43 @@ class State:
     why: str | None = None
 
 
-def states(rows: Sequence[Row], results: Path) -> list[State]:
+PLAIN = {name: State(name) for name in (DONE, STOPPED, MISSING)}  # one for all rows
+
+
+def states(rows: Rows, results: Path) -> list[State]:
     """The state of each row, from the index of the store."""
-    wanted: dict[Key, int] = {}
-    for row in rows:
-        for key, samples in zip(row.work, row.samples, strict=True):
-            wanted[key] = max(wanted.get(key, 0), samples)
-    # what tells whether the entry still holds is not needed any more, and is most of it
-    parts = {key: replace(entry, mark=None, trace=None) for key, entry in look(results, wanted.items())}
-    return [_state(row, [parts[key] for key in row.work]) for row in rows]
+    index = Index(results)
+    parts = bytearray(len(rows))  # of each row the states of its tasks, a bit for each that occurs
+    failures: dict[int, dict[int, str | None]] = {}  # of a row, by the place of the task
+    for start, places in rows.by_start():
+        wanted: dict[Key, int] = {}
+        for place in places:
+            for _, key, samples in _beginning(rows[place], start):
+                wanted[key] = max(wanted.get(key, 0), samples)
+        entries = index.look(start, wanted)
+        for place in places:
+            for i, key, samples in _beginning(rows[place], start):
+                part = _part(entries[key], samples)
+                parts[place] |= 1 << STATES.index(part)
+                if part == FAILED:
+                    failures.setdefault(place, {})[i] = entries[key].why
+    first = {place: whys[min(whys)] for place, whys in failures.items()}
+    return [
+        _state({name for bit, name in enumerate(STATES) if mask >> bit & 1}, first.get(place))
+        for place, mask in enumerate(parts)
+    ]
 
 
-def _state(row: Row, parts: Sequence[Entry]) -> State:
-    each = [(_part(entry, samples), entry) for entry, samples in zip(parts, row.samples, strict=True)]
-    names = {name for name, _ in each}
-    if names == {DONE}:
-        return State(DONE)
-    if names == {MISSING}:
-        return State(MISSING)
-    if names <= {DONE, FAILED}:
-        return State(FAILED, next(entry.why for name, entry in each if name == FAILED))
-    return State(STOPPED)
+def _beginning(row: Row, start: str) -> list[tuple[int, Key, int]]:
+    work = enumerate(zip(row.work, row.samples, strict=True))
+    return [(i, key, samples) for i, (key, samples) in work if key[0].startswith(start)]
+
+
+def _state(parts: set[str], why: str | None) -> State:
+    """Of a row whose tasks are in these states."""
+    if len(parts) == 1 and parts <= set(PLAIN):
+        return PLAIN[next(iter(parts))]
+    return State(FAILED, why) if parts <= {DONE, FAILED} else PLAIN[STOPPED]
 
 
 def _part(entry: Entry, samples: int) -> str:
@@ -61,36 +77,29 @@ def counts(found: Sequence[State]) -> dict[str, int]:
     return {name: counted[name] for name in STATES}
 
 
-def overview(rows: Sequence[Row], found: Sequence[State], *, title: str) -> Table:
+def overview(rows: Rows, found: Sequence[State], *, title: str) -> Table:
     """Every row where they are few, otherwise those that failed or were stopped; counts below."""
-    shown = list(zip(rows, found, strict=True))
-    if len(shown) > SHOWN:
-        shown = [pair for pair in shown if pair[1].name in (FAILED, STOPPED)]
-    listed = [
-        [str(row.number), row.cell_id, state.name, shlex.join(distinct), state.why or ""]
-        for (row, state), distinct in zip(shown[:SHOWN], _distinct(rows, [r for r, _ in shown[:SHOWN]]), strict=True)
-    ]
+    many = len(rows) > SHOWN
+    shown = [place for place, state in enumerate(found) if not many or state.name in (FAILED, STOPPED)]
+    varies = [len(texts) > 1 for texts in rows.grid.values.values()]
+    listed = []
+    for place in shown[:SHOWN]:
+        row, state = rows[place], found[place]
+        distinct = [override for override, varied in zip(row.overrides, varies, strict=True) if varied]
+        listed.append([str(row.number), row.cell_id, state.name, shlex.join(distinct), state.why or ""])
     notes = [f"... and {len(shown) - SHOWN} more that failed or were stopped"] if len(shown) > SHOWN else []
-    same = sum(len(row.same) for row in rows)
-    also = f" {same} more row{'s are' if same > 1 else ' is'} the same work." if same else ""
+    also = f" {rows.same} more row{'s are' if rows.same > 1 else ' is'} the same work." if rows.same else ""
     told = ", ".join(f"{count} {name}" for name, count in counts(found).items() if count)
     notes.append(f"{len(rows)} cells: {told}.{also}")
     columns = ["row", "cell", "state", "overrides that differ", "why"]
     return Table(title, columns, listed, notes, words=len(columns))
 
 
-def _distinct(rows: Sequence[Row], shown: Sequence[Row]) -> list[list[str]]:
-    """Of each shown row the overrides that are not the same in all rows."""
-    varies = [len({row.overrides[i] for row in rows}) > 1 for i in range(len(rows[0].overrides))] if rows else []
-    return [[o for o, v in zip(row.overrides, varies, strict=True) if v] for row in shown]
-
-
-def document(rows: Sequence[Row], found: Sequence[State], **more: object) -> dict:
+def document(rows: Rows, found: Sequence[State], **more: object) -> dict:
     """The last line of stdout."""
     failures = [
         {"row": row.number, "cell_id": row.cell_id, "why": state.why}
         for row, state in zip(rows, found, strict=True)
         if state.name == FAILED
     ]
-    same = sum(len(row.same) for row in rows)
-    return {**more, "rows": len(rows) + same, "cells": len(rows), **counts(found), "failures": failures}
+    return {**more, "rows": len(rows) + rows.same, "cells": len(rows), **counts(found), "failures": failures}

@@ -19,7 +19,7 @@ def write(folder, parameters, **more):
 
 
 def lines(grid: Grid) -> list[list[str]]:
-    return [[f"{name}={text}" for name, text in zip(grid.values, row, strict=True)] for row in grid.rows()]
+    return [list(grid.overrides(number)) for number in range(1, len(grid) + 1)]
 
 
 def test_order_is_by_name_and_the_last_varies_fastest(tmp_path):

@@ -6,14 +6,15 @@ import pytest
 
 from harness import index
 from harness.store import TaskStore, write_atomic
-from harness.sweep.cells import Row
+from harness.sweep.grid import Grid
+from harness.sweep.rows import Rows
 from harness.sweep.status import states
 
-CELL = "0123456789abcdef"
+CELL, TASK = "0123456789abcdef", "fedcba9876543210"
 
 
 def store(results, task="retrieval", cell=CELL) -> TaskStore:
-    return TaskStore(results, cell, task, "t")
+    return TaskStore(results, cell, task, TASK)
 
 
 def add(to: TaskStore, attempt: str, keys) -> None:
@@ -32,13 +33,14 @@ def fail(of: TaskStore, attempt: str) -> None:
 
 
 def look(results, samples=8, cell=CELL) -> index.Entry:
-    ((_, entry),) = index.look(results, [((cell, "retrieval-t"), samples)])
-    return entry
+    key = (cell, f"retrieval-{TASK}")
+    return index.Index(results).look(cell[:2], {key: samples})[key]
 
 
 def state(results, samples=8, tasks=("retrieval",)) -> str:
-    work = tuple((CELL, f"{task}-t") for task in tasks)
-    return states([Row(1, (), CELL, work, (samples,) * len(work), [])], results)[0].name
+    rows = Rows(Grid("g", {}))
+    rows.append(1, [(CELL, f"{task}-{TASK}") for task in tasks], [samples] * len(tasks))
+    return states(rows, results)[0].name
 
 
 def test_states_follow_the_store_step_by_step(tmp_path):
@@ -74,11 +76,11 @@ def test_a_row_of_several_tasks_is_done_with_the_last(tmp_path):
 def test_a_second_look_reads_no_file_of_the_task(tmp_path, monkeypatch):
     add(store(tmp_path), "a", range(8))
     finish(store(tmp_path), 8)
-    add(store(tmp_path, cell="0" * 16), "a", range(3))
-    before = look(tmp_path), look(tmp_path, cell="0" * 16)
+    add(store(tmp_path, cell="01" * 8), "a", range(3))
+    before = look(tmp_path), look(tmp_path, cell="01" * 8)
     for name in ("rows", "finished", "attempts", "lines"):
         monkeypatch.setattr(TaskStore, name, lambda _: pytest.fail("a file was read"))
-    assert (look(tmp_path), look(tmp_path, cell="0" * 16)) == before
+    assert (look(tmp_path), look(tmp_path, cell="01" * 8)) == before
 
 
 def test_what_was_removed_or_replaced_is_not_believed(tmp_path):
@@ -92,19 +94,19 @@ def test_what_was_removed_or_replaced_is_not_believed(tmp_path):
     assert state(tmp_path) == "stopped"
     (tmp_path / CELL).rename(tmp_path / "elsewhere")
     assert state(tmp_path) == "missing"
-    assert CELL not in (tmp_path / "index" / "0.jsonl").read_text()
+    assert CELL not in (tmp_path / "index" / "01.jsonl").read_text()
 
 
 def test_a_broken_lost_or_foreign_index_only_costs_time(tmp_path):
     finish(store(tmp_path), 8)
     assert state(tmp_path) == "done"
-    shard = tmp_path / "index" / "0.jsonl"
+    shard = tmp_path / "index" / "01.jsonl"
     whole = shard.read_text()
     for content in (
         "",
         whole[: len(whole) // 2],
         "\xff\n[]\n3\n",
-        json.dumps([f"{CELL}/retrieval-t", {"x": 1}]) + "\n",
+        json.dumps([f"{CELL}/retrieval-{TASK}", {"x": 1}]) + "\n",
     ):
         shard.write_text(content)
         assert state(tmp_path) == "done"
@@ -122,15 +124,15 @@ def test_a_store_that_cannot_be_written_can_be_looked_at(tmp_path, monkeypatch):
 
 
 def test_the_loser_of_two_writers_is_found_again(tmp_path):
-    for cell in (CELL, "0" * 16):
+    for cell in (CELL, "01" * 8):
         finish(store(tmp_path, cell=cell), 8)
     look(tmp_path)
-    mine = (tmp_path / "index" / "0.jsonl").read_text()
-    look(tmp_path, cell="0" * 16)
-    (tmp_path / "index" / "0.jsonl").write_text(mine)  # the other's rename came first
-    assert look(tmp_path, cell="0" * 16).samples == 8 and look(tmp_path).samples == 8
+    mine = (tmp_path / "index" / "01.jsonl").read_text()
+    look(tmp_path, cell="01" * 8)
+    (tmp_path / "index" / "01.jsonl").write_text(mine)  # the other's rename came first
+    assert look(tmp_path, cell="01" * 8).samples == 8 and look(tmp_path).samples == 8
 
 
 def test_a_cell_without_a_record_does_not_stop_the_look(tmp_path):
-    write_atomic(tmp_path / CELL / "retrieval-t" / "task.json", {"status": "half"})
+    write_atomic(tmp_path / CELL / f"retrieval-{TASK}" / "task.json", {"status": "half"})
     assert state(tmp_path) == "missing"
