@@ -10,10 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
+from urllib.parse import quote
 
 from harness.config import ROOT
 from harness.secrets import without_secrets
@@ -46,10 +48,19 @@ def wish(results: Path, cell_id: str, **wanted: object) -> None:
         write_atomic(path, {**marker, "wish": wanted})
 
 
-def run_in_sweep(results: Path, cell_id: str, sweep_id: str) -> str | None:
-    """The run that a W&B sweep has for a cell already."""
-    wanted = (read_json(results / cell_id / MARKER) or {}).get("wish", {})
-    return wanted.get("run_id") if wanted.get("sweep_id") == sweep_id else None
+def claim(results: Path, cell_id: str, sweep_id: str, run_id: str) -> str:
+    """The run that has the cell in a W&B sweep: this one, unless another came first. A name that exists cannot be
+    linked to, so that of two agents at the same moment one comes first. Raises OSError where nothing can be written."""
+    path = results / cell_id / f"wandb-{quote(sweep_id, safe='')}.json"
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    draft.write_text(json.dumps({"run_id": run_id}))
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return (read_json(path) or {}).get("run_id", run_id)
+    finally:
+        draft.unlink()
+    return run_id
 
 
 def mirror(

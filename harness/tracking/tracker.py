@@ -58,16 +58,17 @@ class Tracker:
         run only says whose it is."""
         if config.mode == "disabled":
             return
-        from harness.tracking.mirror import run_in_sweep, wish
+        from harness.tracking.mirror import claim, wish
 
         wanted = {"project": config.project, "entity": config.entity, "group": config.group, "tags": config.tags}
         place = (results, config.mode, config.timeout)
         if own and os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
             agent = {"run_id": os.environ["WANDB_RUN_ID"], "sweep_id": os.environ["WANDB_SWEEP_ID"]}
-            first = run_in_sweep(results, cell_id, agent["sweep_id"])
-            if first not in (None, agent["run_id"]):
-                self._pending[*place, ("duplicates", first), *agent.items()] = [cell_id]
-                agent["run_id"] = first
+            with contextlib.suppress(OSError):  # a full disk, or a file system without links: perhaps told twice
+                first = claim(results, cell_id, **agent)
+                if first != agent["run_id"]:
+                    self._pending[*place, ("duplicates", first), *agent.items()] = [cell_id]
+                    agent["run_id"] = first
             wanted |= agent
         with contextlib.suppress(OSError):  # a full disk: the default destination is left
             wish(results, cell_id, **wanted)

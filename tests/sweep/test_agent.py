@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -11,6 +13,7 @@ from harness.config import TrackingConfig
 from harness.signals import StopRequest
 from harness.sweep.__main__ import main
 from harness.sweep.grid import read
+from harness.tracking.mirror import claim
 from harness.tracking.tracker import Tracker
 from tests.conftest import ROOT
 from tests.sweep.agents import ENTITY, sweep_server
@@ -109,3 +112,19 @@ def test_a_duplicate_says_whose_it_is_and_shows_no_figures(server, monkeypatch, 
     with Tracker(StopRequest()) as tracker:
         tracker.add(results, cell_id, config, own=True)
     assert len(server.rows("other")) == 1  # another sweep has a run of its own, with figures
+
+
+def test_of_two_agents_at_the_same_moment_one_has_the_cell(tmp_path):
+    (tmp_path / "cell").mkdir()
+    runs = [f"run{i}" for i in range(8)]
+    for sweep_id in map(str, range(30)):
+        gate = threading.Barrier(len(runs))
+
+        def ask(run_id: str, sweep_id=sweep_id, gate=gate) -> str:
+            gate.wait()
+            return claim(tmp_path, "cell", sweep_id, run_id)
+
+        with ThreadPoolExecutor(len(runs)) as pool:
+            (first,) = set(pool.map(ask, runs))
+        assert first in runs and claim(tmp_path, "cell", sweep_id, "late") == first
+    assert len(list((tmp_path / "cell").iterdir())) == 30  # no draft is left
