@@ -39,7 +39,8 @@ def attend(
             so a padded row equals the same row alone. Rows of padding give 0.
         gap: how many tokens k and v leave out after the sinks, one number or (batch,): a cache that has dropped what no
             row will reach again holds the first `weights.sinks` tokens, then token sinks + gap and all after it. Causal
-            only; no query may reach what is left out (`weights.reach`).
+            only, and every query comes after what is left out, which it does not see: the result is that of all keys
+            where nothing is left out that the first query reaches (`weights.reach`).
         return_lse: also return the log-sum-exp of each row, (batch, heads, queries), float32 or float64 as computed;
             -inf in a row of padding.
 
@@ -59,7 +60,7 @@ def attend(
             raise ValueError(reason)
         out, lse = attend_triton(q, k, v, weights, scale=scale, causal=causal, starts=starts, pads=pads, gaps=gaps)
         return (out, lse) if return_lse else out
-    pads, starts = check_places(pads, starts, gaps, queries, keys)
+    pads, starts = check_places(pads, starts, gaps, queries, keys, weights.sinks)
 
     def group(rows: list[int] | slice, start: int, pad: int, left_out: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         inputs = (q[rows], k[rows][:, :, pad:], v[rows][:, :, pad:])

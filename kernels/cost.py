@@ -31,7 +31,7 @@ def log_coverage(distance: torch.Tensor, masks: int, sampler: str) -> torch.Tens
         # beyond t = 30 the masks' events are disjoint to 13 digits, and exp(-t) underflows further out
         return torch.where(t > 30.0, math.log(masks) - t, likely)
     if sampler == "systematic":
-        grid, log_p = (torch.from_numpy(x).to(t.device) for x in _systematic_coverage(masks))
+        grid, log_p = _coverage_on(masks, t.device)
         place = (torch.searchsorted(grid, t, right=True) - 1).clamp_(0, len(grid) - 2)
         part = ((t - grid[place]) / (grid[place + 1] - grid[place])).clamp_max_(1.0)
         return torch.lerp(log_p[place], log_p[place + 1], part)
@@ -122,6 +122,14 @@ _MIDDLE = (_TAIL[1:] + _TAIL[:-1]) / 2
 _NODE = -np.expm1(-_MIDDLE)
 _MASS = np.exp(-_TAIL[:-1]) - np.exp(-_TAIL[1:])
 _GRID = np.concatenate([np.arange(0.0, 8.0, 1 / 64), np.arange(8.0, 60.0, 1 / 8)])
+
+
+@functools.lru_cache(maxsize=32)
+def _coverage_on(masks: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_systematic_coverage` where it is looked up: a copy from the host at every call would stall the stream."""
+    with torch.inference_mode(False):
+        grid, log_p = (torch.from_numpy(x).to(device) for x in _systematic_coverage(masks))
+    return grid, log_p
 
 
 @functools.lru_cache(maxsize=32)

@@ -28,9 +28,10 @@ def places_of(
 
 
 def check_places(
-    pads: torch.Tensor, starts: torch.Tensor, gaps: list[int], queries: int, keys: int
+    pads: torch.Tensor, starts: torch.Tensor, gaps: list[int], queries: int, keys: int, sinks: int
 ) -> tuple[list[int], list[int]]:
-    """pads and starts (B,) as lists. Raises ValueError where a query would not lie among the keys."""
+    """pads and starts (B,) as lists. Raises ValueError where a query would not lie among the keys, `sinks` of which
+    come before a gap."""
     pads, starts = pads.tolist(), starts.tolist()
     if any(not 0 <= p <= keys for p in pads):
         raise ValueError(
@@ -42,6 +43,11 @@ def check_places(
             raise ValueError(
                 f"Queries at tokens {start} .. {start + queries - 1} do not lie among the {keys - pad} keys: "
                 "pass k and v of the whole sequence, or the q_offset that belongs to them."
+            )
+        if left_out and start < sinks + left_out:
+            raise ValueError(
+                f"The query at token {start} comes before token {sinks + left_out}, the first that a gap of {left_out} "
+                f"after {sinks} sinks keeps: pass a smaller gap, or later queries."
             )
     return pads, starts
 

@@ -29,6 +29,8 @@ def attend_sdpa(q, k, v, weights: Weights, *, scale: float, causal: bool, offset
         for head, rows, first, size in _pieces(weights, offset + skip, offset + queries, tokens, causal, batch, device):
             log_w = weights.log_piece(head, rows, first, size, causal)
             slots = first[:, None] - gap + torch.arange(size, device=device)
+            if gap:  # what is left out is not seen
+                log_w = log_w.masked_fill((slots < sinks)[:, None], -math.inf)
             slots.clamp_min_(0)  # columns without a slot have no weight
             if sinks:
                 log_w = torch.cat([weights.log_sinks(head, rows, sinks, causal), log_w], -1)

@@ -35,7 +35,7 @@ def attend_triton(
     """
     tokens = k.shape[2] + max(gaps, default=0)
     if tokens == 0 or q.shape[2] == 0 or len(q) == 0:
-        check_places(pads, starts, gaps, q.shape[2], k.shape[2])
+        check_places(pads, starts, gaps, q.shape[2], k.shape[2], weights.sinks)
         return torch.zeros_like(q), torch.full(q.shape[:3], -math.inf, device=q.device)
     dtype = q.dtype
     if INTERPRETED and dtype == torch.bfloat16:  # its products take the bits of bfloat16 for whole numbers

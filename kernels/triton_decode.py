@@ -29,6 +29,7 @@ from kernels.triton_weights import (
 ROWS = 16  # query rows of a program, the least that a matrix product takes
 COLUMNS = 64  # keys of a tile
 PROGRAMS = 528  # wanted at least: four for each multiprocessor of an H100
+MERGED = 32  # parts that are merged at a time
 
 
 @triton.jit
@@ -97,6 +98,8 @@ def decode_kernel(
     for j0 in range(begin, stop, COLUMNS):
         columns = j0 + tl.arange(0, COLUMNS)
         here = columns < stop
+        if GAPS:
+            here = here & (columns >= SINKS + gap)
         k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, COLUMNS)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         seen = here[None, :] & (columns[None, :] <= rows[:, None]) & (columns[None, :] >= first[:, None])
@@ -126,20 +129,29 @@ def decode_kernel(
 @triton.jit(do_not_specialize=ANY)
 def merge_kernel(
     Part, Lse, Out, Whole, o_b, o_h, o_t, heads, queries, splits,
-    DIM: tl.constexpr, WIDE: tl.constexpr, SPLITS: tl.constexpr,
+    DIM: tl.constexpr, WIDE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """Grid (batch, heads, queries): the parts of one row, Whole (batch, heads, queries) its log-sum-exp in base e."""
+    """Grid (batch, heads, queries): the parts of one row, STEP at a time, Whole (batch, heads, queries) its log-sum-exp
+    in base e."""
     sequence, head, query = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     row = (sequence * heads + head) * queries + query
-    split, dims = tl.arange(0, SPLITS), tl.arange(0, WIDE)
-    lse = tl.load(Lse + row * splits + split, mask=split < splits, other=HIDDEN)
-    top = tl.max(lse, 0)
-    weight = tl.exp2(lse - top)
-    kept = (split < splits)[:, None] & (dims < DIM)[None, :]
-    part = tl.load(Part + (row * splits + split)[:, None] * DIM + dims[None, :], mask=kept, other=0.0)
-    total = tl.sum(weight, 0)
-    out = tl.sum(part * weight[:, None], 0) / total
-    tl.store(Out + sequence * o_b + head * o_h + query * o_t + dims, out.to(Out.dtype.element_ty), mask=dims < DIM)
+    dims = tl.arange(0, WIDE)
+    top = tl.max(tl.full([STEP], HIDDEN, tl.float32), 0)
+    total = 0.0
+    acc = tl.zeros([WIDE], tl.float32)
+    for s0 in range(0, splits, STEP):
+        split = s0 + tl.arange(0, STEP)
+        lse = tl.load(Lse + row * splits + split, mask=split < splits, other=HIDDEN)
+        higher = tl.maximum(top, tl.max(lse, 0))
+        # of parts that saw nothing `higher` is HIDDEN too, and what they add is wiped out by the first that saw a key
+        weight, shrink = tl.exp2(lse - higher), tl.exp2(top - higher)
+        kept = (split < splits)[:, None] & (dims < DIM)[None, :]
+        part = tl.load(Part + (row * splits + split)[:, None] * DIM + dims[None, :], mask=kept, other=0.0)
+        total = total * shrink + tl.sum(weight, 0)
+        acc = acc * shrink + tl.sum(part * weight[:, None], 0)
+        top = higher
+    to = Out + sequence * o_b + head * o_h + query * o_t + dims
+    tl.store(to, (acc / total).to(Out.dtype.element_ty), mask=dims < DIM)
     tl.store(Whole + row, (top + tl.log2(total)) * LN2)
 
 
@@ -177,6 +189,6 @@ def decode(
     )  # fmt: skip
     merge_kernel[(batch, heads, queries)](
         part, lse, out, whole, *out.stride()[:3], heads, queries, splits,
-        DIM=dim, WIDE=width_of(dim), SPLITS=triton.next_power_of_2(splits), enable_fp_fusion=True,
+        DIM=dim, WIDE=width_of(dim), STEP=MERGED, enable_fp_fusion=True,
     )  # fmt: skip
     return clear_padding(out, whole, starts)

@@ -2,7 +2,8 @@
 
 An operator knows tensors and plain numbers only, so weights come as `numbers_of`, and what needs a look at numbers on
 the host happens inside. The tables are the result of an operator of their own: autograd holds them from forward to
-backward, and nothing else does.
+backward, and nothing else does. Triton launches on the current device: each operator makes that of its tensors the
+current one, for models that lie on several.
 """
 
 import torch
@@ -75,7 +76,8 @@ def tables_op(
 ) -> list[Tensor]:
     """`Tables.tensors` where `numbers` are; `reach`: the distances of the law "distance"."""
     tables = empty_tables(law, masks, sinks, tokens, tile, causal, len(numbers), reach, numbers.device)
-    fill_tables(numbers, tables, tokens)
+    with torch.cuda.device_of(numbers):
+        fill_tables(numbers, tables, tokens)
     fill_rest(tables, numbers[:, 0], numbers[:, 1 + 2 * masks :])
     return tables.tensors
 
@@ -100,8 +102,9 @@ def forward_op(
     law: str, masks: int, sinks: int, tile: int, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out like q and lse (B, H, Tq) float32; pads and starts (B,), best on the host, where they are read."""
-    places = check_places(pads, starts, gaps, q.shape[2], k.shape[2])
-    return forward(*map(dense, (q, k, v)), Tables(law, tile, masks, sinks, *tables), *places, gaps, scale=scale)
+    places = check_places(pads, starts, gaps, q.shape[2], k.shape[2], sinks)
+    with torch.cuda.device_of(q):
+        return forward(*map(dense, (q, k, v)), Tables(law, tile, masks, sinks, *tables), *places, gaps, scale=scale)
 
 
 @forward_op.register_fake
@@ -116,7 +119,8 @@ def backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients like q, k and v."""
     inputs = (*map(dense, (q, k, v)), dense(out), lse, dense(dout), dlse)
-    return backward(*inputs, Tables(law, tile, masks, sinks, *tables), pads.tolist(), starts.tolist(), scale)
+    with torch.cuda.device_of(q):
+        return backward(*inputs, Tables(law, tile, masks, sinks, *tables), pads.tolist(), starts.tolist(), scale)
 
 
 @backward_op.register_fake
@@ -144,10 +148,11 @@ def decode_op(
     law: str, masks: int, sinks: int, reach: int, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The same for a few causal rows, without gradients; `numbers` where q is. The tables live within."""
-    pads, starts = check_places(pads, starts, gaps, q.shape[2], k.shape[2])
+    pads, starts = check_places(pads, starts, gaps, q.shape[2], k.shape[2], sinks)
     rows = on_device(starts, q)[:, None] + torch.arange(q.shape[2], device=q.device)
     tables = row_tables(numbers, rows.clamp_min_(0).view(-1), law=law, masks=masks, sinks=sinks, reach=reach)
-    return decode(*map(dense, (q, k, v)), tables, pads, starts, gaps, scale=scale)
+    with torch.cuda.device_of(q):
+        return decode(*map(dense, (q, k, v)), tables, pads, starts, gaps, scale=scale)
 
 
 @decode_op.register_fake
@@ -160,7 +165,8 @@ def row_tables(numbers: Tensor, rows: Tensor, *, law: str, masks: int, sinks: in
     counted, slopes = law in ("count", "sum"), numbers[:, 0]
     first = torch.empty(len(numbers), len(rows), dtype=torch.int32, device=rows.device)
     starts = torch.empty((*first.shape, masks) if counted else 0, dtype=torch.int32, device=rows.device)
-    fill_row_tables(numbers, rows, first, starts, law=law, masks=masks, sinks=sinks)
+    with torch.cuda.device_of(numbers):
+        fill_row_tables(numbers, rows, first, starts, law=law, masks=masks, sinks=sinks)
     none = torch.empty(0, device=rows.device)
     return RowTables(
         law=law,

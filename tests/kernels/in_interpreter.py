@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import FACTORS, Case, pairwise
 from test_gap import GAPS
+from test_gap import test_what_is_left_out_is_not_seen_by_a_query_that_would_reach_it as not_seen
 from test_gap import test_what_no_row_reaches_may_be_left_out as leave_out
 from test_matrix import test_kernel_agrees_with_the_oracle as agree
 
@@ -56,8 +57,13 @@ def test_gaps(case: Case):
     leave_out(case, 5, "triton")
 
 
+@pytest.mark.parametrize("rule", ["window", "count/gamma", "rb/systematic"])
+def test_what_is_left_out_is_not_seen(rule: str):
+    not_seen(rule, 3, "triton")
+
+
 @pytest.mark.parametrize("rule", LAWS)
-@pytest.mark.parametrize("splits", [1, 2, 5])
+@pytest.mark.parametrize("splits", [1, 5, 40])  # at most 32 are merged at a time
 def test_decoding_gives_the_same_for_every_split(rule: str, splits: int):
     case = Case(rule=rule, heads=(3, 1), slopes="spread", shape=(150, 7, None), padding="left", sinks=3)
     q, k, v = case.inputs()

@@ -1,5 +1,6 @@
 """Kernel `triton` as torch operators: torch's own checks of them, and torch.compile. Run by test_triton.py."""
 
+import contextlib
 import weakref
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from cases import Case
 from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.runtime.interpreter import GridExecutor
 
 from kernels import Alibi, PositionalLSH, attend
 from kernels.triton_ops import backward_op, decode_op, forward_op, numbers_of, numbers_on, tables_on_device, tables_op
@@ -59,11 +61,40 @@ def test_a_call_copies_nothing_to_the_device_after_the_first(rule: str, monkeypa
             return make(*values, **options)
 
         patch.setattr(torch, "tensor", on_the_host)
+        patch.setattr(torch, "from_numpy", None)
         patch.setattr("kernels.triton_ops.numbers_of", None)  # the weights' numbers are there
         again = [attend(*call, weights, kernel="triton") for call in calls]
         with pytest.raises(AssertionError):
             attend(*(x.expand(2, -1, -1, -1) for x in calls[1]), weights, kernel="triton", padding=make([0, 4]))
     assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_launch_is_on_the_device_of_its_tensors(rule: str, monkeypatch):
+    """Triton launches on the current device, which is another one where a model is spread over several."""
+    current, launched = [], []
+
+    @contextlib.contextmanager
+    def device_of(tensor: torch.Tensor):
+        current.append(tensor)
+        yield
+        current.pop()
+
+    launch = GridExecutor.__call__
+
+    def counted(self, *inputs, **options):
+        assert current
+        launched.append(self)
+        return launch(self, *inputs, **options)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(GridExecutor, "__call__", counted)
+    case = case_of(rule)
+    (q, k, v), weights = case.inputs(), case.weights()
+    attend(q[:, :, -3:], k, v, weights, kernel="triton")
+    assert len(launched) == 3  # tables, parts, merging
+    attend(q.requires_grad_(), k, v, weights, kernel="triton").sum().backward()
+    assert len(launched) == 3 + 2 + 3  # tables and forward; delta, dq, and dk with dv
 
 
 def test_numbers_on_a_device_live_as_long_as_their_weights():

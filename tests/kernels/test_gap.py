@@ -51,6 +51,29 @@ def test_what_no_row_reaches_may_be_left_out(case: Case, spare: int, kernel: str
         assert (mine - true).abs().max() < 2e-5
 
 
+@pytest.mark.parametrize("kernel", ["exact", *KERNELS])
+@pytest.mark.parametrize("queries", [3, 20])  # decoding, and a chunk
+@pytest.mark.parametrize("rule", ["window", "count/gamma", "rb/gamma", "rb/systematic"])
+def test_what_is_left_out_is_not_seen_by_a_query_that_would_reach_it(rule: str, queries: int, kernel: str):
+    case, sinks, gap = replace(BASE, rule=rule, sinks=3, shape=(60, queries, None)), 3, 60 - queries - 3 - 5
+    (q, k, v), weights = case.inputs(), case.weights()
+    assert int(weights.reach(torch.arange(4), torch.full((4, 1), 60 - queries))[0].min()) < sinks + gap
+    kept = torch.tensor([*range(sinks), *range(sinks + gap, 60)])
+    weight = weights.matrix(60)[:, 60 - queries :, kept] * (kept <= torch.arange(60 - queries, 60)[:, None])
+    each = q.double() @ k.double().repeat_interleave(2, 1)[:, :, kept].mT / 4
+    share = each.exp() * weight
+    true = (share / share.sum(-1, keepdim=True)) @ v.double().repeat_interleave(2, 1)[:, :, kept]
+    found, lse = attend(q, k[:, :, kept], v[:, :, kept], weights, kernel=kernel, gap=gap, return_lse=True)
+    assert (found - true).abs().max() < 2e-5 and (lse - share.sum(-1).log()).abs().max() < 2e-5
+
+
+def test_a_query_whose_own_key_is_left_out_is_refused():
+    case = replace(BASE, rule="window", sinks=3)
+    q, k, v = case.inputs()
+    with pytest.raises(ValueError, match="token 20 comes before token 23, the first that a gap of 20 after 3 sinks"):
+        attend(q, k, v, case.weights(), gap=20, q_offset=20)
+
+
 def test_a_gap_needs_weights_that_forget_and_causality():
     case = replace(BASE, rule="alibi")
     q, k, v = case.inputs()
