@@ -99,8 +99,8 @@ class Planner:
         wanted = choose("references", config.references or own, REFERENCES)
         placed = ("device", config.device, model.device_map)
         device = self._once(placed, lambda: device_of(config.device, model.device_map, here=self.here))
-        if self.here and kernel == "triton" and attention.name != "stock":
-            _refuse_kernel(attention, model, device)
+        if self.here and attention.name != "stock":
+            _refuse_kernel(kernel, attention, model, device)
         tasks = self._once(("tasks", repr(config.task), device), lambda: _tasks(config.task, device))
         if not tasks:
             raise UserError("No task is chosen: set task=retrieval.")
@@ -167,14 +167,23 @@ class Planner:
         return found
 
 
-def _refuse_kernel(attention: Attention, model: ModelSpec, device: torch.device) -> None:
-    """UserError if kernel=triton cannot compute this attention of this model here."""
-    try:
-        from kernels.triton_attend import hindrance
-    except ImportError:
-        raise UserError("kernel=triton needs the package triton, which is not installed: use kernel=sdpa.") from None
-    counted = attention.masks if attention.name == "plsh" and attention.weights == "count" else 0
-    if reason := hindrance(device, model.torch_dtype, model.architecture.head_dim, counted):
+def _refuse_kernel(kernel: str, attention: Attention, model: ModelSpec, device: torch.device) -> None:
+    """UserError if this kernel cannot compute this attention of this model here."""
+    reason = None
+    if kernel == "triton":
+        try:
+            from kernels.triton_attend import hindrance
+        except ImportError:
+            raise UserError(
+                "kernel=triton needs the package triton, which is not installed: use kernel=sdpa."
+            ) from None
+        counted = attention.masks if attention.name == "plsh" and attention.weights == "count" else 0
+        reason = hindrance(device, model.torch_dtype, model.architecture.head_dim, counted)
+    elif kernel == "flex":
+        from kernels import flex  # its import takes seconds
+
+        reason = flex.hindrance(device, model.torch_dtype)
+    if reason:
         raise UserError(re.sub(r"kernel='(\w+)'", r"kernel=\1", reason))
 
 

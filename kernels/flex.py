@@ -6,8 +6,11 @@ FlexAttention computes the output only, without log-sum-exp and gradients.
 
 import functools
 import math
+import os
+import shutil
 
 import torch
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
@@ -21,6 +24,8 @@ KINDS = 64  # kinds of calls (weights, dtypes, shapes) that one process may comp
 def attend_flex(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, gap: int, need_lse: bool):
     """As `kernels.exact.attend_exact`, with lse None unless `need_lse`. Raises ValueError for what FlexAttention cannot
     do on the CPU."""
+    if reason := hindrance(q.device, q.dtype):
+        raise ValueError(reason)
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if q.device.type == "cpu" and (need_lse or differentiated):
         raise ValueError(
@@ -37,14 +42,31 @@ def attend_flex(q, k, v, weights: Weights, *, scale: float, causal: bool, offset
         score_mod = score_of(weights, row, keys, gap)
         blocks = block_mask(weights, row, keys, causal, gap)
         options = {"score_mod": score_mod, "block_mask": blocks, "scale": scale, "enable_gqa": q.shape[1] != k.shape[1]}
-        with torch._dynamo.config.patch(recompile_limit=KINDS):
-            if need_lse:
-                whole, extra = compiled()(q, k, v, return_aux=AuxRequest(lse=True), **options)
-                lse[:, :, skip:] = extra.lse[:, :, :queries]
-            else:
-                whole = compiled()(q, k, v, **options)
+        try:
+            # a donated buffer could be used by one backward pass only, which retain_graph asks for again
+            with torch._dynamo.config.patch(recompile_limit=KINDS), torch._functorch.config.patch(donated_buffer=False):
+                if need_lse:
+                    whole, extra = compiled()(q, k, v, return_aux=AuxRequest(lse=True), **options)
+                    lse[:, :, skip:] = extra.lse[:, :, :queries]
+                else:
+                    whole = compiled()(q, k, v, **options)
+        except FailOnRecompileLimitHit as error:
+            raise ValueError(
+                f"kernel='flex' has been compiled for {KINDS} kinds of calls in this process (a kind: weights, dtype, "
+                f"{BLOCK} rows and columns more): use kernel='sdpa' or 'triton', or another process."
+            ) from error
         out[:, :, skip:] = whole[:, :, :queries]
     return out, lse
+
+
+def hindrance(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this kernel can compute nothing on the device, in a sentence that says what to do; None if it can."""
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"kernel='flex' takes float16, bfloat16 and float32, not {dtype}: use kernel='exact'."
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        return f"kernel='flex' is compiled with {compiler} on the CPU, which is not installed: use kernel='sdpa'."
+    return None
 
 
 @functools.cache
@@ -94,12 +116,13 @@ def block_mask(weights: Weights, row: torch.Tensor, keys: int, causal: bool, gap
 def score_of(weights: Weights, row: torch.Tensor, keys: int, gap: int):
     """FlexAttention's score function for rows (R,) and slots of keys: the score plus log of the pair's weight."""
     slope, sinks = weights.slopes.float().to(row.device), weights.sinks
-    beyond = score_by_law(weights, row, -(-keys // BLOCK) * BLOCK + gap)
+    beyond = score_by_law(weights, row, -(-(-(-keys // BLOCK) * BLOCK + gap) // BLOCK) * BLOCK)
     if not sinks and not gap:
         return beyond
+    left_out = torch.tensor(gap, device=row.device)  # as a number it would be compiled for
 
     def with_sinks(score, b, h, i, slot):
-        j = torch.where(slot < sinks, slot, slot + gap)
+        j = torch.where(slot < sinks, slot, slot + left_out)
         own = score - slope[h] * (row[i] - j).abs()
         return torch.where(slot < sinks, own, beyond(score, b, h, i, j))
 

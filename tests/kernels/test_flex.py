@@ -7,7 +7,7 @@ import torch
 from cases import Case
 from test_gap import GAPS, without_the_unreached
 
-from kernels import attend
+from kernels import attend, flex
 from kernels.flex import BLOCK, block_mask
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles FlexAttention with g++")
@@ -45,6 +45,21 @@ def test_keys_may_be_left_out():
     assert (out - attend(*case.inputs(), case.weights(), kernel="exact", padding=case.pads())).abs().max() < 2e-5
 
 
+def test_one_compilation_serves_every_gap_and_a_limit_is_said(monkeypatch):
+    """A cache that evicts while it decodes has another gap at every step."""
+    monkeypatch.setattr(flex, "KINDS", 1)
+    torch._dynamo.reset()
+    case = Case(rule="window", heads=(2, 2), slopes="steep", sinks=3, shape=(60, 1, None))
+    (q, k, v), weights = case.inputs(), case.weights()
+    for gap in (300, 301, 355):
+        out = attend(q, k, v, weights, kernel="flex", gap=gap)
+        assert (out - attend(q, k, v, weights, kernel="exact", gap=gap)).abs().max() < 2e-5
+    longer = Case(rule="window", heads=(2, 2), slopes="steep", sinks=3, shape=(160, 1, None)).inputs()
+    with pytest.raises(ValueError, match="has been compiled for 1 kinds of calls in this process"):
+        attend(*longer, weights, kernel="flex", gap=300)
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("sinks", [0, 140])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("rule", ["window", "count/gamma", "rb/gamma"])
@@ -65,3 +80,12 @@ def test_what_the_cpu_cannot_do_is_said():
     for inputs, options in (((q, k, v), {"return_lse": True}), ((q.requires_grad_(), k, v), {})):
         with pytest.raises(ValueError, match="neither a log-sum-exp nor gradients on the CPU"):
             attend(*inputs, case.weights(), kernel="flex", **options)
+    with pytest.raises(ValueError, match="takes float16, bfloat16 and float32"):
+        attend(*(x.detach().double() for x in (q, k, v)), case.weights(), kernel="flex")
+
+
+def test_without_a_compiler_it_says_what_to_use(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    case = Case(heads=(2, 2))
+    with pytest.raises(ValueError, match="compiled with no-such-compiler on the CPU, which is not installed"):
+        attend(*case.inputs(), case.weights(), kernel="flex")
