@@ -104,8 +104,14 @@ def _check(q, k, v, weights, kernel):
             "q must be (batch, heads, queries, head_dim) and k, v (batch, kv_heads, keys, head_dim); got "
             f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}."
         )
+    if not (len(q) and k.shape[1] and q.shape[3]):
+        raise ValueError(f"Batch, heads and head_dim must be at least 1; got {tuple(q.shape)} and {tuple(k.shape)}.")
+    if not q.device == k.device == v.device:
+        raise ValueError(f"q, k and v must be on one device; got {q.device}, {k.device}, {v.device}.")
     if q.shape[1] % k.shape[1]:
         raise ValueError(f"{k.shape[1]} key heads do not divide {q.shape[1]} query heads.")
+    if not isinstance(weights, Weights):
+        raise ValueError(f"weights must be Alibi(...), Window(...) or PositionalLSH.draw(...), not {weights!r}.")
     if q.shape[1] != weights.heads:
         raise ValueError(f"The weights have {weights.heads} slopes, q has {q.shape[1]} heads.")
     if not q.is_floating_point() or q.dtype != k.dtype or q.dtype != v.dtype:

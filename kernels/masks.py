@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from kernels.weights import check_whole
+
 SAMPLERS = ("gamma", "systematic", "fixed")
 
 # Mean width of the systematic sampler in units of the mean that plain importance sampling of Gamma(2) would use: 2 puts
@@ -79,8 +81,7 @@ def draw_masks(
     equispaced shifts (unbiased, far less variance), "fixed" is the authors' ablation (width 2 sigma, shift 0; biased).
     For "gamma" and "fixed" the first S of 2S masks are the same masks.
     """
-    if masks < 1:
-        raise ValueError(f"masks must be at least 1, not {masks}.")
+    masks = check_whole("masks", masks, 1)
     if sampler not in SAMPLERS:
         raise ValueError(f"Unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}.")
     sigma = 1.0 / slopes.double().cpu().numpy()

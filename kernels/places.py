@@ -13,8 +13,8 @@ def places_of(
     """Slots of padding and token of the first query, both (B,) int64, and the tokens left out after the sinks, as
     `kernels.attend` takes them. Looks at no number of a tensor but `gap`, so that torch.compile can follow."""
     batch = len(q)
-    gaps = _each("gap", [gap] if isinstance(gap, int) else torch.as_tensor(gap).reshape(-1).tolist(), batch)
-    pads = torch.zeros(batch, dtype=torch.long) if padding is None else torch.as_tensor(padding).long()
+    gaps = _each("gap", [gap] if isinstance(gap, int) else _whole("gap", gap).reshape(-1).tolist(), batch)
+    pads = torch.zeros(batch, dtype=torch.long) if padding is None else _whole("padding", padding)
     if pads.shape != (batch,):
         raise ValueError(
             f"padding must hold one count in 0 .. {keys} for each of the {batch} sequences, not {tuple(pads.shape)}."
@@ -23,7 +23,7 @@ def places_of(
         return pads, keys - q.shape[2] - pads + torch.tensor(gaps).to(pads.device), gaps
     if isinstance(q_offset, int):
         return pads, torch.full((batch,), q_offset), gaps
-    starts = torch.as_tensor(q_offset).long().reshape(-1)
+    starts = _whole("q_offset", q_offset).reshape(-1)
     return pads, starts.expand(batch) if len(starts) == 1 else _each("q_offset", starts, batch), gaps
 
 
@@ -50,6 +50,14 @@ def check_places(
                 f"after {sinks} sinks keeps: pass a smaller gap, or later queries."
             )
     return pads, starts
+
+
+def _whole(name: str, numbers) -> torch.Tensor:
+    """Numbers as int64."""
+    numbers = torch.as_tensor(numbers)
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise ValueError(f"{name} must be whole numbers, not {numbers.dtype}.")
+    return numbers.long()
 
 
 def _each(name: str, numbers, batch: int):

@@ -34,7 +34,7 @@ def attend_triton(
     Returns out like q, and lse (B, H, Tq) float32; rows of padding give 0 and -inf.
     """
     tokens = k.shape[2] + max(gaps, default=0)
-    if tokens == 0 or q.shape[2] == 0 or len(q) == 0:
+    if tokens == 0 or q.shape[2] == 0:
         check_places(pads, starts, gaps, q.shape[2], k.shape[2], weights.sinks)
         return torch.zeros_like(q), torch.full(q.shape[:3], -math.inf, device=q.device)
     dtype = q.dtype

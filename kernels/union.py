@@ -7,7 +7,7 @@ import torch
 
 from kernels.cost import log_coverage
 from kernels.masks import Masks, draw_masks
-from kernels.weights import Alibi, Weights, by_distance, check_sinks, check_slopes
+from kernels.weights import Alibi, Weights, by_distance, check_slopes, check_whole
 
 UNION_WEIGHTS = ("count", "rb", "exact")
 
@@ -59,12 +59,11 @@ class PositionalLSH(Weights):
         if weights not in UNION_WEIGHTS:
             raise ValueError(f"Unknown weights {weights!r}: choose one of {', '.join(UNION_WEIGHTS)}.")
         for name, word in (("seed", seed), ("draw", draw), ("layer", layer)):
-            if not 0 <= word < 2**64:
-                raise ValueError(f"{name} must lie in 0 .. 2**64 - 1, not {word}.")
+            check_whole(name, word, 0, 2**64)
         drawn = draw_masks(slopes, masks, seed=seed, draw=draw, layer=layer, sampler=sampler)
         if weights == "rb":
             log_coverage(torch.zeros(1), masks, sampler)  # says which samplers have one
-        return cls(slopes, drawn, sampler, weights, check_sinks(sinks))
+        return cls(slopes, drawn, sampler, weights, check_whole("sinks", sinks, 0))
 
     @property
     def count(self) -> int:

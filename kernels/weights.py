@@ -9,6 +9,7 @@ window or the masks cover too: attention that models park on the first tokens is
 """
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,18 +73,25 @@ class Weights(ABC):
 
 def check_slopes(slopes: torch.Tensor) -> torch.Tensor:
     slopes = torch.as_tensor(slopes, dtype=torch.float64, device="cpu")
-    if slopes.ndim != 1 or len(slopes) == 0 or not bool((slopes > 0).all()):
+    if slopes.ndim != 1 or len(slopes) == 0 or not bool(((slopes > 0) & slopes.isfinite()).all()):
         raise ValueError(
-            "slopes must be a list of positive numbers, one per head (the bias is -m|i-j|: a negative slope would "
+            "slopes must be a list of finite positive numbers, one per head (the bias is -m|i-j|: a negative one would "
             f"reward distance); got {slopes.tolist()!r}."
         )
     return slopes
 
 
-def check_sinks(sinks: int) -> int:
-    if sinks < 0:
-        raise ValueError(f"sinks must be at least 0, not {sinks}.")
-    return int(sinks)
+def check_whole(name: str, value: int, least: int, end: int = 2**63) -> int:
+    """The value, if it is a whole number of least .. end - 1."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, not {value!r}.") from None
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, not {number}.")
+    if number >= end:
+        raise ValueError(f"{name} must be below {end}, not {number}.")
+    return number
 
 
 def by_distance(
@@ -144,7 +152,7 @@ class Window(Weights):
     sinks: int = 0
 
     def __post_init__(self):
-        check_sinks(self.sinks)
+        check_whole("sinks", self.sinks, 0)
         object.__setattr__(self, "slopes", check_slopes(self.slopes))
         if not self.cutoff >= 0:
             raise ValueError(f"cutoff must be at least 0 (in units of 1/slope), not {self.cutoff}.")

@@ -37,12 +37,25 @@ def call(q=(1, 4, 9, 8), k=(1, 4, 9, 8), v=None, dtypes=(torch.float32,) * 3, we
         ({"q_offset": 1}, "q_offset that belongs to them"),
         ({"q_offset": -1}, "do not lie among the 9 keys"),
         ({"q_offset": torch.tensor([0, 0])}, "one for each of the 1 sequences"),
+        ({"q_offset": 0.5}, "q_offset must be whole numbers, not torch.float32"),
+        ({"padding": torch.tensor([1.9])}, "padding must be whole numbers"),
+        ({"gap": 2.5}, "gap must be whole numbers"),
+        ({"weights": "alibi"}, r"weights must be Alibi\(...\), .* not 'alibi'"),
+        ({"q": (0, 4, 9, 8), "k": (0, 4, 9, 8)}, "Batch, heads and head_dim must be at least 1"),
+        ({"k": (1, 0, 9, 8)}, "Batch, heads and head_dim must be at least 1"),
+        ({"q": (1, 4, 9, 0), "k": (1, 4, 9, 0)}, "Batch, heads and head_dim must be at least 1"),
     ],
 )
 def test_attend(mistake, hint):
     with pytest.raises(ValueError, match=hint):
         call(**mistake)
     assert call().shape == (1, 4, 9, 8)  # the call without the mistake is right
+
+
+def test_tensors_on_several_devices():
+    q = torch.zeros(1, 4, 9, 8)
+    with pytest.raises(ValueError, match="must be on one device; got cpu, meta, cpu"):
+        attend(q, q.to("meta"), q, Alibi(SLOPES))
 
 
 @pytest.mark.parametrize(
@@ -59,10 +72,10 @@ def test_slopes(options, hint):
         alibi_slopes(heads, **options)
 
 
-@pytest.mark.parametrize("slopes", [[], [0.5, 0.0], [0.5, -0.25], [math.nan], [[0.5]]], ids=str)
+@pytest.mark.parametrize("slopes", [[], [0.5, 0.0], [0.5, -0.25], [math.nan], [math.inf], [[0.5]]], ids=str)
 @pytest.mark.parametrize("make", [Alibi, lambda s: Window(s, 3.0), lambda s: PositionalLSH.draw(s, 4, seed=0)])
 def test_slopes_of_weights(make, slopes):
-    with pytest.raises(ValueError, match="positive numbers, one per head"):
+    with pytest.raises(ValueError, match="finite positive numbers, one per head"):
         make(torch.tensor(slopes))
 
 
@@ -81,9 +94,13 @@ def test_window(cutoff):
         ({"weights": "mean"}, "choose one of count, rb, exact"),
         ({"weights": "rb", "sampler": "fixed"}, "use weights 'count' or 'exact'"),
         ({"masks": 0, "weights": "rb"}, "masks must be at least 1"),
-        ({"seed": -1}, "seed must lie in 0"),
-        ({"draw": 2**64}, "draw must lie in 0"),
-        ({"layer": -3}, "layer must lie in 0"),
+        ({"masks": 4.5}, "masks must be a whole number, not 4.5"),
+        ({"sinks": 2.5}, "sinks must be a whole number, not 2.5"),
+        ({"sinks": -1}, "sinks must be at least 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": 0.5}, "seed must be a whole number"),
+        ({"draw": 2**64}, "draw must be below 18446744073709551616"),
+        ({"layer": -3}, "layer must be at least 0"),
     ],
 )
 def test_draws(options, hint):
