@@ -20,6 +20,7 @@ from kernels.triton_weights import (
     clear_padding,
     counts,
     on_device,
+    popcount,
     precision_of,
     scales,
     to_sinks,
@@ -46,13 +47,30 @@ def _absorb(acc, total, top, score, factor, seen, value, LAW: tl.constexpr, PREC
     return acc, total, higher
 
 
+@triton.jit
+def _begun(starts, positions, WORD: tl.constexpr, MASKS: tl.constexpr):
+    """Word of masks whose block, of the row that `starts` points to, has begun at each position."""
+    lane = tl.arange(0, 32)
+    of = tl.load(starts + WORD * 32 + lane, mask=WORD * 32 + lane < MASKS, other=2147483647)
+    return tl.sum(tl.where(of[None, :] <= positions[:, None], tl.full([32], 1, tl.int32) << lane, 0), 1)
+
+
+@triton.jit
+def _reaching(starts, place, mine, token, WORD: tl.constexpr, MASKS: tl.constexpr):
+    """Word of masks in which the block of each row, in place of the row that `starts` points to, holds the token."""
+    lane = WORD * 32 + tl.arange(0, 32)
+    there = mine[:, None] & (lane < MASKS)[None, :]
+    of = tl.load(starts + place[:, None] * MASKS + lane[None, :], mask=there, other=2147483647)
+    return tl.sum(tl.where(of <= token, tl.full([32], 1, tl.int32) << tl.arange(0, 32), 0), 1)
+
+
 @triton.jit(do_not_specialize=ANY)
 def decode_kernel(
     Q, K, V, Part, Lse, Pad, Start, Gap, First, Starts, Slope, Bias, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
     heads, group, queries, reach, scale2,
     LAW: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, GAPS: tl.constexpr, DIM: tl.constexpr,
-    WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
+    WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid (splits, batch, heads). Part (batch, heads, queries, splits, DIM) and Lse (the same without DIM),
     float32, dense: the attention over the keys of one split (the first takes the sinks too) and its log-sum-exp in
@@ -95,6 +113,12 @@ def decode_kernel(
             seen = here[None, :] & (columns[None, :] <= rows[:, None])
             score, factor = to_sinks(score, between(rows, columns, start, j0), seen, slope, LAW, MASKS)
             acc, total, top = _absorb(acc, total, top, score, factor, seen, v, LAW, PRECISION)
+    # a block that reaches from a key before the first row to another row holds the first row: it is the pivot
+    row_word, row_word_2 = place, place
+    if LAW == "count":
+        row_word = _reaching(Starts + table * MASKS, place, mine, start, 0, MASKS)
+        if MASKS > 32:
+            row_word_2 = _reaching(Starts + table * MASKS, place, mine, start, 1, MASKS)
     for j0 in range(begin, stop, COLUMNS):
         columns = j0 + tl.arange(0, COLUMNS)
         here = columns < stop
@@ -104,13 +128,21 @@ def decode_kernel(
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         seen = here[None, :] & (columns[None, :] <= rows[:, None]) & (columns[None, :] >= first[:, None])
         if counts(LAW):
-            factor = tl.zeros([ROWS, COLUMNS], tl.float32)
-            for s in tl.static_range(MASKS):
-                begun = tl.load(Starts + (table + place) * MASKS + s, mask=mine, other=2147483647)
-                share = 1.0
-                if LAW == "sum":
-                    share = tl.load(Share + head * MASKS + s)
-                factor += tl.where(columns[None, :] >= begun[:, None], share, 0.0)
+            if (LAW == "count") & (j0 + COLUMNS <= start):
+                held = row_word[:, None] & _begun(Starts + table * MASKS, columns, 0, MASKS)[None, :]
+                number = popcount(held, ASM)
+                if MASKS > 32:
+                    held = row_word_2[:, None] & _begun(Starts + table * MASKS, columns, 1, MASKS)[None, :]
+                    number += popcount(held, ASM)
+                factor = number.to(tl.float32)
+            else:
+                factor = tl.zeros([ROWS, COLUMNS], tl.float32)
+                for s in tl.static_range(MASKS):
+                    begun = tl.load(Starts + (table + place) * MASKS + s, mask=mine, other=2147483647)
+                    share = 1.0
+                    if LAW == "sum":
+                        share = tl.load(Share + head * MASKS + s)
+                    factor += tl.where(columns[None, :] >= begun[:, None], share, 0.0)
             score = tl.where(seen, score, HIDDEN)
         else:
             score, factor = by_distance(score, rows, columns, seen, slope, Bias + head * reach, start, j0, LAW, MASKS)
@@ -184,7 +216,7 @@ def decode(
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         heads, heads // k.shape[1], queries, tables.bias.shape[-1], scale * LOG2E,
         LAW=tables.law, MASKS=tables.masks, SINKS=tables.sinks, GAPS=any(gaps), DIM=dim, WIDE=width_of(dim), ROWS=ROWS,
-        COLUMNS=32 if INTERPRETED else COLUMNS, PRECISION=precision_of(q.dtype),
+        COLUMNS=32 if INTERPRETED else COLUMNS, PRECISION=precision_of(q.dtype), ASM=not INTERPRETED,
         enable_fp_fusion=True,
     )  # fmt: skip
     merge_kernel[(batch, heads, queries)](
