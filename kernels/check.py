@@ -1,10 +1,12 @@
 """`python -m kernels.check`: the fused kernels on this GPU against the oracle, in float64.
 
-Every kind of weights in three dtypes, each with another head dimension: forward, decoding and gradients, causal and
-bidirectional, with grouped heads, padding, an offset, sinks, and keys left out. Most of the time goes into compiling:
-the parts run in processes of their own, side by side, and a kernel that crashes takes down its own part alone. Needs
-torch and triton only. Exits with 1 and says what failed if any error is larger than its limit. Another kernel, and the
-CPU, can be checked too.
+Two sets of calls. The shared matrix (`kernels.cases`) with the head dimensions of models: every law, sampler, dtype and
+number of masks meets every other and every head dimension, kind of call, padding and memory layout. And the
+configurations that the bench measures: bfloat16 at head dimension 128, each law in every kind of call, with keys left
+out too. Both forward, decoding and backward, what a kernel should write poisoned beforehand. Most of the time goes into
+compiling: the parts run in processes of their own, side by side, and a kernel that crashes takes down its own part
+alone. Needs torch, numpy and triton only. Exits with 1 and says what failed if any error is larger than its limit.
+Another kernel, and the CPU, can be checked too.
 """
 
 import argparse
@@ -15,35 +17,52 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from kernels import Alibi, PositionalLSH, Weights, Window, alibi_slopes, attend
-from kernels.environment import environment, written
+from kernels.cases import EDGES, FACTORS, Case, pairwise
+from kernels.compare import case_errors, poisoned, relative
+from kernels.environment import environment, unwritable, written
 
 # largest error of out and of gradients, relative to their largest value, and of the log-sum-exp: a few roundings of
 # the dtype's products
 LIMITS = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 HEADS, KV_HEADS = 8, 4
 TOKENS = {"cuda": 777, "cpu": 131}
-DIMS = (64, 80, 96, 112, 128)
+DIMS = (64, 80, 96, 112, 128)  # of the matrix; the last one of what the bench measures
+MATRIX = "matrix "  # begins the names of parts of the matrix
 LONGER = 16  # times as many keys where those out of reach are left out
 PATIENCE = 280  # seconds that a part may take
 
 
 def all_weights() -> dict[str, Weights]:
-    """Every law of weights, counts in one word and in two, and sinks in one tile and in two."""
+    """The weights that the bench measures, and with sinks: every law, and counts in one word and in two."""
     slopes = alibi_slopes(HEADS)
     found = {"alibi": Alibi(slopes), "window": Window(slopes, 5.0), "window, 4 sinks": Window(slopes, 5.0, 4)}
     for kind, sampler, masks, sinks in [
-        ("exact", "gamma", 16, 0), ("rb", "gamma", 4, 0), ("rb", "gamma", 16, 70), ("rb", "systematic", 16, 0),
-        ("count", "gamma", 1, 0), ("count", "gamma", 4, 0), ("count", "gamma", 16, 0), ("count", "gamma", 16, 70),
-        ("count", "gamma", 64, 0), ("count", "gamma", 64, 4), ("count", "systematic", 16, 4),
+        ("rb", "gamma", 16, 0), ("rb", "gamma", 16, 70), ("count", "gamma", 16, 0), ("count", "gamma", 16, 4),
+        ("count", "gamma", 1, 0), ("count", "gamma", 64, 0), ("rb", "systematic", 16, 0),
+        ("count", "systematic", 16, 0),
     ]:  # fmt: skip
         weights = PositionalLSH.draw(slopes, masks, seed=1, sampler=sampler, weights=kind, sinks=sinks)
         found[f"{kind} {sampler} S={masks}" + (f", {sinks} sinks" if sinks else "")] = weights
     return found
+
+
+def matrix() -> list[Case]:
+    """The shared matrix with the head dimensions of models and up to 64 masks."""
+    edges = [replace(edge, dim=DIMS[i % len(DIMS)]) for i, edge in enumerate(EDGES) if edge.dtype in LIMITS]
+    return pairwise(FACTORS | {"masks": [1, 4, 16, 33, 64], "dim": list(DIMS)}) + edges
+
+
+def parts() -> list[tuple[str, torch.dtype]]:
+    """What `check` takes, the longest first."""
+    of_matrix = {(MATRIX + case.rule, case.dtype): None for case in matrix()}
+    return [(name, torch.bfloat16) for name in all_weights()] + list(of_matrix)
 
 
 def calls(tokens: int) -> dict[str, dict]:
@@ -84,15 +103,17 @@ def errors(
         short, held = without_unreached(inputs, weights) if gap else (inputs, {})
         if short is None:
             return None
-        got, got_lse = attend(*short, weights, kernel=kernel, return_lse=True, **options, **held)
-    real = true_lse.isfinite()
-    found = {"out": relative(got, true), "lse": float((got_lse.double() - true_lse)[real].abs().max())}
+        with poisoned():
+            got, got_lse = attend(*short, weights, kernel=kernel, return_lse=True, **options, **held)
+    off = (got_lse.double() - true_lse)[true_lse.isfinite()].abs().max()
+    found = {"out": relative(got, true), "lse": float(off.nan_to_num(torch.inf))}
     if gradients:
         toward, both = make(HEADS, queries), []
         for name, some in ((kernel, inputs), ("exact", exact)):
             some = [x.detach().requires_grad_() for x in some]
-            out = attend(*some, weights, kernel=name, **options)
-            both.append(torch.autograd.grad(out, some, toward.to(out.dtype)))
+            with poisoned():
+                out = attend(*some, weights, kernel=name, **options)
+                both.append(torch.autograd.grad(out, some, toward.to(out.dtype)))
         found |= {name: relative(*pair) for name, *pair in zip(("dq", "dk", "dv"), *both, strict=True)}
     return found
 
@@ -108,25 +129,20 @@ def without_unreached(inputs: list[torch.Tensor], weights: Weights) -> tuple[lis
     return [q, *kept], {"gap": gap}
 
 
-def relative(got: torch.Tensor, true: torch.Tensor) -> float:
-    """Largest absolute error over the largest absolute value; NaN counts as infinite."""
-    off = (got.double() - true).abs().max() / true.abs().max()
-    return float(off.nan_to_num(torch.inf))
-
-
 def check(name: str, dtype: torch.dtype, *, kernel: str, device: str, tokens: int) -> list[dict]:
-    """All calls of one kind of weights in one dtype: a row for each, `worst` the largest error, or why there is
-    none."""
-    names, dtypes = list(all_weights()), list(LIMITS)
-    turn, step = names.index(name), dtypes.index(dtype)
+    """One of the `parts`, all calls of one kind of weights in one dtype: a row for each, `worst` the largest error, or
+    why there is none."""
+    if name.startswith(MATRIX):
+        some = [case for case in matrix() if (MATRIX + case.rule, case.dtype) == (name, dtype)]
+        jobs = [(case.id, case.dim, partial(case_errors, case, kernel, device)) for case in some]
+    else:
+        given = (all_weights()[name], kernel, device, tokens, DIMS[-1], dtype)
+        jobs = [(shape, DIMS[-1], partial(errors, *given, options)) for shape, options in calls(tokens).items()]
     rows = []
-    for shape, options in calls(tokens).items():
-        dim = DIMS[(turn + step) % len(DIMS)]
-        if step != turn % len(dtypes):  # one dtype each, in turn
-            options = {k: v for k, v in options.items() if k != "gradients"}
-        row = {"weights": name, "call": shape, "dtype": str(dtype)[6:], "dim": dim, "limit": LIMITS[dtype]}
+    for call, dim, measured in jobs:
+        row = {"weights": name, "call": call, "dtype": str(dtype)[6:], "dim": dim, "limit": LIMITS[dtype]}
         try:
-            found = errors(all_weights()[name], kernel, device, tokens, dim, dtype, options)
+            found = measured()
             if found is None:
                 continue
             found = {name: float(f"{value:.3g}") for name, value in found.items()}
@@ -152,8 +168,8 @@ def in_a_process(name: str, dtype: torch.dtype, kernel: str, device: str) -> lis
     """`check` in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "rows.json")
-        part = [name, str(dtype)[6:]]
-        command = [sys.executable, "-m", "kernels.check", "--part", *part, "--kernel", kernel, "--device", device]
+        command = [sys.executable, "-m", "kernels.check", "--part", name, str(dtype)[6:]]
+        command += ["--kernel", kernel, "--device", device]
         try:
             done = subprocess.run([*command, "--json", file], capture_output=True, text=True, timeout=PATIENCE)
             reason = f"ended with {done.returncode}: " + (done.stderr.strip().splitlines() or [""])[-1]
@@ -174,25 +190,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write every error to this file")
     parser.add_argument("--commit", help="of the code, where it is no git checkout")
     options = parser.parse_args(arguments)
+    if options.workers is not None and options.workers < 1:
+        parser.error(f"--workers takes a whole number from 1 on, not {options.workers}.")
+    if options.json is not None and (reason := unwritable(options.json)):
+        parser.error(f"--json: {reason}")
     if options.device == "cuda" and not torch.cuda.is_available():
         print("kernels.check found no CUDA GPU: --device cpu checks kernel sdpa, `pytest tests/kernels` the others.")
         return 2
     kernel = options.kernel or ("triton" if options.device == "cuda" else "sdpa")
-    parts = [(name, dtype) for name in all_weights() for dtype in LIMITS]
+    chosen = parts()
     if options.part:
-        parts = [(name, dtype) for name, dtype in parts if [name, str(dtype)[6:]] == options.part]
-        if not parts:
-            parser.error(f"--part: weights are {'; '.join(all_weights())}; dtypes float32, float16, bfloat16.")
+        chosen = [(name, dtype) for name, dtype in chosen if [name, str(dtype)[6:]] == options.part]
+        if not chosen:
+            known = "; ".join(f"{name!r} {str(dtype)[6:]}" for name, dtype in parts())
+            parser.error(f"--part: there are {known}.")
+    workers = options.workers or (1 if options.device == "cpu" else min(16, os.cpu_count() or 1))
+    here = options.part or (options.device == "cpu" and workers == 1)
     begin, rows = time.perf_counter(), []
 
     def one(part: tuple[str, torch.dtype]) -> list[dict]:
-        if options.part or options.device == "cpu":
+        if here:
             return check(*part, kernel=kernel, device=options.device, tokens=TOKENS[options.device])
         return in_a_process(*part, kernel, options.device)
 
-    workers = options.workers or (1 if options.device == "cpu" else min(16, os.cpu_count() or 1))
     with ThreadPoolExecutor(workers) as pool:
-        for (name, dtype), found in zip(parts, pool.map(one, parts), strict=True):
+        for (name, dtype), found in zip(chosen, pool.map(one, chosen), strict=True):
             rows += found
             worst = max((r["worst"] for r in found if r["worst"] is not None), default=torch.inf)
             told = f"{name:30} {str(dtype)[6:]:9} {len(found)} calls, largest error {worst:.1e}"

@@ -38,6 +38,19 @@ def environment(device: str, program: str, commit: str | None = None) -> dict:
     }
 
 
+def unwritable(file: Path) -> str | None:
+    """Why a record cannot be written to this file, in a sentence; None if it can. To be asked before anything is
+    measured."""
+    folder = file.parent
+    if file.is_dir():
+        return f"{file} is a folder: name a file in it."
+    if not folder.is_dir():
+        return f"there is no folder {folder}: make it, or name another."
+    if not os.access(folder, os.W_OK | os.X_OK) or (file.exists() and not os.access(file, os.W_OK)):
+        return f"{file} may not be written: name another file."
+    return None
+
+
 def written(value: object, depth: int = 0) -> str:
     """`value` as JSON in which each row of figures has a line of its own."""
     inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
