@@ -1,6 +1,8 @@
 """The command line: parts of the bench, the most telling first, each row written as soon as it is known."""
 
 import argparse
+import gc
+import math
 import sys
 import time
 from pathlib import Path
@@ -8,13 +10,13 @@ from pathlib import Path
 import torch
 
 from kernels.bench.clock import DeviceLost, clock_for
-from kernels.bench.measure import measure
+from kernels.bench.measure import measure, reason_of
 from kernels.bench.methods import masked, maskless
 from kernels.bench.plan import CALLS, LENGTHS, MASKS, Work, head_sets, plan
 from kernels.bench.problem import SAMPLED, Problem
 from kernels.bench.record import Record
 from kernels.bench.table import LEGEND, table
-from kernels.environment import environment
+from kernels.environment import environment, unwritable
 from kernels.host import keep_freed_memory
 
 DEFAULTS = {
@@ -29,11 +31,12 @@ def main(arguments: list[str] | None = None) -> dict:
     keep_freed_memory()
     clock = clock_for(options.device, options.repeats)
     about = environment(options.device, "kernels.bench", options.commit)
-    about["memory_gb_s"] = float(f"{clock.memory_rate():.3g}")
     try:
         record = Record(about, options.json, fresh=options.fresh)
     except ValueError as e:
-        sys.exit(str(e))
+        print(f"kernels.bench: {e}", file=sys.stderr)
+        sys.exit(2)
+    about["memory_gb_s"] = float(f"{clock.memory_rate():.3g}")
     print(", ".join(f"{name} {value}" for name, value in record.content["environment"].items()))
     works = plan(options.heads, options.calls, options.tokens, options.masks)
     begin = time.monotonic()
@@ -48,6 +51,8 @@ def main(arguments: list[str] | None = None) -> dict:
             break
         run = one_part(work, options.device, record, clock, stop)
         print(f"\n{table(run)}", flush=True)
+    if any(record.failure(work) for work in works):
+        print("\nParts that could not be prepared are not tried again, but with --fresh.")
     left = [work.title for work in works if not record.complete(work)]
     record.content["not_reached"] = left
     record.save()
@@ -57,23 +62,35 @@ def main(arguments: list[str] | None = None) -> dict:
 
 
 def one_part(work: Work, device: str, record: Record, clock, stop) -> dict:
-    """Measure what the record lacks of this part; returns its run."""
+    """Measure what the record lacks of this part; returns its run. A part whose inputs or oracle do not fit into memory
+    keeps the methods that were ready before, and the reason."""
     kernel = "triton" if device == "cuda" else "sdpa"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    backward = work.call == "backward"
+    run = record.run_of(work, dtype)
+    problem, methods, failed, at = None, [], None, "preparing it"
     with torch.no_grad():
-        problem = Problem(work.heads, work.tokens, work.queries, backward=backward, device=device, dtype=dtype)
-        run = record.run_of(work, problem)
-        methods = (maskless(problem, kernel) if work.first else []) + masked(problem, kernel, work.masks)
+        try:
+            problem = Problem(
+                work.heads, work.tokens, work.queries, backward=work.call == "backward", device=device, dtype=dtype
+            )
+            methods = maskless(problem, kernel) if work.first else []
+            methods += masked(problem, kernel, work.masks)
+        except Exception as e:  # whatever it is, the other parts are measured
+            failed = reason_of(e)
         known = {row["name"] for row in run["methods"]}
         missing = [method for method in methods if method.name not in known]
         try:
-            for row in measure(problem, missing, clock, stop):
+            if failed:
+                record.fail(run, work, failed)
+                gc.collect()
+                clock.release()
+            for row in measure(problem, missing, clock, stop) if missing else []:
+                at = row["name"]
                 record.add(run, row)
                 missing = missing[1:]
         except DeviceLost as e:
-            sys.exit(f"{work.title}: {row['name']} broke the GPU's context ({e}). The same command goes on after it.")
-    if not missing:
+            sys.exit(f"{work.title}: {at} broke the GPU's context ({e}). The same command goes on after it.")
+    if not missing and not failed:
         run["masks"].append(work.masks)
     return run
 
@@ -95,25 +112,32 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA GPU was found: use --device cpu.")
     try:
-        options.heads = head_sets((options.heads or default["heads"]).split(","))
+        options.heads = head_sets(_listed(options.heads or default["heads"]))
     except ValueError as e:
         parser.error(str(e))
-    options.calls = options.calls.split(",") if options.calls else list(default["calls"])
+    options.calls = _listed(options.calls or ",".join(default["calls"]))
     if unknown := set(options.calls) - set(CALLS):
         parser.error(f"--calls takes {', '.join(CALLS)}, not {', '.join(sorted(unknown))}.")
     if options.device == "cpu" and "backward" in options.calls:
         parser.error("backward needs --device cuda.")
     for name, least in (("tokens", 4 * SAMPLED), ("masks", 1)):
         given = getattr(options, name) or ",".join(map(str, default[name]))
-        numbers = [int(x) if x.strip().isdigit() else 0 for x in given.split(",")]
+        numbers = list(dict.fromkeys(int(x) if x.isdecimal() else 0 for x in _listed(given)))
         if min(numbers) < least:
             parser.error(f"--{name} takes whole numbers from {least} on, with commas between them, not {given}.")
         setattr(options, name, numbers)
     if options.repeats < 1:
         parser.error("--repeats takes whole numbers from 1 on.")
-    if options.json is not None and not options.json.parent.is_dir():
-        parser.error(f"--json: there is no folder {options.json.parent}.")
+    if options.minutes is not None and not 0 <= options.minutes < math.inf:
+        parser.error(f"--minutes takes a number from 0 on, not {options.minutes:g}.")
+    if options.json is not None and (reason := unwritable(options.json)):
+        parser.error(f"--json: {reason}")
     return options
+
+
+def _listed(given: str) -> list[str]:
+    """What stands between the commas, each once."""
+    return list(dict.fromkeys(x.strip() for x in given.split(",")))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 
 Call = Callable[[], object]
-SHORT = 1.0  # ms: a call whose launches may take longer than its work is timed in a CUDA graph too
 SLOWEST = 20.0  # seconds a call may take
 
 
@@ -36,7 +35,7 @@ class HostClock:
         return [_quartiles(own) for own in taken]
 
     def graph(self, call: Call) -> None:
-        return None
+        """There are no graphs on a CPU."""
 
     def memory_rate(self) -> float:
         """GB read and written per second by the fastest of a few copies too large for a cache: what bounds every
@@ -77,8 +76,8 @@ class DeviceClock:
         times = do_bench(call, warmup=min(25.0, once), rep=max(100.0, self.repeats * once), return_mode="all")
         return _quartiles(times)
 
-    def graph(self, call: Call) -> dict | None:
-        """The quartiles without the time that launching takes, or None where the call cannot be captured."""
+    def graph(self, call: Call) -> dict:
+        """The quartiles without the time that launching takes. Raises RuntimeError if the call cannot be captured."""
         own = torch.cuda.current_stream()
         try:
             stream = torch.cuda.Stream()
@@ -93,7 +92,7 @@ class DeviceClock:
         except RuntimeError:
             torch.cuda.set_stream(own)  # torch may leave the process on the stream of a capture that failed
             torch.cuda.synchronize()
-            return None
+            raise
 
     def memory_rate(self) -> float:
         source = torch.ones(1 << 30, device="cuda")

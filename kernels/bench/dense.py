@@ -23,13 +23,12 @@ class LeftOut(Exception):
 class Prepared:
     """A way to compute the attention. `call(*inputs)` gives the output, perhaps wider than the head dimension;
     `tables` builds again what was prepared for the weights, to be timed apart; `extra` counts bytes that are moved
-    beside the inputs and the output; these are moved `times` times."""
+    beside the inputs and the output."""
 
     inputs: list[torch.Tensor]
     call: Callable[..., torch.Tensor]
     tables: Callable[[], object] | None = None
     extra: int = 0
-    times: int = 1
 
 
 def augmented(problem: Problem, backend: str | None = None) -> Prepared:

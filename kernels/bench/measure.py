@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.bench.clock import SHORT, SLOWEST, DeviceClock, HostClock, seconds
+from kernels.bench.clock import SLOWEST, DeviceClock, HostClock, seconds
 from kernels.bench.cost import Cost, cost, operations
 from kernels.bench.dense import LeftOut, Prepared
 from kernels.bench.methods import Method
@@ -19,6 +19,7 @@ from kernels.bench.problem import Problem
 # the limit leaves room for what the augmented q and k lose to a bias of up to slope * tokens / 2.
 LIMITS = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10, torch.float32: 1e-3}
 GRADIENTS = 2.0  # times the limit
+SHORT = 1.0  # ms: a call whose launches may take longer than its work
 
 
 @dataclass
@@ -35,7 +36,7 @@ def measure(
     problem: Problem, methods: list[Method], clock: HostClock | DeviceClock, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[dict]:
     """The rows of `methods`, as soon as they are known. A method that fails its check or raises has `ms` None and says
-    in `status` why; nothing new is begun after `stop()` says so."""
+    in `status` why; `untimed` says why a time beside `ms` is missing. Nothing new is begun after `stop()` says so."""
     for batch in [methods] if clock.together else [[m] for m in methods]:
         if stop():
             return
@@ -51,9 +52,10 @@ def measure(
         for row, run in runs if not clock.together else []:
             try:
                 row["ms"] = clock.quartiles([run.timed])[0]
-                row |= _more_times(problem, run, row["ms"], clock)
             except Exception as e:  # whatever a kernel does, the other rows are kept
-                row["status"] = _reason(e)
+                row["status"] = reason_of(e)
+            else:
+                row |= _more_times(problem, run, row["ms"], clock)
         del runs
         gc.collect()
         yield from rows
@@ -83,12 +85,12 @@ def _ready(problem: Problem, method: Method, clock: HostClock | DeviceClock) -> 
             return row, None
         if clock.together and took > SLOWEST:
             raise LeftOut(f"a call takes {took:.0f} s, above the limit of {SLOWEST:.0f}")
-        row["bytes"] = run.prepared.times * costs[0].floor + run.prepared.extra
+        row["bytes"] = sum(one.floor for one in costs) + run.prepared.extra
         return row, run
     except LeftOut as e:
         row["status"] = f"left out: {e}"
     except Exception as e:
-        row["status"] = _reason(e)
+        row["status"] = reason_of(e)
     return row, None
 
 
@@ -149,16 +151,24 @@ def _counted(problem: Problem, method: Method, costs: list[Cost]) -> dict:
 
 
 def _more_times(problem: Problem, run: Run, ms: dict, clock: HostClock | DeviceClock) -> dict:
-    """Of building the tables and, for a short call, in a CUDA graph."""
-    found = {}
+    """Of building the tables and, for a short call or one that decodes, in a CUDA graph: many launches for little work
+    take longer than the work. Where one fails it is told in `untimed`, and the call keeps its time."""
+    wanted = {}
     if run.prepared.tables is not None:
-        found["tables_ms"] = clock.quartiles([run.prepared.tables])[0]
-    if ms["median"] < SHORT and not problem.backward:
-        found["graph_ms"] = clock.graph(run.timed)
+        wanted["tables_ms"] = lambda: clock.quartiles([run.prepared.tables])[0]
+    if not problem.backward and (ms["median"] < SHORT or problem.queries < problem.tokens):
+        wanted["graph_ms"] = lambda: clock.graph(run.timed)
+    found = {}
+    for name, take in wanted.items():
+        try:
+            found[name] = take()
+        except Exception as e:
+            found.setdefault("untimed", {})[name] = reason_of(e)
     return found
 
 
-def _reason(e: Exception) -> str:
+def reason_of(e: Exception) -> str:
+    """What stands in the record for an exception."""
     if isinstance(e, torch.OutOfMemoryError):
         return "out of memory"
     first = next((line.strip() for line in str(e).splitlines() if line.strip()), "")

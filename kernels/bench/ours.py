@@ -1,11 +1,14 @@
 """This project's kernels with what they need for given weights prepared, so that its time is taken apart."""
 
+from functools import partial
+
 import torch
 
 from kernels.attend import attend
 from kernels.bench.cost import one_mask
 from kernels.bench.dense import Prepared
 from kernels.bench.problem import Problem
+from kernels.tables import Tables
 from kernels.union import PositionalLSH
 from kernels.weights import Weights
 
@@ -44,31 +47,66 @@ def fused(problem: Problem, weights: Weights):
 
 
 def passes(problem: Problem, weights: PositionalLSH, kernel: str) -> Prepared:
-    """Positional LSH as stated: every mask as attention of its own, merged by log-sum-exp in float32."""
+    """Positional LSH as stated: every mask as attention of its own over the slices of its blocks, merged by log-sum-exp
+    in float32. `triton`: the gradients too are the sum of S passes, each from the merged output and log-sum-exp."""
     each = [one_mask(weights, s) for s in range(weights.count)]
     merge = torch.compile(merged) if problem.device.type == "cuda" else merged
+    tables, size, gradients = None, 0, None
     if kernel == "triton":
         both = [fused(problem, one) for one in each]
         held = [build() for build, _ in both]
         tables = lambda: [build() for build, _ in both]  # noqa: E731
         size = sum(x.numel() * x.element_size() for t in held for x in vars(t).values() if isinstance(x, torch.Tensor))
+        gradients = partial(summed_gradients, held, problem.heads.dim**-0.5)
 
         def part(s: int, q, k, v) -> tuple[torch.Tensor, torch.Tensor]:
             return both[s][1](held[s], q, k, v)
     else:
-        tables, size = None, 0
 
         def part(s: int, q, k, v) -> tuple[torch.Tensor, torch.Tensor]:
             return attend(q, k, v, each[s], kernel=kernel, return_lse=True)
 
-    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         out, total = part(0, q, k, v)
         out = out.float()
         for s in range(1, weights.count):
             out, total = merge(out, total, *part(s, q, k, v))
-        return out.to(q.dtype)
+        return out.to(q.dtype), total
 
-    return Prepared([problem.q, problem.k, problem.v], call, tables, size, times=weights.count)
+    whole = call if gradients is None else partial(Passes.apply, call, gradients)
+    return Prepared([problem.q, problem.k, problem.v], lambda q, k, v: whole(q, k, v)[0], tables, size)
+
+
+class Passes(torch.autograd.Function):
+    """call(q, k, v) -> out, log-sum-exp, whose gradients are gradients(q, k, v, out, log-sum-exp, of out)."""
+
+    @staticmethod
+    def forward(ctx, call, gradients, q, k, v):
+        out, total = call(q, k, v)
+        ctx.save_for_backward(q, k, v, out, total)
+        ctx.mark_non_differentiable(total)
+        ctx.gradients = gradients
+        return out, total
+
+    @staticmethod
+    def backward(ctx, toward, _):
+        return None, None, *ctx.gradients(*ctx.saved_tensors, toward)
+
+
+def summed_gradients(
+    tables: list[Tables], scale: float, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor,
+    total: torch.Tensor, toward: torch.Tensor,
+) -> list[torch.Tensor]:  # fmt: skip
+    """Gradients of q, k and v, a pass for each of the masks' `tables`: a pair's attention under a mask is its share of
+    the merged log-sum-exp, so that the passes' gradients add up."""
+    from kernels.triton_backward import backward  # triton exists on Linux only
+
+    still = torch.zeros_like(total)
+    sums = [torch.zeros_like(x, dtype=torch.float32) for x in (q, k, v)]
+    for own in tables:
+        for whole, one in zip(sums, backward(q, k, v, out, total, toward, still, own, [0], [0], scale), strict=True):
+            whole += one
+    return [whole.to(q.dtype) for whole in sums]
 
 
 def merged(

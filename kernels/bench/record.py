@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
+import torch
+
 from kernels.bench.plan import Work
-from kernels.bench.problem import Problem
 from kernels.environment import written
 
 # what must be the same for rows of two runs to stand in one record
@@ -13,14 +14,15 @@ SAME = ("device", "gpu", "cpu", "threads", "torch", "triton", "python", "code")
 
 class Record:
     """`content` is what the file holds: {"environment", "runs", "not_reached"}. A run is one call on one head set and
-    length, with one row for each method. Without a file nothing is kept."""
+    length, with one row for each method, and with the numbers of masks that are complete, or `failed`, with the reason.
+    Without a file nothing is kept. Raises ValueError, in a sentence, for a file that cannot be gone on with."""
 
     def __init__(self, about: dict, file: Path | None, *, fresh: bool):
         self.file = file
         self.content = {"environment": about, "runs": [], "not_reached": []}
         if file is not None and file.exists() and not fresh:
-            before = json.loads(file.read_text())
-            differing = [x for x in SAME if before.get("environment", {}).get(x) != about[x]]
+            before = _read(file)
+            differing = [x for x in SAME if before["environment"].get(x) != about[x]]
             if differing:
                 raise ValueError(
                     f"{file} holds rows measured under another {', '.join(differing)}: name another file, or use "
@@ -28,7 +30,7 @@ class Record:
                 )
             self.content["runs"] = before["runs"]
 
-    def run_of(self, work: Work, problem: Problem) -> dict:
+    def run_of(self, work: Work, dtype: torch.dtype) -> dict:
         """The run that `work` is part of, begun if need be."""
         known = self._known(work)
         if known is None:
@@ -39,18 +41,29 @@ class Record:
                 "shape": [1, heads.heads, work.tokens, heads.dim],
                 "queries": work.queries,
                 "bias_max": heads.bias_max,
-                "dtype": str(problem.dtype).removeprefix("torch."),
-                "itemsize": problem.q.element_size(),
+                "dtype": str(dtype).removeprefix("torch."),
+                "itemsize": dtype.itemsize,
                 "masks": [],
+                "failed": [],
                 "methods": [],
             }
             self.content["runs"].append(known)
         return known
 
     def complete(self, work: Work) -> bool:
-        """Whether the record has all rows of this part."""
+        """Whether the record has all rows of this part, or why it has not."""
         known = self._known(work)
-        return known is not None and work.masks in known["masks"]
+        return known is not None and (work.masks in known["masks"] or self.failure(work) is not None)
+
+    def failure(self, work: Work) -> str | None:
+        """Why this part could not be prepared, if it could not."""
+        failed = (self._known(work) or {}).get("failed", [])
+        return next((x["reason"] for x in failed if x["masks"] == work.masks), None)
+
+    def fail(self, run: dict, work: Work, reason: str) -> None:
+        """This part could not be prepared."""
+        run["failed"].append({"masks": work.masks, "reason": reason})
+        self.save()
 
     def _known(self, work: Work) -> dict | None:
         shape = [1, work.heads.heads, work.tokens, work.heads.dim]
@@ -71,23 +84,47 @@ class Record:
             new.replace(self.file)
 
 
+def _read(file: Path) -> dict:
+    """What a bench has written before."""
+    try:
+        before = json.loads(file.read_text())
+        sound = isinstance(before["environment"], dict) and all("methods" in run for run in before["runs"])
+    except (ValueError, TypeError, KeyError, OSError):
+        sound = False
+    if not sound:
+        raise ValueError(f"{file} is no record of this bench: name another file, or use --fresh to write it anew.")
+    return before
+
+
 def relate(run: dict, rate: float) -> None:
     """Fill in what follows from the times: TFLOP/s, of the pairs that are visited (`actual`) and of those that exact
-    ALiBi visits (`effective`); ratios of the median to the fastest exact way, to the byte floor at `rate` GB/s and, for
-    PLSH, to the window of equal error."""
+    ALiBi visits (`effective`); the time over that of the byte floor at `rate` GB/s; the speed over that of the fastest
+    exact way and, for PLSH, of the window of equal error. Two rows are compared by their times in a CUDA graph where
+    both have one, and so is a row to the floor where it has one: launching from Python is no part of a kernel."""
     timed = [r for r in run["methods"] if r["ms"]]
-    base = min((r["ms"]["median"] for r in timed if r["family"] == "exact"), default=None)
+    exact = [r for r in timed if r["family"] == "exact"]
     windows = {r["match"]: r for r in timed if r["family"] == "window"}
     for row in timed:
-        ms = row["ms"]["median"]
+        ms = (row.get("graph_ms") or row["ms"])["median"]
         floor = row["floor_bytes"] / rate / 1e6
         row["actual_tflops"] = row["operations"] / ms / 1e9
         row["effective_tflops"] = row["dense_operations"] / ms / 1e9
         row["floor_ms"], row["over_floor"] = floor, ms / floor
-        row["speedup"] = None if base is None else base / ms
+        row["speedup"] = min((ratio(other, row) for other in exact), default=None)
         if row["family"] == "plsh":
             row["equal_error"] = against(row, windows.get(row["name"]))
         row.update(rounded({k: row[k] for k in row if k not in ("ms", "name")}))
+
+
+def alike(row: dict, other: dict) -> str:
+    """Which times of two rows may be compared."""
+    return "graph_ms" if row.get("graph_ms") and other.get("graph_ms") else "ms"
+
+
+def ratio(row: dict, other: dict) -> float:
+    """How many times as long the call of `row` takes as that of `other`."""
+    by = alike(row, other)
+    return row[by]["median"] / other[by]["median"]
 
 
 def against(row: dict, window: dict | None) -> dict | None:
@@ -95,9 +132,10 @@ def against(row: dict, window: dict | None) -> dict | None:
     is "faster", "slower" or, where the middle halves of the times overlap, "even"."""
     if window is None:
         return None
-    own, other = row["ms"], window["ms"]
+    by = alike(row, window)
+    own, other = row[by], window[by]
     verdict = "faster" if own["high"] < other["low"] else "slower" if own["low"] > other["high"] else "even"
-    return {"window": window["name"], "ratio": other["median"] / own["median"], "verdict": verdict}
+    return {"window": window["name"], "ratio": ratio(window, row), "verdict": verdict}
 
 
 def rounded(value):

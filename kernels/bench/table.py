@@ -2,11 +2,14 @@
 
 LEGEND = (
     "speedup: over the fastest exact way that passed its check; floor: times the least bytes at the measured rate of a "
-    "copy; equal error: time of the window that errs as much over the time of the row, above 1 the row is faster."
+    "copy; equal error: time of the window that errs as much over the time of the row, above 1 the row is faster. Two "
+    "rows are compared by their times in a CUDA graph (graph ms: without the launches) where both have one, a row with "
+    "the floor, and its TFLOP/s, where it has one. On a CPU merged passes are measured forward only: with few rows a "
+    "pass they would time Python."
 )
 COLUMNS = (
-    "method", "ms", "quartiles", "tables ms", "speedup", "equal error", "x floor", "TFLOP/s eff.", "act.", "pairs/row",
-    "rms rel.", "max error", "check",
+    "method", "ms", "quartiles", "graph ms", "tables ms", "speedup", "equal error", "x floor", "TFLOP/s eff.",
+    "act.", "pairs/row", "rms rel.", "max error", "check",
 )  # fmt: skip
 
 BRIEF = ("method", "ms", "quartiles", "speedup", "equal error", "x floor", "pairs/row", "rms rel.")
@@ -16,11 +19,12 @@ def cells(row: dict) -> list[str]:
     """One method as one line of the table; without a time its status stands in its place."""
     if row["ms"] is None:
         return [row["name"], row["status"]]
-    ms, equal, tables = row["ms"], row.get("equal_error"), row.get("tables_ms")
+    ms, equal, graph, tables = row["ms"], row.get("equal_error"), row.get("graph_ms"), row.get("tables_ms")
     return [
         row["name"],
         figure(ms["median"]),
         f"{figure(ms['low'])}..{figure(ms['high'])}",
+        figure(graph["median"]) if graph else "",
         figure(tables["median"]) if tables else "",
         f"{row['speedup']:.2f}x" if row["speedup"] else "",
         f"{equal['ratio']:.2f}x" if equal else "",
@@ -55,7 +59,7 @@ def table(run: dict) -> str:
     for line in lines:
         rest = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=False)]
         drawn.append("  ".join([line[0].ljust(names), *(rest if len(line) > 2 else line[1:])]))
-    return "\n".join([title(run), *drawn, *verdicts(run)])
+    return "\n".join([title(run), *drawn, *verdicts(run), *gaps(run)])
 
 
 def verdicts(run: dict) -> list[str]:
@@ -70,6 +74,17 @@ def verdicts(run: dict) -> list[str]:
                 f"{equal['ratio']:.2f} times its speed."
             )
     return found
+
+
+def gaps(run: dict) -> list[str]:
+    """A sentence on each time that is missing beside a call's own, and on each part that could not be prepared."""
+    words = {"tables_ms": "building its tables was not timed", "graph_ms": "it was not timed in a CUDA graph"}
+    found = [
+        f"{row['name']}: {words[name]} ({reason})."
+        for row in run["methods"]
+        for name, reason in row.get("untimed", {}).items()
+    ]
+    return found + [f"{x['masks']} masks: could not be prepared ({x['reason']})." for x in run.get("failed", [])]
 
 
 def markdown(record: dict) -> str:
@@ -94,5 +109,5 @@ def markdown(record: dict) -> str:
                 line = [line[i] for i in kept] if row["ms"] else [line[0], line[1], *[""] * (len(BRIEF) - 2)]
                 parts.append("| " + " | ".join(line) + " |")
             parts.append("")
-        parts += [f"* {sentence}" for sentence in verdicts(run)]
+        parts += [f"* {sentence}" for sentence in [*verdicts(run), *gaps(run)]]
     return "\n".join([*parts, "", LEGEND[0].upper() + LEGEND[1:]])

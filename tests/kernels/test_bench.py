@@ -185,28 +185,65 @@ class SingleClock(HostClock):
 
     together = False
 
+    def graph(self, call) -> dict:
+        return GRAPH
+
+
+GRAPH = {"median": 0.25, "low": 0.2, "high": 0.3, "calls": 9}
+
 
 def test_times_beside_the_call_are_kept_apart(found):
-    """What fails after a call was timed leaves its time."""
-    p = problem()
-    sound = next(m for m in found if m.name == "alibi, sdpa")
+    """What fails after a call was timed leaves its time, and is said."""
+    p = problem(16)
+    sound = next(m for m in methods.maskless(p, "sdpa") if m.name == "alibi, sdpa")
 
     def with_tables(tables):
         return replace(sound, prepare=lambda: replace(sound.prepare(), tables=tables))
 
-    def fails():
-        raise RuntimeError("no memory for tables")
+    def fails(*_):
+        raise RuntimeError("no memory for this")
 
-    good, bad = measure.measure(p, [with_tables(lambda: None), with_tables(fails)], SingleClock(3))
+    clock = SingleClock(3)
+    good, bad = measure.measure(p, [with_tables(lambda: None), with_tables(fails)], clock)
     assert good["tables_ms"]["median"] < good["ms"]["median"] and good["ms"]["calls"] == 3
-    assert bad["ms"] and bad["status"] == "error: RuntimeError: no memory for tables"
+    assert good["graph_ms"] == GRAPH and "untimed" not in good
+    clock.graph = fails
+    (worse,) = measure.measure(p, [with_tables(fails)], clock)
+    reason = "error: RuntimeError: no memory for this"
+    assert bad["graph_ms"] == GRAPH and bad["untimed"] == {"tables_ms": reason}
+    assert worse["untimed"] == {"tables_ms": reason, "graph_ms": reason}
+    for row in (bad, worse):
+        assert row["ms"]["calls"] == 3 and row["status"] == "ok"
+    assert table.gaps({"methods": [good, worse]}) == [
+        f"alibi, sdpa: building its tables was not timed ({reason}).",
+        f"alibi, sdpa: it was not timed in a CUDA graph ({reason}).",
+    ]
+
+
+def test_a_call_that_cannot_be_timed_has_no_time(found):
+    def fails(_):
+        raise torch.OutOfMemoryError("too much")
+
+    clock = SingleClock(1)
+    clock.quartiles = fails
+    (row,) = measure.measure(problem(), [found[0]], clock)
+    assert row["ms"] is None and row["status"] == "out of memory"
+
+
+@pytest.mark.parametrize(("queries", "timed"), [(256, [False, True]), (16, [True, True])])
+def test_short_calls_and_those_that_decode_are_timed_in_a_graph(queries, timed, monkeypatch):
+    p, clock = problem(queries), SingleClock(1)
+    sound = next(m for m in methods.maskless(p, "sdpa") if m.name == "alibi, sdpa")
+    for ms, graph in zip((1.5, 0.5), timed, strict=True):
+        monkeypatch.setattr(clock, "quartiles", lambda calls, ms=ms: [GRAPH | {"median": ms}])
+        (row,) = measure.measure(p, [sound], clock)
+        assert ("graph_ms" in row) == graph
 
 
 def test_passes_merge_into_the_attention_under_all_masks():
     p = problem()
     weights = PositionalLSH.draw(SMALL.slopes, 5, seed=3)
     made = ours.passes(p, weights, "sdpa")
-    assert made.times == 5
     assert (made.call(*made.inputs)[:, :, ROWS] - attention(p, weights.matrix(256))).abs().max() < 1e-5
 
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from kernels.bench import __main__ as command
 from kernels.bench import methods, record, table
@@ -66,9 +67,56 @@ def test_rows_of_the_file_are_kept_unless_asked_or_measured_elsewhere(quick, tmp
     assert main([*arguments, "--fresh"])["runs"][0]["methods"][0]["ms"]["median"] != 1234.5
     kept["environment"]["code"] = "other"
     file.write_text(json.dumps(kept))
-    with pytest.raises(SystemExit, match="another code: name another file, or use --fresh"):
+    with pytest.raises(SystemExit) as stopped:
         main(arguments)
+    assert stopped.value.code == 2 and "another code: name another file, or use --fresh" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{broken", "[]", '{"environment": {}}', '{"environment": {}, "runs": [{}]}', "\x00"])
+def test_a_file_that_is_no_record_is_named(text, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "bench.json"
+    file.write_text(text)
+    monkeypatch.setattr(HostClock, "memory_rate", None)  # nothing is measured before
+    with pytest.raises(SystemExit) as stopped:
+        main(["--device", "cpu", "--json", str(file)])
+    assert stopped.value.code == 2 and f"{file} is no record of this bench: name" in capsys.readouterr().err
+    assert file.read_text() == text
+
+
+@pytest.mark.parametrize("stage", ["Problem", "masked"])
+def test_a_part_that_cannot_be_prepared_is_recorded_and_the_others_go_on(stage, quick, tmp_path, monkeypatch, capsys):
+    """Also when the same command runs again."""
+    file, make, tried = tmp_path / "bench.json", getattr(command, stage), []
+
+    def fails(first, *rest, **options):
+        tokens = rest[0] if stage == "Problem" else first.tokens
+        tried.append(tokens)
+        if tokens == 64:
+            raise torch.OutOfMemoryError("too much\nof it")
+        return make(first, *rest, **options)
+
+    monkeypatch.setattr(command, stage, fails)
+    arguments = ["--device", "cpu", "--heads", "2x8", "--calls", "decode-1", "--tokens", "64,128", "--repeats", "1"]
+    arguments += ["--json", str(file)]
+    report = main(arguments)
+    assert json.loads(file.read_text()) == report and report["not_reached"] == []
+    lacking, whole = report["runs"]
+    assert lacking["failed"] == [{"masks": 16, "reason": "out of memory"}] and lacking["masks"] == []
+    assert len(lacking["methods"]) == (0 if stage == "Problem" else 4)  # those without masks were ready
+    assert whole["failed"] == [] and whole["masks"] == [16] and len(whole["methods"]) == 15
+    assert "16 masks: could not be prepared (out of memory)." in capsys.readouterr().out
+    assert main(arguments)["runs"] == report["runs"] and tried == [64, 128]
+    assert "not tried again, but with --fresh" in capsys.readouterr().out
+    monkeypatch.setattr(command, stage, make)
+    assert main([*arguments, "--fresh"])["runs"][0]["masks"] == [16]
     capsys.readouterr()
+
+
+def test_what_is_given_twice_is_measured_once():
+    given = ["--device", "cpu", "--heads", "small, small", "--tokens", "64,128,64", "--masks", "4,4"]
+    options = command.parsed([*given, "--calls", "forward,decode-1,forward"])
+    assert list(options.heads) == ["small"] and options.masks == [4]
+    assert (options.tokens, options.calls) == ([64, 128], ["forward", "decode-1"])
 
 
 def test_what_the_minutes_do_not_reach_is_listed(quick, tmp_path, capsys):
@@ -126,12 +174,42 @@ def test_whether_plsh_beats_the_window_of_equal_error_is_said(own, other, verdic
         (["--calls", "prefill"], "--calls takes forward"),
         (["--device", "cpu", "--calls", "backward"], "needs --device cuda"),
         (["--json", "/nowhere/b.json"], "there is no folder"),
+        (["--json", "/"], "/ is a folder"),
+        (["--minutes", "-1"], "from 0 on, not -1"),
+        (["--minutes", "nan"], "from 0 on, not nan"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments, said, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_rows_are_compared_by_what_both_of_them_have():
+    """A time in a CUDA graph to one, else a call's to a call's."""
+    common = {"floor_bytes": 10**6, "operations": 10, "dense_operations": 10, "match": None}
+
+    def times(median: float) -> dict:
+        return {"median": median, "low": 0.9 * median, "high": 1.1 * median}
+
+    rows = [
+        {"name": "a", "family": "exact", "ms": times(8.0), "graph_ms": times(6.0)},
+        {"name": "b", "family": "exact", "ms": times(7.0)},
+        {"name": "failed", "family": "exact", "ms": None},
+        {"name": "plsh", "family": "plsh", "ms": times(4.0), "graph_ms": times(1.0)},
+        {"name": "w", "family": "window", "ms": times(3.0), "graph_ms": times(2.0), "match": "plsh"},
+        {"name": "plsh 2", "family": "plsh", "ms": times(4.0), "graph_ms": times(1.0)},
+        {"name": "w 2", "family": "window", "ms": times(3.0), "match": "plsh 2"},
+    ]
+    run = {"methods": [common | row for row in rows]}
+    record.relate(run, 1.0)
+    of = {row["name"]: row for row in run["methods"]}
+    # to a: 6 to 1 in a graph; to b: 7 to 4 by calls; the fastest exact way is the nearest
+    assert of["plsh"]["speedup"] == 1.75 and of["a"]["speedup"] == 0.875 and of["b"]["speedup"] == 1.0
+    assert of["plsh"]["over_floor"] == 1.0 and of["b"]["over_floor"] == 7.0
+    assert (of["plsh"]["equal_error"]["ratio"], of["plsh"]["equal_error"]["verdict"]) == (2.0, "faster")
+    assert (of["plsh 2"]["equal_error"]["ratio"], of["plsh 2"]["equal_error"]["verdict"]) == (0.75, "slower")
+    assert "speedup" not in of["failed"]
 
 
 def test_a_record_is_json_with_a_line_for_each_row():

@@ -1,52 +1,137 @@
-"""`python -m kernels.check` on the CPU: what it says of a sound kernel, of a wrong one, and of one that crashes."""
+"""`python -m kernels.check` on the CPU: what it says of a sound kernel, of wrong ones, and of one that crashes."""
 
+import itertools
 import json
 import subprocess
 
 import pytest
 import torch
 
-from kernels import Window, check
+from kernels import Window, check, compare
 from kernels.attend import attend
+from kernels.cases import FACTORS, Case
+
+MATRIX, WEIGHTS = check.matrix, check.all_weights
+CASES = [
+    Case(rule="count/gamma", masks=4, heads=(2, 1), shape=(41, 41, None), padding="left", layout="poisoned", sinks=3),
+    Case(rule="count/gamma", masks=4, heads=(2, 1), shape=(41, 5, None), layout="transposed", dtype=torch.float32),
+    Case(rule="count/gamma", masks=4, heads=(2, 2), shape=(40, 40, None), causal=False, dtype=torch.float16),
+]
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(check, "TOKENS", {"cpu": 40})
-    monkeypatch.setattr(check, "DIMS", (16,))
+    monkeypatch.setattr(check, "DIMS", (64, 16))
     steep = torch.logspace(0, -4, 8, base=2.0, dtype=torch.float64)
     monkeypatch.setattr(check, "all_weights", lambda: {"window": Window(steep, 3.0, 2)})
+    monkeypatch.setattr(check, "matrix", lambda: CASES)
 
 
 def test_a_sound_kernel_passes_and_its_errors_are_written(tmp_path, capsys):
     file = tmp_path / "check.json"
     assert check.main(["--device", "cpu", "--json", str(file)]) == 0
-    assert "27 calls in" in capsys.readouterr().out
+    assert "12 calls in" in capsys.readouterr().out
     found = json.loads(file.read_text())
     assert found["kernel"] == "sdpa" and found["failed"] == [] and found["environment"]["device"] == "cpu"
-    assert {row["dtype"] for row in found["rows"]} == {"float32", "float16", "bfloat16"}
-    single = [row for row in found["rows"] if row["dtype"] == "float32"]
-    assert {"causal", "padded", "decoding 1", "decoding 16", "chunk, gap"} <= {row["call"] for row in single}
-    assert all(0 < row["worst"] < 1e-5 for row in single)
-    with_gradients = [row["call"] for row in found["rows"] if "dv" in row["errors"]]
-    assert with_gradients == ["causal", "bidirectional", "chunk"]
+    assert all(0 < row["worst"] < row["limit"] for row in found["rows"])
+    of_weights = [row for row in found["rows"] if row["weights"] == "window"]
+    assert {(row["dtype"], row["dim"]) for row in of_weights} == {("bfloat16", 16)}
+    assert {"causal", "padded", "decoding 1", "decoding 16", "chunk, gap"} <= {row["call"] for row in of_weights}
+    assert [row["call"] for row in of_weights if "dv" in row["errors"]] == ["causal", "bidirectional", "chunk"]
+    of_matrix = [row for row in found["rows"] if row["weights"] == "matrix count/gamma"]
+    assert [row["call"] for row in of_matrix] == [case.id for case in CASES]
+    assert [set(row["errors"]) - {"out", "lse", "padding"} for row in of_matrix] == [{"dq", "dk", "dv"}, set()] + [
+        {"dq", "dk", "dv"}
+    ]
+
+
+def test_the_matrix_meets_every_pair_of_levels_and_the_parts_hold_all_of_it(monkeypatch):
+    monkeypatch.undo()
+    cases, levels = MATRIX(), FACTORS | {"masks": [1, 4, 16, 33, 64], "dim": list(check.DIMS)}
+    for a, b in itertools.combinations(levels, 2):
+        met = {(getattr(case, a), getattr(case, b)) for case in cases}
+        assert set(itertools.product(levels[a], levels[b])) <= met
+    parts = check.parts()
+    assert len(set(parts)) == len(parts)
+    assert {(check.MATRIX + case.rule, case.dtype) for case in cases} <= set(parts)
+    # what the bench measures: bfloat16 at head dimension 128, every law with gradients
+    assert {(name, torch.bfloat16) for name in WEIGHTS()} <= set(parts) and check.DIMS[-1] == 128
+    assert {"alibi", "window", "rb gamma S=16", "count gamma S=16"} <= set(WEIGHTS())
+    gradients = [name for name, call in check.calls(777).items() if call.get("gradients")]
+    assert gradients == ["causal", "bidirectional", "chunk"]
+
+
+def only_in_part(out: torch.Tensor) -> torch.Tensor:
+    """What a kernel gives that forgets the last row."""
+    written = torch.empty_like(out)
+    written[:, :, :-1] = out[:, :, :-1]
+    return written
+
+
+WRONG = {  # what is done to q, out and the log-sum-exp, and where it shows
+    "out": (lambda q, out, lse: (1.01 * out, lse), {"out"}),
+    "lse": (lambda q, out, lse: (out, lse + 1e-3), {"lse"}),
+    "unwritten": (lambda q, out, lse: (only_in_part(out), lse), {"out"}),
+    "padding": (lambda q, out, lse: (torch.where(out == 0, 1.0, out), lse), {"padding", "out"}),
+    "gradient": (lambda q, out, lse: (out + 0.01 * (q - q.detach()).nan_to_num(0.0), lse), {"dq"}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_kernel_is_found(wrong, monkeypatch, capsys):
+    """In the matrix and in the calls of one kind of weights."""
+    harm, shows = WRONG[wrong]
+
+    def harmed(q, k, v, weights, *, kernel, return_lse=False, **options):
+        found = attend(q, k, v, weights, kernel=kernel, return_lse=True, **options)
+        found = found if kernel == "exact" else harm(q, *found)
+        return found if return_lse else found[0]
+
+    monkeypatch.setattr(compare, "attend", harmed)
+    monkeypatch.setattr(check, "attend", harmed)
+    assert check.main(["--device", "cpu", "--part", "matrix count/gamma", "float32"]) == 1
+    assert f"FAILED matrix count/gamma, {CASES[0].id}, head dimension 16, float32: " in capsys.readouterr().out
+    rows = check.check("window", torch.float32, kernel="sdpa", device="cpu", tokens=40)
+    rows += check.check("matrix count/gamma", torch.float32, kernel="sdpa", device="cpu", tokens=40)
+    over = {name for row in rows for name, error in row["errors"].items() if not error <= row["limit"]}
+    assert shows <= over <= shows | {"dq", "dk", "dv"}
+    if wrong != "padding":
+        assert check.failure(rows[0]).startswith("window, causal, head dimension 16, float32: ")
 
 
 def test_a_wrong_call_is_named_and_the_others_are_checked(monkeypatch, capsys):
     def wrong(q, k, v, weights, *, kernel, **options):
-        found = attend(q, k, v, weights, kernel=kernel, **options)
-        if kernel == "exact":
-            return found
-        if q.shape[2] == 1:
+        if kernel != "exact" and q.shape[2] == 1:
             raise RuntimeError("out of resources\nmore")
-        return (found[0] + 1.0, found[1]) if options.get("padding") is not None else found
+        found = attend(q, k, v, weights, kernel=kernel, **options)
+        if kernel == "exact" or options.get("padding") is None:
+            return found
+        return found[0] + 1.0, found[1]
 
     monkeypatch.setattr(check, "attend", wrong)
-    assert check.main(["--device", "cpu", "--part", "window", "float32"]) == 1
+    assert check.main(["--device", "cpu", "--part", "window", "bfloat16"]) == 1
     printed = capsys.readouterr().out
-    assert "FAILED window, decoding 1, head dimension 16, float32: RuntimeError: out of resources\n" in printed
-    assert "FAILED window, padded, head dimension 16, float32: out " in printed
+    assert "FAILED window, decoding 1, head dimension 16, bfloat16: RuntimeError: out of resources\n" in printed
+    assert "FAILED window, padded, head dimension 16, bfloat16: out " in printed
     assert printed.count("FAILED") == 3 and "9 calls in" in printed and "3 failed" in printed
+
+
+def test_memory_is_poisoned_for_the_kernel_alone():
+    with compare.poisoned():
+        assert bool(torch.empty(4).isnan().all()) and int(torch.empty(1, dtype=torch.int32)) == 2**31 - 1
+        with pytest.raises(ZeroDivisionError), compare.poisoned():
+            1 / 0  # noqa: B018
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.layout)
+def test_a_layout_lies_on_the_device_as_it_should(case):
+    """A copy to another device would make odd slices dense."""
+    q, k, _ = case.inputs("meta")
+    assert [x.stride() for x in (q, k)] == [x.stride() for x in case.inputs()[:2]]
+    assert (q.stride(2) == 16 + 3) == (case.layout == "poisoned")
 
 
 def test_a_process_that_dies_or_hangs_is_a_failure_in_words(monkeypatch):
@@ -63,13 +148,28 @@ def test_a_process_that_dies_or_hangs_is_a_failure_in_words(monkeypatch):
 
 
 def test_a_part_runs_in_a_process_of_its_own():
-    rows = check.in_a_process("alibi", torch.float32, "sdpa", "cpu")
-    assert len(rows) == 7 and all(check.failure(row) is None for row in rows)  # nothing is out of ALiBi's reach
+    rows = check.in_a_process("matrix exact/fixed", torch.float16, "sdpa", "cpu")
+    expected = [case.id for case in MATRIX() if (case.rule, case.dtype) == ("exact/fixed", torch.float16)]
+    assert [row["call"] for row in rows] == expected and all(check.failure(row) is None for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--part", "windoe", "float32"], "there are 'window' bfloat16; 'matrix count/gamma' float32"),
+        (["--json", "/nowhere/x.json"], "there is no folder /nowhere"),
+        (["--json", "/"], "/ is a folder"),
+        (["--workers", "-2"], "a whole number from 1 on, not -2"),
+        (["--workers", "0"], "a whole number from 1 on, not 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_at_once(arguments, said, monkeypatch, capsys):
+    monkeypatch.setattr(check, "check", None)
+    with pytest.raises(SystemExit) as stopped:
+        check.main(["--device", "cpu", *arguments])
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_no_gpu_is_said(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert check.main([]) == 2 and "no CUDA GPU" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        check.main(["--device", "cpu", "--part", "windoe", "float32"])
-    assert "weights are window" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from harness.report.sections.common import decades
 from harness.store import read_json
 from harness.table import Table
 from kernels.bench.plan import COMMAND, FILE
-from kernels.bench.table import COLUMNS, LEGEND, cells, figure, title, verdicts
+from kernels.bench.table import COLUMNS, LEGEND, cells, figure, gaps, title, verdicts
 
 RECORDS = ROOT / "docs" / "results"
 DEVICES = {"cuda": "GPU", "cpu": "CPU"}
@@ -61,7 +61,10 @@ def _panel(run: dict) -> Panel:
     series: dict[Method, list[Point]] = {}
     for row, m in enumerate(timed):
         ms, over = m["ms"], f"{m['over_floor']:.1f} times its byte floor of {figure(m['floor_ms'])} ms"
-        note = f"{m['name']}\n{figure(ms['median'])} ms, {over}, error {_error(m)}"
+        taken = f"{figure(ms['median'])} ms"
+        if graph := m.get("graph_ms"):
+            taken += f", {figure(graph['median'])} ms in a CUDA graph"
+        note = f"{m['name']}\n{taken}, {over}, error {_error(m)}"
         series.setdefault(_method(m), []).append(Point(ms["median"], float(row), ms["low"], ms["high"], note))
     drawn = [Series(method, points(found), "dots") for method, found in series.items()]
     values = [p.x for s in drawn for p in s.points] or [1.0]
@@ -84,7 +87,9 @@ def _grid(heading: str, run: dict) -> Grid:
     rows = [cells(m) for m in run["methods"] if m["ms"]]
     untimed = [f"{m['name']}: {m['status']}." for m in run["methods"] if not m["ms"]]
     return Grid(
-        Table(heading, list(COLUMNS), rows, [LEGEND, *verdicts(run), *untimed]), [Tags()] * len(rows), fold=True
+        Table(heading, list(COLUMNS), rows, [LEGEND, *verdicts(run), *gaps(run), *untimed]),
+        [Tags()] * len(rows),
+        fold=True,
     )
 
 
