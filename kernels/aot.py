@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,20 +21,22 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-from kernels.triton_backward import constants_of
 from kernels.triton_decode import COLUMNS, ROWS, decode_kernel
+from kernels.triton_delta import ROWS as DELTA_ROWS
+from kernels.triton_delta import delta_kernel
 from kernels.triton_dkdv import key_kernel
 from kernels.triton_dq import query_kernel
 from kernels.triton_forward import forward_kernel
+from kernels.triton_launch import constants, tile_of
 from kernels.triton_tables import BLOCK, LAUNCH, row_tables_kernel, tables_kernel
-from kernels.triton_weights import constants, tile_of
 
 RECORD = Path(__file__).parents[1] / "docs/results/aot.json"
 KERNELS = {"forward": forward_kernel, "decode": decode_kernel, "dq": query_kernel, "dkdv": key_kernel}
 TABLES = {"tables": tables_kernel, "rows": row_tables_kernel}  # know no head dimension, and no dtype but their own
+ALL = KERNELS | TABLES | {"delta": delta_kernel}  # delta knows no law
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TENSORS = {"Q", "K", "V", "Out", "Dout", "Dq", "Dk", "Dv"}
-POINTERS = dict.fromkeys(("Lse", "Delta", "Part", "Slope", "Bias", "Share"), "fp32") | {
+POINTERS = dict.fromkeys(("Lse", "Dlse", "Delta", "Part", "Slope", "Bias", "Share"), "fp32") | {
     "Numbers": "fp64",
     "Rows": "i64",
 }
@@ -62,6 +65,8 @@ class Configuration:
         sinks = f"-sinks{self.sinks}" if self.sinks else ""
         if self.kernel in TABLES:
             return f"{self.kernel}-sm{self.cap}-{self.law}{rows}"
+        if self.kernel == "delta":
+            return f"delta-sm{self.cap}-d{self.dim}-{self.dtype}"
         return f"{self.kernel}-sm{self.cap}-{self.law}{masks}-d{self.dim}-{self.dtype}{rows}{sinks}"
 
 
@@ -74,9 +79,12 @@ def every() -> list[Configuration]:
         found += [Configuration("forward", cap, law, dim) for dim in (80, 96, 112)]
         found += [Configuration("forward", cap, law, causal=False), Configuration("forward", cap, law, dtype="fp32")]
         found += [Configuration(kernel, cap, law, dim) for kernel in ("decode", "dq", "dkdv") for dim in (64, 128)]
+        found += [Configuration(kernel, cap, law, causal=False) for kernel in ("dq", "dkdv")]
+        found.append(Configuration("dq", cap, law, dtype="fp32"))
+        found += [Configuration(kernel, cap, law, sinks=4) for kernel in KERNELS]
     found += [Configuration("forward", cap, law, masks=64) for cap in caps for law in ("rb", "count", "sum")]
-    kernels = ("forward", "decode", "dq", "dkdv")
-    found += [Configuration(k, cap, law, sinks=4) for cap in caps for k in kernels for law in ("linear", "rb", "count")]
+    found += [Configuration(k, cap, law, masks=64) for cap in caps for k in ("dq", "dkdv") for law in ("count", "sum")]
+    found += [Configuration("delta", cap, "linear", dim) for cap in caps for dim in (64, 128)]
     for cap, law in itertools.product(caps, ("rb", "count")):
         found += [Configuration("tables", cap, law), Configuration("tables", cap, law, causal=False)]
         found.append(Configuration("rows", cap, law))
@@ -92,14 +100,14 @@ def build(configuration: Configuration) -> dict:
 def compiled(configuration: Configuration) -> CompiledKernel:
     """What Triton makes of one configuration, as at run time."""
     c = configuration
-    kernel, tile = (KERNELS | TABLES)[c.kernel], tile_of(DTYPES[c.dtype], c.cap // 10)
-    kind = (c.law, c.masks, c.sinks, c.causal, c.dim, DTYPES[c.dtype], tile)
+    kernel, tile = ALL[c.kernel], tile_of(DTYPES[c.dtype], c.cap // 10)
+    fixed = constants(c.kernel, c.law, c.masks, c.sinks, c.causal, c.dim, DTYPES[c.dtype], tile)
     if c.kernel in TABLES:
         fixed = {"LAW": c.law, "CAUSAL": c.causal, "TILE": tile, "BLOCK": BLOCK, **LAUNCH}
     elif c.kernel == "decode":
-        fixed = constants(*kind) | {"ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": 4, "num_stages": 3}
-    else:
-        fixed = constants_of(*kind, keys=c.kernel == "dkdv") if c.kernel != "forward" else constants(*kind)
+        fixed |= {"ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": 4, "num_stages": 3}
+    elif c.kernel == "delta":
+        fixed |= {"ROWS": DELTA_ROWS, "num_warps": 4, "num_stages": 3}
     fixed["GAPS"] = False
     options = {name: fixed.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in fixed}
     signature, attributes = {}, {}
@@ -183,18 +191,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="renew docs/results/aot.json")
     parser.add_argument("--table", action="store_true", help="print the table of docs/kernels.md from the record")
+    parser.add_argument("-j", "--jobs", type=int, default=1, help="compile in so many processes")
     options = parser.parse_args()
     if options.table:
         print(table(json.loads(RECORD.read_text())["kernels"]))
         return 0
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {"triton": None, "kernels": {}}
     found, worse = {}, 0
-    for configuration in every():
-        one = found[configuration.id] = build(configuration)
-        known = record["kernels"].get(configuration.id)
-        changes = compare(one, known) if known else ["new"]
-        worse += bool(changes)
-        print(f"{configuration.id:40} {json.dumps(one)} {'; '.join(changes)}", flush=True)
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for configuration, one in zip(every(), pool.map(build, every()), strict=True):
+            found[configuration.id] = one
+            known = record["kernels"].get(configuration.id)
+            changes = compare(one, known) if known else ["new"]
+            worse += bool(changes)
+            print(f"{configuration.id:40} {json.dumps(one)} {'; '.join(changes)}", flush=True)
     if options.write:
         lines = [f"    {json.dumps(name)}: {json.dumps(one)}" for name, one in found.items()]
         versions = f'"triton": {json.dumps(triton.__version__)}'

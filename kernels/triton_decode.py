@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from kernels.tables import LOG2E, RowTables
+from kernels.triton_launch import clear_padding, on_device, precision_of, width_of
 from kernels.triton_tiles import load_pair, load_tile, place_of, row_of
 from kernels.triton_weights import (
     ANY,
@@ -17,13 +18,9 @@ from kernels.triton_weights import (
     LN2,
     between,
     by_distance,
-    clear_padding,
     counts,
-    on_device,
-    precision_of,
     scales,
     to_sinks,
-    width_of,
 )
 
 ROWS = 16  # query rows of a program, the least that a matrix product takes

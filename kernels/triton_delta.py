@@ -4,8 +4,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.triton_launch import width_of
 from kernels.triton_tiles import load_tile, row_of
-from kernels.triton_weights import ANY, width_of
+from kernels.triton_weights import ANY
 
 ROWS = 32  # of a program
 
