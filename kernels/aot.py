@@ -152,7 +152,7 @@ def table(kernels: dict) -> str:
         "| kernel | law | registers | spilled | shared | warps | blocks per SM | instructions |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    laws = ("linear", "rb", "count", "sum")
+    laws = ("linear", "rb", "distance", "count", "sum")
     chosen = [Configuration(kernel, 90, law) for kernel in KERNELS for law in laws]
     for c in [*chosen, *(Configuration("tables", 90, law) for law in ("rb", "count"))]:
         k = kernels[c.id]

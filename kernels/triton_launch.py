@@ -56,14 +56,15 @@ def constants(
 def step_of(kernel: str, law: str, masks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int) -> int:
     """How much of the other side a program takes at a time: the whole tile where score, weights and sums fit into the
     registers that two programs on a multiprocessor have, else a half or a quarter of it."""
-    words = law in ("count", "sum") and masks > WORD
-    looked_up = law in ("distance", "sum")
-    if kernel == "forward":
-        halvings = int(dtype == torch.float32 or looked_up or words or not causal) + int(law == "sum" and not causal)
+    looked_up, words = law in ("distance", "sum"), law in ("count", "sum") and masks > WORD
+    if kernel != "forward":
+        more = law in ("rb", "distance", "sum") and not causal or words and (law == "sum" or kernel == "dkdv")
+        halvings = int(width_of(dim) > 64) + int(more)
+    elif dtype == torch.float32 or tile == 64:
+        more = law == "sum" and not causal
+        halvings = int(dtype == torch.float32 or looked_up or words or not causal) + int(more)
     else:
-        halvings = int(width_of(dim) > 64) + int(
-            looked_up and not causal or words and (law == "sum" or kernel == "dkdv")
-        )
+        halvings = 0
     return max(LEAST, tile >> halvings)
 
 
