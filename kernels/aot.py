@@ -1,8 +1,8 @@
 """Compile the Triton kernels ahead of time, without a GPU, and hold what the compiler says to a committed record.
 
 `python -m kernels.aot` compiles every configuration for sm_80 and sm_90 and compares with docs/results/aot.json;
-`--write` renews the record, and `--table` prints what docs/kernels.md shows of it. Registers, spills and shared memory
-decide how many blocks share a multiprocessor.
+`--write` renews the record, all of it or what a name chooses, and `--table` prints what docs/kernels.md shows of it.
+Registers, spills and shared memory decide how many blocks share a multiprocessor.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,20 +21,23 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-from kernels.triton_backward import constants_of
-from kernels.triton_decode import COLUMNS, ROWS, decode_kernel
+from kernels.triton_decode import COLUMNS, MERGED, ROWS, decode_kernel, merge_kernel
+from kernels.triton_delta import ROWS as DELTA_ROWS
+from kernels.triton_delta import delta_kernel
 from kernels.triton_dkdv import key_kernel
 from kernels.triton_dq import query_kernel
 from kernels.triton_forward import forward_kernel
+from kernels.triton_launch import constants, tile_of
 from kernels.triton_tables import BLOCK, LAUNCH, row_tables_kernel, tables_kernel
-from kernels.triton_weights import constants, tile_of
 
 RECORD = Path(__file__).parents[1] / "docs/results/aot.json"
 KERNELS = {"forward": forward_kernel, "decode": decode_kernel, "dq": query_kernel, "dkdv": key_kernel}
 TABLES = {"tables": tables_kernel, "rows": row_tables_kernel}  # know no head dimension, and no dtype but their own
+UNLAWFUL = {"delta": delta_kernel, "merge": merge_kernel}  # know no law
+ALL = KERNELS | TABLES | UNLAWFUL
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TENSORS = {"Q", "K", "V", "Out", "Dout", "Dq", "Dk", "Dv"}
-POINTERS = dict.fromkeys(("Lse", "Delta", "Part", "Slope", "Bias", "Share"), "fp32") | {
+POINTERS = dict.fromkeys(("Lse", "Dlse", "Delta", "Part", "Whole", "Slope", "Bias", "Share"), "fp32") | {
     "Numbers": "fp64",
     "Rows": "i64",
 }
@@ -54,14 +58,17 @@ class Configuration:
     masks: int = 16
     causal: bool = True
     sinks: int = 0
+    gaps: bool = False
 
     @property
     def id(self) -> str:
         masks = f"-S{self.masks}" if self.law not in ("linear", "distance") else ""
         rows = "" if self.causal else "-both"
-        sinks = f"-sinks{self.sinks}" if self.sinks else ""
+        sinks = (f"-sinks{self.sinks}" if self.sinks else "") + "-gap" * self.gaps
         if self.kernel in TABLES:
             return f"{self.kernel}-sm{self.cap}-{self.law}{rows}"
+        if self.kernel in UNLAWFUL:
+            return f"{self.kernel}-sm{self.cap}-d{self.dim}-{self.dtype}"
         return f"{self.kernel}-sm{self.cap}-{self.law}{masks}-d{self.dim}-{self.dtype}{rows}{sinks}"
 
 
@@ -74,9 +81,19 @@ def every() -> list[Configuration]:
         found += [Configuration("forward", cap, law, dim) for dim in (80, 96, 112)]
         found += [Configuration("forward", cap, law, causal=False), Configuration("forward", cap, law, dtype="fp32")]
         found += [Configuration(kernel, cap, law, dim) for kernel in ("decode", "dq", "dkdv") for dim in (64, 128)]
+        found += [Configuration(kernel, cap, law, causal=False) for kernel in ("dq", "dkdv")]
+        found.append(Configuration("dq", cap, law, dtype="fp32"))
+        found += [Configuration(kernel, cap, law, sinks=4) for kernel in KERNELS]
+        found += [Configuration(kernel, cap, law, sinks=70) for kernel in ("forward", "dq")]
+        found += [Configuration("forward", cap, law, sinks=sinks, gaps=True) for sinks in (0, 4, 70)]
+        found += [Configuration("dq", cap, law, dtype="fp16")]
     found += [Configuration("forward", cap, law, masks=64) for cap in caps for law in ("rb", "count", "sum")]
-    kernels = ("forward", "decode", "dq", "dkdv")
-    found += [Configuration(k, cap, law, sinks=4) for cap in caps for k in kernels for law in ("linear", "rb", "count")]
+    found += [Configuration(k, cap, law, masks=64) for cap in caps for k in ("dq", "dkdv") for law in ("count", "sum")]
+    found += [Configuration("decode", cap, "count", masks=64) for cap in caps]
+    found += [
+        Configuration("decode", cap, law, sinks=4, gaps=True) for cap in caps for law in ("linear", "rb", "count")
+    ]
+    found += [Configuration(kernel, cap, "linear", dim) for kernel in UNLAWFUL for cap in caps for dim in (64, 128)]
     for cap, law in itertools.product(caps, ("rb", "count")):
         found += [Configuration("tables", cap, law), Configuration("tables", cap, law, causal=False)]
         found.append(Configuration("rows", cap, law))
@@ -92,15 +109,17 @@ def build(configuration: Configuration) -> dict:
 def compiled(configuration: Configuration) -> CompiledKernel:
     """What Triton makes of one configuration, as at run time."""
     c = configuration
-    kernel, tile = (KERNELS | TABLES)[c.kernel], tile_of(DTYPES[c.dtype], c.cap // 10)
-    kind = (c.law, c.masks, c.sinks, c.causal, c.dim, DTYPES[c.dtype], tile)
+    kernel, tile = ALL[c.kernel], tile_of(DTYPES[c.dtype], c.cap // 10)
+    fixed = constants(c.kernel, c.law, c.masks, c.sinks, c.causal, c.dim, DTYPES[c.dtype], tile, c.gaps)
     if c.kernel in TABLES:
         fixed = {"LAW": c.law, "CAUSAL": c.causal, "TILE": tile, "BLOCK": BLOCK, **LAUNCH}
     elif c.kernel == "decode":
-        fixed = constants(*kind) | {"ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": 4, "num_stages": 3}
-    else:
-        fixed = constants_of(*kind, keys=c.kernel == "dkdv") if c.kernel != "forward" else constants(*kind)
-    fixed["GAPS"] = False
+        fixed |= {"ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": 4, "num_stages": 3}
+    elif c.kernel == "delta":
+        fixed |= {"ROWS": DELTA_ROWS, "num_warps": 4, "num_stages": 3}
+    elif c.kernel == "merge":
+        fixed |= {"STEP": MERGED, "num_warps": 4, "num_stages": 3}
+    fixed["GAPS"] = c.gaps
     options = {name: fixed.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in fixed}
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
@@ -144,7 +163,7 @@ def table(kernels: dict) -> str:
         "| kernel | law | registers | spilled | shared | warps | blocks per SM | instructions |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    laws = ("linear", "rb", "count", "sum")
+    laws = ("linear", "rb", "distance", "count", "sum")
     chosen = [Configuration(kernel, 90, law) for kernel in KERNELS for law in laws]
     for c in [*chosen, *(Configuration("tables", 90, law) for law in ("rb", "count"))]:
         k = kernels[c.id]
@@ -181,22 +200,30 @@ def _cuobjdump(option: str, path: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("only", nargs="?", default="", help="configurations with this in their name, dkdv-sm90 say")
     parser.add_argument("--write", action="store_true", help="renew docs/results/aot.json")
     parser.add_argument("--table", action="store_true", help="print the table of docs/kernels.md from the record")
+    parser.add_argument("-j", "--jobs", type=int, default=1, help="compile in so many processes")
     options = parser.parse_args()
     if options.table:
         print(table(json.loads(RECORD.read_text())["kernels"]))
         return 0
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {"triton": None, "kernels": {}}
-    found, worse = {}, 0
-    for configuration in every():
-        one = found[configuration.id] = build(configuration)
-        known = record["kernels"].get(configuration.id)
-        changes = compare(one, known) if known else ["new"]
-        worse += bool(changes)
-        print(f"{configuration.id:40} {json.dumps(one)} {'; '.join(changes)}", flush=True)
+    chosen = [configuration for configuration in every() if options.only in configuration.id]
+    if not chosen:
+        parser.error(f"no configuration has {options.only!r} in its name.")
+    if options.only and options.write and record["triton"] != triton.__version__:
+        parser.error(f"the record is of triton {record['triton']}: renew all of it.")
+    found, worse = {c.id: record["kernels"].get(c.id) for c in every()}, 0
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for configuration, one in zip(chosen, pool.map(build, chosen), strict=True):
+            found[configuration.id] = one
+            known = record["kernels"].get(configuration.id)
+            changes = compare(one, known) if known else ["new"]
+            worse += bool(changes)
+            print(f"{configuration.id:40} {json.dumps(one)} {'; '.join(changes)}", flush=True)
     if options.write:
-        lines = [f"    {json.dumps(name)}: {json.dumps(one)}" for name, one in found.items()]
+        lines = [f"    {json.dumps(name)}: {json.dumps(one)}" for name, one in found.items() if one]
         versions = f'"triton": {json.dumps(triton.__version__)}'
         RECORD.write_text(f'{{\n  {versions},\n  "kernels": {{\n' + ",\n".join(lines) + "\n  }\n}\n")
         return 0

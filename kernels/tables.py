@@ -42,10 +42,10 @@ class Tables:
     with `causal` the row itself is the last, and `last` is empty.
     `order`: (H,) int32, the heads by falling number of visited pairs. `slope`: (H,) float32, for base-2 exponentials.
     `bias`: (H, W) float32, log2 of the weight by distance 0 .. W - 1.
-    `planes`: (words, log2(tile), H, N) int32. `corners`: (H, N / tile, 4, words * 32) int32: start and end of the block
-    of a tile's first token, then start and end of the block of its last token; masks beyond S hold nothing. With
-    `causal` no start lies among the sinks.
-    `share`: (H, words * 32) float32, what each mask adds to S times the weight.
+    `planes`: (H, N / tile, words, log2(tile), tile) int32. `corners`: (H, N / tile, 4, words * 32)
+    int32: start and end of the block of a tile's first token, then start and end of the block of its last token; masks
+    beyond S hold nothing. With `causal` no start lies among the sinks.
+    `share`: (H, words * 4, 256) float32, what the masks of each byte of a word add to S times the weight.
     """
 
     law: str
@@ -147,9 +147,9 @@ def empty_tables(
         order=make(heads),
         slope=make(heads, dtype=torch.float32),
         bias=make(heads, reach, dtype=torch.float32, wanted=law == "distance"),
-        planes=make(words, max(1, tile.bit_length() - 1), heads, padded, wanted=counted),
+        planes=make(heads, padded // tile, words, max(1, tile.bit_length() - 1), tile, wanted=counted),
         corners=make(heads, padded // tile, 4, words * WORD, wanted=counted),
-        share=make(heads, words * WORD, dtype=torch.float32, wanted=counted),
+        share=make(heads, words * WORD // 8, 256, dtype=torch.float32, wanted=law == "sum"),
     )
 
 
@@ -160,15 +160,17 @@ def fill_rest(tables: Tables, slopes: torch.Tensor, share: torch.Tensor | None) 
     tables.slope.copy_(slopes * LOG2E)
     if tables.law == "distance":
         tables.bias.copy_(bias_by_distance(slopes, tables.masks, "systematic", tables.bias.shape[1]))
-    if tables.share.numel():
-        tables.share.zero_()
-        tables.share[:, : tables.masks].copy_(share)
+    if tables.law == "sum":
+        each = torch.nn.functional.pad(share, (0, tables.share.shape[1] * 8 - tables.masks)).unflatten(1, (-1, 8))
+        held = torch.arange(256, device=each.device)[:, None] >> torch.arange(8, device=each.device) & 1
+        tables.share.copy_(each @ held.to(each.dtype).T)
 
 
 @dataclass(frozen=True)
 class RowTables:
     """What a few causal rows (N,) need, without tiles: `sinks` as in `Tables`, `first` (H, N) int32, `starts` (H, N,
-    S) int32 the start of each row's block in each mask, `slope`, `bias` and `share` (H, S) as in `Tables`."""
+    S) int32 the start of each row's block in each mask, `slope` and `bias` as in `Tables`, `share` (H, S) float32, what
+    each mask adds to S times the weight."""
 
     law: str
     masks: int
@@ -215,16 +217,16 @@ def bias_by_distance(slopes: torch.Tensor, masks: int, sampler: str, width: int)
 
 
 def _fill_planes(planes: torch.Tensor, weights: PositionalLSH, rows: torch.Tensor, tile: int) -> None:
-    words, depth = planes.shape[:2]
+    words, depth = planes.shape[2:4]
     bit = torch.ones(WORD, dtype=torch.int64, device=rows.device) << torch.arange(WORD, device=rows.device)
     for head in range(weights.heads):
         start = weights.masks.starts(torch.tensor([head], device=rows.device), rows[None])[0]
         opened = ((start == rows[:, None]) & (rows % tile > 0)[:, None]).view(-1, tile, weights.count)
-        rank = opened.cumsum(1).view(start.shape)
+        rank = opened.cumsum(1)
         for word in range(words):
-            some = rank[:, word * WORD : (word + 1) * WORD]
+            some = rank[..., word * WORD : (word + 1) * WORD]
             for k in range(depth):
-                planes[word, k, head] = _as_int32((((some >> k) & 1) * bit[: some.shape[1]]).sum(1))
+                planes[head, :, word, k] = _as_int32((((some >> k) & 1) * bit[: some.shape[2]]).sum(2))
 
 
 def _fill_corners(corners: torch.Tensor, weights: PositionalLSH, rows: torch.Tensor, tile: int, causal: bool) -> None:

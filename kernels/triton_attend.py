@@ -7,8 +7,9 @@ import torch
 from kernels.places import check_places
 from kernels.tables import MOST, reach_of
 from kernels.triton_decode import ROWS
+from kernels.triton_launch import tile_of
 from kernels.triton_ops import decode_op, fused, numbers_on, tables_on_device
-from kernels.triton_weights import INTERPRETED, tile_of
+from kernels.triton_weights import INTERPRETED
 from kernels.union import PositionalLSH
 from kernels.weights import Weights
 

@@ -10,7 +10,7 @@ from kernels.tables import LOG2E, Tables
 from kernels.triton_delta import delta_of
 from kernels.triton_dkdv import key_kernel
 from kernels.triton_dq import query_kernel
-from kernels.triton_weights import constants, on_device, pointers, width_of
+from kernels.triton_launch import constants, on_device, pointers
 
 
 def backward(
@@ -44,11 +44,11 @@ def backward(
     sizes = (heads, heads // kv_heads, queries, keys, tables.first.shape[1], tables.bias.shape[-1])
     common = (on_device(pads, q), on_device(starts, q), *pointers(tables), *strides, *sizes, scale, scale * LOG2E)
     kind = (tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tile)
-    query_kernel[(batch, (queries + 2 * tile - 2) // tile, heads)](
-        *inputs, dq, lse, delta, *common, **constants_of(*kind, keys=False)
+    query_kernel[((queries + 2 * tile - 2) // tile, batch, heads)](
+        *inputs, dq, lse, delta, *common, **constants("dq", *kind)
     )
     key_kernel[(batch, tables.first.shape[1] // tile, heads)](
-        *inputs, dk, dv, lse, delta, since, until, *common, **constants_of(*kind, keys=True)
+        *inputs, dk, dv, lse, delta, since, until, *common, **constants("dkdv", *kind)
     )
     if heads != kv_heads:
         dk, dv = (x.view(batch, kv_heads, -1, keys, dim).sum(2, dtype=torch.float32).to(q.dtype) for x in (dk, dv))
@@ -63,17 +63,3 @@ def visitors(tables: Tables) -> tuple[torch.Tensor, torch.Tensor]:
     until = torch.searchsorted(tables.first, end.contiguous(), right=True)
     since = begin if tables.causal else torch.searchsorted(tables.last, begin.contiguous())
     return since.int().contiguous(), until.int()
-
-
-def constants_of(
-    law: str, masks: int, sinks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int, *, keys: bool
-) -> dict:
-    """`constants` of the backward kernels, the one over tiles of `keys` or that over tiles of rows."""
-    wide = width_of(dim) == 128
-    fixed = constants(law, masks, sinks, causal, dim, dtype, tile)
-    # a whole tile of the other side, beside accumulators and inputs of its own, would spill
-    fixed["STEP"] = tile // 2 if wide else tile
-    # with 4 warps dk and dv spill on sm_90, and before it dq where it counts and has sinks
-    if wide and (tile == 64 if keys else tile == 32 and sinks > 0 and law == "count"):
-        fixed["num_warps"] = 8
-    return fixed

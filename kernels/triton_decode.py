@@ -9,22 +9,20 @@ import triton
 import triton.language as tl
 
 from kernels.tables import LOG2E, RowTables
+from kernels.triton_launch import clear_padding, on_device, precision_of, width_of
 from kernels.triton_tiles import load_pair, load_tile, place_of, row_of
 from kernels.triton_weights import (
     ANY,
     HIDDEN,
     INTERPRETED,
     LN2,
+    SINK_STEP,
     between,
     by_distance,
-    clear_padding,
     counts,
-    on_device,
     popcount,
-    precision_of,
     scales,
     to_sinks,
-    width_of,
 )
 
 ROWS = 16  # query rows of a program, the least that a matrix product takes
@@ -105,10 +103,10 @@ def decode_kernel(
         if GAPS:  # they lie before what is left out
             sink_keys += gap.to(tl.int64) * k_t
             sink_values += gap.to(tl.int64) * v_t
-        for j0 in range(0, tl.where(split == 0, SINKS, 0), COLUMNS):
-            columns = j0 + tl.arange(0, COLUMNS)
+        for j0 in range(0, tl.where(split == 0, SINKS, 0), SINK_STEP):
+            columns = j0 + tl.arange(0, SINK_STEP)
             here = (columns < SINKS) & (columns < start + queries)
-            k, v = load_pair(sink_keys, sink_values, k_t, v_t, j0, here, False, DIM, WIDE, COLUMNS)
+            k, v = load_pair(sink_keys, sink_values, k_t, v_t, j0, here, False, DIM, WIDE, SINK_STEP)
             score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
             seen = here[None, :] & (columns[None, :] <= rows[:, None])
             score, factor = to_sinks(score, between(rows, columns, start, j0), seen, slope, LAW, MASKS)

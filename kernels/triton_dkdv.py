@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from kernels.triton_tiles import load_pair, load_tile, place_of, row_of, row_values
-from kernels.triton_weights import ANY, between, bounded, far, near, scales, to_sinks, weights_of, words_of
+from kernels.triton_weights import ANY, between, bounded, far, near, near_stages, scales, to_sinks, weights_of, words_of
 
 
 @triton.jit
@@ -49,7 +49,9 @@ def key_kernel(
     dout_base = row_of(Dout, sequence, head, -start, d_b, d_h, d_t)
     row_base = (sequence * heads + head) * queries - start
     tables = head * (padded // TILE) + tile
-    slope, bias, share, corner = weights_of(head, tile, Slope, Bias, Share, Corners, padded // TILE, reach, LAW, MASKS)
+    slope, bias, share, planes, corner = weights_of(
+        head, tile, Slope, Bias, Share, Planes, Corners, padded // TILE, reach, LAW, MASKS, TILE
+    )
     dk = tl.zeros([TILE, WIDE], tl.float32)
     dv = tl.zeros([TILE, WIDE], tl.float32)
 
@@ -70,7 +72,7 @@ def key_kernel(
             score, factor = to_sinks(score, between(columns, rows, j0, i0), seen, slope, LAW, MASKS)
             dk, dv = _key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
 
-    for i0 in tl.range(j0, j0 + TILE, STEP):
+    for i0 in tl.range(j0, j0 + TILE, STEP, num_stages=near_stages(LAW, MASKS), disable_licm=True):
         rows = i0 + step
         mine = (rows >= start) & (rows < start + queries)
         q, dout = load_pair(query_base, dout_base, q_t, d_t, i0, mine, False, DIM, WIDE, STEP)
@@ -82,8 +84,7 @@ def key_kernel(
         score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
         seen = here[:, None] & (columns[:, None] <= last[None, :]) & (columns[:, None] >= first[None, :])
         score, factor = near(
-            score, columns, rows, seen, slope, bias, Planes + head * padded, heads * padded.to(tl.int64), share, j0,
-            LAW, MASKS, TILE, ASM,
+            score, columns, rows, seen, slope, bias, planes, share, j0, LAW, MASKS, TILE, ASM
         )  # fmt: skip
         dk, dv = _key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
 

@@ -3,8 +3,18 @@
 import triton
 import triton.language as tl
 
-from kernels.triton_tiles import load_pair, load_tile, place_of, row_of, row_values
-from kernels.triton_weights import ANY, between, bounded, far, near, scales, sink_step, to_sinks, weights_of, words_of
+from kernels.triton_tiles import load_pair, load_tile, place_of, row_of, row_values, sink_tile
+from kernels.triton_weights import (
+    ANY,
+    SINK_STEP,
+    bounded,
+    far,
+    near,
+    near_stages,
+    scales,
+    weights_of,
+    words_of,
+)
 
 
 @triton.jit
@@ -20,24 +30,11 @@ def _query_gradient(
     return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
 
 
-@triton.jit
-def _sink_gradient(
-    dq, q, dout, lse, delta, key_base, value_base, k_t, v_t, rows, i0, tokens, slope, scale2,
-    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, DIM: tl.constexpr,
-    WIDE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """dq with the keys 0 .. SINKS - 1, of which `tokens` are there."""
-    for j0 in tl.range(0, SINKS, STEP):
-        columns = j0 + tl.arange(0, STEP)
-        here = (columns < SINKS) & (columns < tokens)
-        k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, STEP)
-        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-        seen = here[None, :] & (columns[None, :] >= 0)
-        if CAUSAL:
-            seen = seen & (columns[None, :] <= rows[:, None])
-        score, factor = to_sinks(score, between(rows, columns, i0, j0), seen, slope, LAW, MASKS)
-        dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
-    return dq
+@triton.constexpr_function
+def crowded(law, causal, sinks, tile):
+    """Whether the registers have no room for what the steps of a diagonal tile share. Where they have, on sm_80,
+    keeping it there takes fewer of them in all: three blocks fit."""
+    return tile == 64 or not causal or sinks > 0 or law in ("distance", "sum")
 
 
 @triton.jit(do_not_specialize=ANY)
@@ -50,10 +47,10 @@ def query_kernel(
 ):  # fmt: skip
     """Grid and arguments as in the forward pass; Dq (batch, heads, queries, DIM) dense, Dout with strides d_. Keys are
     taken STEP at a time."""
-    sequence = tl.program_id(0).to(tl.int64)
+    sequence = tl.program_id(1).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
     start, tokens, lead, _ = place_of(Pad, Start, Start, sequence, keys, False)
-    tile = tl.maximum(start, 0) // TILE + tl.num_programs(1) - 1 - tl.program_id(1)
+    tile = tl.maximum(start, 0) // TILE + tl.num_programs(0) - 1 - tl.program_id(0)
     i0 = tile * TILE
     if i0 >= start + queries:
         return
@@ -72,18 +69,21 @@ def query_kernel(
     if not CAUSAL:
         last = tl.load(Last + head * padded + rows)
         highest = tl.minimum(tl.load(Last + head * padded + i0 + TILE - 1), tokens - 1)
-    slope, bias, share, corner = weights_of(head, tile, Slope, Bias, Share, Corners, padded // TILE, reach, LAW, MASKS)
+    slope, bias, share, planes, corner = weights_of(
+        head, tile, Slope, Bias, Share, Planes, Corners, padded // TILE, reach, LAW, MASKS, TILE
+    )
 
     dq = tl.zeros([TILE, WIDE], tl.float32)
-    for j0 in tl.range(i0, i0 + TILE, STEP):
+    for j0 in tl.range(
+        i0, i0 + TILE, STEP, num_stages=near_stages(LAW, MASKS), disable_licm=crowded(LAW, CAUSAL, SINKS, TILE)
+    ):
         columns = j0 + step
         here = columns < tokens
         k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, STEP)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         seen = here[None, :] & (columns[None, :] <= last[:, None]) & (columns[None, :] >= first[:, None])
         score, factor = near(
-            score, rows, columns, seen, slope, bias, Planes + head * padded, heads * padded.to(tl.int64), share, i0,
-            LAW, MASKS, TILE, ASM,
+            score, rows, columns, seen, slope, bias, planes, share, i0, LAW, MASKS, TILE, ASM
         )  # fmt: skip
         dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
     word, word_2 = words_of(corner, rows, LAW, MASKS, False)
@@ -113,10 +113,13 @@ def query_kernel(
             )  # fmt: skip
             dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
     if SINKS > 0:
-        dq = _sink_gradient(
-            dq, q, dout, lse, delta, key_base, value_base, k_t, v_t, rows, i0, tokens, tl.load(Slope + head), scale2,
-            LAW, CAUSAL, MASKS, SINKS, DIM, WIDE, sink_step(SINKS, STEP), PRECISION,
-        )  # fmt: skip
+        of_head = tl.load(Slope + head)
+        for j0 in tl.range(0, SINKS, SINK_STEP, num_stages=1, disable_licm=True):
+            k, v, score, factor = sink_tile(
+                q, key_base, value_base, k_t, v_t, rows, i0, j0, tokens, of_head, scale2,
+                LAW, CAUSAL, MASKS, SINKS, DIM, WIDE, SINK_STEP, PRECISION,
+            )  # fmt: skip
+            dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
     dims = tl.arange(0, WIDE)
     to = Dq + (row_base + rows)[:, None] * DIM + dims[None, :]
     tl.store(to, (dq * scale).to(Dq.dtype.element_ty), mask=mine[:, None] & (dims < DIM)[None, :])

@@ -9,23 +9,19 @@ import triton
 import triton.language as tl
 
 from kernels.tables import LOG2E, Tables
-from kernels.triton_tiles import load_pair, load_tile, place_of, row_of
+from kernels.triton_launch import clear_padding, constants, on_device, pointers
+from kernels.triton_tiles import load_pair, load_tile, place_of, row_of, sink_tile
 from kernels.triton_weights import (
     ANY,
     HIDDEN,
     LN2,
-    between,
+    SINK_STEP,
     bounded,
-    clear_padding,
-    constants,
     counts,
     far,
     near,
-    on_device,
-    pointers,
+    near_stages,
     scales,
-    sink_step,
-    to_sinks,
     weights_of,
     words_of,
 )
@@ -47,47 +43,28 @@ def _absorb(
     return acc, total, higher
 
 
-@triton.jit
-def _absorb_sinks(
-    acc, total, top, q, key_base, value_base, k_t, v_t, rows, i0, tokens, slope, scale2,
-    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, DIM: tl.constexpr,
-    WIDE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """`_absorb` of the keys 0 .. SINKS - 1, of which `tokens` are there."""
-    for j0 in tl.range(0, SINKS, STEP):
-        columns = j0 + tl.arange(0, STEP)
-        here = (columns < SINKS) & (columns < tokens)
-        k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, STEP)
-        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-        seen = here[None, :] & (columns[None, :] >= 0)
-        if CAUSAL:
-            seen = seen & (columns[None, :] <= rows[:, None])
-        score, factor = to_sinks(score, between(rows, columns, i0, j0), seen, slope, LAW, MASKS)
-        acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
-    return acc, total, top
-
-
 @triton.jit(do_not_specialize=ANY)
 def forward_kernel(
     Q, K, V, Out, Lse, Pad, Start, Gap, Order, First, Last, Slope, Bias, Planes, Corners, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,
     heads, group, queries, keys, padded, reach, scale2,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, GAPS: tl.constexpr,
-    DIM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+    DIM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
+    ASM: tl.constexpr,
 ):  # fmt: skip
-    """Grid (batch, tiles of rows, heads). Q, K, V, Out: strides of sequence, head and token in elements, the last
+    """Grid (tiles of rows, batch, heads). Q, K, V, Out: strides of sequence, head and token in elements, the last
     dimension dense; Lse (batch, heads, queries) dense. Pad, Start, Gap (batch,) int32: the slots of padding before
     the keys, the token of the first query and, read with GAPS, how many tokens are left out after the sinks. The
     other pointers are those of `Tables`, `reach` the width of its bias and `padded` its N."""
-    sequence = tl.program_id(0).to(tl.int64)
+    sequence = tl.program_id(1).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
     start, tokens, lead, gap = place_of(Pad, Start, Gap, sequence, keys, GAPS)
     held = SINKS + gap  # the first token after those left out
-    tile = tl.maximum(start, 0) // TILE + tl.num_programs(1) - 1 - tl.program_id(1)
+    tile = tl.maximum(start, 0) // TILE + tl.num_programs(0) - 1 - tl.program_id(0)
     i0 = tile * TILE
     if i0 >= start + queries:
         return
-    place = tl.arange(0, TILE)
+    place, step = tl.arange(0, TILE), tl.arange(0, STEP)
     rows = i0 + place
     mine = (rows >= start) & (rows < start + queries)
     key_base = row_of(K, sequence, head // group, lead, k_b, k_h, k_t)
@@ -95,42 +72,46 @@ def forward_kernel(
     q = load_tile(row_of(Q, sequence, head, i0 - start, q_b, q_h, q_t), q_t, mine, False, DIM, WIDE, TILE)
 
     first_of = First + head * padded
-    lowest = tl.load(first_of + i0) // TILE * TILE
+    lowest = tl.load(first_of + i0) // STEP * STEP
     first = tl.load(first_of + rows)
+    if GAPS:
+        lowest, first = tl.maximum(lowest, held // STEP * STEP), tl.maximum(first, held)
     last = rows
     if not CAUSAL:
         last = tl.load(Last + head * padded + rows)
-    slope, bias, share, corner = weights_of(head, tile, Slope, Bias, Share, Corners, padded // TILE, reach, LAW, MASKS)
-    planes = Planes + head * padded
+    slope, bias, share, planes, corner = weights_of(
+        head, tile, Slope, Bias, Share, Planes, Corners, padded // TILE, reach, LAW, MASKS, TILE
+    )
 
     top = tl.full([TILE], HIDDEN, tl.float32)
     total = tl.zeros([TILE], tl.float32)
     acc = tl.zeros([TILE, WIDE], tl.float32)
 
     # the diagonal tile
-    here = rows < tokens
-    if GAPS:
-        here = here & (rows >= held)
-    k, v = load_pair(key_base, value_base, k_t, v_t, i0, here, False, DIM, WIDE, TILE)
-    score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-    seen = here[None, :] & (rows[None, :] <= last[:, None]) & (rows[None, :] >= first[:, None])
-    score, factor = near(
-        score, rows, rows, seen, slope, bias, planes, heads * padded.to(tl.int64), share, i0, LAW, MASKS, TILE, ASM
-    )
-    acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+    for at in tl.range(0, TILE, STEP, num_stages=near_stages(LAW, MASKS), disable_licm=True):
+        columns = i0 + at + step
+        here = columns < tokens
+        if GAPS:  # slots of other keys, or of none
+            here = here & (columns >= held)
+        k, v = load_pair(key_base, value_base, k_t, v_t, i0 + at, here, False, DIM, WIDE, STEP)
+        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+        seen = here[None, :] & (columns[None, :] <= last[:, None]) & (columns[None, :] >= first[:, None])
+        score, factor = near(
+            score, rows, columns, seen, slope, bias, planes, share, i0, LAW, MASKS, TILE, ASM
+        )  # fmt: skip
+        acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
 
     # tiles before it: every key is a token, and none lies after a row
     word, word_2 = words_of(corner, rows, LAW, MASKS, False)
-    for j0 in tl.range(lowest, i0, TILE):
-        columns = j0 + place
-        if GAPS:
-            here = columns >= held
-        k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, not GAPS, DIM, WIDE, TILE)
+    for j0 in tl.range(lowest, i0, STEP):
+        columns = j0 + step
+        here = columns >= held
+        k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, not GAPS, DIM, WIDE, STEP)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         seen = columns[None, :] >= first[:, None]
         score, factor = far(
             score, rows, columns, seen, slope, bias, share, word, word_2, corner, i0, j0,
-            LAW, MASKS, True, bounded(SINKS, CAUSAL), ASM,
+            LAW, MASKS, True, bounded(SINKS, CAUSAL, GAPS), ASM,
         )  # fmt: skip
         acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
 
@@ -139,12 +120,12 @@ def forward_kernel(
         corner += 2 * ((MASKS + 31) // 32) * 32
         word, word_2 = words_of(corner, rows, LAW, MASKS, True)
         highest = tl.minimum(tl.load(Last + head * padded + i0 + TILE - 1), tokens - 1)
-        for j0 in tl.range(i0 + TILE, highest + 1, TILE):
-            columns = j0 + place
+        for j0 in tl.range(i0 + TILE, highest + 1, STEP):
+            columns = j0 + step
             here = columns < tokens
             if SINKS > 0:
                 here = here & (columns >= SINKS)
-            k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, TILE)
+            k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, STEP)
             score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
             seen = here[None, :] & (columns[None, :] <= last[:, None])
             score, factor = far(
@@ -158,10 +139,13 @@ def forward_kernel(
         if GAPS:  # they lie before what is left out
             key_base += gap.to(tl.int64) * k_t
             value_base += gap.to(tl.int64) * v_t
-        acc, total, top = _absorb_sinks(
-            acc, total, top, q, key_base, value_base, k_t, v_t, rows, i0, tokens, tl.load(Slope + head), scale2,
-            LAW, CAUSAL, MASKS, SINKS, DIM, WIDE, sink_step(SINKS, TILE), PRECISION,
-        )  # fmt: skip
+        of_head = tl.load(Slope + head)
+        for j0 in tl.range(0, SINKS, SINK_STEP, num_stages=1, disable_licm=True):
+            k, v, score, factor = sink_tile(
+                q, key_base, value_base, k_t, v_t, rows, i0, j0, tokens, of_head, scale2,
+                LAW, CAUSAL, MASKS, SINKS, DIM, WIDE, SINK_STEP, PRECISION,
+            )  # fmt: skip
+            acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
 
     dims = tl.arange(0, WIDE)
     total = tl.where(mine, total, 1.0)
@@ -193,13 +177,15 @@ def forward(
     batch, heads, queries, dim = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    grid = (batch, (queries + 2 * tables.tile - 2) // tables.tile, heads)
+    grid = ((queries + 2 * tables.tile - 2) // tables.tile, batch, heads)
     forward_kernel[grid](
         q, k, v, out, lse, *(on_device(each, q) for each in (pads, starts, gaps)), *pointers(tables),
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         heads, heads // k.shape[1], queries, k.shape[2], tables.first.shape[1],
         tables.bias.shape[-1], scale * LOG2E,
-        **constants(tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tables.tile),
+        **constants(
+            "forward", tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tables.tile, any(gaps)
+        ),
         GAPS=any(gaps),
     )  # fmt: skip
     return clear_padding(out, lse, starts)

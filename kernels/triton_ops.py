@@ -25,8 +25,8 @@ from kernels.tables import (
 from kernels.triton_backward import backward
 from kernels.triton_decode import decode
 from kernels.triton_forward import forward
+from kernels.triton_launch import on_device
 from kernels.triton_tables import fill_row_tables, fill_tables
-from kernels.triton_weights import on_device
 from kernels.union import PositionalLSH
 from kernels.weights import Weights, Window
 

@@ -81,8 +81,8 @@ def tables_kernel(
             rank = tl.cumsum(opened.to(tl.int32), 0)
             for k in tl.static_range(tile_depth(TILE)):
                 plane = tl.sum(((rank >> k) & 1) * bit[None, :], 1)
-                at = tl.cast(word * tile_depth(TILE) + k, tl.int64) * heads + head
-                tl.store(Planes + at * padded + i0 + place, plane)
+                at = ((head * (padded // TILE) + tile) * words + word) * tile_depth(TILE) + k
+                tl.store(Planes + at * TILE + place, plane)
             pivot = tl.arange(0, 2)[:, None]
             own = bucket_of((i0 + pivot * (TILE - 1)).to(tl.float64), width, shift)
             begin = tl.maximum(first_of(own, width, shift), sinks if CAUSAL else 0)

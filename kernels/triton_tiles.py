@@ -1,9 +1,9 @@
-"""What the Triton kernels share: where a sequence and a head lie in memory, and how tiles of them are loaded."""
+"""What the Triton kernels share: where a sequence and a head lie in memory, how tiles of them are loaded, and sinks."""
 
 import triton
 import triton.language as tl
 
-from kernels.triton_weights import counts
+from kernels.triton_weights import between, counts, to_sinks
 
 
 @triton.jit
@@ -56,3 +56,22 @@ def row_values(Lse, Delta, at, rows, mine, LAW: tl.constexpr, MASKS: tl.constexp
     if counts(LAW):
         lse += tl.log2(MASKS * 1.0)
     return lse, tl.load(Delta + at + rows, mask=mine, other=0.0)
+
+
+@triton.jit
+def sink_tile(
+    q, key_base, value_base, k_t, v_t, rows, i0, j0, tokens, slope, scale2,
+    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, DIM: tl.constexpr,
+    WIDE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Of STEP keys from `j0` on that are sinks, of which `tokens` are there: keys, values, and scores and factors
+    of the rows, as of `to_sinks`."""
+    columns = j0 + tl.arange(0, STEP)
+    here = (columns < SINKS) & (columns < tokens)
+    k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, STEP)
+    score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+    seen = here[None, :] & (columns[None, :] >= 0)
+    if CAUSAL:
+        seen = seen & (columns[None, :] <= rows[:, None])
+    score, factor = to_sinks(score, between(rows, columns, i0, j0), seen, slope, LAW, MASKS)
+    return k, v, score, factor

@@ -1,10 +1,7 @@
-"""What the Triton kernels share: how they weigh a tile's pairs by `kernels.tables`, and how they are launched."""
+"""What the Triton kernels share: how they weigh a tile's pairs by `kernels.tables`."""
 
-import torch
 import triton
 import triton.language as tl
-
-from kernels.tables import Tables
 
 HIDDEN = tl.constexpr(-1.0e30)  # score of a pair that is not visited: finite, so that no difference of scores is NaN
 # arguments whose value changes nothing in the code: no compilation of its own for an even length, or a single head
@@ -12,6 +9,7 @@ ANY = ("heads", "group", "queries", "keys", "reach", "masks", "number", "tokens"
 # whether Triton runs kernels in its interpreter (TRITON_INTERPRET=1 when they are imported)
 INTERPRETED = triton.knobs.runtime.interpret
 LN2 = tl.constexpr(0.6931471805599453)
+SINK_STEP = tl.constexpr(16)  # sinks at a time: the least that a product takes, since more would take more registers
 
 
 @triton.jit
@@ -24,6 +22,17 @@ def popcount(x, ASM: tl.constexpr):
     x = (x + (x >> 4)) & 0x0F0F0F0F
     x = x + (x >> 8)
     return (x + (x >> 16)) & 0x3F
+
+
+@triton.jit
+def gather(table, index, ASM: tl.constexpr):
+    """Numbers (float32) of a table at each index, read where they are used: the pipeliner would copy what `tl.load`
+    reads into shared memory beforehand, for every pair of a tile."""
+    if ASM:
+        return tl.inline_asm_elementwise(
+            "ld.global.nc.f32 $0, [$1];", "=f,l", [table + index], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return tl.load(table + index)
 
 
 @triton.jit
@@ -51,14 +60,19 @@ def words_of(corner, positions, LAW: tl.constexpr, MASKS: tl.constexpr, STARTING
 
 
 @triton.jit
-def weights_of(head, tile, Slope, Bias, Share, Corners, tiles, reach, LAW: tl.constexpr, MASKS: tl.constexpr):
-    """Of a head's tables, so many `tiles` long: slope, pointers to bias and shares, and to the corners of a tile."""
+def weights_of(
+    head, tile, Slope, Bias, Share, Planes, Corners, tiles, reach,
+    LAW: tl.constexpr, MASKS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Of a head's tables, so many `tiles` long: slope, pointers to bias and shares, and to planes and corners of a
+    tile."""
     slope = 0.0
     if (LAW == "linear") or (LAW == "rb"):
         slope = tl.load(Slope + head)
     words: tl.constexpr = (MASKS + 31) // 32
-    corner = Corners + (head * tiles + tile) * (4 * words * 32)
-    return slope, Bias + head * reach, Share + head * (words * 32), corner
+    at = head * tiles + tile
+    planes, corner = Planes + at * (words * tile_depth(TILE) * TILE), Corners + at * (4 * words * 32)
+    return slope, Bias + head * reach, Share + head * (words * 4 * 256), planes, corner
 
 
 @triton.jit
@@ -67,24 +81,24 @@ def weigh(word, share, LAW: tl.constexpr, MASKS: tl.constexpr, WORD: tl.constexp
     if LAW == "count":
         return popcount(word, ASM).to(tl.float32)
     total = tl.zeros(word.shape, tl.float32)
-    for s in range(min(32, MASKS - WORD * 32)):
-        total += ((word >> s) & 1).to(tl.float32) * tl.load(share + WORD * 32 + s)
+    for byte in tl.static_range((min(32, MASKS - WORD * 32) + 7) // 8):
+        total += gather(share + (WORD * 4 + byte) * 256, (word >> (8 * byte)) & 255, ASM)
     return total
 
 
 @triton.jit
 def weigh_near(
-    planes, step, rows, columns, share,
+    planes, rows, columns, share,
     LAW: tl.constexpr, MASKS: tl.constexpr, TILE: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """S times the weight of pairs of one tile: `planes` points to the head's positions, planes are `step` apart."""
+    """S times the weight of pairs of one tile, `rows` and `columns` counted within it, `planes` where its own begin."""
     WORDS: tl.constexpr = (MASKS + 31) // 32
     DEPTH: tl.constexpr = tile_depth(TILE)
     total = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
     for word in tl.static_range(WORDS):
         apart = tl.zeros([rows.shape[0], columns.shape[0]], tl.int32)
         for k in tl.static_range(DEPTH):
-            plane = planes + (word * DEPTH + k) * step
+            plane = planes + (word * DEPTH + k) * TILE
             apart = apart | (tl.load(plane + rows)[:, None] ^ tl.load(plane + columns)[None, :])
         if LAW == "count":
             total += (min(32, MASKS - word * 32) - popcount(apart, ASM)).to(tl.float32)
@@ -123,12 +137,12 @@ def by_distance(score, rows, columns, seen, slope, bias, i0, j0, LAW: tl.constex
 
 @triton.jit
 def near(
-    score, a, b, seen, slope, bias, planes, step, share, begin,
+    score, a, b, seen, slope, bias, planes, share, begin,
     LAW: tl.constexpr, MASKS: tl.constexpr, TILE: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Scores (a, b) of one tile that begins at `begin`, HIDDEN unless `seen`, and factors as of `by_distance`."""
     if counts(LAW):
-        factor = tl.where(seen, weigh_near(planes, step, a, b, share, LAW, MASKS, TILE, ASM), 0.0)
+        factor = tl.where(seen, weigh_near(planes, a - begin, b - begin, share, LAW, MASKS, TILE, ASM), 0.0)
         return tl.where(factor > 0, score, HIDDEN), factor
     return by_distance(score, a, b, seen, slope, bias, begin, begin, LAW, MASKS)
 
@@ -168,9 +182,10 @@ def counts(law):
 
 
 @triton.constexpr_function
-def bounded(sinks, causal):
-    """Whether counts must leave out the sinks by `seen`: no block of a pivot begins among them in causal tables."""
-    return sinks > 0 and not causal
+def bounded(sinks, causal, gaps=False):
+    """Whether counts must leave out by `seen` the sinks, among which no block of a pivot begins in causal tables, or
+    what the keys leave out."""
+    return gaps or (sinks > 0 and not causal)
 
 
 @triton.constexpr_function
@@ -180,70 +195,11 @@ def scales(law):
 
 
 @triton.constexpr_function
-def sink_step(sinks, step):
-    """How many sinks are taken at a time: a product takes 16 at least, and fewer registers than a whole step."""
-    return min(step, max(16, triton.next_power_of_2(sinks)))
+def near_stages(law, masks):
+    """Stages of the loop over a diagonal tile: two words' planes fetched ahead would spill."""
+    return 1 if law in ("count", "sum") and masks > 32 else None
 
 
 @triton.constexpr_function
 def tile_depth(tile):
     return max(1, tile.bit_length() - 1)
-
-
-def pointers(tables: Tables) -> list[torch.Tensor]:
-    """The tables in the order in which the kernels take them; one that the law does not need is never read."""
-    named = ("order", "first", "last", "slope", "bias", "planes", "corners", "share")
-    return [getattr(tables, name) if getattr(tables, name).numel() else tables.first for name in named]
-
-
-def on_device(numbers: list[int], q: torch.Tensor) -> torch.Tensor:
-    """Small numbers as int32 where q is. Equal ones are filled in there: a copy from the host would stall the stream
-    and end the capture of a CUDA graph."""
-    if len(set(numbers)) == 1:
-        return torch.full((len(numbers),), numbers[0], dtype=torch.int32, device=q.device)
-    return torch.tensor(numbers, dtype=torch.int32, device=q.device)
-
-
-def clear_padding(out: torch.Tensor, lse: torch.Tensor, starts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """out and lse with the rows of padding set to 0 and -inf: they belong to no tile, so no kernel writes them."""
-    for sequence, start in enumerate(starts):
-        if start < 0:
-            out[sequence, :, :-start] = 0.0
-            lse[sequence, :, :-start] = -torch.inf
-    return out, lse
-
-
-def constants(law: str, masks: int, sinks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int) -> dict:
-    """What the kernels over tiles are compiled for, and how they are launched."""
-    # 4 warps, two programs to a multiprocessor, unless a program wants more registers than that leaves
-    many = tile == 64 and (not causal or law in ("distance", "sum") or (law == "count" and masks > 32))
-    return {
-        "LAW": law,
-        "CAUSAL": causal,
-        "MASKS": 0 if law in ("linear", "distance") else masks,
-        "SINKS": sinks,
-        "DIM": dim,
-        "WIDE": width_of(dim),
-        "TILE": tile,
-        "PRECISION": precision_of(dtype),
-        "ASM": not INTERPRETED,
-        "num_warps": 8 if many or dtype == torch.float32 else 4,
-        "num_stages": 2,
-        "enable_fp_fusion": True,  # the default changes with Triton's version
-    }
-
-
-def width_of(dim: int) -> int:
-    """Columns of a tile that holds head dimension `dim`: tiles are powers of two, and a product takes at least 16."""
-    return max(16, triton.next_power_of_2(dim))
-
-
-def precision_of(dtype: torch.dtype) -> str:
-    """How products of this type are computed: TF32 would keep 10 bits of a float32."""
-    return "ieee" if dtype == torch.float32 else "tf32"
-
-
-def tile_of(dtype: torch.dtype, capability: int) -> int:
-    """Rows of a tile: 64 are what wgmma wants; before `capability` 9 they would spill, and of float32 not fit into
-    shared memory twice. The interpreter takes small tiles too, so that short tests meet many of them."""
-    return 64 if capability >= 9 and dtype != torch.float32 else 32

@@ -29,8 +29,8 @@ def fused(problem: Problem, weights: Weights):
     from kernels.tables import build_row_tables, build_tables
     from kernels.triton_attend import capability  # triton exists on Linux only
     from kernels.triton_decode import ROWS, decode
+    from kernels.triton_launch import tile_of
     from kernels.triton_ops import fused as attend_fused
-    from kernels.triton_weights import tile_of
 
     q, scale, begin = problem.q, problem.heads.dim**-0.5, problem.offset
     if problem.queries <= ROWS:

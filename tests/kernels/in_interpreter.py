@@ -13,15 +13,16 @@ from test_gap import test_what_is_left_out_is_not_seen_by_a_query_that_would_rea
 from test_gap import test_what_no_row_reaches_may_be_left_out as leave_out
 from test_matrix import test_kernel_agrees_with_the_oracle as agree
 
-from kernels import PositionalLSH, attend, check
+from kernels import PositionalLSH, attend, check, triton_attend
 from kernels.bench.clock import HostClock
 from kernels.bench.measure import measure
 from kernels.bench.methods import masked, maskless
 from kernels.bench.plan import CALLS, HeadSet
 from kernels.bench.problem import Problem
-from kernels.tables import build_row_tables
+from kernels.tables import build_row_tables, law_of
 from kernels.triton_decode import decode
 from kernels.triton_delta import delta_of
+from kernels.triton_launch import step_of
 
 # the interpreter takes a millisecond for every few operations on a tile: few heads, short contexts
 CASES = pairwise(
@@ -58,9 +59,10 @@ def test_gaps(case: Case):
     leave_out(case, 5, "triton")
 
 
+@pytest.mark.parametrize("queries", [3, 20])
 @pytest.mark.parametrize("rule", ["window", "count/gamma", "rb/systematic"])
-def test_what_is_left_out_is_not_seen(rule: str):
-    not_seen(rule, 3, "triton")
+def test_what_is_left_out_is_not_seen(rule: str, queries: int):
+    not_seen(rule, queries, "triton")
 
 
 # more than 32 are not merged at a time
@@ -140,6 +142,18 @@ def test_gradients(case: Case):
         loss = (true_out * toward[i, :, skip:]).sum() + (true_lse * slant[i, :, skip:]).sum()
         for gradient, slots, expected in zip(mine, real, torch.autograd.grad(loss, own), strict=True):
             assert (gradient[i, :, slots] - expected[0]).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("rule", LAWS)
+def test_tiles_of_64_in_halves_and_quarters(rule: str, monkeypatch):
+    """As on sm_90: a quarter of the interpreter's tiles would be less than the least step."""
+    monkeypatch.setattr(triton_attend, "tile_of", lambda dtype, capability: 64)
+    case = Case(rule=rule, masks=33, heads=(2, 1), shape=(131, 131, None), causal=False, dim=80, sinks=3)
+    law, quarter = law_of(case.weights()), ("rb", "distance", "sum")
+    steps = [step_of(kernel, law, 33, False, 80, torch.float32, 64, 3, False) for kernel in ("forward", "dq", "dkdv")]
+    assert steps[0] == (16 if law == "sum" else 32) and steps[1] == (16 if law in quarter else 32)
+    agree(case, "triton")
+    test_gradients(case)
 
 
 def test_delta_of_rows_that_lie_anywhere():

@@ -13,36 +13,62 @@ from kernels import aot
 from kernels.aot import Configuration, blocks_per_sm, build, compare, every
 
 RECORD = json.loads(aot.RECORD.read_text())
+LAWS = ("linear", "rb", "distance", "count", "sum")
 CHOSEN = [
-    *(Configuration("forward", 90, law) for law in ("linear", "rb", "distance", "count", "sum")),
-    *(Configuration("forward", 80, law) for law in ("linear", "count")),
+    *(Configuration("forward", 90, law) for law in LAWS),
     Configuration("forward", 90, "count", 64, "fp16"),
-    *(Configuration("dq", cap, law) for cap in (80, 90) for law in ("linear", "rb", "count")),
-    *(Configuration("dkdv", 90, law) for law in ("rb", "count")),
-    *(Configuration("decode", 90, law) for law in ("rb", "count")),
-    Configuration("forward", 90, "rb", masks=64),
-    Configuration("forward", 90, "count", causal=False),
-    Configuration("forward", 90, "rb", sinks=4),
+    Configuration("forward", 90, "count", masks=64),
+    Configuration("forward", 90, "sum", causal=False),
+    Configuration("forward", 90, "sum", dtype="fp32"),
+    Configuration("forward", 80, "count"),
+    *(Configuration("dq", 90, law) for law in LAWS),
+    Configuration("dq", 90, "sum", masks=64),
+    Configuration("dq", 90, "distance", causal=False),
     Configuration("dq", 90, "count", sinks=4),
+    Configuration("dq", 80, "count"),
+    Configuration("dkdv", 90, "count"),
+    Configuration("dkdv", 90, "sum", causal=False),
+    Configuration("decode", 90, "count"),
     Configuration("tables", 90, "count", causal=False),
     Configuration("rows", 90, "count"),
 ]
 POSITIONS = [c for c in CHOSEN if c.kernel in aot.TABLES]
-TWO_BLOCKS = {"linear", "rb", "count"}  # with up to 32 masks, causal
+
+
+def check_unit(c: Configuration, found: dict):
+    if c.kernel in aot.KERNELS:
+        # few query rows at a time are no work for wgmma, and float32 is none for the tensor cores
+        unit = "none" if c.dtype == "fp32" else "HGMMA" if c.cap == 90 and c.kernel != "decode" else "HMMA"
+        assert found["unit"] == unit and (found["mma"] > 0) == (unit != "none")
+
+
+def check_limits(c: Configuration, found: dict):
+    assert found["spilled"] == 0
+    if c.cap == 90 and c.kernel in ("forward", "dq") and c.dtype != "fp32":
+        assert blocks_per_sm(found) >= 2
 
 
 @pytest.mark.parametrize("configuration", CHOSEN, ids=lambda configuration: configuration.id)
 def test_resources(configuration: Configuration):
-    c, found = configuration, build(configuration)
-    if c not in POSITIONS:
-        # few query rows at a time are no work for wgmma
-        assert found["unit"] == ("HGMMA" if c.cap == 90 and c.kernel != "decode" else "HMMA") and found["mma"] > 0
+    found = build(configuration)
+    check_unit(configuration, found)
     if triton.__version__ != RECORD["triton"]:
         pytest.skip(f"registers and spills were recorded with triton {RECORD['triton']}, here is {triton.__version__}")
-    assert found["spilled"] == 0
-    if c.cap == 90 and c.kernel in ("forward", "dq") and c.law in TWO_BLOCKS and c.causal and c.masks <= 32:
-        assert blocks_per_sm(found) >= 2
+    check_limits(configuration, found)
     assert compare(found, RECORD["kernels"][configuration.id]) == []
+
+
+@pytest.mark.parametrize("configuration", every(), ids=lambda configuration: configuration.id)
+def test_the_record_keeps_the_limits(configuration: Configuration):
+    check_unit(configuration, RECORD["kernels"][configuration.id])
+    check_limits(configuration, RECORD["kernels"][configuration.id])
+
+
+def test_two_blocks_need_registers_and_shared_memory_for_two():
+    fits = {"registers": 255, "warps": 4, "shared": 232448 // 2 - 1024}
+    assert blocks_per_sm(fits) == 2
+    assert blocks_per_sm(fits | {"warps": 8}) == 1
+    assert blocks_per_sm(fits | {"shared": 131072}) == 1
 
 
 @pytest.mark.parametrize("configuration", POSITIONS, ids=lambda configuration: configuration.id)
