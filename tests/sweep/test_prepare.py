@@ -8,6 +8,7 @@ import sys
 import pytest
 import yaml
 
+from harness import data
 from harness.lmeval import documents
 from harness.sweep.__main__ import main
 from tests.conftest import ROOT
@@ -94,3 +95,9 @@ def test_what_cannot_be_had_is_said_and_the_rest_is_made(checkpoint, tmp_path, c
 def test_a_mistake_is_said_before_anything_is_made(tmp_path, capsys, broken):
     code, document = prepare(sweep(tmp_path, context=[256], **broken), tmp_path / "results", capsys)
     assert code == 2 and document["status"] == "invalid" and not (tmp_path / "results").exists()
+
+
+def test_data_for_another_machine_is_not_held_to_this_ones_memory_and_devices(tmp_path, capsys):
+    options = ["context=60000", "kernel=exact", "device=cuda:7", "task=throughput", f"results={tmp_path}"]
+    assert data.main(options) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"status": "ok", "data": []}
