@@ -23,6 +23,7 @@ from harness.index import FOLDER
 FIRST = ("cell_id", "task", "task_id", "status", "samples", "why", "model", "label")
 CHUNK = 1000  # rows that are held as Python objects at one time
 TRACE = "_trace"  # of the copy alone: how the task's folder looked
+FORMAT = "1"  # of the copy: raise it when a row or what is computed for it changes, so that all are read again
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +75,7 @@ def collect(results: Path) -> tuple[pa.Table, int]:
         whole = whole.sort_by([(name, "ascending") for name in ("cell_id", "task", "task_id")])
     if read or before is None or len(kept) < before.num_rows:
         try:
-            write(whole, copy)
+            write(whole.replace_schema_metadata({"format": FORMAT}), copy)
         except OSError as error:  # a full disk or a store that may only be read: next time is slower
             print(f"{copy} could not be kept: {error}", file=sys.stderr)
     empty = [n for n in whole.column_names if n == TRACE or whole[n].null_count == whole.num_rows]
@@ -117,8 +118,12 @@ def _table(rows: list[dict]) -> pa.Table:
 def _column(values: list) -> pa.Array:
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # of several types: as text
-        return pa.array([None if v is None else str(v) for v in values])
+    except (pa.ArrowInvalid, pa.ArrowTypeError):  # of several types
+        return _text(values)
+
+
+def _text(values: list) -> pa.Array:
+    return pa.array([None if v is None else str(v) for v in values], pa.string())
 
 
 def _joined(parts: list[pa.Table]) -> pa.Table:
@@ -127,22 +132,33 @@ def _joined(parts: list[pa.Table]) -> pa.Table:
         return pa.concat_tables(parts, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         pass
-    types: dict[str, set[pa.DataType]] = {}
-    for field in (field for part in parts for field in part.schema if not pa.types.is_null(field.type)):
-        types.setdefault(field.name, set()).add(field.type)
-    text = [name for name, found in types.items() if len(found) > 1 and pa.string() in found]
+    fields: dict[str, list[pa.Schema]] = {}
+    for field in (field for part in parts for field in part.schema):
+        fields.setdefault(field.name, []).append(pa.schema([field]))
+    text = [name for name, found in fields.items() if not _go_together(found)]
     for i, part in enumerate(parts):
         for name in (name for name in text if name in part.column_names):
             place = part.column_names.index(name)
-            parts[i] = part = part.set_column(place, name, part[name].cast(pa.string()))
+            parts[i] = part = part.set_column(place, name, _text(part[name].to_pylist()))
     return pa.concat_tables(parts, promote_options="permissive")
 
 
-def _read(copy: Path) -> pa.Table | None:
+def _go_together(found: list[pa.Schema]) -> bool:
     try:
-        return pa.parquet.read_table(copy)
+        pa.unify_schemas(found, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return False
+    return True
+
+
+def _read(copy: Path) -> pa.Table | None:
+    """The copy; None if there is none, it is broken, or of another format."""
+    try:
+        table = pa.parquet.read_table(copy)
     except (OSError, pa.ArrowInvalid):
         return None
+    same = (table.schema.metadata or {}).get(b"format") == FORMAT.encode()
+    return table.replace_schema_metadata(None) if same else None
 
 
 def write(table: pa.Table, file: Path) -> None:

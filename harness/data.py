@@ -1,8 +1,13 @@
 """`python -m harness.data task=... [the options of harness.run]`: make or fetch the tasks' data where there is a
-network, and hash it. It lies in the results folder; copied with it, nodes without a network read the same samples."""
+network, and hash it. It lies in the results folder; copied with it, nodes without a network read the same samples.
+For all rows of a sweep, the models too: python -m harness.sweep FILE --prepare."""
 
 import json
 import sys
+from collections.abc import Callable, Hashable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -14,6 +19,12 @@ from harness.mistakes import explain
 from harness.preflight import refuse_foreign_kernels
 from harness.table import Table
 
+if TYPE_CHECKING:
+    from harness.plan import Plan
+
+COLUMNS = ("what", "model", "context", "status", "samples", "sha256", "place")
+DIGITS = 16  # of a hash that the table shows
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0; 1 if data of a task could not be had, 2 for a mistake in the command."""
@@ -23,39 +34,67 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         refuse_foreign_kernels()
+        from harness.plan import Planner, typed
+
         register()
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("config", overrides=arguments)
-        found = _prepare(cfg)
+        plan = Planner(here=False).plan(typed(cfg))
+        return prepare([plan], results=str(plan.results), models=False)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sentence = str(error) if isinstance(error, UserError) else explain(error, arguments)
         return refused(sentence)
-    columns = ["task", "status", "samples", "sha256", "place"]
-    Table("", columns, [[str(row.get(c, "")) for c in columns] for row in found], []).print()
+
+
+def prepare(plans: Iterable["Plan"], *, results: str, models: bool) -> int:
+    """Have on this machine what runs of these plans read, each distinct piece once, and print what and where: the data
+    of their tasks, and with models=True the files of the models that come from the Hub.
+
+    Returns 0, or 1 if something could not be had. Raises UserError before anything is made.
+    """
+    from harness.machine import writable
+
+    wanted = _wanted(plans, models=models)
+    writable(results)
+    had = [(row, _made(make)) for row, make in wanted.values()]
+    found = [{**row, **rest} for row, rest in had if rest]
+    shown = [[str(row.get(c, ""))[: DIGITS if c == "sha256" else None] for c in COLUMNS] for row in found]
+    Table("", list(COLUMNS), shown, [], words=2).print()
     failed = any(row["status"] == "error" for row in found)
-    print(json.dumps({"status": "failed" if failed else "ok", "data": found}))
+    print(json.dumps({"status": "failed" if failed else "ok", "data": found}), flush=True)
     return 1 if failed else 0
 
 
-def _prepare(cfg) -> list[dict]:
-    from harness.plan import plan
+def _wanted(plans: Iterable["Plan"], *, models: bool) -> dict[Hashable, tuple[dict, Callable]]:
+    """What is to be had, each piece by what it depends on: the beginning of its row, and what makes it."""
+    from harness.models.load import download
 
-    planned = plan(cfg)
-    found = []
-    for each in planned.tasks:
-        row = {"task": each.task.name}
-        try:
-            data = each.task.prepare(each.options, planned.cell, planned.samples, planned.results / "data")
-            row |= {"status": "ok"} if data is None else _described(data)
-        except (UserError, NotImplementedError) as error:
-            row["status"] = "error" if isinstance(error, UserError) else "unsupported"
-            print(error, file=sys.stderr)
-        found.append(row)
+    found: dict[Hashable, tuple[dict, Callable]] = {}
+    for plan in plans:
+        cell, model = plan.cell, plan.cell.model
+        if models and model.repo and not model.random:
+            row = {"what": "model", "model": model.name}
+            found.setdefault((model.repo, model.revision), (row, partial(download, model)))
+        for task in plan.tasks:
+            samples, _ = task.task.amount(task.options, cell, plan.samples, plan.batch)
+            row = {"what": task.task.name, "model": model.name, "context": cell.context}
+            key = (task.task.name, str(task.identity), model.tokenizer, cell.context, cell.data_seed, samples)
+            found.setdefault(key, (row, partial(task.prepare, cell, samples, plan.results)))
     return found
 
 
-def _described(data) -> dict:
-    return {"status": "ok", "samples": data.count, "sha256": data.sha256, "place": str(data.place)}
+def _made(make: Callable) -> dict:
+    """What became of a piece: the rest of its row, empty for a task without data."""
+    try:
+        found = make()
+    except (UserError, OSError, NotImplementedError) as error:
+        print(error, file=sys.stderr, flush=True)
+        return {"status": "unsupported" if isinstance(error, NotImplementedError) else "error"}
+    if found is None:
+        return {}
+    if isinstance(found, Path):
+        return {"status": "ok", "place": str(found)}
+    return {"status": "ok", "samples": found.count, "sha256": found.sha256, "place": str(found.place)}
 
 
 if __name__ == "__main__":

@@ -54,11 +54,12 @@ def run_task(
             if status := _enough(store, samples) or ("stopped" if stop.requested else None):
                 return status
         write_atomic(store.cell_folder / "cell.json", describe_cell(cell))
+        store.try_again(attempt, about)
         rows = store.rows()
         done = frozenset(k for k in rows if k < samples)
         part = store.open_part(attempt)
         # before the clock of the samples starts
-        data = task.prepare(options, cell, samples, results / "data") if len(done) < samples else None
+        data = planned.prepare(cell, samples, results) if len(done) < samples else None
         progress.start(f"{cell.attention.label} · {task.name}", samples, len(done), rows_are=task.rows_are)
         CHOSEN.clear()
         if len(done) < samples:

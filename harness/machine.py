@@ -1,5 +1,6 @@
 """What a run needs of a machine: a device, enough memory, a folder to write to; checked before a model is loaded."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -11,11 +12,23 @@ from harness.errors import UserError
 from harness.models import memory
 
 
-def writable(folder: str) -> Path:
-    """The results folder, made if need be; UserError if nothing can be written there."""
+def store(folder: str) -> Path:
+    """The results folder, which need not be there; UserError if it could not be read. Nothing is made."""
     if not folder.strip():
         raise UserError("results must name a folder: set results=FOLDER.")
     path = Path(folder).expanduser()
+    try:
+        os.scandir(path).close()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UserError(f"results={folder} cannot be read: {error.strerror}.") from None
+    return path
+
+
+def writable(folder: str) -> Path:
+    """The results folder, made if need be; UserError if nothing can be written there."""
+    path = store(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

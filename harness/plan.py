@@ -16,7 +16,7 @@ from harness import environment
 from harness.cell import ATTENTIONS, DRAWS, Attention, Cell, matched_window
 from harness.config import CONF, AttnConfig, ModelConfig, RunConfig, TrackingConfig
 from harness.errors import CannotLoad, UserError, choose, nearest
-from harness.machine import device_of, memory_sentence, writable
+from harness.machine import device_of, memory_sentence, store, writable
 from harness.models.spec import ModelSpec, resolve_model
 from harness.tasks.base import PlannedTask, Task
 from harness.tasks.registry import family_of
@@ -68,7 +68,8 @@ class Planner:
     """Plans of many configurations. What depends on few of the values (the model, a window's cutoff, a task's check) is
     computed once for each of theirs, while this object lives.
 
-    here: the runs are for this machine, whose devices and memory are checked too.
+    here: the runs are for this machine, whose devices, memory and results folder are checked too; otherwise nothing is
+    written.
     """
 
     def __init__(self, *, here: bool = True):
@@ -112,7 +113,7 @@ class Planner:
                 )
             _refuse_model(planned.task, model)
             _stock_length(cell, planned.task)
-        results = self._once(("results", config.results), lambda: writable(config.results))
+        results = self._once(("results", config.results), lambda: (writable if self.here else store)(config.results))
         sentence = None
         batches = [t.task.amount(t.options, cell, config.samples, config.batch)[1] for t in tasks if t.task.needs_model]
         if self.here and batches:

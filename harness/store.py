@@ -72,9 +72,14 @@ class TaskStore:
         write_atomic(self.folder / "task.json", record)
 
     def attempts(self) -> list[dict]:
-        """Attempts that ended with an outcome of their own (error, oom), oldest first."""
+        """Attempts that ended with an outcome of their own (error, oom), oldest first, and those that try again."""
         files = sorted((self.folder / "attempts").glob("*.json"))
         return [record for record in map(read_json, files) if record]
+
+    def try_again(self, attempt: str, about: Mapping) -> None:
+        """Where an attempt has failed, record that another begins: the task is stopped until that has its outcome."""
+        if self.attempts():
+            self.record_attempt(attempt, {**about, "status": "stopped"})
 
     def record_attempt(self, attempt: str, record: dict) -> None:
         write_atomic(self.folder / "attempts" / f"{attempt}.json", record)

@@ -7,7 +7,7 @@ CAP=16
 MAX_REQUEUES=20
 
 # Commands before each cell, and the interpreter. For nodes without a network:
-#   export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+#   export HF_HOME=/scratch/me/hf HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
 # module load cuda
 PYTHON=.venv/bin/python
 

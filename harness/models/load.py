@@ -1,10 +1,11 @@
 """Load a model and its tokenizer, local or from the Hub, safetensors only, and put our attention into it."""
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError
 
 from harness.errors import CannotLoad, UserError
@@ -30,6 +31,10 @@ from harness.models.swap import SwappedAttention  # noqa: E402
 disable_progress_bar()  # our own progress is on stderr; its bars do not read well in a log
 
 
+# of a repository on the Hub what a run reads: never pickled weights, nor those of other libraries
+FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
+
+
 @dataclass
 class LoadedModel:
     model: PreTrainedModel
@@ -48,6 +53,17 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
         options = {} if spec.random else {"config": _config(spec)}
         _TOKENIZERS[place] = _from_pretrained(spec, AutoTokenizer, spec.tokenizer_folder, **options)
     return _TOKENIZERS[place]
+
+
+def download(spec: ModelSpec) -> Path:
+    """Have the files of a model on the Hub in its cache, where a run without a network finds them. Returns their
+    folder; UserError with the way out if they cannot be had."""
+    print(f"Fetching {spec.source}", file=sys.stderr, flush=True)
+    chosen = {"revision": spec.revision, "allow_patterns": FILES, "ignore_patterns": "*/*"}
+    place = Path(_guarded(spec, lambda: snapshot_download(spec.repo, **chosen)))
+    if not any(place.glob("*.safetensors")):
+        raise CannotLoad(f"{spec.source} holds no .safetensors file, or not here: pickled weights are never loaded.")
+    return place
 
 
 def load_model(spec: ModelSpec, *, device: torch.device, kernel: str) -> LoadedModel:

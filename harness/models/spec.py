@@ -70,6 +70,11 @@ class ModelSpec:
         return not self.random and self.path is not None and self.path.is_relative_to(EMBEDDED)
 
     @property
+    def tokenizer(self) -> str:
+        """What tells its tokenizer from others: a hash, or where it comes from."""
+        return self.identity["tokenizer"] or self.source
+
+    @property
     def tokenizer_folder(self) -> Path | None:
         """Where the tokenizer lies; None for the Hub. Random weights go with the embedded one."""
         return EMBEDDED / "tiny" if self.random else self.path

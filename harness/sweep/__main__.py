@@ -1,5 +1,8 @@
 """Run a sweep file: every cell that is not in the results folder yet, or show what is there.
 
+Only what is to run here is held to this machine's devices and memory: --dry-run, --status, --missing and --prepare ask
+whether the rows are right for any machine.
+
 The file is in W&B's format (docs/sweeps.md). KEY=VALUE sets an option for all rows. stdout ends with one JSON line.
 Exit codes: 0 all cells are done, 1 some failed, 2 a mistake, 75 stopped or not complete.
 """
@@ -15,10 +18,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from harness.data import prepare
 from harness.errors import UserError, refused
 from harness.preflight import refuse_foreign_kernels
 from harness.signals import StopRequest
-from harness.sweep.cells import Mistakes, expand
+from harness.sweep.cells import Mistakes, expand, plans
 from harness.sweep.grid import checked, read
 from harness.sweep.progress import Progress
 from harness.sweep.rows import Rows
@@ -44,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     modes.add_argument("--dry-run", action="store_true", help="check all rows and show what would run")
     modes.add_argument("--status", action="store_true", help="show what is done; on a terminal until all is")
     modes.add_argument("--missing", action="store_true", help="print what is to be run: row number, then arguments")
+    modes.add_argument("--prepare", action="store_true", help="fetch and make all that nodes without a network need")
     return made
 
 
@@ -55,7 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"-j must be at least 1, not {given.jobs}.")
         refuse_foreign_kernels()
         grid = read(given.file).fixed(_overrides(given.overrides))
-        rows = expand(grid, results=given.results, here=not (given.status or given.missing))
+        if given.prepare:
+            planned = (plan for _, plan in plans(grid, results=given.results, here=False))
+            return prepare(planned, results=given.results, models=True)
+        elsewhere = given.dry_run or given.status or given.missing
+        rows = expand(grid, results=given.results, here=not elsewhere)
     except UserError as error:
         return _invalid(error)
     results = Path(given.results).expanduser()
@@ -78,7 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
     after = zip(rows, states(rows, results), strict=True)
     found = [_after(state, *ended.get(row.number, (0, None))) for row, state in after]
     overview(rows, found, title=f"{given.file.name} in {results}").print()
-    return _end(rows, found)
+    # a row to be tried again that a stop kept from it is still what it was: failed
+    left = any(ended.get(row.number, (AGAIN, None))[0] == AGAIN for row in chosen)
+    return _end(rows, found, left=left)
 
 
 def to_run(rows: Rows, found: Sequence[State], *, retry: str | None = None) -> Rows:
@@ -94,9 +105,10 @@ def _after(state: State, code: int, why: str | None) -> State:
     return state
 
 
-def _end(rows: Rows, found: Sequence[State]) -> int:
+def _end(rows: Rows, found: Sequence[State], *, left: bool = False) -> int:
+    """left: a row that was to run was not brought to an end."""
     names = {state.name for state in found}
-    code = AGAIN if names & {MISSING, STOPPED} else 1 if FAILED in names else 0
+    code = 0 if names == {DONE} else AGAIN if left or names & {MISSING, STOPPED} else 1
     _say(document(rows, found, status={0: "ok", 1: "failed", AGAIN: "stopped"}[code]))
     return code
 

@@ -5,7 +5,7 @@ tracking. The other options have types, and are set on the composed configuratio
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -51,9 +51,10 @@ class Composer:
         self._hydra.__exit__(*error)
 
     def config(self, overrides: Sequence[str]) -> RunConfig:
-        """What Hydra composes from these overrides, `task`, `model` and `tracking` shared with other rows. Raises
-        UserError
-        with a line for each mistake."""
+        """What Hydra composes from these overrides, `task`, `model` and `tracking` shared with other rows.
+
+        Raises UserError with a line for each mistake.
+        """
         simple = [o for o in overrides if _simple(o)]
         said, values, base = [], {}, None
         try:
@@ -121,6 +122,14 @@ def expand(grid: Grid, *, results: str = "results", here: bool = True) -> Rows:
     Raises Mistakes with every mistake of every row.
     """
     rows = Rows(grid)
+    for number, plan in plans(grid, results=results, here=here):
+        rows.append(number, work_of(plan), samples_of(plan))
+    return rows.once()
+
+
+def plans(grid: Grid, *, results: str, here: bool) -> Iterator[tuple[int, Plan]]:
+    """The number of each row and what harness.run would do for it. Rows with a mistake are left out, and the end raises
+    Mistakes with every mistake of every row."""
     mistakes: dict[str, list[int]] = {}
     planner = Planner(here=here)
     folder = f"results={results}"
@@ -132,10 +141,9 @@ def expand(grid: Grid, *, results: str = "results", here: bool = True) -> Rows:
                 for sentence in str(error).splitlines():
                     mistakes.setdefault(sentence, []).append(number)
             else:
-                rows.append(number, work_of(plan), samples_of(plan))
+                yield number, plan
     if mistakes:
         raise Mistakes(mistakes)
-    return rows.once()
 
 
 def work_of(plan: Plan) -> list[Key]:

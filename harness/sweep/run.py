@@ -13,7 +13,7 @@ from pathlib import Path
 from harness.signals import StopRequest
 from harness.sweep.rows import Row
 
-AGAIN = 75
+FAILED, AGAIN = 1, 75
 POLL = 0.1  # seconds between looks at the processes
 
 
@@ -38,24 +38,33 @@ def run_rows(
     begun, running = 0, {}
     ended: dict[int, tuple[int, str | None]] = {}
     passed = 0
-    while running or (begun < len(rows) and not stop.requested):
-        while begun < len(rows) and len(running) < jobs and not stop.requested:
-            row = rows[begun]
-            begun += 1
-            log = Path(results).expanduser() / "logs" / name / f"{row.number:04d}-{row.cell_id}.log"
-            running[row.number] = (row, log, _start(command(row, results), log, jobs))
-            tell(row, None)
-        if stop.count > passed:
-            passed = stop.count
-            for _, _, process in running.values():
-                process.send_signal(signal.SIGTERM)
-        time.sleep(POLL)
-        for number, (row, log, process) in list(running.items()):
-            code = process.poll()
-            if code is not None:
-                del running[number]
-                ended[number] = (code, None if code in (0, AGAIN) else _complaint(log, code))
-                tell(row, code)
+    try:
+        while running or (begun < len(rows) and not stop.requested):
+            while begun < len(rows) and len(running) < jobs and not stop.requested:
+                row = rows[begun]
+                begun += 1
+                tell(row, None)
+                log = Path(results).expanduser() / "logs" / name / f"{row.number:04d}-{row.cell_id}.log"
+                try:
+                    running[row.number] = (row, log, _start(command(row, results), log, jobs))
+                except OSError as error:
+                    ended[row.number] = (FAILED, f"could not be started: {error}")
+                    tell(row, FAILED)
+            if stop.count > passed:
+                passed = stop.count
+                for _, _, process in running.values():
+                    process.send_signal(signal.SIGTERM)
+            time.sleep(POLL)
+            for number, (row, log, process) in list(running.items()):
+                code = process.poll()
+                if code is not None:
+                    del running[number]
+                    code = AGAIN if passed and code == -signal.SIGTERM else code  # before it could listen
+                    ended[number] = (code, None if code in (0, AGAIN) else _complaint(log, code))
+                    tell(row, code)
+    finally:  # whatever happened to this process, none of them is left behind
+        for _, _, process in running.values():
+            process.send_signal(signal.SIGTERM)
     return ended
 
 
@@ -77,12 +86,12 @@ def _start(arguments: Sequence[str], log: Path, jobs: int) -> subprocess.Popen:
 
 def _complaint(log: Path, code: int) -> str:
     """Why a run ended, from its JSON line, else its exit code; and where to read more."""
-    with log.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
-        lines = file.read().decode(errors="replace").strip().splitlines()
     try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+            lines = file.read().decode(errors="replace").strip().splitlines()
         said = json.loads(lines[-1]).get("message")
-    except (IndexError, ValueError, AttributeError):
+    except (OSError, IndexError, ValueError, AttributeError):
         said = None
     if said:
         return said

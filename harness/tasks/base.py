@@ -85,7 +85,8 @@ class Task(Protocol):
         ...
 
     def prepare(self, options: Any, cell: Cell, samples: int, folder: Path) -> Prepared | None:
-        """Make or fetch the task's data and keep it in `folder`; None for a task without data."""
+        """Make or fetch the task's data and keep it in `folder`; None for a task without data. Of the cell it depends
+        on the model's tokenizer, context and data_seed alone: cells that differ in nothing else share it."""
         ...
 
     def run(self, options: Any, context: TaskContext) -> Iterator[list[dict]]:
@@ -109,6 +110,10 @@ class PlannedTask:
     def identity(self) -> dict:
         """What enters the task's id."""
         return {**self.task.identity(self.options), **self.machine}
+
+    def prepare(self, cell: Cell, samples: int, results: Path) -> Prepared | None:
+        """The task's data in this results folder, as `Task.prepare` gives it."""
+        return self.task.prepare(self.options, cell, samples, results / "data")
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class LmEvalTask:
             leaf=self.leaf,
             context=cell.context,
             data_seed=cell.data_seed,
-            tokenizer=cell.model.identity["tokenizer"] or cell.model.source,
+            tokenizer=cell.model.tokenizer,
             samples=samples,
             metadata=options.metadata,
             num_fewshot=options.num_fewshot,

@@ -69,7 +69,7 @@ class Retrieval:
         place = prompts.kept(
             folder,
             prompts.encoder(tokenizer),
-            cell.model.identity["tokenizer"] or cell.model.source,
+            cell.model.tokenizer,
             samples=samples,
             context=cell.context,
             data_seed=cell.data_seed,

@@ -23,6 +23,7 @@ from harness.store import read_json, write_atomic
 from harness.tracking.content import content_of, duplicate_of, hash_of, row_hash
 
 MARKER = "wandb.json"
+HALF_MADE = 2.0  # seconds to wait for what another agent is writing
 DESTINATION = ("server", "project", "entity", "run_id")
 # of one run under an agent, or said to wandb.init by name: not to be taken from the environment for every cell
 NOT_INHERITED = ("RUN_ID", "SWEEP_ID", "SWEEP_PARAM_PATH", "MODE", "RESUME", "NAME", "NOTES", "TAGS", "SERVICE")
@@ -49,18 +50,37 @@ def wish(results: Path, cell_id: str, **wanted: object) -> None:
 
 
 def claim(results: Path, cell_id: str, sweep_id: str, run_id: str) -> str:
-    """The run that has the cell in a W&B sweep: this one, unless another came first. A name that exists cannot be
-    linked to, so that of two agents at the same moment one comes first. Raises OSError where nothing can be written."""
+    """The run that has the cell in a W&B sweep: this one, unless another came first. A file that exists cannot be made
+    anew, so that of two agents at the same moment one comes first. Raises OSError where nothing can be written."""
     path = results / cell_id / f"wandb-{quote(sweep_id, safe='')}.json"
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-    draft.write_text(json.dumps({"run_id": run_id}))
     try:
+        _make(path, json.dumps({"run_id": run_id}))
+    except FileExistsError:
+        until = time.monotonic() + HALF_MADE
+        while (first := read_json(path)) is None and time.monotonic() < until:
+            time.sleep(0.05)
+        return (first or {}).get("run_id", run_id)
+    return run_id
+
+
+def _make(path: Path, content: str) -> None:
+    """Make a file, whole at once where there are hard links. Raises FileExistsError if there is one."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        draft.write_text(content)
         os.link(draft, path)
     except FileExistsError:
-        return (read_json(path) or {}).get("run_id", run_id)
+        raise
+    except OSError:  # no links here, or a full disk, which this shows too
+        with path.open("x") as file:
+            try:
+                file.write(content)
+                file.flush()
+            except OSError:
+                path.unlink()
+                raise
     finally:
-        draft.unlink()
-    return run_id
+        draft.unlink(missing_ok=True)
 
 
 def mirror(

@@ -64,7 +64,7 @@ class Tracker:
         place = (results, config.mode, config.timeout)
         if own and os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
             agent = {"run_id": os.environ["WANDB_RUN_ID"], "sweep_id": os.environ["WANDB_SWEEP_ID"]}
-            with contextlib.suppress(OSError):  # a full disk, or a file system without links: perhaps told twice
+            with contextlib.suppress(OSError):  # a full disk: perhaps told twice
                 first = claim(results, cell_id, **agent)
                 if first != agent["run_id"]:
                     self._pending[*place, ("duplicates", first), *agent.items()] = [cell_id]

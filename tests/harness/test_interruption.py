@@ -237,6 +237,32 @@ def test_a_changed_text_is_another_task(run, tmp_path):
     assert len(list((tmp_path / "results").glob("*/retrieval-*/task.json"))) == 2
 
 
+class Killed(BaseException):
+    """The end of a process at this place, as far as the store can tell."""
+
+
+def test_another_try_that_was_killed_before_its_first_row_is_stopped_and_no_failure(run, tmp_path, monkeypatch):
+    names = map(str, range(1, 10))
+    monkeypatch.setattr("harness.execute.new_attempt", lambda: next(names))  # one second holds several here
+
+    def once(error: type[BaseException]) -> None:
+        def prepare(*_):
+            raise error("made up")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PlannedTask, "prepare", prepare)
+            run(*FAST, f"results={tmp_path}")
+
+    once(RuntimeError)
+    assert only_store(tmp_path).status() == "error"
+    with pytest.raises(Killed):
+        once(Killed)
+    assert only_store(tmp_path).status() == "stopped"
+    once(MemoryError)
+    assert only_store(tmp_path).status() == "oom"
+    assert run(*FAST, f"results={tmp_path}")[0] == 0 and only_store(tmp_path).status() == "ok"
+
+
 def test_nan_in_the_logits_is_recorded(run, tmp_path, checkpoint):
     from safetensors.torch import load_file, save_file
 

@@ -1,6 +1,10 @@
 """The same file under `wandb sweep` and `wandb agent`: the same rows in the same order, and duplicates that say so."""
 
+import errno
 import json
+import os
+import resource
+import shlex
 import subprocess
 import sys
 import threading
@@ -8,10 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 
-from harness.config import TrackingConfig
+from harness.config import CONF, TrackingConfig, register
+from harness.plan import plan
 from harness.signals import StopRequest
 from harness.sweep.__main__ import main
+from harness.sweep.cells import expand
 from harness.sweep.grid import read
 from harness.tracking.mirror import claim
 from harness.tracking.tracker import Tracker
@@ -63,13 +70,14 @@ def test_three_roads_give_the_same_rows_in_the_same_order(server, tmp_path, monk
     assert subprocess.run(words, capture_output=True, text=True).stdout.splitlines()[:-1] == rows[2]
 
 
-def test_two_agents_at_once_compute_each_cell_once_or_say_whose_it_is(server, zygote, tmp_path, monkeypatch):
+def test_two_agents_at_once_compute_each_cell_once_or_say_whose_it_is(server, zygote, tmp_path, monkeypatch, capsys):
     """The first two rows are one cell: both agents begin with it."""
     fixed = {"draws": 2, "context": 96, "samples": 8, "kernel": "sdpa", "references": "none", "lease": 60}
     parameters = {name: {"value": value} for name, value in fixed.items()}
     parameters |= {"attn": {"values": ["alibi", "plsh"]}, "masks": {"values": [2, 4]}}
     command = ["${env}", "${interpreter}", "-c", FORK, str(zygote.place), f"results={tmp_path / 'results'}"]
     content = {"program": "harness/run.py", "method": "grid", "parameters": parameters}
+    (tmp_path / "ours.yaml").write_text(yaml.safe_dump(content))
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**content, "command": [*command, "${args_no_hyphens}"]}))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)
@@ -83,7 +91,12 @@ def test_two_agents_at_once_compute_each_cell_once_or_say_whose_it_is(server, zy
     of_cell: dict[str, list[str]] = {}
     for name, config in configs.items():
         of_cell.setdefault(config["cell_id"]["value"], []).append(name)
-    assert len(of_cell) == 3
+    assert len(of_cell) == 3 and set(of_cell) == {row.cell_id for row in expand(read(tmp_path / "ours.yaml"))}
+    assert main(["ours.yaml", "--missing", "--results", "none"]) == 0  # what Slurm's script runs
+    missing = [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines()]
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert set(of_cell) == {plan(compose("config", overrides=line)).cell.cell_id for line in missing}
     for names in of_cell.values():
         (first,) = [name for name in names if "duplicate_of" not in configs[name]]
         assert all(configs[name]["duplicate_of"]["value"] == first for name in names if name != first)
@@ -92,7 +105,7 @@ def test_two_agents_at_once_compute_each_cell_once_or_say_whose_it_is(server, zy
     assert len(keys) == 3 * 8
 
 
-def test_a_duplicate_says_whose_it_is_and_shows_no_figures(server, monkeypatch, results):  # noqa: F811
+def test_a_duplicate_says_whose_it_is_and_shows_no_figures(server, links, monkeypatch, results):  # noqa: F811
     cell_id = cell_of(results)
     config = TrackingConfig(mode="online", project="p", entity=ENTITY, group=None)
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
@@ -114,7 +127,18 @@ def test_a_duplicate_says_whose_it_is_and_shows_no_figures(server, monkeypatch, 
     assert len(server.rows("other")) == 1  # another sweep has a run of its own, with figures
 
 
-def test_of_two_agents_at_the_same_moment_one_has_the_cell(tmp_path):
+@pytest.fixture(params=["hard links", "no hard links"])
+def links(request, monkeypatch):
+    """A file system with hard links, or one without."""
+
+    def refused(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if request.param == "no hard links":
+        monkeypatch.setattr(os, "link", refused)
+
+
+def test_of_two_agents_at_the_same_moment_one_has_the_cell(links, tmp_path):
     (tmp_path / "cell").mkdir()
     runs = [f"run{i}" for i in range(8)]
     for sweep_id in map(str, range(30)):
@@ -128,3 +152,16 @@ def test_of_two_agents_at_the_same_moment_one_has_the_cell(tmp_path):
             (first,) = set(pool.map(ask, runs))
         assert first in runs and claim(tmp_path, "cell", sweep_id, "late") == first
     assert len(list((tmp_path / "cell").iterdir())) == 30  # no draft is left
+
+
+def test_on_a_full_disk_nothing_is_claimed_and_nothing_left(tmp_path):
+    (tmp_path / "cell").mkdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(OSError):
+            claim(tmp_path, "cell", "sweep", "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "cell").iterdir())
+    assert claim(tmp_path, "cell", "sweep", "other") == "other"

@@ -8,15 +8,19 @@ from hydra import compose, initialize_config_dir
 
 from harness.config import CONF, ROOT, register
 from harness.errors import CannotLoad
-from harness.plan import plan
-from harness.sweep.cells import Mistakes, expand, work_of
+from harness.plan import plan, typed
+from harness.sweep.cells import Composer, Mistakes, expand, work_of
 from harness.sweep.grid import Grid, read
 
 RICH = {
     "attn": ("alibi", "plsh", "window", "stock"),
     "attn.cutoff": ("null", "2.5", "4"),
+    "attn.evict": ("false", "true"),
     "attn.match": ("fused", "passes"),
+    "attn.sampler": ("gamma", "systematic", "fixed", "null"),
+    "attn.sinks": ("0", "3"),
     "attn.weights": ("count", "exact"),
+    "batch": ("1", "5"),
     "context": ("160", "300"),
     "data_seed": ("0", "3"),
     "draws": ("null", "4"),
@@ -26,6 +30,7 @@ RICH = {
     "model": ("tiny", "tiny-plain"),
     "model.layers": ("1", "2"),
     "references": ("none", "compute", "null"),
+    "samples": ("8", "24"),
     "seed": ("0", "9007199254740993"),
     "task": ("retrieval", "[retrieval,ruler]"),
     "task.retrieval.depths": ("[0,1]", "[0.5]"),
@@ -35,17 +40,23 @@ RICH = {
 
 def test_random_rows_are_what_hydra_composes_from_all_overrides(tmp_path):
     rng = random.Random(0)
-    picked = [{name: (rng.choice(texts),) for name, texts in RICH.items()} for _ in range(20)]
+    picked = [{name: (rng.choice(texts),) for name, texts in RICH.items()} for _ in range(24)]
+    for values in picked:  # with these, evicting is refused
+        values |= {"attn.evict": ("false",)} if values["attn"][0] in ("alibi", "stock") else {}
+    assert all({values[name][0] for values in picked} == set(texts) for name, texts in RICH.items())
     grids = [Grid("random", values) for values in picked]
     found = [expand(grid, results=str(tmp_path))[0] for grid in grids]
+    with Composer() as composer:
+        configs = [composer.config((*row.overrides, f"results={tmp_path}")) for row in found]
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for grid, row in zip(grids, found, strict=True):
+        for grid, row, config in zip(grids, found, configs, strict=True):
             overrides = [f"{name}={text}" for name, (text,) in grid.values.items()]
-            planned = plan(compose("config", overrides=[*overrides, f"results={tmp_path}"]))
-            assert list(row.overrides) == overrides
+            whole = compose("config", overrides=[*overrides, f"results={tmp_path}"])
+            planned = plan(whole)
+            assert list(row.overrides) == overrides and config == typed(whole)
             assert row.cell_id == planned.cell.cell_id and list(row.work) == work_of(planned)
-            assert set(row.samples) == {planned.samples}
+            assert set(row.samples) == {int(grid.values["samples"][0])}
 
 
 def test_rows_of_one_grid_do_not_touch_one_another(tmp_path):
@@ -86,9 +97,11 @@ def test_every_mistake_of_every_row_is_in_one_listing():
     assert "rows 5-6, 11-12 (4 rows): " in str(raised.value)
 
 
-def test_a_sweep_for_another_machine_is_not_held_to_this_ones_memory_and_devices():
+def test_a_sweep_for_another_machine_is_not_held_to_this_ones_memory_and_devices(tmp_path):
     values = {"context": ("60000",), "device": ("cuda:7",), "kernel": ("exact",), "references": ("none",)}
-    assert expand(Grid("g", values), here=False)
+    assert expand(Grid("g", values), here=False, results=str(tmp_path / "r"))
+    assert expand(Grid("g", {**values, "kernel": ("triton",)}), here=False)
+    assert not (tmp_path / "r").exists()
     with pytest.raises(Mistakes, match="CUDA devices"):
         expand(Grid("g", values))
     with pytest.raises(Mistakes, match="does not fit"):

@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
@@ -64,6 +65,25 @@ def test_a_column_of_two_types_does_not_stop_it(results):
     table, read = collect.collect(results)
     assert table.num_rows == 7 and read == 1
     assert {"16", "many"} <= set(table["attn.masks"].to_pylist())
+
+
+def test_a_column_of_booleans_and_numbers_does_not_stop_it(results):
+    record(results, "window", {0: 1.0}, cutoff=True)
+    assert pa.types.is_boolean(collect.collect(results)[0]["attn.cutoff"].type)
+    record(results, "window", {0: 1.0}, cutoff=3, sinks=1)
+    table, read = collect.collect(results)
+    assert read == 1 and set(table["attn.cutoff"].to_pylist()) == {None, "True", "3"}
+    assert pa.types.is_integer(table["attn.masks"].type)  # what goes together stays what it is
+
+
+def test_a_copy_of_another_format_is_read_anew(results, monkeypatch):
+    collect.collect(results)
+    row_of = collect.row_of
+    monkeypatch.setattr(collect, "row_of", lambda record: {**row_of(record), "new": 1})
+    monkeypatch.setattr(collect, "FORMAT", collect.FORMAT + "x")
+    table, read = collect.collect(results)
+    assert read == 4 and table["new"].to_pylist() == [1] * 4
+    assert collect.collect(results)[1] == 0
 
 
 def test_both_formats_hold_the_same(results, tmp_path, capsys):

@@ -1,16 +1,24 @@
 """The command as a user types it: real cells, a failure among them, a signal, a second call."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 
 from harness import reader
+from harness.signals import StopRequest
+from harness.store import TaskStore
+from harness.sweep import run
 from harness.sweep.__main__ import main
+from harness.sweep.cells import expand
+from harness.sweep.grid import read
 from harness.sweep.scale import counts_of_mix, growth, markdown, measure
 from tests.conftest import ROOT
 
@@ -68,9 +76,20 @@ def test_one_failing_cell_does_not_stop_the_others(sweep, call, checkpoint, tmp_
     assert call(file, "--dry-run", "samples=12")[1]["to_run"] == [2]  # more samples: the finished one goes on
 
 
-def test_a_signal_is_passed_on_and_the_same_command_goes_on(sweep, tmp_path):
+def fail(file: str, results) -> None:
+    """Give each row of a sweep a failure in the store."""
+    record = {"status": "error", "error": "RuntimeError", "message": "made up", "attempt": "0"}
+    for row in expand(read(Path(file)), results=str(results)):
+        TaskStore(results, row.cell_id, *row.work[0][1].rsplit("-", 1)).record_attempt("0", record)
+
+
+@pytest.mark.parametrize("failed", [False, True], ids=["at first", "after a failure"])
+def test_a_signal_is_passed_on_and_the_same_command_goes_on(sweep, call, tmp_path, failed):
     file = sweep(attn="alibi", masks=2, samples=400, batch=1, context=300, seed=[0])
     command = [sys.executable, "-m", "harness.sweep", file, "--results", str(tmp_path / "results")]
+    if failed:
+        fail(file, tmp_path / "results")
+        command += ["--retry", "failed"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
     while not list(tmp_path.glob("results/*/retrieval-*/parts/*.jsonl")):
@@ -83,7 +102,87 @@ def test_a_signal_is_passed_on_and_the_same_command_goes_on(sweep, tmp_path):
     (record,) = reader.records(tmp_path / "results")
     before = len(record.rows)
     assert 0 < before < 400
-    assert main([file, "samples=8", "--results", str(tmp_path / "results"), "--status"]) == 75
+    assert call(file, "samples=8", "--status")[0] == 75
+    assert call(file, "--dry-run")[1]["to_run"] == [1]
+
+
+def test_failed_rows_that_a_stop_keeps_from_another_try_are_left_to_run(sweep, call, tmp_path, monkeypatch):
+    file = sweep(attn="plsh", masks=[2, 4])
+    fail(file, tmp_path / "results")
+    assert call(file)[0] == 1
+    for ended in ({}, {1: (75, None)}):  # before the first, and before the first has begun its task
+        monkeypatch.setattr("harness.sweep.__main__.run_rows", lambda *_, ended=ended, **__: ended)
+        code, document, _, _ = call(file, "--retry", "failed")
+        assert code == 75 and document["status"] == "stopped" and document["failed"] == 2
+
+
+def test_logs_that_cannot_be_written_are_the_rows_complaint(sweep, call, tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "logs").write_text("")
+    code, document, _, err = call(sweep(attn="plsh", masks=[2, 4]), "-j", "2")
+    assert code == 1 and [failure["row"] for failure in document["failures"]] == [1, 2]
+    assert all("could not be started" in failure["why"] for failure in document["failures"])
+    assert "row 2: failed" in err
+
+
+def processes(monkeypatch) -> list[subprocess.Popen]:
+    """Let rows be processes that wait to be ended: they are in this list."""
+    started = []
+
+    def start(*_):
+        started.append(subprocess.Popen(["sleep", "60"]))
+        return started[-1]
+
+    monkeypatch.setattr(run, "_start", start)
+    return started
+
+
+def test_a_fault_of_ours_leaves_no_process_behind(sweep, tmp_path, monkeypatch):
+    started = processes(monkeypatch)
+
+    def tell(row, code):
+        if row.number == 2:
+            raise BrokenPipeError
+
+    options = {"results": str(tmp_path), "name": "s", "jobs": 2, "stop": StopRequest(), "tell": tell}
+    with pytest.raises(BrokenPipeError):
+        run.run_rows(expand(read(Path(sweep(attn="plsh", masks=[2, 4])))), **options)
+    assert [process.wait(timeout=20) for process in started] == [-signal.SIGTERM]
+
+
+def test_a_row_that_a_stop_ends_before_it_listens_is_stopped_and_not_failed(sweep, tmp_path, monkeypatch):
+    started, stop = processes(monkeypatch), StopRequest()
+
+    def tell(row, code):
+        stop._ask()
+
+    options = {"results": str(tmp_path), "name": "s", "jobs": 1, "stop": stop, "tell": tell}
+    ended = run.run_rows(expand(read(Path(sweep(attn="plsh", masks=[2, 4])))), **options)
+    assert ended == {1: (75, None)} and len(started) == 1
+
+
+def test_looking_at_a_sweep_makes_nothing_and_asks_nothing_of_this_machine(sweep, call, tmp_path):
+    file = sweep(attn="plsh", masks=2, context=60000, kernel="exact", device="cuda:7")
+    for mode in ("--dry-run", "--status"):
+        assert call(file, mode)[1]["missing"] == 1
+    assert main([file, "--missing", "--results", str(tmp_path / "results")]) == 0
+    assert not (tmp_path / "results").exists()
+    code, document, _, _ = call(file)
+    assert code == 2 and "CUDA devices" in document["message"]
+
+
+@pytest.mark.parametrize("mode", ["--dry-run", "--status"])
+def test_a_store_that_may_only_be_read_can_be_looked_at(sweep, call, tmp_path, monkeypatch, mode):
+    file = sweep(attn="plsh", masks=2)
+    fail(file, tmp_path / "results")
+
+    def refused(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)  # permissions would not hold root back
+    monkeypatch.setattr("harness.index._write", refused)
+    assert call(file, mode)[1]["failed"] == 1
+    assert "cannot be written" in call(file)[1]["message"]
 
 
 def test_missing_rows_are_printed_for_a_shell(sweep, tmp_path, capsys):
