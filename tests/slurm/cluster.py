@@ -4,6 +4,7 @@ Nothing of the system's own Slurm is read or written. Needs Debian's slurmctld, 
 (for the fake GPU devices).
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -44,6 +45,7 @@ SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min
 GresTypes=gpu
 JobRequeue=1
 MinJobAge=3600
+MaxArraySize=3
 KillWait=5
 InactiveLimit=0
 SlurmdTimeout=5
@@ -119,13 +121,27 @@ class Cluster:
         os.kill(int((self.folder / f"slurmd-{node}.pid").read_text()), signal.SIGKILL)
 
     def stop(self) -> None:
+        """End the jobs, the daemons, and what a killed daemon has left behind."""
         self.call("scancel", "-u", "root", check=False)
+        with contextlib.suppress(AssertionError):
+            self.wait(lambda: not self.call("squeue", "-h", check=False).strip(), "the end of all jobs", 20)
         self.call("scontrol", "shutdown", check=False)
-        for file in [*self.folder.glob("slurm*.pid"), self.folder / "munge" / "munged.pid"]:
-            try:
-                os.kill(int(file.read_text()), signal.SIGTERM)
-            except (OSError, ValueError):
-                continue
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            for process in self.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signum)
+            with contextlib.suppress(AssertionError):
+                self.wait(lambda: not self.processes(), "the end of all daemons", 5)
+
+    def processes(self) -> list[int]:
+        """All processes that were started in the cluster's environment, or have a file of it open."""
+        mark, found = f"SLURM_CONF={self.folder}/slurm.conf".encode(), []
+        for place in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                opened = {os.readlink(file) for file in (place / "fd").iterdir()}
+                if mark in (place / "environ").read_bytes() or any(o.startswith(f"{self.folder}/") for o in opened):
+                    found.append(int(place.name))
+        return [process for process in found if process != os.getpid()]
 
     def call(self, *command: str, check: bool = True, **environment: str) -> str:
         """Run a command in the cluster's environment; its stdout."""
@@ -150,6 +166,10 @@ class Cluster:
             if "JobState" in facts:
                 found[facts.get("ArrayTaskId", "0")] = facts["JobState"]
         return found
+
+    def fact(self, job: str, name: str) -> str:
+        """What `scontrol show job` says of one job."""
+        return self.call("scontrol", "show", "job", "-o", job).split(f" {name}=")[1].split()[0]
 
     def wait(self, condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
         end = time.monotonic() + seconds

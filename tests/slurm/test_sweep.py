@@ -1,23 +1,21 @@
-"""`sbatch slurm/sweep.sh` on a real Slurm, and what a cluster does to a sweep. After each: every sample once, and the
-records are those of an undisturbed run."""
+"""`slurm/sweep.sh` on a real Slurm, and what a cluster does to a sweep. After each: every sample once, the records are
+those of an undisturbed run, and W&B has one run of each cell."""
 
-import json
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.faults.stores import Harm, harm
+from tests.faults.stores import harm
 from tests.slurm.cluster import Cluster, missing
 from tests.slurm.sweeps import Sweep, undisturbed
 from tests.tracking.conftest import KEY
 from tests.tracking.server import Server
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "")
-LONG = {"masks": 3, "samples": 160, "seed": 5}
+LONG = {"masks": 3, "samples": 120, "seed": 5}
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +23,12 @@ def cluster():
     """A folder with a short name: sockets lie in it."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     made = Cluster(folder)
-    made.start()
-    yield made
-    made.stop()
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -43,93 +43,148 @@ def server():
     server.close()
 
 
-def test_a_sweep_to_its_end_with_a_cap_and_a_failing_cell(cluster, tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for folder in (whole, broken):
-        shutil.copytree(ROOT / "harness" / "embedded" / "tiny", folder)
-    (broken / "model.safetensors").write_bytes(b"not weights")
-    sweep = Sweep(cluster, tmp_path, {"model": "local", "model.path": [str(broken), str(whole)]})
-    sweep.site.write_text(sweep.site.read_text() + "CAP=1\n")  # there is room for two
+def account(server: Server, home: Path) -> dict[str, str]:
+    return {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url, "HOME": str(home)}
+
+
+def check(sweep: Sweep, expected: dict, server: Server, *, twice: int = 0) -> None:
+    """The store is that of the undisturbed run, and so is W&B. twice: how many rows may have been computed again."""
+    found = harm(sweep.results, expected, {})
+    assert (found.lost, found.doubled, found.changed) == (0, 0, 0) and found.twice <= twice, found
+    assert server.state.runs.keys() == {cell for cell, _ in expected}
+    for record in sweep.records():
+        assert server.state.runs[record.cell_id]["exitcode"] == 0
+        (row,) = server.rows(record.cell_id)
+        assert row["retrieval/accuracy"] == record.metrics["retrieval/accuracy"]["value"]
+
+
+# a cell that is stopped after each sample, one that is stopped before the first, one that a signal kills as it loads
+ENDLESS = """\
+#!/bin/bash
+case "$2 $3" in
+    harness.sweep*) printf '%s\\n' '1 end=sample' '2 end=nothing' '3 end=load' '4 end=good' '5 end=good' ;;
+    *end=sample) echo '{"rows_written": 1}'; exit 75 ;;
+    *end=nothing) echo '{"rows_written": 0}'; exit 75 ;;
+    *end=load) kill -TERM $$ ;;
+esac
+"""
+
+
+@pytest.fixture(scope="module")
+def endless(cluster, tmp_path_factory):
+    """A sweep of such cells, its array, and what a second submission says. Early: it waits for Slurm most of its time."""
+    folder = tmp_path_factory.mktemp("endless")
+    sweep = Sweep(cluster, folder, {}, sweep=["endless.yaml"])
+    (folder / "python").write_text(ENDLESS)
+    (folder / "python").chmod(0o755)
+    sweep.set(f"PYTHON={folder}/python", "MAX_REQUEUES=2", "CAP=3")
+    return sweep, sweep.submit_here(), sweep.submit()
+
+
+@pytest.fixture(scope="module")
+def broken(cluster, tmp_path_factory):
+    """A sweep of one cell whose model has no weights, and its array, submitted early, too."""
+    folder = tmp_path_factory.mktemp("broken")
+    shutil.copytree(ROOT / "harness" / "embedded" / "tiny", folder / "model")
+    (folder / "model" / "model.safetensors").write_bytes(b"not weights")
+    sweep = Sweep(cluster, folder, {"model": "local", "model.path": str(folder / "model")})
+    return sweep, sweep.submit_here()
+
+
+def test_a_sweep_file_to_its_end_with_a_cap(endless, broken, cluster, tmp_path, zygote, server):
+    folder, clone = tmp_path / "a folder", tmp_path / "a clone"
+    folder.mkdir()
+    clone.symlink_to(ROOT)
+    cells = {"attn": "plsh", "attn.match": "fused", "masks": 4, "context": 256, "samples": 8}
+    overrides = [f"{name}={value}" for name, value in cells.items()]
+    options = {"sweep": ["sweeps/tiny.yaml", *overrides], "account": account(server, tmp_path), "clone": clone}
+    sweep = Sweep(cluster, folder, {}, **options)
+    sweep.set("CAP=1", "FLAGS+=(--ntasks-per-node=2)")  # there is room for four, and none for a second writer
     array = sweep.submit()
+    for model in ("tiny", "tiny-plain"):  # draws and batch as in the file: their defaults
+        expected = undisturbed(zygote, tmp_path / "undisturbed", {**cells, "model": model, "draws": 8, "batch": 8})
     most = 0
 
     def ended() -> bool:
         nonlocal most
         states = list(cluster.states(array).values())
         most = max(most, states.count("RUNNING"))
-        return bool(states) and not {"PENDING", "RUNNING", "COMPLETING"} & set(states)
+        return not {"PENDING", "RUNNING", "COMPLETING"} & set(states)
 
     cluster.wait(ended, "the sweep", 150)
-    assert sorted(cluster.states(array).values()) == ["COMPLETED", "FAILED"]
+    assert cluster.states(array) == {"0": "COMPLETED", "1": "COMPLETED"}
     assert most == 1, "the cap"
-    assert sorted(r.status for r in sweep.records()) == ["error", "ok"]
+    assert len(expected) == 2
+    check(sweep, expected, server)
+    assert len(list(sweep.results.glob("*/*/parts/*.jsonl"))) == 2, "one process a cell"
+
+
+def test_a_cell_that_gets_nowhere_is_not_requeued_for_ever(cluster, endless):
+    """In arrays as long as this cluster has them, three cells, one after the other."""
+    sweep, array, again = endless
+    assert again == "Not submitted again: 5 cells that wait or run in earlier arrays.\n"
+    later = sweep.arrays()[1].split()[0]
+    assert sweep.arrays() == [f"{array} 0 3", f"{later} 3 2"]
+    assert cluster.wait_for(later) == {"0": "COMPLETED", "1": "COMPLETED"}
+    assert cluster.states(array) == {"0": "FAILED", "1": "FAILED", "2": "FAILED"}
+    sample, nothing, load = (next(sweep.results.glob(f"sweeps/*/{array}_{i}.log")).read_text() for i in range(3))
+    assert "Requeued 3 times, more than MAX_REQUEUES=2: not again." in sample
+    for log in (nothing, load):
+        assert log.count("harness.run end=") == 3 and "Stopped three times in a row before a single sample" in log
+
+
+def test_a_cell_that_fails_and_a_second_submission(cluster, broken):
+    sweep, array = broken
+    assert cluster.wait_for(array) == {"0": "FAILED"}
+    assert [r.status for r in sweep.records()] == ["error"]
     assert "could not be loaded" in sweep.log()
-    assert sweep.submit().startswith("Nothing is missing")
+    said = sweep.submit_here()
+    assert said.startswith("Nothing to submit") and "or failed (--retry failed runs those again)" in said
 
 
-def test_a_warned_a_requeued_and_a_preempted_cell_lose_nothing(cluster, tmp_path, long_run, server):
-    account = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url, "HOME": str(tmp_path)}
-    sweep = Sweep(cluster, tmp_path, LONG, account=account)
+def test_a_preempted_a_warned_a_requeued_and_a_cancelled_cell_lose_nothing(cluster, tmp_path, long_run, server):
+    sweep = Sweep(cluster, tmp_path, LONG, account=account(server, tmp_path))
     array = sweep.submit("--partition=scavenge")
+    job = f"{array}_0"
 
-    def interrupted(how) -> None:
-        sweep.wait_for_rows(10)
+    def interrupt(how, rows: int) -> None:
+        """At once if no row is to be waited for. Slurm would wait some seconds before it starts the cell again."""
+        cluster.wait(lambda: cluster.states(array).get("0") == "RUNNING", "the start")
+        if rows:
+            sweep.wait_for_rows(rows)
         how()
-        cluster.wait(lambda: cluster.states(array)["0"] != "RUNNING", "the stop")
-
-    interrupted(lambda: cluster.call("scancel", "--signal=USR1", f"{array}_0"))
-    assert 0 < sweep.written() < LONG["samples"]
-    interrupted(lambda: cluster.call("scontrol", "requeue", f"{array}_0"))
-    urgent = []
+        cluster.wait(lambda: cluster.states(array).get("0") == "PENDING", "the stop")
+        cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def preempt() -> None:
-        job = cluster.call("sbatch", "--parsable", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
-        urgent.append(job.strip())
+        command = ("sbatch", "--parsable", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap=true")
+        assert cluster.wait_for(cluster.call(*command).strip()) == {"0": "COMPLETED"}
 
-    interrupted(preempt)
-    assert cluster.wait_for(urgent[0]) == {"0": "COMPLETED"}
+    interrupt(preempt, 0)
+    assert sweep.written() == 0 and cluster.fact(job, "Restarts") == "1"
+    interrupt(lambda: cluster.call("scancel", "--signal=USR1", job), 10)
+    assert 0 < sweep.written() < LONG["samples"]
+    interrupt(lambda: cluster.call("scontrol", "requeue", job), 10)
+    interrupt(preempt, 10)
+    sweep.wait_for_rows(10)
+    cluster.call("scancel", array)
+    assert cluster.wait_for(array) == {"0": "CANCELLED"}
+    assert sweep.written() < LONG["samples"] and cluster.fact(job, "Restarts") == "4"
+    array = sweep.submit()
     assert cluster.wait_for(array) == {"0": "COMPLETED"}
-    assert harm(sweep.results, long_run, {}) == Harm(), "lost, changed, or a sample was computed twice"
-    assert len(list(sweep.results.glob("*/*/parts/*.jsonl"))) >= 4, "it was stopped three times and went on"
-    (record,) = sweep.records()
-    assert list(server.state.runs) == [record.cell_id] and server.state.runs[record.cell_id]["exitcode"] == 0
-    (row,) = server.rows(record.cell_id)
-    assert row["retrieval/accuracy"] == record.metrics["retrieval/accuracy"]["value"]
+    check(sweep, long_run, server)
+    assert len(list(sweep.results.glob("*/*/parts/*.jsonl"))) >= 5, "it was stopped with rows four times, and went on"
 
 
-def test_a_drained_node_and_a_node_that_dies_with_its_orphan(cluster, tmp_path, long_run):
+def test_a_drained_node_and_a_node_that_dies_with_its_orphan(cluster, tmp_path, long_run, server):
     cluster.call("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=test")
-    sweep = Sweep(cluster, tmp_path, LONG)
+    sweep = Sweep(cluster, tmp_path, LONG, account=account(server, tmp_path))
     array = sweep.submit()
     sweep.wait_for_rows(4)
-    job = cluster.call("scontrol", "show", "job", "-o", f"{array}_0")
-    assert "NodeList=n1" in job, "a drained node got a cell"
+    assert cluster.fact(f"{array}_0", "NodeList") == "n1", "a drained node got a cell"
     cluster.call("scontrol", "update", "NodeName=n2", "State=RESUME")
     cluster.kill_node("n1")
     assert cluster.wait_for(array, 200) == {"0": "COMPLETED"}
-    found = harm(sweep.results, long_run, {})
-    assert (found.lost, found.doubled, found.changed) == (0, 0, 0)
+    check(sweep, long_run, server, twice=LONG["samples"])
     cluster.start_node("n1")
     cluster.wait(cluster.idle, "n1")
-
-
-def test_a_cell_that_waits_is_not_submitted_again(cluster, tmp_path):
-    sweep = Sweep(cluster, tmp_path, {})
-    sweep.site.write_text(sweep.site.read_text() + "FLAGS+=(--hold)\n")
-    array = sweep.submit()
-    assert sweep.submit().startswith("Not submitted again: 1 cells")
-    cluster.call("scancel", array)
-
-
-def test_a_cell_that_is_stopped_before_its_first_sample_is_not_requeued_for_ever(cluster, tmp_path):
-    sweep = Sweep(cluster, tmp_path, {})
-    sweep.results.mkdir()
-    sweep.site.write_text(sweep.site.read_text() + "PYTHON=$PLSH_FAKE\nMAX_REQUEUES=2\n")
-    fake = tmp_path / "python"
-    line = json.dumps({"status": "stopped", "rows_written": 0})
-    fake.write_text(f'#!/bin/bash\n[ "$2" = harness.sweep ] && exec {sys.executable} "$@"\necho \'{line}\'\nexit 75\n')
-    fake.chmod(0o755)
-    sweep.environment["PLSH_FAKE"] = str(fake)
-    array = sweep.submit()
-    assert cluster.wait_for(array) == {"0": "FAILED"}
-    assert "Give the job more time" in sweep.log()
