@@ -30,12 +30,26 @@ def terminate(cluster: Cluster, sweep: Sweep, job: str) -> None:
     cluster.call("scancel", "--signal=TERM", job)
 
 
+def cancel(cluster: Cluster, sweep: Sweep, job: str) -> None:
+    """A user's scancel: the cell stays cancelled until it is submitted again."""
+    cluster.call("scancel", job)
+    states = cluster.wait_for(job)
+    assert states == {"0": "CANCELLED"}, f"a cancelled cell ended as {states}"
+    sweep.submit("--partition=scavenge")
+
+
 def requeue(cluster: Cluster, sweep: Sweep, job: str) -> None:
     cluster.call("scontrol", "requeue", job)
 
 
 def preempt(cluster: Cluster, sweep: Sweep, job: str) -> None:
     cluster.call("sbatch", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
+
+
+def preempt_early(cluster: Cluster, sweep: Sweep, job: str) -> None:
+    preempt(cluster, sweep, job)
+    cluster.wait(lambda: cluster.states(job)["0"] != "RUNNING", "the preemption")
+    assert not parts(sweep), "it had samples already"
 
 
 def drain(cluster: Cluster, sweep: Sweep, job: str) -> None:
@@ -72,8 +86,10 @@ def time_out(cluster: Cluster, sweep: Sweep, job: str) -> None:
 FAULTS: tuple[tuple[str, Callable, int, dict], ...] = (
     ("Slurm: warning of a time limit (USR1)", warn, 2, SHORT),
     ("Slurm: SIGTERM by scancel", terminate, 1, SHORT),
+    ("Slurm: scancel, submitted again", cancel, 2, SHORT),
     ("Slurm: requeue", requeue, 3, SHORT),
     ("Slurm: preemption", preempt, 3, SHORT),
+    ("Slurm: preemption before the first sample", preempt_early, 2, SHORT),
     ("Slurm: drained node", drain, 2, SHORT),
     ("Slurm: killed slurmd, its orphan writes on", kill_daemon, 2, LONG),
     ("Slurm: time limit", time_out, 1, LONGEST),
@@ -136,11 +152,16 @@ def _one(
         if act is time_out:
             sweep.site.write_text(sweep.site.read_text() + "FLAGS+=(--time=60 --signal=USR1@20)\n")
         cluster.wait(cluster.idle, "idle nodes")
-        array = sweep.submit("--partition=scavenge")
-        sweep.wait_for_rows(rng.randint(4, 20))
-        act(cluster, sweep, f"{array}_0")
+        first = sweep.submit("--partition=scavenge")
+        if act is preempt_early:
+            cluster.wait(lambda: cluster.states(first).get("0") == "RUNNING", "the start")
+            time.sleep(rng.uniform(0, 2))
+        else:
+            sweep.wait_for_rows(rng.randint(4, 20))
+        act(cluster, sweep, f"{first}_0")
         safe = on_disk(sweep.results)
-        states = cluster.wait_for(array, 600)
+        last = sweep.arrays()[-1].split()[0]
+        states = cluster.wait_for(last, 600)
         found = harm(sweep.results, expected, safe)
         cell = next(iter(expected))[0]
         rows = server.rows(cell)
@@ -148,8 +169,10 @@ def _one(
         broken = [] if states == {"0": "COMPLETED"} else [f"the job ended as {states}"]
         if found.lost or found.doubled or found.changed:
             broken.append(str(found))
-        if len(parts(sweep)) < 2 and act is not kill_daemon:  # an orphan may come to the end alone
+        # an orphan may come to the end alone
+        if len(parts(sweep)) < 2 and act not in (kill_daemon, preempt_early):
             broken.append("the fault did not interrupt the cell")
         if "Traceback (most recent call last)" in sweep.log():
             broken.append("a traceback")
-        return found, list(states.values()), [f"{what}: {sweep.log()[-600:]}" for what in broken]
+        ends = [state for job in dict.fromkeys((first, last)) for state in cluster.states(job).values()]
+        return found, ends, [f"{what}: {sweep.log()[-600:]}" for what in broken]

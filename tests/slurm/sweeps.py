@@ -66,14 +66,20 @@ class Sweep:
 
     def submit(self, *flags: str) -> str:
         """sbatch, wait until it has submitted the array; the array's id, or what it said where nothing was missing."""
+        return self.answer(self.sbatch(*flags))
+
+    def sbatch(self, *flags: str) -> str:
+        """The number of the job that submits the array."""
         command = ("sbatch", "--parsable", f"--output={self.output}", *flags, "slurm/sweep.sh", *self.sweep)
-        job = self._call(command).strip()
+        return self._call(command).strip()
+
+    def answer(self, job: str) -> str:
         self.cluster.wait_for(job)
         return _array(Path(str(self.output).replace("%j", job)).read_text())
 
-    def submit_here(self, *options: str) -> str:
+    def submit_here(self) -> str:
         """The same from a shell on the login node."""
-        return _array(self._call(("bash", "slurm/sweep.sh", *self.sweep, *options)))
+        return _array(self._call(("bash", "slurm/sweep.sh", *self.sweep)))
 
     def _call(self, command: Sequence[str]) -> str:
         environment = self.cluster.environment | self.environment

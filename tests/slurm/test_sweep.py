@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.faults.stores import harm
+from tests.faults.stores import harm, on_disk
 from tests.slurm.cluster import Cluster, missing
 from tests.slurm.sweeps import Sweep, undisturbed
 from tests.tracking.conftest import KEY
@@ -29,11 +29,6 @@ def cluster():
     finally:
         made.stop()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def long_run(zygote, tmp_path_factory):
-    return undisturbed(zygote, tmp_path_factory.mktemp("undisturbed"), LONG)
 
 
 @pytest.fixture
@@ -72,7 +67,7 @@ esac
 
 @pytest.fixture(scope="module")
 def endless(cluster, tmp_path_factory):
-    """A sweep of such cells, its array, and what a second submission says. Early: it waits for Slurm most of its time."""
+    """A sweep of such cells, its array, and what a second submission says. Made early: it waits most of its time."""
     folder = tmp_path_factory.mktemp("endless")
     sweep = Sweep(cluster, folder, {}, sweep=["endless.yaml"])
     (folder / "python").write_text(ENDLESS)
@@ -83,12 +78,12 @@ def endless(cluster, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def broken(cluster, tmp_path_factory):
-    """A sweep of one cell whose model has no weights, and its array, submitted early, too."""
+    """A sweep of one cell whose model has no weights, and the job that submits its array, early, too."""
     folder = tmp_path_factory.mktemp("broken")
     shutil.copytree(ROOT / "harness" / "embedded" / "tiny", folder / "model")
     (folder / "model" / "model.safetensors").write_bytes(b"not weights")
     sweep = Sweep(cluster, folder, {"model": "local", "model.path": str(folder / "model")})
-    return sweep, sweep.submit_here()
+    return sweep, sweep.sbatch()
 
 
 def test_a_sweep_file_to_its_end_with_a_cap(endless, broken, cluster, tmp_path, zygote, server):
@@ -134,57 +129,58 @@ def test_a_cell_that_gets_nowhere_is_not_requeued_for_ever(cluster, endless):
 
 
 def test_a_cell_that_fails_and_a_second_submission(cluster, broken):
-    sweep, array = broken
-    assert cluster.wait_for(array) == {"0": "FAILED"}
+    sweep, job = broken
+    assert cluster.wait_for(sweep.answer(job)) == {"0": "FAILED"}
     assert [r.status for r in sweep.records()] == ["error"]
     assert "could not be loaded" in sweep.log()
     said = sweep.submit_here()
     assert said.startswith("Nothing to submit") and "or failed (--retry failed runs those again)" in said
 
 
-def test_a_preempted_a_warned_a_requeued_and_a_cancelled_cell_lose_nothing(cluster, tmp_path, long_run, server):
+def preempt(cluster: Cluster) -> None:
+    command = ("sbatch", "--parsable", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap=true")
+    assert cluster.wait_for(cluster.call(*command).strip()) == {"0": "COMPLETED"}
+
+
+def test_a_cell_to_which_everything_happens_loses_nothing(cluster, tmp_path, zygote, server):
+    expected = undisturbed(zygote, tmp_path / "undisturbed", LONG)
     sweep = Sweep(cluster, tmp_path, LONG, account=account(server, tmp_path))
     array = sweep.submit("--partition=scavenge")
     job = f"{array}_0"
 
-    def interrupt(how, rows: int) -> None:
-        """At once if no row is to be waited for. Slurm would wait some seconds before it starts the cell again."""
-        cluster.wait(lambda: cluster.states(array).get("0") == "RUNNING", "the start")
-        if rows:
-            sweep.wait_for_rows(rows)
-        how()
+    def start_again() -> None:
+        """Slurm would wait some seconds before it starts a requeued cell."""
         cluster.wait(lambda: cluster.states(array).get("0") == "PENDING", "the stop")
         cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now")
 
-    def preempt() -> None:
-        command = ("sbatch", "--parsable", "--exclusive", "--nodes=2", "--output=/dev/null", "--wrap=true")
-        assert cluster.wait_for(cluster.call(*command).strip()) == {"0": "COMPLETED"}
-
-    interrupt(preempt, 0)
+    cluster.wait(lambda: cluster.states(array).get("0") == "RUNNING", "the start")
+    preempt(cluster)
+    start_again()
     assert sweep.written() == 0 and cluster.fact(job, "Restarts") == "1"
-    interrupt(lambda: cluster.call("scancel", "--signal=USR1", job), 10)
-    assert 0 < sweep.written() < LONG["samples"]
-    interrupt(lambda: cluster.call("scontrol", "requeue", job), 10)
-    interrupt(preempt, 10)
+    for interrupt in (
+        lambda: cluster.call("scancel", "--signal=USR1", job),
+        lambda: cluster.call("scontrol", "requeue", job),
+        lambda: preempt(cluster),
+    ):
+        sweep.wait_for_rows(10)
+        interrupt()
+        start_again()
     sweep.wait_for_rows(10)
     cluster.call("scancel", array)
     assert cluster.wait_for(array) == {"0": "CANCELLED"}
-    assert sweep.written() < LONG["samples"] and cluster.fact(job, "Restarts") == "4"
-    array = sweep.submit()
-    assert cluster.wait_for(array) == {"0": "COMPLETED"}
-    check(sweep, long_run, server)
-    assert len(list(sweep.results.glob("*/*/parts/*.jsonl"))) >= 5, "it was stopped with rows four times, and went on"
+    assert 40 <= sweep.written() < LONG["samples"] and cluster.fact(job, "Restarts") == "4"
 
-
-def test_a_drained_node_and_a_node_that_dies_with_its_orphan(cluster, tmp_path, long_run, server):
     cluster.call("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=test")
-    sweep = Sweep(cluster, tmp_path, LONG, account=account(server, tmp_path))
     array = sweep.submit()
+    job = f"{array}_0"
     sweep.wait_for_rows(4)
-    assert cluster.fact(f"{array}_0", "NodeList") == "n1", "a drained node got a cell"
+    assert cluster.fact(job, "NodeList") == "n1", "a drained node got a cell"
     cluster.call("scontrol", "update", "NodeName=n2", "State=RESUME")
-    cluster.kill_node("n1")
-    assert cluster.wait_for(array, 200) == {"0": "COMPLETED"}
-    check(sweep, long_run, server, twice=LONG["samples"])
+    safe = on_disk(sweep.results)
+    assert sum(map(len, safe.values())) == sum(len({row["key"] for row in rows}) for rows in safe.values()), "twice"
+    cluster.kill_node("n1")  # the cell lives on there, and is started on the other
+    start_again()
+    assert cluster.wait_for(array) == {"0": "COMPLETED"}
     cluster.start_node("n1")
-    cluster.wait(cluster.idle, "n1")
+    check(sweep, expected, server, twice=LONG["samples"])
+    assert len(list(sweep.results.glob("*/*/parts/*.jsonl"))) >= 5, "it was stopped four times with rows, and went on"
