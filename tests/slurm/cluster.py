@@ -174,7 +174,9 @@ class Cluster:
     def wait(self, condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
         end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, f"waited {seconds} s for {what}: {self.call('squeue', check=False)}"
+            if time.monotonic() > end:
+                jobs = self.call("scontrol", "show", "job", check=False)
+                raise AssertionError(f"waited {seconds} s for {what}, with these jobs:\n{jobs}")
             time.sleep(0.2)
 
     def wait_for(self, job: str, seconds: float = 120) -> dict[str, str]:
