@@ -12,7 +12,7 @@ refuse() {
     exit 2
 }
 
-absolute() { case $1 in /*) echo "$1" ;; *) echo "$called/$1" ;; esac }
+absolute() { case $1 in /*) echo "$1" ;; *) echo "$called/$1" ;; esac; }
 
 # sbatch runs a copy of this script, and the project is where the original lies. A shell in an interactive job runs the
 # original, and what its job was started with says nothing about the sweep.
