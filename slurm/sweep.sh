@@ -22,6 +22,7 @@ if [ ! -f "$(dirname "$0")/../harness/run.py" ] && [ -n "${SLURM_JOB_ID:-}" ]; t
     original=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=\(.*/slurm/sweep\.sh\).*|\1|p' | head -n 1)
 fi
 ROOT=${PLSH_ROOT:-$(cd "$(dirname "$original")/.." && pwd)}
+[ -f "$ROOT/harness/run.py" ] || refuse "There is no project in $ROOT. Submit the slurm/sweep.sh of your clone itself."
 called=$PWD
 cd "$ROOT"
 
@@ -67,8 +68,8 @@ submit() {
         if ! id=$(PLSH_ROOT=$ROOT PLSH_ROWS=$logs/rows PLSH_FIRST=$first SITE=$SITE sbatch --parsable \
             --array="0-$((size - 1))%$CAP" --signal=USR1@120 --output="$logs/%A_%a.log" --export=ALL \
             "${inherited[@]}" "${FLAGS[@]}" "${after[@]}" --job-name="$name" slurm/sweep.sh); then
-            echo "Slurm refused $size cells, for the reason above; $first of $count were submitted. If that is too many" \
-                "jobs at once, set MAX_ARRAY in the site file, and submit the same again when there is room."
+            echo "Slurm refused $size cells, for the reason above; $first of $count were submitted. If that is too" \
+                "many jobs at once, set MAX_ARRAY in the site file, and submit the same again when there is room."
             [ "$first" -gt 0 ] || rm -r "$logs"
             return 1
         fi
@@ -138,8 +139,8 @@ cell() {
     return "$code"
 }
 
-# Requeue this cell, unless it was cancelled or gets nowhere. Given: how many samples it has computed since it was started,
-# and a file with a line for each time in a row that it was stopped without any.
+# Requeue this cell, unless it was cancelled or gets nowhere. Given: how many samples it has computed since it was
+# started, and a file with a line for each time in a row that it was stopped without any.
 again() {
     local job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # the last element's number alone means the whole array
     case $(scontrol show job -o "$job") in *' JobState=RUNNING '*) ;; *) return 0 ;; esac

@@ -181,6 +181,7 @@ def test_mistakes_have_a_sentence_and_leave_nothing(project, tmp_path):
         (run(project, script, "test.yaml"), "There can be no array: Slurm's MaxArraySize"),
         (run(project, script, "test.yaml", SITE="absent.sh"), f"SITE names {project}/absent.sh, which cannot be read."),
         (as_job(project, tmp_path, SLURM_ARRAY_TASK_ID="1"), "Give sbatch no --array"),
+        (as_job(project, tmp_path, PLSH_ROOT=str(tmp_path)), f"There is no project in {tmp_path}."),
     ):
         assert found.returncode == 2 and said in found.stderr
     stand_in(project, "python", "echo 'row 2: a mistake' >&2", "exit 2")
