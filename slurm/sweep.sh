@@ -84,8 +84,8 @@ submit() {
     echo "Cancel: scancel --name=$name"
 }
 
-# The rows that earlier arrays with these results have yet to do, by their elements that wait or run. Other clusters give
-# the same numbers to other jobs; the name of an array is that of its folder.
+# The rows that earlier arrays with these results have yet to do, by their elements that wait or run. Other clusters
+# give the same numbers to other jobs; the name of an array is that of its folder.
 queued() {
     local arrays elements
     elements=$(squeue -h -r -o '%F %K %j')
@@ -97,8 +97,8 @@ queued() {
     done
 }
 
-# What was said to the first sbatch holds for the array too, unless the site file says otherwise. Time and QOS may be the
-# defaults of its partition and account, and are not for those that the site file names.
+# What was said to the first sbatch holds for the array too, unless the site file says otherwise. Time and QOS may be
+# the defaults of its partition and account, and are not for those that the site file names.
 inherit() {
     inherited=()
     local job='' pairs='Partition:partition Account:account QOS:qos TimeLimit:time' pair value
