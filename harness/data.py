@@ -50,13 +50,17 @@ def prepare(plans: Iterable["Plan"], *, results: str, models: bool) -> int:
     """Have on this machine what runs of these plans read, each distinct piece once, and print what and where: the data
     of their tasks, and with models=True the files of the models that come from the Hub.
 
-    Returns 0, or 1 if something could not be had. Raises UserError before anything is made.
+    Returns 0, 1 if something could not be had, or 75 if it was interrupted. Raises UserError before anything is made.
     """
     from harness.machine import writable
 
     wanted = _wanted(plans, models=models)
     writable(results)
-    had = [(row, _made(make)) for row, make in wanted.values()]
+    try:
+        had = [(row, _made(make)) for row, make in wanted.values()]
+    except KeyboardInterrupt:
+        print("Stopped. What was made stays, and the same command goes on.", file=sys.stderr, flush=True)
+        return 75
     found = [{**row, **rest} for row, rest in had if rest]
     shown = [[str(row.get(c, ""))[: DIGITS if c == "sha256" else None] for c in COLUMNS] for row in found]
     Table("", list(COLUMNS), shown, [], words=2).print()
@@ -89,7 +93,8 @@ def _made(make: Callable) -> dict:
         found = make()
     except (UserError, OSError, NotImplementedError) as error:
         print(error, file=sys.stderr, flush=True)
-        return {"status": "unsupported" if isinstance(error, NotImplementedError) else "error"}
+        status = "unsupported" if isinstance(error, NotImplementedError) else "error"
+        return {"status": status, "message": str(error)}
     if found is None:
         return {}
     if isinstance(found, Path):

@@ -2,7 +2,6 @@
 loaded."""
 
 import math
-import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,8 @@ from harness.config import CONF, AttnConfig, ModelConfig, RunConfig, TrackingCon
 from harness.errors import CannotLoad, UserError, choose, nearest
 from harness.machine import device_of, memory_sentence, store, writable
 from harness.models.spec import ModelSpec, resolve_model
-from harness.tasks.base import PlannedTask, Task
+from harness.refusals import refuse_kernel, refuse_length, refuse_model
+from harness.tasks.base import PlannedTask
 from harness.tasks.registry import family_of
 from harness.tracking import tracker
 from kernels.cost import MATCHES
@@ -101,7 +101,7 @@ class Planner:
         placed = ("device", config.device, model.device_map)
         device = self._once(placed, lambda: device_of(config.device, model.device_map, here=self.here))
         if self.here and attention.name != "stock":
-            _refuse_kernel(kernel, attention, model, device)
+            refuse_kernel(kernel, attention, model, device)
         tasks = self._once(("tasks", repr(config.task), device), lambda: _tasks(config.task, device))
         if not tasks:
             raise UserError("No task is chosen: set task=retrieval.")
@@ -111,8 +111,8 @@ class Planner:
                     f"samples={config.samples} cannot be spread over draws={draws}: ask for more samples or fewer "
                     "draws."
                 )
-            _refuse_model(planned.task, model)
-            _stock_length(cell, planned.task)
+            refuse_model(planned.task, model)
+            refuse_length(cell, planned.task)
         results = self._once(("results", config.results), lambda: (writable if self.here else store)(config.results))
         sentence = None
         batches = [t.task.amount(t.options, cell, config.samples, config.batch)[1] for t in tasks if t.task.needs_model]
@@ -166,51 +166,6 @@ class Planner:
         if error is not None:
             raise UserError(str(error))
         return found
-
-
-def _refuse_kernel(kernel: str, attention: Attention, model: ModelSpec, device: torch.device) -> None:
-    """UserError if this kernel cannot compute this attention of this model here."""
-    reason = None
-    if kernel == "triton":
-        try:
-            from kernels.triton_attend import hindrance
-        except ImportError:
-            raise UserError(
-                "kernel=triton needs the package triton, which is not installed: use kernel=sdpa."
-            ) from None
-        counted = attention.masks if attention.name == "plsh" and attention.weights == "count" else 0
-        reason = hindrance(device, model.torch_dtype, model.architecture.head_dim, counted)
-    elif kernel == "flex":
-        from kernels import flex  # its import takes seconds
-
-        reason = flex.hindrance(device, model.torch_dtype)
-    if reason:
-        raise UserError(re.sub(r"kernel='(\w+)'", r"kernel=\1", reason))
-
-
-def _refuse_model(task: Task, model: ModelSpec) -> None:
-    """UserError if of this model the task could say nothing."""
-    if model.random and task.needs_trained_weights:
-        raise UserError(
-            f"task={task.name} is refused: the model has random weights, of which an accuracy says nothing. Use "
-            "model.weights=checkpoint, or task=throughput."
-        )
-    if model.reads == "prompts" and task.natural_text:
-        raise UserError(
-            f"task={task.name} is refused: it reads natural text, and model={model.name} knows no words "
-            "but those of its own prompts. Use model=tiny-books, or another language model."
-        )
-
-
-def _stock_length(cell: Cell, task: Task) -> None:
-    """UserError if the checkpoint's own attention cannot see the prompt and what the task generates after it."""
-    limit = cell.model.architecture.positions
-    if cell.attention.name == "stock" and limit and cell.context + task.generates > limit:
-        raise UserError(
-            f"attn=stock fails beyond this checkpoint's max_seq_len of {limit} tokens: task={task.name} needs "
-            f"{cell.context + task.generates} (context={cell.context}, and what it generates). Use attn=alibi, which "
-            "has no such bound, or a smaller context."
-        )
 
 
 def _attention(config: RunConfig, model: ModelSpec) -> Attention:

@@ -71,8 +71,8 @@ class Record:
 
     @cached_property
     def outcome(self) -> dict:
-        """task.json if finished, else the last recorded attempt, else nothing."""
-        return self._finished or (self._attempts[-1] if self._attempts else {})
+        """task.json if finished, else the last attempt that failed, else nothing."""
+        return self._finished or next((a for a in reversed(self._attempts) if "error" in a), {})
 
     @property
     def environment(self) -> dict:

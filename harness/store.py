@@ -69,12 +69,15 @@ class TaskStore:
         return record if record and record.get("status") in FINISHED else None
 
     def finish(self, record: dict) -> None:
-        write_atomic(self.folder / "task.json", record)
+        """after: how many attempts had been recorded by then."""
+        after = max((a["order"] for a in self.attempts()), default=0)
+        write_atomic(self.folder / "task.json", {**record, "after": after})
 
     def attempts(self) -> list[dict]:
         """Attempts that ended with an outcome of their own (error, oom), oldest first, and those that try again."""
-        files = sorted((self.folder / "attempts").glob("*.json"))
-        return [record for record in map(read_json, files) if record]
+        files = {path.stem: read_json(path) for path in (self.folder / "attempts").glob("*.json")}
+        records = [{"attempt": name, "order": 0, **record} for name, record in files.items() if record]
+        return sorted(records, key=lambda record: (record["order"], record["attempt"]))
 
     def try_again(self, attempt: str, about: Mapping) -> None:
         """Where an attempt has failed, record that another begins: the task is stopped until that has its outcome."""
@@ -82,7 +85,10 @@ class TaskStore:
             self.record_attempt(attempt, {**about, "status": "stopped"})
 
     def record_attempt(self, attempt: str, record: dict) -> None:
-        write_atomic(self.folder / "attempts" / f"{attempt}.json", record)
+        """order: behind those that are known where it is first recorded, since clocks jump, and differ by machine."""
+        known = {a["attempt"]: a["order"] for a in self.attempts()}
+        order = known.get(attempt, max(known.values(), default=0) + 1)
+        write_atomic(self.folder / "attempts" / f"{attempt}.json", {**record, "order": order})
 
     def lines(self) -> int:
         """How many lines the parts hold, counted without reading them as JSON: there are no more rows than that."""
@@ -118,7 +124,7 @@ def status_of(
     if finished:
         if lines() <= finished["samples"] or len(rows()) <= finished["samples"]:
             return finished["status"]
-        attempts = [a for a in attempts if a["attempt"] > finished["attempt"]]
+        attempts = [a for a in attempts if a["order"] > finished.get("after", 0)]
     if attempts:
         return attempts[-1]["status"]
     return "stopped" if lines() and rows() else "missing"

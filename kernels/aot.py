@@ -110,10 +110,11 @@ def compiled(configuration: Configuration) -> CompiledKernel:
     """What Triton makes of one configuration, as at run time."""
     c = configuration
     kernel, tile = ALL[c.kernel], tile_of(DTYPES[c.dtype], c.cap // 10)
-    fixed = constants(c.kernel, c.law, c.masks, c.sinks, c.causal, c.dim, DTYPES[c.dtype], tile, c.gaps)
     if c.kernel in TABLES:
         fixed = {"LAW": c.law, "CAUSAL": c.causal, "TILE": tile, "BLOCK": BLOCK, **LAUNCH}
-    elif c.kernel == "decode":
+    else:
+        fixed = constants(c.kernel, c.law, c.masks, c.sinks, c.causal, c.dim, DTYPES[c.dtype], tile, c.gaps)
+    if c.kernel == "decode":
         fixed |= {"ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": 4, "num_stages": 3}
     elif c.kernel == "delta":
         fixed |= {"ROWS": DELTA_ROWS, "num_warps": 4, "num_stages": 3}
@@ -205,6 +206,8 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="print the table of docs/kernels.md from the record")
     parser.add_argument("-j", "--jobs", type=int, default=1, help="compile in so many processes")
     options = parser.parse_args()
+    if options.jobs < 1:
+        parser.error("-j takes whole numbers from 1 on.")
     if options.table:
         print(table(json.loads(RECORD.read_text())["kernels"]))
         return 0

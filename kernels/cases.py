@@ -165,4 +165,3 @@ EDGES = [replace(_LONG, rule=rule) for rule in ("alibi", "window", "count/gamma"
     replace(_LONG, rule="rb/gamma", shape=(1501, 64, None), layout="transposed"),
     Case(rule="count/gamma", shape=(128, 128, None), heads=(2, 2), dtype=torch.float64),
 ]
-CASES = pairwise(FACTORS) + EDGES

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -56,11 +57,20 @@ def written(value: object, depth: int = 0) -> str:
     inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
     rows = any(isinstance(x, list) and any(isinstance(y, dict) for y in x) for x in [value, *inner])
     if not inner or (depth > 1 and not rows):
-        return json.dumps(value)
+        return json.dumps(_finite(value), allow_nan=False)
     names = [f"{json.dumps(name)}: " for name in value] if isinstance(value, dict) else [""] * len(inner)
     lines = [f"{' ' * (depth + 1)}{name}{written(x, depth + 1)}" for name, x in zip(names, inner, strict=True)]
     begin, end = "{}" if isinstance(value, dict) else "[]"
     return f"{begin}\n" + ",\n".join(lines) + f"\n{' ' * depth}{end}"
+
+
+def _finite(value: object) -> object:
+    """The same with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: _finite(x) for name, x in value.items()}
+    if isinstance(value, list):
+        return [_finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _output(*command: str) -> str | None:

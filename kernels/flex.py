@@ -64,7 +64,7 @@ def hindrance(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"kernel='flex' takes float16, bfloat16 and float32, not {dtype}: use kernel='exact'."
     compiler = os.environ.get("CXX", "g++")
-    if device.type == "cpu" and shutil.which(compiler) is None:
+    if device.type == "cpu" and shutil.which(next(iter(compiler.split()), "")) is None:
         return f"kernel='flex' is compiled with {compiler} on the CPU, which is not installed: use kernel='sdpa'."
     return None
 

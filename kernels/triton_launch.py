@@ -36,8 +36,8 @@ def constants(
     kernel: str, law: str, masks: int, sinks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int,
     gaps: bool = False,
 ) -> dict:  # fmt: skip
-    """What the kernel over tiles, "forward", "dq" or "dkdv", is compiled for, and how it is launched. gaps: of the
-    forward kernel, whether keys leave out tokens."""
+    """What the kernel over tiles, "forward", "dq" or "dkdv", is compiled for, and how it is launched; other kernels
+    have a step and warps of their own. gaps: of the forward kernel, whether keys leave out tokens."""
     return {
         "LAW": law,
         "CAUSAL": causal,

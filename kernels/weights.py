@@ -84,7 +84,7 @@ def check_slopes(slopes: torch.Tensor) -> torch.Tensor:
 def check_whole(name: str, value: int, least: int, end: int = 2**63) -> int:
     """The value, if it is a whole number of least .. end - 1."""
     try:
-        number = operator.index(value)
+        number = operator.index(None if isinstance(value, bool) else value)
     except TypeError:
         raise ValueError(f"{name} must be a whole number, not {value!r}.") from None
     if number < least:
@@ -152,7 +152,7 @@ class Window(Weights):
     sinks: int = 0
 
     def __post_init__(self):
-        check_whole("sinks", self.sinks, 0)
+        object.__setattr__(self, "sinks", check_whole("sinks", self.sinks, 0))
         object.__setattr__(self, "slopes", check_slopes(self.slopes))
         if not self.cutoff >= 0:
             raise ValueError(f"cutoff must be at least 0 (in units of 1/slope), not {self.cutoff}.")

@@ -13,6 +13,7 @@ from harness.models.families import family_of
 from harness.models.family import Architecture
 from harness.models.spec import ModelSpec, agree, read_config
 from harness.preflight import refuse_foreign_kernels
+from harness.store import read_json
 
 refuse_foreign_kernels()  # before transformers looks for a package of that name
 
@@ -61,8 +62,12 @@ def download(spec: ModelSpec) -> Path:
     print(f"Fetching {spec.source}", file=sys.stderr, flush=True)
     chosen = {"revision": spec.revision, "allow_patterns": FILES, "ignore_patterns": "*/*"}
     place = Path(_guarded(spec, lambda: snapshot_download(spec.repo, **chosen)))
+    index = read_json(place / "model.safetensors.index.json") or {}
+    absent = [name for name in sorted(set(index.get("weight_map", {}).values())) if not (place / name).exists()]
+    if absent:
+        raise CannotLoad(f"{spec.source}: {', '.join(absent)} is not on this machine. Fetch it with a network.")
     if not any(place.glob("*.safetensors")):
-        raise CannotLoad(f"{spec.source} holds no .safetensors file, or not here: pickled weights are never loaded.")
+        raise CannotLoad(f"{spec.source} holds no .safetensors file, and pickled weights are never loaded.")
     return place
 
 

@@ -60,6 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"-j must be at least 1, not {given.jobs}.")
         refuse_foreign_kernels()
         grid = read(given.file).fixed(_overrides(given.overrides))
+        if given.prepare and (given.retry or given.jobs > 1):
+            raise UserError("--prepare makes each piece once, whatever is done: leave out --retry and -j.")
         if given.prepare:
             planned = (plan for _, plan in plans(grid, results=given.results, here=False))
             return prepare(planned, results=given.results, models=True)

@@ -1,5 +1,5 @@
-"""The cells of a sweep as a sequence that holds some 50 bytes of each: of a hundred thousand, all that differs between
-them is kept packed, and a row is made when it is asked for."""
+"""The cells of a sweep, packed: 16 bytes for each task of a cell and 24 more, so that there may be very many. A row is
+made when it is asked for."""
 
 import hashlib
 from array import array

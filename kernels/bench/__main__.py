@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> dict:
         run = one_part(work, options.device, record, clock, stop)
         print(f"\n{table(run)}", flush=True)
     if any(record.failure(work) for work in works):
-        print("\nParts that could not be prepared are not tried again, but with --fresh.")
+        print("\nParts that could not be prepared are not tried again, unless --fresh is given.")
     left = [work.title for work in works if not record.complete(work)]
     record.content["not_reached"] = left
     record.save()
@@ -81,7 +81,6 @@ def one_part(work: Work, device: str, record: Record, clock, stop) -> dict:
         missing = [method for method in methods if method.name not in known]
         try:
             if failed:
-                record.fail(run, work, failed)
                 gc.collect()
                 clock.release()
             for row in measure(problem, missing, clock, stop) if missing else []:
@@ -90,7 +89,9 @@ def one_part(work: Work, device: str, record: Record, clock, stop) -> dict:
                 missing = missing[1:]
         except DeviceLost as e:
             sys.exit(f"{work.title}: {at} broke the GPU's context ({e}). The same command goes on after it.")
-    if not missing and not failed:
+    if failed and not missing:  # otherwise what was ready is still to be measured
+        record.fail(run, work, failed)
+    elif not missing:
         run["masks"].append(work.masks)
     return run
 

@@ -92,6 +92,23 @@ def test_status_follows_what_is_there(tmp_path):
     assert s.status() == "ok"
 
 
+def test_attempts_follow_one_another_whatever_their_clocks_say(tmp_path):
+    """Their names begin with the time, by which a clock that is behind would put the later one first."""
+    s = store(tmp_path)
+    s.record_attempt("20260102T000000-a", {"status": "error", "error": "E"})
+    s.try_again("20260101T000000-b", {})
+    assert [a["status"] for a in s.attempts()] == ["error", "stopped"] and s.status() == "stopped"
+    s.record_attempt("20260101T000000-b", {"status": "oom", "error": "E"})
+    assert s.status() == "oom" and len(s.attempts()) == 2
+    s.finish({"status": "ok", "samples": 1, "attempt": "20260103T000000-c"})
+    part = s.open_part("d")
+    part.write([{"key": 0}, {"key": 1}])  # it is being extended
+    part.close()
+    assert s.status() == "stopped"
+    s.record_attempt("20251231T000000-d", {"status": "error", "error": "E"})
+    assert s.status() == "error"
+
+
 def test_half_a_mark_is_no_mark(tmp_path):
     s = store(tmp_path)
     s.folder.mkdir(parents=True)

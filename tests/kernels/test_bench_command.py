@@ -106,9 +106,28 @@ def test_a_part_that_cannot_be_prepared_is_recorded_and_the_others_go_on(stage, 
     assert whole["failed"] == [] and whole["masks"] == [16] and len(whole["methods"]) == 15
     assert "16 masks: could not be prepared (out of memory)." in capsys.readouterr().out
     assert main(arguments)["runs"] == report["runs"] and tried == [64, 128]
-    assert "not tried again, but with --fresh" in capsys.readouterr().out
+    assert "not tried again, unless --fresh is given" in capsys.readouterr().out
     monkeypatch.setattr(command, stage, make)
     assert main([*arguments, "--fresh"])["runs"][0]["masks"] == [16]
+    capsys.readouterr()
+
+
+def test_what_was_ready_before_a_failure_is_measured_though_the_minutes_end_between(
+    quick, tmp_path, monkeypatch, capsys
+):
+    def fails(*_):
+        raise torch.OutOfMemoryError("too much")
+
+    file, measured = tmp_path / "bench.json", command.measure
+    monkeypatch.setattr(command, "masked", fails)
+    monkeypatch.setattr(command, "measure", lambda *_: iter(()))  # stopped before the first row
+    arguments = ["--device", "cpu", "--heads", "2x8", "--calls", "decode-1", "--tokens", "64", "--repeats", "1"]
+    report = main([*arguments, "--minutes", "9", "--json", str(file)])
+    assert report["not_reached"] == ["2x8, decode-1, 64 tokens, 16 masks"] and report["runs"][0]["failed"] == []
+    monkeypatch.setattr(command, "measure", measured)
+    report = main([*arguments, "--json", str(file)])
+    assert report["not_reached"] == [] and len(report["runs"][0]["methods"]) == 4
+    assert report["runs"][0]["failed"] == [{"masks": 16, "reason": "out of memory"}]
     capsys.readouterr()
 
 

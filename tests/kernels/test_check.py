@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import subprocess
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from kernels import Window, check, compare
 from kernels.attend import attend
 from kernels.cases import FACTORS, Case
+from kernels.environment import written
 
 MATRIX, WEIGHTS = check.matrix, check.all_weights
 CASES = [
@@ -161,6 +163,7 @@ def test_a_part_runs_in_a_process_of_its_own():
         (["--json", "/"], "/ is a folder"),
         (["--workers", "-2"], "a whole number from 1 on, not -2"),
         (["--workers", "0"], "a whole number from 1 on, not 0"),
+        (["--kernel", "flex"], "gives no log-sum-exp on the CPU"),
     ],
 )
 def test_what_makes_no_sense_is_refused_at_once(arguments, said, monkeypatch, capsys):
@@ -173,3 +176,11 @@ def test_what_makes_no_sense_is_refused_at_once(arguments, said, monkeypatch, ca
 def test_no_gpu_is_said(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert check.main([]) == 2 and "no CUDA GPU" in capsys.readouterr().out
+
+
+def test_an_error_that_is_not_finite_is_null_in_the_file():
+    row = {"weights": "alibi", "call": "causal", "dtype": "float32", "dim": 16, "limit": 1e-5}
+    row |= {"errors": {"out": math.inf, "lse": 1e-7}, "worst": math.inf}
+    again = json.loads(written({"rows": [row]}), parse_constant=lambda name: pytest.fail(name))["rows"][0]
+    assert again["errors"] == {"out": None, "lse": 1e-7}
+    assert check.failure(again) == check.failure(row) == "alibi, causal, head dimension 16, float32: out inf > 1e-05"

@@ -79,6 +79,15 @@ def test_slopes_of_weights(make, slopes):
         make(torch.tensor(slopes))
 
 
+@pytest.mark.parametrize(
+    "sinks, hint", [(-1, "sinks must be at least 0"), (2.5, "whole number"), (True, "whole number")]
+)
+def test_sinks_of_a_window(sinks, hint):
+    with pytest.raises(ValueError, match=hint):
+        Window(SLOPES, 3.0, sinks)
+    assert type(Window(SLOPES, 3.0, torch.tensor(4)).sinks) is int
+
+
 @pytest.mark.parametrize("cutoff", [-0.5, math.nan])
 def test_window(cutoff):
     with pytest.raises(ValueError, match="cutoff must be at least 0"):

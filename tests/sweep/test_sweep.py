@@ -205,6 +205,7 @@ MISTAKES = [
     (("--retry", "all"), "invalid choice"),
     (("maks=3",), "Did you mean masks?"),
     (("--status", "--missing"), "not allowed with"),
+    (("--prepare", "--retry", "failed"), "leave out --retry and -j"),
 ]
 
 

@@ -1,0 +1,55 @@
+"""What a kernel, a model or a task cannot do together, said before anything is loaded."""
+
+import re
+
+import torch
+
+from harness.cell import Attention, Cell
+from harness.errors import UserError
+from harness.models.spec import ModelSpec
+from harness.tasks.base import Task
+
+
+def refuse_kernel(kernel: str, attention: Attention, model: ModelSpec, device: torch.device) -> None:
+    """UserError if this kernel cannot compute this attention of this model here."""
+    reason = None
+    if kernel == "triton":
+        try:
+            from kernels.triton_attend import hindrance
+        except ImportError:
+            raise UserError(
+                "kernel=triton needs the package triton, which is not installed: use kernel=sdpa."
+            ) from None
+        counted = attention.masks if attention.name == "plsh" and attention.weights == "count" else 0
+        reason = hindrance(device, model.torch_dtype, model.architecture.head_dim, counted)
+    elif kernel == "flex":
+        from kernels import flex  # its import takes seconds
+
+        reason = flex.hindrance(device, model.torch_dtype)
+    if reason:
+        raise UserError(re.sub(r"kernel='(\w+)'", r"kernel=\1", reason))
+
+
+def refuse_model(task: Task, model: ModelSpec) -> None:
+    """UserError if of this model the task could say nothing."""
+    if model.random and task.needs_trained_weights:
+        raise UserError(
+            f"task={task.name} is refused: the model has random weights, of which an accuracy says nothing. Use "
+            "model.weights=checkpoint, or task=throughput."
+        )
+    if model.reads == "prompts" and task.natural_text:
+        raise UserError(
+            f"task={task.name} is refused: it reads natural text, and model={model.name} knows no words "
+            "but those of its own prompts. Use model=tiny-books, or another language model."
+        )
+
+
+def refuse_length(cell: Cell, task: Task) -> None:
+    """UserError if the checkpoint's own attention cannot see the prompt and what the task generates after it."""
+    limit = cell.model.architecture.positions
+    if cell.attention.name == "stock" and limit and cell.context + task.generates > limit:
+        raise UserError(
+            f"attn=stock fails beyond this checkpoint's max_seq_len of {limit} tokens: task={task.name} needs "
+            f"{cell.context + task.generates} (context={cell.context}, and what it generates). Use attn=alibi, which "
+            "has no such bound, or a smaller context."
+        )
