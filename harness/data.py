@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import CONF, register
-from harness.errors import UserError, refused
+from harness.errors import AGAIN, DONE, FAILED, UserError, refused
 from harness.mistakes import explain
 from harness.preflight import refuse_foreign_kernels
 from harness.table import Table
@@ -60,13 +60,13 @@ def prepare(plans: Iterable["Plan"], *, results: str, models: bool) -> int:
         had = [(row, _made(make)) for row, make in wanted.values()]
     except KeyboardInterrupt:
         print("Stopped. What was made stays, and the same command goes on.", file=sys.stderr, flush=True)
-        return 75
+        return AGAIN
     found = [{**row, **rest} for row, rest in had if rest]
     shown = [[str(row.get(c, ""))[: DIGITS if c == "sha256" else None] for c in COLUMNS] for row in found]
     Table("", list(COLUMNS), shown, [], words=2).print()
     failed = any(row["status"] == "error" for row in found)
     print(json.dumps({"status": "failed" if failed else "ok", "data": found}), flush=True)
-    return 1 if failed else 0
+    return FAILED if failed else DONE
 
 
 def _wanted(plans: Iterable["Plan"], *, models: bool) -> dict[Hashable, tuple[dict, Callable]]:

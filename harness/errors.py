@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Iterable
 
-MISTAKE = 2  # the exit code
+DONE, FAILED, MISTAKE, AGAIN = 0, 1, 2, 75  # the exit codes
 
 
 class UserError(Exception):

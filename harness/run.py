@@ -12,14 +12,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import CONF, register
-from harness.errors import MISTAKE, UserError, refused
+from harness.errors import AGAIN, DONE, FAILED, MISTAKE, UserError, refused
 from harness.mistakes import explain, refuse_unknown_flags
 from harness.preflight import refuse_foreign_kernels
 from harness.signals import StopRequest, ignore_signals
 from harness.tracking.tracker import Tracker
 from kernels.host import keep_freed_memory
-
-DONE, FAILED, AGAIN = 0, 1, 75
 
 
 def main() -> int:

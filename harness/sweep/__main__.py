@@ -19,14 +19,14 @@ from rich.console import Console
 from rich.live import Live
 
 from harness.data import prepare
-from harness.errors import UserError, refused
+from harness.errors import AGAIN, UserError, refused
 from harness.preflight import refuse_foreign_kernels
 from harness.signals import StopRequest
 from harness.sweep.cells import Mistakes, expand, plans
 from harness.sweep.grid import checked, read
 from harness.sweep.progress import Progress
 from harness.sweep.rows import Rows
-from harness.sweep.run import AGAIN, command, run_rows
+from harness.sweep.run import command, run_rows
 from harness.sweep.status import DONE, FAILED, MISSING, STOPPED, State, document, overview, states
 
 REFRESH = 2.0  # seconds

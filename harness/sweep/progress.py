@@ -9,9 +9,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from harness.errors import AGAIN, DONE
 from harness.sweep.rows import Row
 
-ENDS = {0: "done", 75: "stopped"}  # any other exit code is a failure
+ENDS = {DONE: "done", AGAIN: "stopped"}  # any other exit code is a failure
 
 
 class Progress:

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from harness.errors import AGAIN, FAILED
 from harness.signals import StopRequest
 from harness.sweep.rows import Row
 
-FAILED, AGAIN = 1, 75
 POLL = 0.1  # seconds between looks at the processes
 
 

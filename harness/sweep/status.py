@@ -33,17 +33,16 @@ def states(rows: Rows, results: Path) -> list[State]:
     parts = bytearray(len(rows))  # of each row the states of its tasks, a bit for each that occurs
     failures: dict[int, dict[int, str | None]] = {}  # of a row, by the place of the task
     for start, places in rows.by_start():
+        work = [(place, *each) for place in places for each in _beginning(rows[place], start)]
         wanted: dict[Key, int] = {}
-        for place in places:
-            for _, key, samples in _beginning(rows[place], start):
-                wanted[key] = max(wanted.get(key, 0), samples)
+        for _, _, key, samples in work:
+            wanted[key] = max(wanted.get(key, 0), samples)
         entries = index.look(start, wanted)
-        for place in places:
-            for i, key, samples in _beginning(rows[place], start):
-                part = _part(entries[key], samples)
-                parts[place] |= 1 << STATES.index(part)
-                if part == FAILED:
-                    failures.setdefault(place, {})[i] = entries[key].why
+        for place, i, key, samples in work:
+            part = _part(entries[key], samples)
+            parts[place] |= 1 << STATES.index(part)
+            if part == FAILED:
+                failures.setdefault(place, {})[i] = entries[key].why
     first = {place: whys[min(whys)] for place, whys in failures.items()}
     return [
         _state({name for bit, name in enumerate(STATES) if mask >> bit & 1}, first.get(place))

@@ -3,27 +3,20 @@ huggingface_hub and transformers need. The clients in the tests are the real one
 
 import hashlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from tests.loopback import Loopback
 
 REPO, COMMIT = "owner/model", "0" * 40
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(Loopback):
     """In a `with` block. asked: the files whose content was sent."""
 
-    daemon_threads = True
-
     def __init__(self, folder: Path):
-        super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.asked = folder, []
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def __exit__(self, *_) -> None:
-        self.shutdown()
-        self.server_close()
+        super().__init__(Handler)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -3,28 +3,21 @@
 import gzip
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.loopback import Loopback
 
 ENTITY = "tester"
 
 
-class Server(ThreadingHTTPServer):
+class Server(Loopback):
     """views: what was saved, by id. operations: the GraphQL operations in the order they came."""
 
-    daemon_threads = True
-
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
         self.views: dict[str, dict] = {}
         self.operations: list[str] = []
         self.refuse = False
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-
-    def close(self) -> None:
-        self.shutdown()
-        self.server_close()
+        super().__init__(Handler)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -11,7 +11,9 @@ import json
 import re
 import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.loopback import Loopback
 
 ENTITY = "tester"
 
@@ -29,22 +31,17 @@ class State:
     operations: list[str] = field(default_factory=list)
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
+class Server(Loopback):
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
         self.state, self.mode, self.release = State(), "up", threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        super().__init__(Handler)
 
     def handle_error(self, request, client_address) -> None:
         """A client that was killed leaves broken connections behind."""
 
     def close(self) -> None:
         self.release.set()
-        self.shutdown()
-        self.server_close()
+        super().close()
 
     def rows(self, run: str) -> list[dict]:
         history = self.state.history.get(run, {})
