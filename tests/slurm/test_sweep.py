@@ -78,12 +78,15 @@ def endless(cluster, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def broken(cluster, tmp_path_factory):
-    """A sweep of one cell whose model has no weights, and the job that submits its array, early, too."""
+    """A sweep of one cell whose model has no weights, the job that submits its array, early, too, and its W&B."""
     folder = tmp_path_factory.mktemp("broken")
     shutil.copytree(ROOT / "harness" / "embedded" / "tiny", folder / "model")
     (folder / "model" / "model.safetensors").write_bytes(b"not weights")
-    sweep = Sweep(cluster, folder, {"model": "local", "model.path": str(folder / "model")})
-    return sweep, sweep.sbatch()
+    server = Server()
+    options = {"model": "local", "model.path": str(folder / "model")}
+    sweep = Sweep(cluster, folder, options, account=account(server, folder))
+    yield sweep, sweep.sbatch(), server
+    server.close()
 
 
 def test_a_sweep_file_to_its_end_with_a_cap(endless, broken, cluster, tmp_path, zygote, server):
@@ -111,6 +114,8 @@ def test_a_sweep_file_to_its_end_with_a_cap(endless, broken, cluster, tmp_path, 
     assert most == 1, "the cap"
     assert len(expected) == 2
     check(sweep, expected, server)
+    assert "Nothing to submit: " in sweep.submit()
+    check(sweep, expected, server)
     assert len(list(sweep.results.glob("*/*/parts/*.jsonl"))) == 2, "one process a cell"
 
 
@@ -129,9 +134,11 @@ def test_a_cell_that_gets_nowhere_is_not_requeued_for_ever(cluster, endless):
 
 
 def test_a_cell_that_fails_and_a_second_submission(cluster, broken):
-    sweep, job = broken
+    sweep, job, server = broken
     assert cluster.wait_for(sweep.answer(job)) == {"0": "FAILED"}
-    assert [r.status for r in sweep.records()] == ["error"]
+    (record,) = sweep.records()
+    assert record.status == "error" and not record.rows
+    assert {run: found["exitcode"] for run, found in server.state.runs.items()} == {record.cell_id: 1}
     assert "could not be loaded" in sweep.log()
     said = sweep.submit_here()
     assert said.startswith("Nothing to submit") and "or failed (--retry failed runs those again)" in said
