@@ -1,4 +1,4 @@
-"""ALiBi attention, exact, windowed and by Positional LSH: the mathematics and its kernels, on torch and numpy."""
+"""ALiBi attention, exact, windowed and by Positional LSH: the mathematics and its kernels, on torch and triton."""
 
 from kernels.attend import attend
 from kernels.cost import equal_cost_cutoff, expected_pairs

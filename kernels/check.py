@@ -5,7 +5,7 @@ number of masks meets every other and every head dimension, kind of call, paddin
 configurations that the bench measures: bfloat16 at head dimension 128, each law in every kind of call, with keys left
 out too. Both forward, decoding and backward, what a kernel should write poisoned beforehand. Most of the time goes into
 compiling: the parts run in processes of their own, side by side, and a kernel that crashes takes down its own part
-alone. Needs torch, numpy and triton only. Exits with 1 and says what failed if any error is larger than its limit.
+alone. Needs torch and triton only. Exits with 1 and says what failed if any error is larger than its limit.
 Another kernel, and the CPU, can be checked too.
 """
 

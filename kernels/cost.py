@@ -10,12 +10,12 @@ what is left is a context without its first `sinks` tokens. A window of equal co
 import functools
 import math
 
-import numpy as np
 import torch
 
 from kernels.masks import SAMPLERS, systematic_shape, systematic_width
 
 MATCHES = ("fused", "passes")
+_HOST = {"dtype": torch.float64, "device": "cpu"}
 
 
 def log_coverage(distance: torch.Tensor, masks: int, sampler: str) -> torch.Tensor:
@@ -64,7 +64,7 @@ def expected_pairs(
         elif sampler == "gamma":
             probability = masks * torch.exp(-t)
         else:
-            probability = masks * torch.from_numpy(_lone_coverage(t.numpy()))
+            probability = masks * _lone_coverage(t)
         pairs += float((rows * probability).sum())
     return pairs
 
@@ -116,38 +116,35 @@ def _check(masks: int, tokens: int, match: str, sampler: str) -> None:
         raise ValueError(f"Unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}.")
 
 
-# the systematic sampler: integrate over its one uniform U of (0, 1), finer towards 1, where the widest mask grows
-_TAIL = np.linspace(0.0, 30.0, 2001)  # 1 - exp(-30) is still below 1 in float64
-_MIDDLE = (_TAIL[1:] + _TAIL[:-1]) / 2
-_NODE = -np.expm1(-_MIDDLE)
-_MASS = np.exp(-_TAIL[:-1]) - np.exp(-_TAIL[1:])
-_GRID = np.concatenate([np.arange(0.0, 8.0, 1 / 64), np.arange(8.0, 60.0, 1 / 8)])
-
-
 @functools.lru_cache(maxsize=32)
 def _coverage_on(masks: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """`_systematic_coverage` where it is looked up: a copy from the host at every call would stall the stream."""
     with torch.inference_mode(False):
-        grid, log_p = (torch.from_numpy(x).to(device) for x in _systematic_coverage(masks))
+        grid, log_p = (x.to(device) for x in _systematic_coverage(masks))
     return grid, log_p
 
 
 @functools.lru_cache(maxsize=32)
-def _systematic_coverage(masks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Log of the probability that the union covers a distance, on a grid of distances in sigma."""
+def _systematic_coverage(masks: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distances in sigma, and the log of the probability that the union covers each: an integral over the sampler's one
+    uniform U of (0, 1), finer towards 1, where the widest mask grows."""
+    tail = torch.linspace(0.0, 30.0, 2001, **_HOST)  # 1 - exp(-30) is still below 1 in float64
+    node = -torch.expm1(-(tail[1:] + tail[:-1]) / 2)
+    mass = torch.exp(-tail[:-1]) - torch.exp(-tail[1:])
+    grid = torch.cat([torch.arange(0.0, 8.0, 1 / 64, **_HOST), torch.arange(8.0, 60.0, 1 / 8, **_HOST)])
     widths, shifts = systematic_shape(masks)
-    missed = np.ones((len(_GRID), len(_NODE)))
+    missed = torch.ones(len(grid), len(node), **_HOST)
     for k in range(widths):
-        x, _ = systematic_width((k + _NODE) / widths)
+        x, _ = systematic_width((k + node) / widths)
         # R equispaced shifts of a width b: a row's farthest block start is uniform over the last b/R of its reach
-        missed *= 1.0 - np.clip((1.0 - _GRID[:, None] / x[None, :]) * shifts, 0.0, 1.0)
-    covered = ((1.0 - missed) * _MASS).sum(1) / _MASS.sum()
-    return _GRID, np.log(np.maximum(covered, np.finfo(float).tiny))
+        missed *= 1.0 - ((1.0 - grid[:, None] / x) * shifts).clamp_(0.0, 1.0)
+    covered = (1.0 - missed) @ mass / mass.sum()
+    return grid, covered.clamp_(torch.finfo(torch.float64).tiny, 1.0).log()
 
 
-def _lone_coverage(t: np.ndarray) -> np.ndarray:
+def _lone_coverage(t: torch.Tensor) -> torch.Tensor:
     """P(one mask of the systematic sampler covers t): E[max(0, 1 - t / x)] over its width x, summed over wider ones."""
-    x, _ = systematic_width((np.arange(20_000) + 0.5) / 20_000)
-    narrower = np.searchsorted(x, t, side="right")
-    inverse = np.append(np.cumsum(1.0 / x[::-1])[::-1], 0.0)
+    x, _ = systematic_width((torch.arange(20_000, **_HOST) + 0.5) / 20_000)
+    narrower = torch.searchsorted(x, t, right=True)
+    inverse = torch.cat([x.reciprocal().flip(0).cumsum(0).flip(0), torch.zeros(1, **_HOST)])
     return (len(x) - narrower - t * inverse[narrower]) / len(x)

@@ -7,9 +7,9 @@ Bucket of token i: ``floor((i - shift) / width)``; a mask connects i and j when 
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
+from kernels.philox import uniforms
 from kernels.weights import check_whole
 
 SAMPLERS = ("gamma", "systematic", "fixed")
@@ -75,7 +75,8 @@ class Masks:
 def draw_masks(
     slopes: torch.Tensor, masks: int, *, seed: int, draw: int = 0, layer: int = 0, sampler: str = "gamma"
 ) -> Masks:
-    """Draw `masks` masks for each head, a pure function of (seed, draw, layer, head) on every machine.
+    """Draw `masks` masks for each head, a pure function of (seed, draw, layer, head): on every machine from the same
+    uniform numbers, so that at most the rounding of a logarithm differs.
 
     "gamma" is the paper's sampler, "systematic" places widths on an importance-weighted lattice and gives each width
     equispaced shifts (unbiased, far less variance), "fixed" is the authors' ablation (width 2 sigma, shift 0; biased).
@@ -84,16 +85,14 @@ def draw_masks(
     masks = check_whole("masks", masks, 1)
     if sampler not in SAMPLERS:
         raise ValueError(f"Unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}.")
-    sigma = 1.0 / slopes.double().cpu().numpy()
+    words = [check_whole(name, word, 0, 2**64) for name, word in (("seed", seed), ("draw", draw), ("layer", layer))]
+    sigma = slopes.double().cpu().reciprocal()[:, None]
     if sampler == "fixed":
-        width = np.repeat(2.0 * sigma[:, None], masks, axis=1)
-        return _as_masks(width, np.zeros_like(width), np.zeros_like(width))
-    unit = [
-        (_gamma if sampler == "gamma" else _systematic)(masks, _uniforms(seed, draw, layer, head, 3 * masks))
-        for head in range(len(sigma))
-    ]
-    width, shift, log_weight = (np.stack(column) for column in zip(*unit, strict=True))
-    return _as_masks(width * sigma[:, None], shift * width * sigma[:, None], log_weight)
+        width = (2.0 * sigma).repeat(1, masks)
+        return Masks(width, torch.zeros_like(width), torch.zeros_like(width))
+    uniform = uniforms([[*words, head] for head in range(len(sigma))], 3 * masks)
+    width, shift, log_weight = (_gamma if sampler == "gamma" else _systematic)(masks, uniform)
+    return Masks(width * sigma, shift * width * sigma, log_weight)
 
 
 def systematic_shape(masks: int) -> tuple[int, int]:
@@ -104,31 +103,20 @@ def systematic_shape(masks: int) -> tuple[int, int]:
     return masks // shifts, shifts
 
 
-def systematic_width(uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def systematic_width(uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Width in units of sigma at a uniform of (0, 1), and the log of its importance weight: widths are drawn from
     Exp(spread) in place of Gamma(2, 1), so the weight is ``spread * x * exp(-x (1 - 1/spread))``."""
-    x = -SYSTEMATIC_SPREAD * np.log1p(-uniform)
-    return x, np.log(SYSTEMATIC_SPREAD * x) - x * (1.0 - 1.0 / SYSTEMATIC_SPREAD)
+    x = -SYSTEMATIC_SPREAD * torch.log1p(-uniform)
+    return x, torch.log(SYSTEMATIC_SPREAD * x) - x * (1.0 - 1.0 / SYSTEMATIC_SPREAD)
 
 
-def _gamma(masks: int, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    u = uniform.reshape(masks, 3)
-    return -np.log(u[:, 0] * u[:, 1]), u[:, 2], np.zeros(masks)
+def _gamma(masks: int, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    u, u_2, shift = uniform.view(-1, masks, 3).unbind(-1)
+    return -torch.log(u * u_2), shift, torch.zeros_like(shift)
 
 
-def _systematic(masks: int, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _systematic(masks: int, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     widths, shifts = systematic_shape(masks)
-    width, log_weight = systematic_width((np.arange(widths) + uniform[0]) / widths)
-    phase = (np.arange(shifts)[None, :] + uniform[1 : 1 + widths, None]) / shifts
-    return np.repeat(width, shifts), phase.reshape(-1), np.repeat(log_weight, shifts)
-
-
-def _uniforms(seed: int, draw: int, layer: int, head: int, count: int) -> np.ndarray:
-    """`count` numbers of the open interval (0, 1) with 53 bits each, keyed by all four words in full width."""
-    words = np.array([seed, draw, layer, head], dtype="<u8").view("<u4")
-    raw = np.random.Philox(np.random.SeedSequence(words.tolist())).random_raw(count)
-    return ((raw >> np.uint64(11)) + 0.5) * 2.0**-53
-
-
-def _as_masks(width: np.ndarray, shift: np.ndarray, log_weight: np.ndarray) -> Masks:
-    return Masks(*(torch.from_numpy(np.ascontiguousarray(x)) for x in (width, shift, log_weight)))
+    width, log_weight = systematic_width((torch.arange(widths, device=uniform.device) + uniform[:, :1]) / widths)
+    phase = (torch.arange(shifts, device=uniform.device) + uniform[:, 1 : 1 + widths, None]) / shifts
+    return width.repeat_interleave(shifts, 1), phase.flatten(1), log_weight.repeat_interleave(shifts, 1)

@@ -58,8 +58,6 @@ class PositionalLSH(Weights):
         slopes = check_slopes(slopes)
         if weights not in UNION_WEIGHTS:
             raise ValueError(f"Unknown weights {weights!r}: choose one of {', '.join(UNION_WEIGHTS)}.")
-        for name, word in (("seed", seed), ("draw", draw), ("layer", layer)):
-            check_whole(name, word, 0, 2**64)
         drawn = draw_masks(slopes, masks, seed=seed, draw=draw, layer=layer, sampler=sampler)
         if weights == "rb":
             log_coverage(torch.zeros(1), masks, sampler)  # says which samplers have one

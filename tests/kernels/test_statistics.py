@@ -12,6 +12,7 @@ import torch
 from kernels import Alibi, PositionalLSH, attend
 from kernels.cost import log_coverage
 from kernels.masks import draw_masks
+from kernels.philox import seed_sequence, uniforms
 
 SIGMA = 16.0
 DRAWS = 1600
@@ -120,37 +121,17 @@ def test_systematic_and_rao_blackwell_masks_err_less():
     assert relative_error(16, weights="rb") <= 0.8 * relative_error(16)
 
 
-# NumPy's SeedSequence for eight 32-bit words, vectorised over keys: a million real generators would take 20 s
-
-
-def seed_sequence_states(words):
-    """(n, 8) uint32 entropy -> (n, 4) uint32, equal to SeedSequence(row).generate_state(4)."""
-
-    def hasher(constant, factor):
-        def mix(value):
-            nonlocal constant
-            value = value ^ np.uint32(constant)
-            constant = constant * factor % 2**32
-            value = value * np.uint32(constant)
-            return value ^ (value >> np.uint32(16))
-
-        return mix
-
-    def combine(x, y):
-        mixed = np.uint32(0xCA01F9DD) * x - np.uint32(0x4973F715) * y
-        return mixed ^ (mixed >> np.uint32(16))
-
-    mix = hasher(0x43B0D7E5, 0x931E8875)
-    pool = [mix(words[:, i]) for i in range(4)]
-    for source in range(4):
-        for target in range(4):
-            if source != target:
-                pool[target] = combine(pool[target], mix(pool[source]))
-    for source in range(4, 8):
-        for target in range(4):
-            pool[target] = combine(pool[target], mix(words[:, source]))
-    mix = hasher(0x8B51F9DD, 0x58F38DED)
-    return np.stack([mix(pool[i]) for i in range(4)], 1)
+def test_numbers_are_those_of_numpys_philox():
+    """Bit for bit, under keys that use every bit of their words, over counts that end within a block of four."""
+    words = np.random.default_rng(5).integers(0, 2**64, (40, 4), dtype=np.uint64)
+    words[:10] >>= np.uint64(54)  # as small as seeds and layers are
+    words[10:12] = [[0] * 4, [2**64 - 1] * 4]
+    for count in (1, 6, 400):
+        got = uniforms(words.tolist(), count)
+        for row, key in zip(got, words, strict=True):
+            halves = key.astype("<u8").view("<u4").tolist()
+            raw = np.random.Philox(np.random.SeedSequence(halves)).random_raw(count)
+            assert np.array_equal(row.numpy(), ((raw >> np.uint64(11)) + 0.5) / 2**53)
 
 
 def test_a_million_keys_give_distinct_generators_and_draws():
@@ -159,10 +140,10 @@ def test_a_million_keys_give_distinct_generators_and_draws():
     keys = np.stack([seed, draw, layer, head], -1).reshape(-1, 4).astype("<u8")
     keys[::2, 0] += 2**32  # the upper half of a word counts as well
     words = np.ascontiguousarray(keys).view("<u4")
-    state = seed_sequence_states(words)
+    both = seed_sequence(torch.from_numpy(words.astype(np.int64))).numpy()
     for i in np.linspace(0, len(keys) - 1, 200).astype(int):
-        assert np.array_equal(state[i], np.random.SeedSequence(words[i].tolist()).generate_state(4))
-    both = state.view("<u8")
+        state = np.random.SeedSequence(words[i].tolist()).generate_state(2, np.uint64)
+        assert np.array_equal(both[i].view(np.uint64), state)
     order = np.lexsort((both[:, 0], both[:, 1]))
     assert len(both) == 10**6 and not bool((both[order][1:] == both[order][:-1]).all(1).any())
     # and the draws themselves, through the public function
