@@ -17,23 +17,22 @@ def run(code: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command", "said"),
     [
-        ["kernels.check", "--device", "cpu", "--part", "matrix count/systematic", "float32"],
-        ["kernels.bench", "--device", "cpu", "--calls", "forward", "--tokens", "128", "--repeats", "1"],
-        ["kernels.aot", "merge-sm90-d64"],
+        (["kernels.check", "--device", "cpu", "--part", "matrix count/systematic", "float32"], ": all right"),
+        (["kernels.bench", "--device", "cpu", "--calls", "forward", "--tokens", "128", "--repeats", "1"], "rms rel."),
+        (["kernels.aot", "merge-sm90-d64"], '"registers"'),
     ],
-    ids=lambda command: command[0],
+    ids=["check", "bench", "aot"],
 )
-def test_commands_of_kernels_need_torch_and_triton_alone(command):
+def test_commands_of_kernels_need_torch_and_triton_alone(command, said):
     """Importing anything else ends with the error of a package that is not installed."""
     code = (
         f"import runpy, sys; sys.modules |= dict.fromkeys({FOREIGN}); sys.argv = {command}\n"
         f"runpy.run_module({command[0]!r}, run_name='__main__', alter_sys=True)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) > 1 or command[0] == "kernels.aot" and "registers" in done.stdout
+    assert said in done.stdout, done.stderr
 
 
 def test_kernels_has_no_version():
