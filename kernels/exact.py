@@ -26,12 +26,13 @@ def attend_exact(q, k, v, weights: Weights, *, scale: float, causal: bool, offse
     columns = torch.arange(k.shape[2], device=q.device)
     columns[weights.sinks :] += gap
     log_w = weights.log_dense(rows.clamp_min(0), columns)
-    hidden = rows[:, None] < 0
     if causal:
-        hidden = hidden | (columns[None, :] > rows[:, None])
-    log_w = log_w.masked_fill(hidden, -math.inf).to(compute)
-    own = q.to(compute).masked_fill((rows < 0)[:, None], 0.0)  # padding may hold anything, NaN included
-    score = own @ k.transpose(-1, -2) * scale + log_w
+        log_w = log_w.masked_fill(columns[None, :] > rows.clamp_min(0)[:, None], -math.inf)
+    # rows of padding may hold anything, NaN included, and are computed as token 0: of a row that sees nothing the
+    # gradients would be NaN
+    padding = rows < 0
+    own = q.to(compute).masked_fill(padding[:, None], 0.0)
+    score = own @ k.transpose(-1, -2) * scale + log_w.to(compute)
     lse = torch.logsumexp(score, dim=-1)
-    attention = torch.exp(score - lse.masked_fill(lse == -math.inf, 0.0)[..., None])
-    return (attention @ v).to(q.dtype), lse
+    out = torch.exp(score - lse.masked_fill(lse == -math.inf, 0.0)[..., None]) @ v
+    return out.masked_fill(padding[:, None], 0.0).to(q.dtype), lse.masked_fill(padding, -math.inf)

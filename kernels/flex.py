@@ -84,11 +84,11 @@ def whole_blocks(x: torch.Tensor) -> torch.Tensor:
 def block_mask(weights: Weights, row: torch.Tensor, keys: int, causal: bool, gap: int = 0) -> BlockMask:
     """The blocks that consecutive rows (R,), a whole number of blocks, visit among the keys: those of the sinks, and an
     interval for each."""
-    heads, sinks = torch.arange(weights.heads, device=row.device), weights.sinks
+    heads, sinks = torch.arange(weights.heads, device=row.device), min(weights.sinks, keys)
     own = row.clamp_max(keys + gap - 1)[None].expand(len(heads), -1)
     first, last = (x - gap for x in weights.reach(heads, own))  # slots, as all that follows
     last = (own - gap if causal else last).clamp(max=keys - 1)
-    of_sinks = -(-min(sinks, keys) // BLOCK)
+    of_sinks = -(-sinks // BLOCK)
     low, high = first[:, ::BLOCK] // BLOCK, last[:, BLOCK - 1 :: BLOCK] // BLOCK
     before = low.clamp_max(of_sinks)  # blocks of sinks that the interval does not hold
     if not causal:

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch.autograd.forward_ad import unpack_dual
 
 from kernels.places import check_places
 from kernels.tables import MOST, reach_of
@@ -34,7 +35,9 @@ def attend_triton(
 
     Returns out like q, and lse (B, H, Tq) float32; rows of padding give 0 and -inf.
     """
-    tokens = k.shape[2] + max(gaps, default=0)
+    if not torch.compiler.is_compiling() and any(unpack_dual(x).tangent is not None for x in (q, k, v)):
+        raise ValueError("kernel='triton' has no forward-mode derivatives: use kernel='exact'.")
+    tokens = k.shape[2] + max(gaps)
     if tokens == 0 or q.shape[2] == 0:
         check_places(pads, starts, gaps, q.shape[2], k.shape[2], weights.sinks)
         return torch.zeros_like(q), torch.full(q.shape[:3], -math.inf, device=q.device)

@@ -106,9 +106,10 @@ class PositionalLSH(Weights):
             return self._runs(heads, rows, start, end, first, width)
         log_w = by_distance(self.log_distance, heads, rows, first, width, causal)
         columns = torch.arange(width, device=rows.device, dtype=torch.int32)
-        outside = columns < (start.amin(-1, keepdim=True) - first[:, None, None]).int()
+        # a block of a very flat slope ends beyond int32
+        outside = columns < (start.amin(-1, keepdim=True) - first[:, None, None]).clamp_(0, width).int()
         if end is not None:
-            outside |= columns >= (end.amax(-1, keepdim=True) - first[:, None, None]).int()
+            outside |= columns >= (end.amax(-1, keepdim=True) - first[:, None, None]).clamp_(0, width).int()
         return log_w.masked_fill_(outside, -math.inf)
 
     def _runs(self, heads, rows, start, end, first, width):

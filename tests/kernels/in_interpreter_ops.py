@@ -154,6 +154,24 @@ def test_one_compilation_serves_all_layers_and_lengths():
     assert count[0] <= 3
 
 
+def test_one_compilation_serves_every_gap():
+    """A cache that evicts while it decodes has another gap at every step."""
+    count = [0]
+    function, case = compiled(count), Case(rule="window", heads=(2, 2), slopes="steep", sinks=3, shape=(40, 2, None))
+    for gap in (5, 6, 7, 300):
+        out = function(*case.inputs(), case.weights(), gap=gap)
+        assert torch.equal(out, attend(*case.inputs(), case.weights(), kernel="triton", gap=gap))
+    assert count[0] <= 2
+
+
+def test_forward_mode_derivatives_are_refused():
+    """The operators know none, and torch would take them for zero."""
+    q, k, v = case_of("alibi").inputs()
+    weights = Alibi(torch.tensor([0.5, 0.1]))
+    with pytest.raises(ValueError, match="no forward-mode derivatives: use kernel='exact'"):
+        torch.func.jvp(lambda q: attend(q, k, v, weights, kernel="triton"), (q,), (q,))
+
+
 def test_compiled_it_still_refuses_what_lies_outside():
     q, k, v = case_of("alibi").inputs()
     function, weights = compiled([0]), Alibi(torch.tensor([0.5, 0.1]))

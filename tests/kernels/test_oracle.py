@@ -138,6 +138,37 @@ def test_padded_sequence_equals_the_sequence_alone(rule, kernel):
     assert bool((out[1, :, :12] == 0).all()) and bool((lse[1, :, :12] == -math.inf).all())
 
 
+def test_gradients_of_a_padded_sequence_equal_those_of_the_sequence_alone():
+    """Also those of its padding, which are zero and no NaN, whatever lies there."""
+    q, k, v = (x.requires_grad_() for x in inputs())
+    toward = torch.linspace(-1, 1, q.numel(), dtype=q.dtype).view_as(q)
+    for weights in RULES.values():
+        out, lse = attend(q, k, v, weights, kernel="exact", padding=torch.tensor([0, 12]), return_lse=True)
+        found = torch.autograd.grad((out * toward).sum() + lse[1, :, 12:].sum(), (q, k, v))
+        some = [x[1:, :, 12:].detach().requires_grad_() for x in (q, k, v)]
+        out, lse = attend(*some, weights, kernel="exact", return_lse=True)
+        alone = torch.autograd.grad((out * toward[1:, :, 12:]).sum() + lse.sum(), some)
+        for mine, true in zip(found, alone, strict=True):
+            assert (mine[1:, :, 12:] - true).abs().max() < 1e-12 and bool((mine[1, :, :12] == 0).all())
+
+
+@pytest.mark.parametrize("kernel", ["exact", "sdpa"])
+def test_autocast_takes_no_precision(kernel):
+    """What is computed in is q's own dtype: an oracle in bfloat16 would be none."""
+    q, k, v = (x.float() for x in inputs())
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend(q, k, v, RULES["rb"], kernel=kernel)
+    assert torch.equal(out, attend(q, k, v, RULES["rb"], kernel=kernel))
+
+
+@pytest.mark.parametrize("weights", ["count", "rb", "exact"])
+def test_blocks_longer_than_32_bits_of_tokens(weights):
+    masks = PositionalLSH.draw(torch.tensor([1e-9, 3e-10, 1e-11]), 4, seed=0, weights=weights)
+    assert (masks.masks.width > 2**31).any()
+    exact, sdpa = (attend(*inputs(), masks, kernel=kernel, causal=False) for kernel in ("exact", "sdpa"))
+    assert (sdpa - exact).abs().max() < 1e-6
+
+
 @pytest.mark.parametrize("kernel", ["exact", "sdpa"])
 def test_offset_counts_tokens_not_slots(kernel):
     """The same tokens asked for by one offset, whatever the padding before them."""
