@@ -151,13 +151,15 @@ def _counted(problem: Problem, method: Method, costs: list[Cost]) -> dict:
 
 
 def _more_times(problem: Problem, run: Run, ms: dict, clock: HostClock | DeviceClock) -> dict:
-    """Of building the tables and, for a short call or one that decodes, in a CUDA graph: many launches for little work
-    take longer than the work. Where one fails it is told in `untimed`, and the call keeps its time."""
-    wanted = {}
-    if run.prepared.tables is not None:
-        wanted["tables_ms"] = lambda: clock.quartiles([run.prepared.tables])[0]
+    """Of building the tables and, for a short call or one that decodes, of both in a CUDA graph: many launches for
+    little work take longer than the work. Where one fails it is told in `untimed`, and the call keeps its time."""
+    wanted, tables = {}, run.prepared.tables
+    if tables is not None:
+        wanted["tables_ms"] = lambda: clock.quartiles([tables])[0]
     if not problem.backward and (ms["median"] < SHORT or problem.queries < problem.tokens):
         wanted["graph_ms"] = lambda: clock.graph(run.timed)
+        if tables is not None:
+            wanted["tables_graph_ms"] = lambda: clock.graph(tables)
     found = {}
     for name, take in wanted.items():
         try:

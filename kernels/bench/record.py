@@ -128,14 +128,16 @@ def ratio(row: dict, other: dict) -> float:
 
 
 def against(row: dict, window: dict | None) -> dict | None:
-    """The window that errs as much beside a PLSH row: its name, how many times as long it takes, and whether the row
-    is "faster", "slower" or, where the middle halves of the times overlap, "even"."""
+    """The window of equal error, the narrowest that errs no more, beside a PLSH row: its name and error, how many times
+    as long it takes, and whether the row is "faster", "slower" or, where the middle halves of the times overlap,
+    "even"."""
     if window is None:
         return None
     by = alike(row, window)
     own, other = row[by], window[by]
     verdict = "faster" if own["high"] < other["low"] else "slower" if own["low"] > other["high"] else "even"
-    return {"window": window["name"], "ratio": ratio(window, row), "verdict": verdict}
+    error = window["rms_relative_error"]
+    return {"window": window["name"], "error": error, "ratio": ratio(window, row), "verdict": verdict}
 
 
 def rounded(value):
