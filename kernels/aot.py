@@ -135,7 +135,7 @@ def compiled(configuration: Configuration) -> CompiledKernel:
         else:
             signature[name] = "fp32" if name.startswith("scale") else "i32"
         # as at run time: torch aligns memory, and strides of whole tensors are multiples of 16
-        if signature[name].startswith("*") or re.fullmatch("[qkvod]_[bht]|padded", name):
+        if signature[name].startswith("*") or re.fullmatch("[qkvod]_[bht]|padded|origin", name):
             attributes[(i,)] = [["tt.divisibility", 16]]
     places = {(i,): fixed[name] for i, name in enumerate(kernel.arg_names) if name in fixed}
     source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=attributes)

@@ -19,7 +19,8 @@ The masks that hold a pair are the bits of a word, 32 masks to a word, and found
   tile (`corners`). For keys after the tile the pivot is its last token.
 """
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -35,13 +36,13 @@ MOST = 2 * WORD  # a kernel holds two words of a row
 
 @dataclass(frozen=True)
 class Tables:
-    """Tables for tokens 0 .. N - 1, N whole tiles. A table that the law does not need is empty.
+    """Tables for the rows `origin` .. origin + N - 1, whole tiles. A table that the law does not need is empty.
 
     `sinks`: how many tokens every row sees with the weight of ALiBi, whatever the law; the rest is about other columns.
     `first`, `last`: (H, N) int32, the first and last visited column of each row, both non-decreasing in the row;
     with `causal` the row itself is the last, and `last` is empty.
     `order`: (H,) int32, the heads by falling number of visited pairs. `slope`: (H,) float32, for base-2 exponentials.
-    `bias`: (H, W) float32, log2 of the weight by distance 0 .. W - 1.
+    `bias`: (H, W) float32, log2 of the weight by distance 0 .. W - 1, at least those that a pair may have.
     `planes`: (H, N / tile, words, log2(tile), tile) int32. `corners`: (H, N / tile, 4, words * 32)
     int32: start and end of the block of a tile's first token, then start and end of the block of its last token; masks
     beyond S hold nothing. With `causal` no start lies among the sinks.
@@ -52,6 +53,7 @@ class Tables:
     tile: int
     masks: int
     sinks: int
+    origin: int
     first: torch.Tensor
     last: torch.Tensor
     order: torch.Tensor
@@ -99,8 +101,11 @@ def whole_tiles(tokens: int, tile: int) -> int:
     return -(-tokens // tile) * tile
 
 
-def build_tables(weights: Weights, tokens: int, *, tile: int, causal: bool, device: torch.device | str) -> Tables:
-    """Tables for rows and columns 0 .. tokens - 1. `tile`: a power of two, the rows and columns of a kernel's tiles.
+def build_tables(
+    weights: Weights, tokens: int, *, tile: int, causal: bool, device: torch.device | str, origin: int = 0
+) -> Tables:
+    """Tables for rows origin .. tokens - 1 and columns 0 .. tokens - 1. `tile`: a power of two, the rows and columns of
+    a kernel's tiles; `origin` a multiple of it.
 
     This is all that kernel="triton" computes from the masks before its forward pass, at every call: to time that apart,
     time this function on a CUDA device.
@@ -109,11 +114,11 @@ def build_tables(weights: Weights, tokens: int, *, tile: int, causal: bool, devi
     if device.type == "cuda":
         from kernels.triton_ops import tables_on_device  # triton exists on Linux only
 
-        return tables_on_device(weights, tokens, tile=tile, causal=causal, device=device)
+        return tables_on_device(weights, tokens, tile=tile, causal=causal, device=device, origin=origin)
     law, masks = law_of(weights), weights.count if isinstance(weights, PositionalLSH) else 0
-    reach = reach_of(weights, whole_tiles(tokens, tile))
-    tables = empty_tables(law, masks, weights.sinks, tokens, tile, causal, weights.heads, reach, device)
-    rows = torch.arange(tables.first.shape[1], device=device)
+    tables = empty_tables(law, masks, weights.sinks, origin, tokens, tile, causal, weights.heads, device)
+    tables = replace(tables, bias=bias_of(weights, whole_tiles(tokens, tile), device))
+    rows = origin + torch.arange(tables.first.shape[1], device=device)
     for head in range(weights.heads):  # one head at a time: S masks in float64 take S times the memory of a row
         low, high = weights.reach(torch.tensor([head], device=device), rows[None])
         tables.first[head] = low[0]
@@ -128,11 +133,19 @@ def build_tables(weights: Weights, tokens: int, *, tile: int, causal: bool, devi
 
 
 def empty_tables(
-    law: str, masks: int, sinks: int, tokens: int, tile: int, causal: bool, heads: int, reach: int, device: torch.device
+    law: str,
+    masks: int,
+    sinks: int,
+    origin: int,
+    tokens: int,
+    tile: int,
+    causal: bool,
+    heads: int,
+    device: torch.device,
 ) -> Tables:
-    """Tables that are not yet written, `masks` 0 for weights without any; `reach` as of `reach_of`."""
-    assert tile & (tile - 1) == 0 and tokens >= 1
-    padded, words, counted = whole_tiles(tokens, tile), -(-masks // WORD), law in ("count", "sum")
+    """Tables that are not yet written, `masks` 0 for weights without any; without `bias`, which is not of rows."""
+    assert tile & (tile - 1) == 0 and 0 <= origin < tokens and origin % tile == 0
+    padded, words, counted = whole_tiles(tokens - origin, tile), -(-masks // WORD), law in ("count", "sum")
 
     def make(*shape: int, dtype: torch.dtype = torch.int32, wanted: bool = True) -> torch.Tensor:
         return torch.empty(shape if wanted else 0, dtype=dtype, device=device)
@@ -142,11 +155,12 @@ def empty_tables(
         tile=tile,
         masks=masks,
         sinks=sinks,
+        origin=origin,
         first=make(heads, padded),
         last=make(heads, padded, wanted=not causal),
         order=make(heads),
         slope=make(heads, dtype=torch.float32),
-        bias=make(heads, reach, dtype=torch.float32, wanted=law == "distance"),
+        bias=make(dtype=torch.float32, wanted=False),
         planes=make(heads, padded // tile, words, max(1, tile.bit_length() - 1), tile, wanted=counted),
         corners=make(heads, padded // tile, 4, words * WORD, wanted=counted),
         share=make(heads, words * WORD // 8, 256, dtype=torch.float32, wanted=law == "sum"),
@@ -158,8 +172,6 @@ def fill_rest(tables: Tables, slopes: torch.Tensor, share: torch.Tensor | None) 
     visited = tables.first if tables.causal else tables.first - tables.last
     tables.order.copy_(visited.sum(1, dtype=torch.int64).argsort(stable=True))
     tables.slope.copy_(slopes * LOG2E)
-    if tables.law == "distance":
-        tables.bias.copy_(bias_by_distance(slopes, tables.masks, "systematic", tables.bias.shape[1]))
     if tables.law == "sum":
         each = torch.nn.functional.pad(share, (0, tables.share.shape[1] * 8 - tables.masks)).unflatten(1, (-1, 8))
         held = torch.arange(256, device=each.device)[:, None] >> torch.arange(8, device=each.device) & 1
@@ -189,25 +201,38 @@ def build_row_tables(weights: Weights, rows: torch.Tensor) -> RowTables:
         from kernels.triton_ops import numbers_on, row_tables  # triton exists on Linux only
 
         numbers, kind = numbers_on(weights, device)
-        return row_tables(numbers, rows, **kind, reach=reach_of(weights, tokens))
+        return row_tables(numbers, bias_of(weights, tokens, device), rows, **kind)
     heads, each = torch.arange(weights.heads, device=device), rows[None].expand(weights.heads, -1)
     starts, share = torch.empty(0, dtype=torch.int32, device=device), torch.empty(0, device=device)
     if law in ("count", "sum"):
         starts = weights.masks.starts(heads, each).int()
         share = weights.masks.log_weight.exp().float().to(device)
-    slopes, bias = weights.slopes.to(device), torch.empty(0, device=device)
-    if law == "distance":
-        bias = bias_by_distance(slopes, weights.count, weights.sampler, reach_of(weights, tokens))
     return RowTables(
         law=law,
         masks=weights.count if isinstance(weights, PositionalLSH) else 0,
         sinks=weights.sinks,
         first=weights.reach(heads, each)[0].int(),
         starts=starts,
-        slope=(slopes * LOG2E).float(),
-        bias=bias,
+        slope=(weights.slopes.to(device) * LOG2E).float(),
+        bias=bias_of(weights, tokens, device),
         share=share,
     )
+
+
+def bias_of(weights: Weights, tokens: int, device: torch.device) -> torch.Tensor:
+    """`Tables.bias` among so many tokens, empty where the law is not "distance". It is the same for every draw, and
+    stays on the device for all of them: built at every call it would take decoding more launches than the rest."""
+    if law_of(weights) != "distance":
+        return torch.empty(0, device=device)
+    width = 1 << (reach_of(weights, tokens) - 1).bit_length()  # few lengths for a context that grows
+    return _kept_bias(tuple(weights.slopes.tolist()), weights.count, weights.sampler, width, device)
+
+
+@functools.lru_cache(maxsize=8)
+def _kept_bias(slopes: tuple, masks: int, sampler: str, width: int, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        numbers = torch.tensor(slopes, dtype=torch.float64).to(device)
+        return bias_by_distance(numbers, masks, sampler, width)
 
 
 def bias_by_distance(slopes: torch.Tensor, masks: int, sampler: str, width: int) -> torch.Tensor:

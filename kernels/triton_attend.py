@@ -6,10 +6,10 @@ import torch
 from torch.autograd.forward_ad import unpack_dual
 
 from kernels.places import check_places
-from kernels.tables import MOST, reach_of
+from kernels.tables import MOST
 from kernels.triton_decode import ROWS
 from kernels.triton_launch import tile_of
-from kernels.triton_ops import decode_op, fused, numbers_on, tables_on_device
+from kernels.triton_ops import bias_on, decode_op, fused, numbers_on, tables_on_device
 from kernels.triton_weights import INTERPRETED
 from kernels.union import PositionalLSH
 from kernels.weights import Weights
@@ -47,13 +47,17 @@ def attend_triton(
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if causal and q.shape[2] <= ROWS and not differentiated:
         numbers, kind = numbers_on(weights, q.device)
-        reach = reach_of(weights, tokens) if kind["law"] == "distance" else 0
-        out, lse = decode_op(q, k, v, numbers, pads, starts, gaps, **kind, reach=reach, scale=scale)
+        bias = bias_on(weights, tokens, numbers)
+        out, lse = decode_op(q, k, v, numbers, bias, pads, starts, gaps, **kind, scale=scale)
     else:
         if differentiated and any(gaps):
             raise ValueError("kernel='triton' has no gradient where keys are left out: pass every key, or no_grad.")
-        tile = tile_of(dtype, capability(q))
-        tables = tables_on_device(weights, tokens, tile=tile, causal=causal, device=q.device)
+        tile, origin = tile_of(dtype, capability(q)), 0
+        # of a chunk of a long context only its own rows need tables; gradients need those of the keys as well, and
+        # torch.compile knows no number of a tensor
+        if not differentiated and not torch.compiler.is_compiling():
+            origin = min(max(int(starts.min()), 0), tokens - 1) // tile * tile
+        tables = tables_on_device(weights, tokens, tile=tile, causal=causal, device=q.device, origin=origin)
         out, lse = fused(q, k, v, tables, pads, starts, gaps, scale)
     return out.to(dtype), lse
 

@@ -27,7 +27,8 @@ def backward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients like q, k and v from those of out (B, H, Tq, D) and lse (B, H, Tq); padding gets 0. The last dimension
-    of q, k, v, out and dout is dense."""
+    of q, k, v, out and dout is dense. `tables` for all tokens."""
+    assert tables.origin == 0
     batch, heads, queries, dim = q.shape
     kv_heads, keys, tile = k.shape[1], k.shape[2], tables.tile
     delta = delta_of(out, dout, dlse)

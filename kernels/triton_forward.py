@@ -47,7 +47,7 @@ def _absorb(
 def forward_kernel(
     Q, K, V, Out, Lse, Pad, Start, Gap, Order, First, Last, Slope, Bias, Planes, Corners, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,
-    heads, group, queries, keys, padded, reach, scale2,
+    heads, group, queries, keys, padded, origin, reach, scale2,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, GAPS: tl.constexpr,
     DIM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
     ASM: tl.constexpr,
@@ -55,7 +55,7 @@ def forward_kernel(
     """Grid (tiles of rows, batch, heads). Q, K, V, Out: strides of sequence, head and token in elements, the last
     dimension dense; Lse (batch, heads, queries) dense. Pad, Start, Gap (batch,) int32: the slots of padding before
     the keys, the token of the first query and, read with GAPS, how many tokens are left out after the sinks. The
-    other pointers are those of `Tables`, `reach` the width of its bias and `padded` its N."""
+    other pointers are those of `Tables`, `reach` the width of its bias, `padded` its N and `origin` its first row."""
     sequence = tl.program_id(1).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
     start, tokens, lead, gap = place_of(Pad, Start, Gap, sequence, keys, GAPS)
@@ -71,16 +71,16 @@ def forward_kernel(
     value_base = row_of(V, sequence, head // group, lead, v_b, v_h, v_t)
     q = load_tile(row_of(Q, sequence, head, i0 - start, q_b, q_h, q_t), q_t, mine, False, DIM, WIDE, TILE)
 
-    first_of = First + head * padded
+    first_of = First + head * padded - origin
     lowest = tl.load(first_of + i0) // STEP * STEP
     first = tl.load(first_of + rows)
     if GAPS:
         lowest, first = tl.maximum(lowest, held // STEP * STEP), tl.maximum(first, held)
     last = rows
     if not CAUSAL:
-        last = tl.load(Last + head * padded + rows)
+        last = tl.load(Last + head * padded - origin + rows)
     slope, bias, share, planes, corner = weights_of(
-        head, tile, Slope, Bias, Share, Planes, Corners, padded // TILE, reach, LAW, MASKS, TILE
+        head, tile - origin // TILE, Slope, Bias, Share, Planes, Corners, padded // TILE, reach, LAW, MASKS, TILE
     )
 
     top = tl.full([TILE], HIDDEN, tl.float32)
@@ -119,7 +119,7 @@ def forward_kernel(
     if not CAUSAL:
         corner += 2 * ((MASKS + 31) // 32) * 32
         word, word_2 = words_of(corner, rows, LAW, MASKS, True)
-        highest = tl.minimum(tl.load(Last + head * padded + i0 + TILE - 1), tokens - 1)
+        highest = tl.minimum(tl.load(Last + head * padded - origin + i0 + TILE - 1), tokens - 1)
         for j0 in tl.range(i0 + TILE, highest + 1, STEP):
             columns = j0 + step
             here = columns < tokens
@@ -170,7 +170,7 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) with dense last dimensions, `pads` the slots of padding that each
     sequence's keys begin with, `starts` the token of its first query, `gaps` the tokens that its keys leave out after
-    the sinks (causal only); `tables` for all tokens.
+    the sinks (causal only); `tables` for all queries.
 
     Returns out like q, and lse (B, H, Tq) float32; rows of padding give 0 and -inf.
     """
@@ -181,7 +181,7 @@ def forward(
     forward_kernel[grid](
         q, k, v, out, lse, *(on_device(each, q) for each in (pads, starts, gaps)), *pointers(tables),
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-        heads, heads // k.shape[1], queries, k.shape[2], tables.first.shape[1],
+        heads, heads // k.shape[1], queries, k.shape[2], tables.first.shape[1], tables.origin,
         tables.bias.shape[-1], scale * LOG2E,
         **constants(
             "forward", tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tables.tile, any(gaps)

@@ -6,6 +6,8 @@ backward, and nothing else does. Triton launches on the current device: each ope
 current one, for models that lie on several.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -16,6 +18,7 @@ from kernels.tables import (
     RowTables,
     Tables,
     bias_by_distance,
+    bias_of,
     empty_tables,
     fill_rest,
     law_of,
@@ -62,20 +65,42 @@ def numbers_on(weights: Weights, device: torch.device) -> tuple[Tensor, dict]:
     return kept[device]
 
 
-def tables_on_device(weights: Weights, tokens: int, *, tile: int, causal: bool, device: torch.device) -> Tables:
+def bias_on(weights: Weights, tokens: int, numbers: Tensor) -> Tensor:
+    """`kernels.tables.bias_of` where the `numbers` of the weights are."""
+    if torch.compiler.is_compiling() or isinstance(numbers, FakeTensor):
+        if law_of(weights) != "distance":
+            return numbers.new_empty(0, dtype=torch.float32)
+        return bias_op(numbers, weights.count, reach_of(weights, tokens))
+    return bias_of(weights, tokens, numbers.device)
+
+
+@torch.library.custom_op("positional_lsh::bias", mutates_args=())
+def bias_op(numbers: Tensor, masks: int, reach: int) -> Tensor:
+    """`bias_by_distance` where `numbers` are: nothing that torch.compile would do well to look into."""
+    return bias_by_distance(numbers[:, 0], masks, "systematic", reach)
+
+
+@bias_op.register_fake
+def _(numbers, masks, reach):
+    return numbers.new_empty(len(numbers), reach, dtype=torch.float32)
+
+
+def tables_on_device(
+    weights: Weights, tokens: int, *, tile: int, causal: bool, device: torch.device, origin: int = 0
+) -> Tables:
     """As `kernels.tables.build_tables`, on a CUDA device or in Triton's interpreter."""
     numbers, kind = numbers_on(weights, device)
-    reach = reach_of(weights, whole_tiles(tokens, tile)) if kind["law"] == "distance" else 0
-    tensors = tables_op(numbers, **kind, tokens=tokens, tile=tile, causal=causal, reach=reach)
-    return Tables(kind["law"], tile, kind["masks"], kind["sinks"], *tensors)
+    tensors = tables_op(numbers, **kind, origin=origin, tokens=tokens, tile=tile, causal=causal)
+    tables = Tables(kind["law"], tile, kind["masks"], kind["sinks"], origin, *tensors)
+    return replace(tables, bias=bias_on(weights, whole_tiles(tokens, tile), numbers))
 
 
 @torch.library.custom_op("positional_lsh::tables", mutates_args=())
 def tables_op(
-    numbers: Tensor, law: str, masks: int, sinks: int, tokens: int, tile: int, causal: bool, reach: int
+    numbers: Tensor, law: str, masks: int, sinks: int, origin: int, tokens: int, tile: int, causal: bool
 ) -> list[Tensor]:
-    """`Tables.tensors` where `numbers` are; `reach`: the distances of the law "distance"."""
-    tables = empty_tables(law, masks, sinks, tokens, tile, causal, len(numbers), reach, numbers.device)
+    """`Tables.tensors` where `numbers` are, the bias left empty."""
+    tables = empty_tables(law, masks, sinks, origin, tokens, tile, causal, len(numbers), numbers.device)
     with torch.cuda.device_of(numbers):
         fill_tables(numbers, tables, tokens)
     fill_rest(tables, numbers[:, 0], numbers[:, 1 + 2 * masks :])
@@ -83,8 +108,8 @@ def tables_op(
 
 
 @tables_op.register_fake
-def _(numbers, law, masks, sinks, tokens, tile, causal, reach):
-    return empty_tables(law, masks, sinks, tokens, tile, causal, len(numbers), reach, numbers.device).tensors
+def _(numbers, law, masks, sinks, origin, tokens, tile, causal):
+    return empty_tables(law, masks, sinks, origin, tokens, tile, causal, len(numbers), numbers.device).tensors
 
 
 def fused(
@@ -92,39 +117,41 @@ def fused(
     gaps: list[int], scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`kernels.triton_forward.forward`, with gradients for q, k and v through out and through lse."""
-    kind = (tables.law, tables.masks, tables.sinks, tables.tile)
+    kind = (tables.law, tables.masks, tables.sinks, tables.tile, tables.origin)
     return forward_op(q, k, v, tables.tensors, torch.as_tensor(pads), torch.as_tensor(starts), gaps, *kind, scale)
 
 
 @torch.library.custom_op("positional_lsh::forward", mutates_args=())
 def forward_op(
     q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], pads: Tensor, starts: Tensor, gaps: list[int],
-    law: str, masks: int, sinks: int, tile: int, scale: float,
+    law: str, masks: int, sinks: int, tile: int, origin: int, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out like q and lse (B, H, Tq) float32; pads and starts (B,), best on the host, where they are read."""
     places = check_places(pads, starts, gaps, q.shape[2], k.shape[2], sinks)
+    held = Tables(law, tile, masks, sinks, origin, *tables)
     with torch.cuda.device_of(q):
-        return forward(*map(dense, (q, k, v)), Tables(law, tile, masks, sinks, *tables), *places, gaps, scale=scale)
+        return forward(*map(dense, (q, k, v)), held, *places, gaps, scale=scale)
 
 
 @forward_op.register_fake
-def _(q, k, v, tables, pads, starts, gaps, law, masks, sinks, tile, scale):
+def _(q, k, v, tables, pads, starts, gaps, law, masks, sinks, tile, origin, scale):
     return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("positional_lsh::backward", mutates_args=())
 def backward_op(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor, tables: list[Tensor],
-    pads: Tensor, starts: Tensor, law: str, masks: int, sinks: int, tile: int, scale: float,
+    pads: Tensor, starts: Tensor, law: str, masks: int, sinks: int, tile: int, origin: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients like q, k and v."""
     inputs = (*map(dense, (q, k, v)), dense(out), lse, dense(dout), dlse)
+    held = Tables(law, tile, masks, sinks, origin, *tables)
     with torch.cuda.device_of(q):
-        return backward(*inputs, Tables(law, tile, masks, sinks, *tables), pads.tolist(), starts.tolist(), scale)
+        return backward(*inputs, held, pads.tolist(), starts.tolist(), scale)
 
 
 @backward_op.register_fake
-def _(q, k, v, out, lse, dout, dlse, tables, pads, starts, law, masks, sinks, tile, scale):
+def _(q, k, v, out, lse, dout, dlse, tables, pads, starts, law, masks, sinks, tile, origin, scale):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
 
 
@@ -144,30 +171,29 @@ forward_op.register_autograd(_differentiate, setup_context=_keep)
 
 @torch.library.custom_op("positional_lsh::decode", mutates_args=())
 def decode_op(
-    q: Tensor, k: Tensor, v: Tensor, numbers: Tensor, pads: Tensor, starts: Tensor, gaps: list[int],
-    law: str, masks: int, sinks: int, reach: int, scale: float,
+    q: Tensor, k: Tensor, v: Tensor, numbers: Tensor, bias: Tensor, pads: Tensor, starts: Tensor, gaps: list[int],
+    law: str, masks: int, sinks: int, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The same for a few causal rows, without gradients; `numbers` where q is. The tables live within."""
+    """The same for a few causal rows, without gradients; `numbers` and `bias` where q is. The tables live within."""
     pads, starts = check_places(pads, starts, gaps, q.shape[2], k.shape[2], sinks)
     rows = on_device(starts, q)[:, None] + torch.arange(q.shape[2], device=q.device)
-    tables = row_tables(numbers, rows.clamp_min_(0).view(-1), law=law, masks=masks, sinks=sinks, reach=reach)
+    tables = row_tables(numbers, bias, rows.clamp_min_(0).view(-1), law=law, masks=masks, sinks=sinks)
     with torch.cuda.device_of(q):
         return decode(*map(dense, (q, k, v)), tables, pads, starts, gaps, scale=scale)
 
 
 @decode_op.register_fake
-def _(q, k, v, numbers, pads, starts, gaps, law, masks, sinks, reach, scale):
+def _(q, k, v, numbers, bias, pads, starts, gaps, law, masks, sinks, scale):
     return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-def row_tables(numbers: Tensor, rows: Tensor, *, law: str, masks: int, sinks: int, reach: int) -> RowTables:
-    """As `kernels.tables.build_row_tables` for rows (N,) int64 where `numbers` are."""
+def row_tables(numbers: Tensor, bias: Tensor, rows: Tensor, *, law: str, masks: int, sinks: int) -> RowTables:
+    """As `kernels.tables.build_row_tables` for rows (N,) int64 where `numbers` are; `bias` as of `bias_on`."""
     counted, slopes = law in ("count", "sum"), numbers[:, 0]
     first = torch.empty(len(numbers), len(rows), dtype=torch.int32, device=rows.device)
     starts = torch.empty((*first.shape, masks) if counted else 0, dtype=torch.int32, device=rows.device)
     with torch.cuda.device_of(numbers):
         fill_row_tables(numbers, rows, first, starts, law=law, masks=masks, sinks=sinks)
-    none = torch.empty(0, device=rows.device)
     return RowTables(
         law=law,
         masks=masks,
@@ -175,8 +201,8 @@ def row_tables(numbers: Tensor, rows: Tensor, *, law: str, masks: int, sinks: in
         first=first,
         starts=starts,
         slope=(slopes * LOG2E).float(),
-        bias=bias_by_distance(slopes, masks, "systematic", reach) if law == "distance" else none,
-        share=numbers[:, 1 + 2 * masks :].float().contiguous() if counted else none,
+        bias=bias,
+        share=numbers[:, 1 + 2 * masks :].float().contiguous() if counted else torch.empty(0, device=rows.device),
     )
 
 

@@ -52,13 +52,13 @@ def load_masks(Numbers, head, begin, masks):
 
 @triton.jit(do_not_specialize=ANY)
 def tables_kernel(
-    Numbers, First, Last, Planes, Corners, heads, masks, padded, tokens, sinks,
+    Numbers, First, Last, Planes, Corners, heads, masks, padded, origin, tokens, sinks,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles, heads). Numbers (heads, 1 + 3 * masks) float64 as `load_masks` has it or, with masks 0, (heads, 2):
     slope and reach. The rest are `Tables` of `padded` rows, those that the law does not need never written."""
     tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    i0 = tile * TILE
+    i0 = origin + tile * TILE
     place = tl.arange(0, TILE)
     rows = (i0 + place).to(tl.float64)
     first = tl.full([TILE], FARTHEST, tl.float64)
@@ -91,7 +91,7 @@ def tables_kernel(
             corner = Corners + (row * words + word) * LANES + tl.arange(0, LANES)[None, :]
             tl.store(corner, tl.where(live, begin, FARTHEST).to(tl.int32))
             tl.store(corner + words * LANES, tl.where(live, end, 0.0).to(tl.int32))
-    at = head * padded + i0 + place
+    at = head * padded + tile * TILE + place
     tl.store(First + at, tl.maximum(first, sinks).to(tl.int32))
     if not CAUSAL:
         tl.store(Last + at, tl.minimum(last, tokens - 1).to(tl.int32))
@@ -126,7 +126,7 @@ def fill_tables(numbers: torch.Tensor, tables: Tables, tokens: int) -> None:
     heads, padded = tables.first.shape
     outputs = (x if x.numel() else tables.first for x in (tables.first, tables.last, tables.planes, tables.corners))
     tables_kernel[(padded // tables.tile, heads)](
-        numbers, *outputs, heads, tables.masks, padded, tokens, tables.sinks,
+        numbers, *outputs, heads, tables.masks, padded, tables.origin, tokens, tables.sinks,
         LAW=tables.law, CAUSAL=tables.causal, TILE=tables.tile, **LAUNCH,
     )  # fmt: skip
 

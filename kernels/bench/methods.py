@@ -60,7 +60,7 @@ def masked(problem: Problem, kernel: str, masks: int) -> list[Method]:
     found = []
     kinds = {kind: {"weights": kind} for kind in KINDS}
     if masks == 16:
-        kinds["count, systematic"] = {"sampler": "systematic"}
+        kinds |= {f"{kind}, systematic": {"weights": kind, "sampler": "systematic"} for kind in ("count", "rb")}
     for kind, options in kinds.items():
         weights = PositionalLSH.draw(slopes, masks, seed=0, **options)
         name = f"plsh {kind}, S={masks}"

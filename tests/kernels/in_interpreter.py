@@ -78,6 +78,23 @@ def test_decoding_gives_the_same_for_every_split(rule: str, splits: int):
     assert (out - true_out).abs().max() < 2e-5 and (lse - true_lse).abs().max() < 2e-5
 
 
+@pytest.mark.parametrize("rule", LAWS)
+def test_a_chunk_builds_tables_for_its_own_rows(rule: str, monkeypatch):
+    """A long context is filled in chunks: tables of the whole for each of them would grow with its square."""
+    case, built = Case(rule=rule, heads=(3, 1), slopes="steep", shape=(400, 70, 250), sinks=3), []
+    build = triton_attend.tables_on_device
+
+    def spy(*inputs, **options):
+        built.append(build(*inputs, **options))
+        return built[-1]
+
+    monkeypatch.setattr(triton_attend, "tables_on_device", spy)
+    out = attend(*case.inputs(), case.weights(), kernel="triton", q_offset=250)
+    assert (out - attend(*case.inputs(), case.weights(), kernel="exact", q_offset=250)).abs().max() < 2e-5
+    (tables,) = built
+    assert 0 < tables.origin <= 250 and tables.origin + tables.first.shape[1] < 400 + tables.tile
+
+
 @pytest.mark.parametrize("rule", ["window", "count/gamma", "rb/gamma"])
 def test_decoding_reads_no_key_out_of_reach(rule: str):
     case = Case(rule=rule, heads=(2, 2), masks=4, shape=(187, 3, None))

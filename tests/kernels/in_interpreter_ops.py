@@ -11,7 +11,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.runtime.interpreter import GridExecutor
 
 from kernels import Alibi, PositionalLSH, attend
-from kernels.triton_ops import backward_op, decode_op, forward_op, numbers_of, numbers_on, tables_on_device, tables_op
+from kernels.triton_ops import (
+    backward_op,
+    bias_on,
+    bias_op,
+    decode_op,
+    forward_op,
+    numbers_of,
+    numbers_on,
+    tables_on_device,
+    tables_op,
+)
 
 RULES = ["window", "rb/systematic", "count/gamma", "count/systematic"]
 CPU = torch.device("cpu")
@@ -26,18 +36,18 @@ def test_torch_finds_nothing_wrong_with_the_operators(rule: str):
     case, causal = case_of(rule, padding="left", shape=(20, 20, None)), rule != "count/systematic"
     weights, inputs = case.weights(), [x.nan_to_num(0.0) for x in case.inputs()]
     numbers, kind = numbers_of(weights)
-    reach = 32 if kind["law"] == "distance" else 0
     tables = tables_on_device(weights, 20, tile=16, causal=causal, device=CPU)
-    of_tables = (numbers, *kind.values(), 20, 16, causal, reach)
     places = (case.pads(), -case.pads())
-    rest = (tables.law, tables.masks, tables.sinks, 16, 0.25)
-    torch.library.opcheck(tables_op, of_tables)
+    rest = (tables.law, tables.masks, tables.sinks, 16, 0, 0.25)
+    torch.library.opcheck(tables_op, (numbers, *kind.values(), 16, 20, 16, causal))
+    torch.library.opcheck(bias_op, (numbers, weights.count, 32))
     out, lse = forward_op(*inputs, tables.tensors, *places, [0, 0, 0], *rest)
     toward, slant = torch.ones_like(out), torch.ones_like(lse)
     torch.library.opcheck(backward_op, (*inputs, out, lse, toward, slant, tables.tensors, *places, *rest))
     q = inputs[0][:, :, -2:]
+    bias = bias_on(weights, 20, numbers)
     torch.library.opcheck(
-        decode_op, (q, *inputs[1:], numbers, places[0], 18 - places[0], [0, 0, 0], *kind.values(), reach, 0.25)
+        decode_op, (q, *inputs[1:], numbers, bias, places[0], 18 - places[0], [0, 0, 0], *kind.values(), 0.25)
     )
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     inputs = [x.requires_grad_() for x in inputs]

@@ -44,8 +44,9 @@ def same(got: Tables | RowTables, true: Tables | RowTables) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_tables(name: str, causal: bool):
     tile = 64 if causal else 32
-    got = tables_on_device(ALL[name], TOKENS, tile=tile, causal=causal, device=CPU)
-    same(got, build_tables(ALL[name], TOKENS, tile=tile, causal=causal, device=CPU))
+    for origin in (0, 64):
+        got = tables_on_device(ALL[name], TOKENS, tile=tile, causal=causal, device=CPU, origin=origin)
+        same(got, build_tables(ALL[name], TOKENS, tile=tile, causal=causal, device=CPU, origin=origin))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -53,7 +54,7 @@ def test_row_tables(name: str):
     rows = torch.tensor([0, 1, 77, 140, 140, 3, *range(100, 117)])
     numbers, kind = numbers_of(ALL[name])
     true = build_row_tables(ALL[name], rows)
-    same(row_tables(numbers, rows, **kind, reach=true.bias.shape[-1]), true)
+    same(row_tables(numbers, true.bias, rows, **kind), true)
 
 
 def test_edges_that_fall_on_whole_positions():
@@ -72,6 +73,6 @@ def test_positions_beyond_what_float32_holds():
     rows = torch.tensor([2**24 + 1, 2**24 + 3, 2**26 + 5])
     weights = PositionalLSH.draw(SLOPES, 16, seed=1)
     numbers, kind = numbers_of(weights)
-    got = row_tables(numbers, rows, **kind, reach=0)
+    got = row_tables(numbers, torch.empty(0), rows, **kind)
     assert torch.equal(got.starts.long(), weights.masks.starts(torch.arange(3), rows[None].expand(3, -1)))
     assert len(got.starts.unique()) > 10

@@ -52,7 +52,7 @@ def test_report_has_every_method_side_by_side(tmp_path, capsys):
     assert 0.1 < report["environment"]["memory_gb_s"] < 1e4
     assert [run["call"] for run in report["runs"]] == ["forward", "decode-1", "decode-16"]
     starts = ["alibi, augmented", "alibi, bias", "alibi, sdpa", "window T=20"]
-    for kind in ("count", "rb", "exact", "count, systematic"):
+    for kind in ("count", "rb", "exact", "count, systematic", "rb, systematic"):
         starts += [f"plsh {kind}, S=16", "window T="]
     starts += ["window T=", "window T=", "plsh count, merged passes"]
     printed = capsys.readouterr().out

@@ -43,7 +43,7 @@ def test_a_lost_gpu_costs_one_row_and_the_next_run_goes_on_after_it(quick, tmp_p
             main(arguments)
         assert len(json.loads(file.read_text())["runs"][0]["methods"]) == rows
     clock.lost = False
-    assert len(main(arguments)["runs"][0]["methods"]) == 15
+    assert len(main(arguments)["runs"][0]["methods"]) == 17
     capsys.readouterr()
 
 
@@ -103,7 +103,7 @@ def test_a_part_that_cannot_be_prepared_is_recorded_and_the_others_go_on(stage, 
     lacking, whole = report["runs"]
     assert lacking["failed"] == [{"masks": 16, "reason": "out of memory"}] and lacking["masks"] == []
     assert len(lacking["methods"]) == (0 if stage == "Problem" else 4)  # those without masks were ready
-    assert whole["failed"] == [] and whole["masks"] == [16] and len(whole["methods"]) == 15
+    assert whole["failed"] == [] and whole["masks"] == [16] and len(whole["methods"]) == 17
     assert "16 masks: could not be prepared (out of memory)." in capsys.readouterr().out
     assert main(arguments)["runs"] == report["runs"] and tried == [64, 128]
     assert "not tried again, unless --fresh is given" in capsys.readouterr().out

@@ -84,6 +84,11 @@ def test_reach_and_bias_are_those_of_the_dense_weights(weights, law: str, causal
         for head in range(5):
             error = tables.bias[head, apart[visited[head]]] - log_w[head][visited[head]] / math.log(2)
             assert error.abs().max() < 1e-5
+    later = build_tables(weights, TOKENS, tile=TILE, causal=causal, device="cpu", origin=2 * TILE)
+    for name in ("first", "last") if not causal else ("first",):
+        assert torch.equal(getattr(later, name), getattr(tables, name)[:, 2 * TILE :])
+    if law in ("count", "sum"):
+        assert torch.equal(later.planes, tables.planes[:, 2:]) and torch.equal(later.corners, tables.corners[:, 2:])
     rows = torch.tensor([0, 1, 77, 140])
     few = build_row_tables(weights, rows)
     assert few.law == law and torch.equal(few.first.long(), first[:, rows])
