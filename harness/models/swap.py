@@ -18,12 +18,16 @@ from kernels import Alibi, Weights, attend
 MASK_NAME = "harness_padding_only"
 
 
-def _padding_only(batch_size: int, attention_mask: torch.Tensor | None = None, **_) -> torch.Tensor:
-    """(batch, 0) where nothing is padded, else (batch, keys) bool. One look at the mask per forward, not per layer."""
-    if attention_mask is None or bool(attention_mask.all()):
-        device = None if attention_mask is None else attention_mask.device
-        return torch.ones(batch_size, 0, dtype=torch.bool, device=device)
-    return attention_mask.bool()
+def _padding_only(batch_size: int, kv_length: int, attention_mask: torch.Tensor | None = None, **_) -> torch.Tensor:
+    """The slots that some sequence begins with as padding, (batch, longest padding) bool on the host, false in padding.
+    One look at the mask for a forward: at every layer it would make the host wait for the device."""
+    if attention_mask is None:
+        return torch.ones(batch_size, 0, dtype=torch.bool)
+    mask = attention_mask[:, :kv_length].bool()
+    pads = (~mask).sum(1)
+    if bool((mask != (torch.arange(mask.shape[1], device=mask.device) >= pads[:, None])).any()):
+        raise ValueError("Only left padding is supported: put the padding before the tokens (padding_side='left').")
+    return mask[:, : int(pads.max())].cpu()
 
 
 AttentionMaskInterface.register(MASK_NAME, _padding_only)
@@ -82,16 +86,18 @@ class SwappedAttention:
 
     def _attend(self, q, k, v, *, layer: int, scale: float, mask: torch.Tensor | None, cache) -> torch.Tensor:
         """Attention of new tokens' q (batch, heads, tokens, head_dim) to them and all that is in the cache."""
-        weights, slots = self._weights[layer], k.shape[2]
-        if cache is not None:
-            if cache.is_compileable:
-                raise ValueError(
-                    f"{type(cache).__name__} hands out its whole buffer, filled or not, so a key's position cannot be "
-                    "told: use DynamicCache (generate's default) or harness.models.cache.new_cache."
-                )
-            slots += cache.get_seq_length(layer)
-        pads = _leading(mask, slots, len(q))
-        gaps = [0] * len(q)
+        weights = self._weights[layer]
+        if cache is not None and cache.is_compileable:
+            raise ValueError(
+                f"{type(cache).__name__} hands out its whole buffer, filled or not, so a key's position cannot be "
+                "told: use DynamicCache (generate's default) or harness.models.cache.new_cache."
+            )
+        if mask is None or mask.ndim != 2:
+            raise ValueError(
+                "Replaced attention takes a 2-D padding mask (batch, tokens) or none, through the mask builder "
+                f"{MASK_NAME!r}; it got {'no mask' if mask is None else f'a mask of shape {tuple(mask.shape)}'}."
+            )
+        pads, gaps = (~mask).sum(1).tolist(), [0] * len(q)
         if isinstance(cache, KVCache):
             k, v = cache.update(k, v, layer, pads, weights)
             place = cache.layers[layer].place(pads)
@@ -100,19 +106,3 @@ class SwappedAttention:
             k, v = cache.update(k, v, layer)
         pads, gaps = torch.tensor(pads), torch.tensor(gaps)
         return self._compute(q, k, v, weights, scale=scale, kernel=self.kernel, padding=pads, gap=gaps)
-
-
-def _leading(mask: torch.Tensor | None, slots: int, batch: int) -> list[int]:
-    """Padding counts of each sequence of a left-padded mask."""
-    if mask is None or mask.ndim != 2:
-        raise ValueError(
-            "Replaced attention takes a 2-D padding mask (batch, tokens) or none, and the model's mask builder must be "
-            f"{MASK_NAME!r}; it got {'no mask' if mask is None else f'a mask of shape {tuple(mask.shape)}'}."
-        )
-    if mask.shape[1] == 0:
-        return [0] * batch
-    mask = mask[:, :slots]
-    pads = (~mask).sum(1)
-    if bool((mask != (torch.arange(slots, device=mask.device) >= pads[:, None])).any()):
-        raise ValueError("Only left padding is supported: put the padding before the tokens (padding_side='left').")
-    return pads.tolist()
