@@ -1,15 +1,15 @@
 """A record as text and as Markdown."""
 
 LEGEND = (
-    "speedup: over the fastest exact way that passed its check; floor: times the least bytes at the measured rate of a "
-    "copy; equal error: time of the narrowest window that errs no more over the time of the row, above 1 the row is "
-    "faster. Two rows are compared by their times in a CUDA graph (graph ms: without the launches) where both have "
-    "one, a row with the floor, its tables and its TFLOP/s where it has one. On a CPU merged passes are measured "
-    "forward only: with few rows a pass they would time Python."
+    "speedup: over the fastest exact way that passed its check; MB: the least that can be read and written; floor: "
+    "times these bytes at the measured rate of a copy; equal error: time of the narrowest window that errs no more "
+    "over the time of the row, above 1 the row is faster. Two rows are compared by their times in a CUDA graph (graph "
+    "ms: without the launches) where both have one, a row with the floor, its tables and its TFLOP/s where it has "
+    "one. On a CPU merged passes are measured forward only: with few rows a pass they would time Python."
 )
 COLUMNS = (
-    "method", "ms", "quartiles", "graph ms", "tables ms", "speedup", "equal error", "x floor", "TFLOP/s eff.",
-    "act.", "pairs/row", "rms rel.", "max error", "check",
+    "method", "ms", "quartiles", "graph ms", "tables ms", "speedup", "equal error", "MB", "x floor",
+    "TFLOP/s eff.", "act.", "pairs/row", "rms rel.", "max error", "check",
 )  # fmt: skip
 
 BRIEF = ("method", "ms", "quartiles", "speedup", "equal error", "x floor", "pairs/row", "rms rel.")
@@ -29,6 +29,7 @@ def cells(row: dict) -> list[str]:
         figure(tables["median"]) if tables else "",
         f"{row['speedup']:.2f}x" if row["speedup"] else "",
         f"{equal['ratio']:.2f}x" if equal else "",
+        f"{row['floor_bytes'] / 1e6:.3g}",
         f"{row['over_floor']:.2f}",
         f"{row['effective_tflops']:.3g}",
         f"{row['actual_tflops']:.3g}",
