@@ -88,7 +88,7 @@ def decode_kernel(
     begin = lowest + split * each
     stop = tl.minimum(begin + each, stop)
 
-    q = load_tile(row_of(Q, sequence, head, 0, q_b, q_h, q_t), q_t, mine, False, DIM, WIDE, ROWS)
+    q = load_tile(row_of(Q, sequence, head, 0, q_b, q_h, q_t), q_t, mine, DIM, WIDE, ROWS)
     key_base = row_of(K, sequence, head // group, lead, k_b, k_h, k_t)
     value_base = row_of(V, sequence, head // group, lead, v_b, v_h, v_t)
     slope = 0.0
@@ -106,7 +106,7 @@ def decode_kernel(
         for j0 in range(0, tl.where(split == 0, SINKS, 0), SINK_STEP):
             columns = j0 + tl.arange(0, SINK_STEP)
             here = (columns < SINKS) & (columns < start + queries)
-            k, v = load_pair(sink_keys, sink_values, k_t, v_t, j0, here, False, DIM, WIDE, SINK_STEP)
+            k, v = load_pair(sink_keys, sink_values, k_t, v_t, j0, here, DIM, WIDE, SINK_STEP)
             score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
             seen = here[None, :] & (columns[None, :] <= rows[:, None])
             score, factor = to_sinks(score, between(rows, columns, start, j0), seen, slope, LAW, MASKS)
@@ -122,7 +122,7 @@ def decode_kernel(
         here = columns < stop
         if GAPS:
             here = here & (columns >= SINKS + gap)
-        k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, COLUMNS)
+        k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, DIM, WIDE, COLUMNS)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         seen = here[None, :] & (columns[None, :] <= rows[:, None]) & (columns[None, :] >= first[:, None])
         if counts(LAW):

@@ -21,8 +21,8 @@ def delta_kernel(
     sequence, head = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     begin, place = tl.program_id(0) * ROWS, tl.arange(0, ROWS)
     mine = begin + place < queries
-    out = load_tile(row_of(Out, sequence, head, begin, o_b, o_h, o_t), o_t, mine, False, DIM, WIDE, ROWS)
-    dout = load_tile(row_of(Dout, sequence, head, begin, d_b, d_h, d_t), d_t, mine, False, DIM, WIDE, ROWS)
+    out = load_tile(row_of(Out, sequence, head, begin, o_b, o_h, o_t), o_t, mine, DIM, WIDE, ROWS)
+    dout = load_tile(row_of(Dout, sequence, head, begin, d_b, d_h, d_t), d_t, mine, DIM, WIDE, ROWS)
     dlse = tl.load(row_of(Dlse, sequence, head, begin, l_b, l_h, l_t) + place * l_t, mask=mine, other=0.0)
     delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1) - dlse
     tl.store(Delta + (sequence * heads + head) * queries + begin + place, delta, mask=mine)

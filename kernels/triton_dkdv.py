@@ -43,8 +43,8 @@ def key_kernel(
         return
     columns, step = j0 + tl.arange(0, TILE), tl.arange(0, STEP)
     here = columns < tokens
-    k = load_tile(row_of(K, sequence, head // group, lead + j0, k_b, k_h, k_t), k_t, here, False, DIM, WIDE, TILE)
-    v = load_tile(row_of(V, sequence, head // group, lead + j0, v_b, v_h, v_t), v_t, here, False, DIM, WIDE, TILE)
+    k = load_tile(row_of(K, sequence, head // group, lead + j0, k_b, k_h, k_t), k_t, here, DIM, WIDE, TILE)
+    v = load_tile(row_of(V, sequence, head // group, lead + j0, v_b, v_h, v_t), v_t, here, DIM, WIDE, TILE)
     query_base = row_of(Q, sequence, head, -start, q_b, q_h, q_t)
     dout_base = row_of(Dout, sequence, head, -start, d_b, d_h, d_t)
     row_base = (sequence * heads + head) * queries - start
@@ -63,7 +63,7 @@ def key_kernel(
         for i0 in tl.range(begin, tl.where(j0 < SINKS, start + queries, 0), STEP):
             rows = i0 + step
             mine = (rows >= start) & (rows < start + queries)
-            q, dout = load_pair(query_base, dout_base, q_t, d_t, i0, mine, False, DIM, WIDE, STEP)
+            q, dout = load_pair(query_base, dout_base, q_t, d_t, i0, mine, DIM, WIDE, STEP)
             lse, delta = row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
             score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
             seen = (here & (columns < SINKS))[:, None] & mine[None, :]
@@ -75,7 +75,7 @@ def key_kernel(
     for i0 in tl.range(j0, j0 + TILE, STEP, num_stages=near_stages(LAW, MASKS), disable_licm=True):
         rows = i0 + step
         mine = (rows >= start) & (rows < start + queries)
-        q, dout = load_pair(query_base, dout_base, q_t, d_t, i0, mine, False, DIM, WIDE, STEP)
+        q, dout = load_pair(query_base, dout_base, q_t, d_t, i0, mine, DIM, WIDE, STEP)
         lse, delta = row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
         first = tl.load(First + head * padded + rows)
         last = rows
@@ -95,7 +95,7 @@ def key_kernel(
     for i0 in tl.range(begin, stop, STEP):
         rows = i0 + step
         mine = (rows >= start) & (rows < start + queries)
-        q, dout = load_pair(query_base, dout_base, q_t, d_t, i0, mine, False, DIM, WIDE, STEP)
+        q, dout = load_pair(query_base, dout_base, q_t, d_t, i0, mine, DIM, WIDE, STEP)
         lse, delta = row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
         first = tl.load(First + head * padded + rows)
         score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
@@ -111,7 +111,7 @@ def key_kernel(
         for i0 in tl.range(begin, tl.minimum(j0, start + queries), STEP):
             rows = i0 + step
             mine = (rows >= start) & (rows < start + queries)
-            q, dout = load_pair(query_base, dout_base, q_t, d_t, i0, mine, False, DIM, WIDE, STEP)
+            q, dout = load_pair(query_base, dout_base, q_t, d_t, i0, mine, DIM, WIDE, STEP)
             lse, delta = row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
             last = tl.load(Last + head * padded + rows)
             score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2

@@ -58,8 +58,8 @@ def query_kernel(
     mine = (rows >= start) & (rows < start + queries)
     key_base = row_of(K, sequence, head // group, lead, k_b, k_h, k_t)
     value_base = row_of(V, sequence, head // group, lead, v_b, v_h, v_t)
-    q = load_tile(row_of(Q, sequence, head, i0 - start, q_b, q_h, q_t), q_t, mine, False, DIM, WIDE, TILE)
-    dout = load_tile(row_of(Dout, sequence, head, i0 - start, d_b, d_h, d_t), d_t, mine, False, DIM, WIDE, TILE)
+    q = load_tile(row_of(Q, sequence, head, i0 - start, q_b, q_h, q_t), q_t, mine, DIM, WIDE, TILE)
+    dout = load_tile(row_of(Dout, sequence, head, i0 - start, d_b, d_h, d_t), d_t, mine, DIM, WIDE, TILE)
     row_base = (sequence * heads + head) * queries - start
     lse, delta = row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
     lowest = tl.load(First + head * padded + i0) // STEP * STEP
@@ -79,7 +79,7 @@ def query_kernel(
     ):
         columns = j0 + step
         here = columns < tokens
-        k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, STEP)
+        k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, DIM, WIDE, STEP)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         seen = here[None, :] & (columns[None, :] <= last[:, None]) & (columns[None, :] >= first[:, None])
         score, factor = near(
@@ -89,7 +89,7 @@ def query_kernel(
     word, word_2 = words_of(corner, rows, LAW, MASKS, False)
     for j0 in tl.range(lowest, i0, STEP):
         columns = j0 + step
-        k, v = load_pair(key_base, value_base, k_t, v_t, j0, mine, True, DIM, WIDE, STEP)
+        k, v = load_pair(key_base, value_base, k_t, v_t, j0, None, DIM, WIDE, STEP)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         score, factor = far(
             score, rows, columns, columns[None, :] >= first[:, None], slope, bias, share, word, word_2, corner, i0, j0,
@@ -104,7 +104,7 @@ def query_kernel(
             here = columns < tokens
             if SINKS > 0:
                 here = here & (columns >= SINKS)
-            k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, STEP)
+            k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, DIM, WIDE, STEP)
             score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
             seen = here[None, :] & (columns[None, :] <= last[:, None])
             score, factor = far(

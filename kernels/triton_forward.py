@@ -69,7 +69,7 @@ def forward_kernel(
     mine = (rows >= start) & (rows < start + queries)
     key_base = row_of(K, sequence, head // group, lead, k_b, k_h, k_t)
     value_base = row_of(V, sequence, head // group, lead, v_b, v_h, v_t)
-    q = load_tile(row_of(Q, sequence, head, i0 - start, q_b, q_h, q_t), q_t, mine, False, DIM, WIDE, TILE)
+    q = load_tile(row_of(Q, sequence, head, i0 - start, q_b, q_h, q_t), q_t, mine, DIM, WIDE, TILE)
 
     first_of = First + head * padded - origin
     lowest = tl.load(first_of + i0) // STEP * STEP
@@ -93,7 +93,7 @@ def forward_kernel(
         here = columns < tokens
         if GAPS:  # slots of other keys, or of none
             here = here & (columns >= held)
-        k, v = load_pair(key_base, value_base, k_t, v_t, i0 + at, here, False, DIM, WIDE, STEP)
+        k, v = load_pair(key_base, value_base, k_t, v_t, i0 + at, here, DIM, WIDE, STEP)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         seen = here[None, :] & (columns[None, :] <= last[:, None]) & (columns[None, :] >= first[:, None])
         score, factor = near(
@@ -105,8 +105,10 @@ def forward_kernel(
     word, word_2 = words_of(corner, rows, LAW, MASKS, False)
     for j0 in tl.range(lowest, i0, STEP):
         columns = j0 + step
-        here = columns >= held
-        k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, not GAPS, DIM, WIDE, STEP)
+        here = None
+        if GAPS:
+            here = columns >= held
+        k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, DIM, WIDE, STEP)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         seen = columns[None, :] >= first[:, None]
         score, factor = far(
@@ -125,7 +127,7 @@ def forward_kernel(
             here = columns < tokens
             if SINKS > 0:
                 here = here & (columns >= SINKS)
-            k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, STEP)
+            k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, DIM, WIDE, STEP)
             score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
             seen = here[None, :] & (columns[None, :] <= last[:, None])
             score, factor = far(

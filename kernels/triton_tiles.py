@@ -25,28 +25,27 @@ def row_of(X, sequence, head, row, of_sequence, of_head, of_row):
 
 
 @triton.jit
-def load_tile(base, stride, here, ALL: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr):
-    """TILE rows of DIM numbers from `base`, `stride` apart, as (TILE, WIDE); 0 beyond DIM and, unless ALL, where `here`
-    is false: nothing is read there."""
+def load_tile(base, stride, here, DIM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr):
+    """TILE rows of DIM numbers from `base`, `stride` apart, as (TILE, WIDE); 0 beyond DIM and where `here` is false:
+    nothing is read there. With `here` None all rows are."""
     dims = tl.arange(0, WIDE)
     at = base + tl.arange(0, TILE)[:, None] * stride + dims[None, :]
-    if ALL and DIM == WIDE:
+    if here is None and DIM == WIDE:
         return tl.load(at)
     kept = (dims < DIM)[None, :]
-    if not ALL:
+    if here is not None:
         kept = kept & here[:, None]
     return tl.load(at, mask=kept, other=0.0)
 
 
 @triton.jit
 def load_pair(
-    a_base, b_base, a_stride, b_stride, at, here,
-    ALL: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
+    a_base, b_base, a_stride, b_stride, at, here, DIM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr
 ):  # fmt: skip
-    """Tiles of two tensors, keys and values or queries and their gradients, from row `at` on."""
+    """Tiles of two tensors, keys and values or queries and their gradients, from row `at` on; `here` of `load_tile`."""
     at = tl.cast(at, tl.int64)
-    a = load_tile(a_base + at * a_stride, a_stride, here, ALL, DIM, WIDE, TILE)
-    return a, load_tile(b_base + at * b_stride, b_stride, here, ALL, DIM, WIDE, TILE)
+    a = load_tile(a_base + at * a_stride, a_stride, here, DIM, WIDE, TILE)
+    return a, load_tile(b_base + at * b_stride, b_stride, here, DIM, WIDE, TILE)
 
 
 @triton.jit
@@ -68,9 +67,9 @@ def sink_tile(
     of the rows, as of `to_sinks`."""
     columns = j0 + tl.arange(0, STEP)
     here = (columns < SINKS) & (columns < tokens)
-    k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, False, DIM, WIDE, STEP)
+    k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, DIM, WIDE, STEP)
     score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-    seen = here[None, :] & (columns[None, :] >= 0)
+    seen = here[None, :]
     if CAUSAL:
         seen = seen & (columns[None, :] <= rows[:, None])
     score, factor = to_sinks(score, between(rows, columns, i0, j0), seen, slope, LAW, MASKS)
