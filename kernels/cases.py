@@ -113,11 +113,15 @@ class Case:
         q, k, v = (
             self.tensor(h, n, generator, device) for h, n in ((heads, queries), (kv_heads, keys), (kv_heads, keys))
         )
-        for i, pad in enumerate([] if self.pads() is None else self.pads().tolist()):
-            k[i, :, :pad] = torch.nan
-            v[i, :, :pad] = torch.nan
-            q[i, :, : max(0, pad - self.begin)] = torch.nan
+        for i, real in enumerate(self.real()):
+            for x, slots in zip((q, k, v), real, strict=True):
+                x[i, :, : slots.start] = torch.nan
         return q, k, v
+
+    def real(self) -> list[tuple[slice, slice, slice]]:
+        """Of each sequence the slots of q, k and v that are no padding."""
+        pads = [0] if self.pads() is None else self.pads().tolist()
+        return [(slice(min(max(0, pad - self.begin), self.shape[1]), None), *[slice(pad, None)] * 2) for pad in pads]
 
     def options(self) -> dict:
         pads, offset = self.pads(), self.shape[2]

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -33,6 +33,26 @@ def relative(got: torch.Tensor, true: torch.Tensor, least: float = 0.0) -> float
     return float(off.nan_to_num(torch.inf))
 
 
+def alone(
+    case: Case, inputs: Sequence[torch.Tensor], toward: torch.Tensor, slant: torch.Tensor
+) -> Iterator[tuple[int, tuple[slice, slice, slice], list[torch.Tensor] | None]]:
+    """Each sequence by the oracle in float64, without its padding: its place in the batch, the slots of q, k and v that
+    are no padding, and, in a batch of one, out, the log-sum-exp, and the gradients of q, k and v where those of the
+    first two are `toward` (B, H, Tq, D) and `slant` (B, H, Tq); None if all its queries are padding."""
+    weights, queries = case.weights(), case.shape[1]
+    for i, slots in enumerate(case.real()):
+        rows, keys = slots[0].start, slots[1].start
+        if rows == queries:
+            yield i, slots, None
+            continue
+        own = [x[i : i + 1, :, part].detach().double().requires_grad_() for x, part in zip(inputs, slots, strict=True)]
+        place = {"causal": case.causal, "q_offset": case.begin + rows - keys}
+        with torch.enable_grad():
+            true = attend(*own, weights, kernel="exact", return_lse=True, **place)
+            given = [x[i : i + 1, :, rows:].double() for x in (toward, slant)]
+            yield i, slots, [*(x.detach() for x in true), *torch.autograd.grad(true, own, given)]
+
+
 def case_errors(case: Case, kernel: str, device: str) -> dict[str, float]:
     """Errors of out, of the log-sum-exp (absolute) and, unless its rows are decoded, of the gradients of q, k and v
     through both; `padding`: the largest number that was written where there is no token. Each sequence is held to the
@@ -55,23 +75,16 @@ def case_errors(case: Case, kernel: str, device: str) -> dict[str, float]:
     def note(name: str, error: float) -> None:
         found[name] = max(found.get(name, 0.0), error)
 
-    for i, pad in enumerate([0] if case.pads() is None else case.pads().tolist()):
-        skip = min(max(0, pad - case.begin), queries)
-        real = [slice(skip, None), slice(pad, None), slice(pad, None)]
-        for x, tokens in zip((out, *gradients), (real[0], *real), strict=False):
-            note(
-                "padding", relative(x[i, :, : tokens.start], torch.zeros(1, device=device), 1.0) if tokens.start else 0
-            )
-        note("padding", 0.0 if bool((lse[i, :, :skip] == -math.inf).all()) else torch.inf)
-        if skip == queries:
+    for i, slots, true in alone(case, inputs, toward, slant):
+        for x, part in zip((out, *gradients), (slots[0], *slots), strict=False):
+            wrong = relative(x[i, :, : part.start], torch.zeros(1, device=device), 1.0) if part.start else 0.0
+            note("padding", wrong)
+        rows = slots[0].start
+        note("padding", 0.0 if bool((lse[i, :, :rows] == -math.inf).all()) else torch.inf)
+        if true is None:
             continue
-        own = [x[i : i + 1, :, part].double().requires_grad_() for x, part in zip(inputs, real, strict=True)]
-        with torch.enable_grad():
-            place = {"causal": case.causal, "q_offset": case.begin + skip - pad}
-            true = attend(*own, weights, kernel="exact", return_lse=True, **place)
-            expected = torch.autograd.grad(true, own, [x[i : i + 1, :, skip:].double() for x in (toward, slant)])
-        note("out", relative(out[i : i + 1, :, skip:], true[0].detach()))
-        note("lse", float((lse[i, :, skip:].double() - true[1][0].detach()).abs().max().nan_to_num(torch.inf)))
-        for name, got, part, right in zip(("dq", "dk", "dv"), gradients, real, expected, strict=False):
+        note("out", relative(out[i : i + 1, :, rows:], true[0]))
+        note("lse", float((lse[i : i + 1, :, rows:].double() - true[1]).abs().max().nan_to_num(torch.inf)))
+        for name, got, part, right in zip(("dq", "dk", "dv"), gradients, slots, true[2:], strict=False):
             note(name, relative(got[i : i + 1, :, part], right, 1.0))  # of a row that sees one key dq is 0
     return found

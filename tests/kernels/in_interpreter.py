@@ -19,6 +19,7 @@ from kernels.bench.measure import measure
 from kernels.bench.methods import masked, maskless
 from kernels.bench.plan import CALLS, HeadSet
 from kernels.bench.problem import Problem
+from kernels.compare import alone
 from kernels.tables import build_row_tables, law_of
 from kernels.triton_decode import decode
 from kernels.triton_delta import delta_of
@@ -138,27 +139,17 @@ BACKWARD = pairwise(
 @pytest.mark.parametrize("case", BACKWARD, ids=lambda case: f"{case.id}-d{case.dim}")
 def test_gradients(case: Case):
     weights, inputs = case.weights(), [x.requires_grad_() for x in case.inputs()]
-    (keys, queries, offset), generator = case.shape, torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(3)
     toward = torch.randn(inputs[0].shape, generator=generator)
     slant = torch.randn(inputs[0].shape[:3], generator=generator)
     out, lse = attend(*inputs, weights, kernel="triton", return_lse=True, **case.options())
     real = lse > -math.inf
     mine = torch.autograd.grad((out * toward).sum() + (lse[real] * slant[real]).sum(), inputs)
-    for i, pad in enumerate([0] if case.pads() is None else case.pads().tolist()):
-        # the oracle without the padding, which has no gradient there
-        first = keys - queries if offset is None else offset
-        skip = min(max(0, pad - first), queries)
-        real = [slice(skip, None), slice(pad, None), slice(pad, None)]
-        for gradient, slots in zip(mine, real, strict=True):
-            assert not bool(gradient[i, :, : slots.start].any())
-        if skip == queries:
-            continue
-        own = [x[i : i + 1, :, slots].detach().double().requires_grad_() for x, slots in zip(inputs, real, strict=True)]
-        options = {"causal": case.causal, "q_offset": first + skip - pad, "return_lse": True, "kernel": "exact"}
-        true_out, true_lse = attend(*own, weights, **options)
-        loss = (true_out * toward[i, :, skip:]).sum() + (true_lse * slant[i, :, skip:]).sum()
-        for gradient, slots, expected in zip(mine, real, torch.autograd.grad(loss, own), strict=True):
-            assert (gradient[i, :, slots] - expected[0]).abs().max() < 2e-5
+    for i, slots, true in alone(case, inputs, toward, slant):
+        for gradient, part in zip(mine, slots, strict=True):
+            assert not bool(gradient[i, :, : part.start].any())
+        for gradient, part, expected in zip(mine, slots, true[2:] if true else [], strict=bool(true)):
+            assert (gradient[i, :, part] - expected[0]).abs().max() < 2e-5
 
 
 @pytest.mark.parametrize("rule", LAWS)
