@@ -1,4 +1,5 @@
-"""Kernel `triton`, backward: dq over tiles of rows, dk and dv over tiles of keys, from the forward pass's tables.
+"""Kernel `triton`, backward: dq over tiles of rows, dk and dv over tiles of keys, from the forward pass's tables, and
+of the sinks over splits of the rows.
 
 With p the attention of a pair and delta = dout . out of its row (less the gradient of the row's log-sum-exp), the
 score's gradient is ``p * (dout . v - delta)``. The masks and slopes get no gradient: they are constants.
@@ -10,6 +11,7 @@ from kernels.tables import LOG2E, Tables
 from kernels.triton_delta import delta_of
 from kernels.triton_dkdv import key_kernel
 from kernels.triton_dq import query_kernel
+from kernels.triton_dsinks import sink_gradients
 from kernels.triton_launch import constants, on_device, pointers
 
 
@@ -43,7 +45,8 @@ def backward(
     inputs = (q, k, v, dout)
     strides = [stride for x in inputs for stride in x.stride()[:3]]
     sizes = (heads, heads // kv_heads, queries, keys, tables.first.shape[1], tables.bias.shape[-1])
-    common = (on_device(pads, q), on_device(starts, q), *pointers(tables), *strides, *sizes, scale, scale * LOG2E)
+    places = on_device(pads, q), on_device(starts, q)
+    common = (*places, *pointers(tables), *strides, *sizes, scale, scale * LOG2E)
     kind = (tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tile)
     query_kernel[((queries + 2 * tile - 2) // tile, batch, heads)](
         *inputs, dq, lse, delta, *common, **constants("dq", *kind)
@@ -51,6 +54,13 @@ def backward(
     key_kernel[(batch, tables.first.shape[1] // tile, heads)](
         *inputs, dk, dv, lse, delta, since, until, *common, **constants("dkdv", *kind)
     )
+    if sinks := tables.sinks:
+        parts = sink_gradients(
+            *inputs, lse, delta, tables.slope, *places, sinks=sinks, causal=tables.causal, scale=scale
+        )
+        for sequence, pad in enumerate(pads):
+            for to, part in zip((dk, dv), parts[:, sequence], strict=True):
+                to[sequence, :, pad : pad + sinks] = part[:, : keys - pad]
     if heads != kv_heads:
         dk, dv = (x.view(batch, kv_heads, -1, keys, dim).sum(2, dtype=torch.float32).to(q.dtype) for x in (dk, dv))
     return dq, dk, dv

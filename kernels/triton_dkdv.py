@@ -3,22 +3,8 @@
 import triton
 import triton.language as tl
 
-from kernels.triton_tiles import load_pair, load_tile, place_of, row_of, row_values
-from kernels.triton_weights import ANY, between, bounded, far, near, near_stages, scales, to_sinks, weights_of, words_of
-
-
-@triton.jit
-def _key_gradients(
-    dk, dv, score, factor, q, v, dout, lse, delta, LAW: tl.constexpr, PRECISION: tl.constexpr
-):  # fmt: skip
-    """dk and dv with one more tile of rows; scores are (keys, rows): products take them as they are."""
-    p = tl.exp2(score - lse[None, :])
-    if scales(LAW):
-        p = p * factor
-    dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
-    dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
-    ds = p * (dp - delta[None, :])
-    return tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION), dv
+from kernels.triton_tiles import key_gradients, load_rows, load_tile, place_of, row_of
+from kernels.triton_weights import ANY, bounded, far, near, near_stages, weights_of, words_of
 
 
 @triton.jit(do_not_specialize=ANY)
@@ -32,7 +18,7 @@ def key_kernel(
 ):  # fmt: skip
     """Grid (batch, tiles of keys, heads). Dk, Dv (batch, heads, keys, DIM) dense, one for each query head; Since, Until
     (heads, tiles) int32: the first row that visits the tile, and the row after the last. Rows are taken STEP at a
-    time."""
+    time. Sinks get 0, since what they get from every row is `kernels.triton_dsinks`'."""
     WORDS: tl.constexpr = (MASKS + 31) // 32
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
@@ -41,7 +27,7 @@ def key_kernel(
     j0 = tile * TILE
     if j0 >= tokens:
         return
-    columns, step = j0 + tl.arange(0, TILE), tl.arange(0, STEP)
+    columns, step, end = j0 + tl.arange(0, TILE), tl.arange(0, STEP), start + queries
     here = columns < tokens
     k = load_tile(row_of(K, sequence, head // group, lead + j0, k_b, k_h, k_t), k_t, here, DIM, WIDE, TILE)
     v = load_tile(row_of(V, sequence, head // group, lead + j0, v_b, v_h, v_t), v_t, here, DIM, WIDE, TILE)
@@ -55,28 +41,10 @@ def key_kernel(
     dk = tl.zeros([TILE, WIDE], tl.float32)
     dv = tl.zeros([TILE, WIDE], tl.float32)
 
-    if SINKS > 0:
-        slope = tl.load(Slope + head)
-        begin = tl.maximum(start, 0) // STEP * STEP
-        if CAUSAL:
-            begin = tl.maximum(begin, j0)
-        for i0 in tl.range(begin, tl.where(j0 < SINKS, start + queries, 0), STEP):
-            rows = i0 + step
-            mine = (rows >= start) & (rows < start + queries)
-            q, dout = load_pair(query_base, dout_base, q_t, d_t, i0, mine, DIM, WIDE, STEP)
-            lse, delta = row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
-            score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
-            seen = (here & (columns < SINKS))[:, None] & mine[None, :]
-            if CAUSAL:
-                seen = seen & (columns[:, None] <= rows[None, :])
-            score, factor = to_sinks(score, between(columns, rows, j0, i0), seen, slope, LAW, MASKS)
-            dk, dv = _key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
-
     for i0 in tl.range(j0, j0 + TILE, STEP, num_stages=near_stages(LAW, MASKS), disable_licm=True):
-        rows = i0 + step
-        mine = (rows >= start) & (rows < start + queries)
-        q, dout = load_pair(query_base, dout_base, q_t, d_t, i0, mine, DIM, WIDE, STEP)
-        lse, delta = row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
+        rows, q, dout, lse, delta = load_rows(
+            query_base, dout_base, q_t, d_t, Lse, Delta, row_base, i0, step, start, end, LAW, MASKS, DIM, WIDE, STEP
+        )  # fmt: skip
         first = tl.load(First + head * padded + rows)
         last = rows
         if not CAUSAL:
@@ -86,43 +54,35 @@ def key_kernel(
         score, factor = near(
             score, columns, rows, seen, slope, bias, planes, share, j0, LAW, MASKS, TILE, ASM
         )  # fmt: skip
-        dk, dv = _key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
+        dk, dv = key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
 
-    # rows after the tile: their blocks reach back over its last token
-    word, word_2 = words_of(corner + 2 * WORDS * 32, columns, LAW, MASKS, True)
-    begin = tl.maximum(j0 + TILE, start // STEP * STEP)
-    stop = tl.minimum(tl.load(Until + tables), start + queries)
-    for i0 in tl.range(begin, stop, STEP):
-        rows = i0 + step
-        mine = (rows >= start) & (rows < start + queries)
-        q, dout = load_pair(query_base, dout_base, q_t, d_t, i0, mine, DIM, WIDE, STEP)
-        lse, delta = row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
-        first = tl.load(First + head * padded + rows)
-        score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
-        score, factor = far(
-            score, columns, rows, columns[:, None] >= first[None, :], slope, bias, share, word, word_2,
-            corner + 2 * WORDS * 32, j0, i0, LAW, MASKS, False, bounded(SINKS, CAUSAL), ASM,
-        )  # fmt: skip
-        dk, dv = _key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
-    # rows before it: their blocks reach forward over its first token
-    if not CAUSAL:
-        word, word_2 = words_of(corner, columns, LAW, MASKS, False)
-        begin = tl.maximum(tl.load(Since + tables), tl.maximum(start, 0)) // STEP * STEP
-        for i0 in tl.range(begin, tl.minimum(j0, start + queries), STEP):
-            rows = i0 + step
-            mine = (rows >= start) & (rows < start + queries)
-            q, dout = load_pair(query_base, dout_base, q_t, d_t, i0, mine, DIM, WIDE, STEP)
-            lse, delta = row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
-            last = tl.load(Last + head * padded + rows)
-            score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
-            seen = here[:, None] & (columns[:, None] <= last[None, :])
-            if SINKS > 0:
-                seen = seen & (columns >= SINKS)[:, None]
-            score, factor = far(
-                score, columns, rows, seen, slope, bias, share,
-                word, word_2, corner, j0, i0, LAW, MASKS, True, True, ASM,
+    # rows after the tile, whose blocks reach back over its last token, and rows before it, forward over its first
+    for BEFORE in tl.static_range(1 if CAUSAL else 2):
+        if BEFORE:
+            pivot = corner
+            begin = tl.maximum(tl.load(Since + tables), tl.maximum(start, 0)) // STEP * STEP
+            stop = tl.minimum(j0, end)
+        else:
+            pivot = corner + 2 * WORDS * 32
+            begin = tl.maximum(j0 + TILE, start // STEP * STEP)
+            stop = tl.minimum(tl.load(Until + tables), end)
+        word, word_2 = words_of(pivot, columns, LAW, MASKS, not BEFORE)
+        for i0 in tl.range(begin, stop, STEP):
+            rows, q, dout, lse, delta = load_rows(
+                query_base, dout_base, q_t, d_t, Lse, Delta, row_base, i0, step, start, end, LAW, MASKS, DIM, WIDE, STEP
             )  # fmt: skip
-            dk, dv = _key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
+            if BEFORE:
+                last = tl.load(Last + head * padded + rows)
+                seen = (here & (columns >= SINKS))[:, None] & (columns[:, None] <= last[None, :])
+            else:
+                first = tl.load(First + head * padded + rows)
+                seen = columns[:, None] >= first[None, :]
+            score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
+            score, factor = far(
+                score, columns, rows, seen, slope, bias, share, word, word_2, pivot, j0, i0,
+                LAW, MASKS, BEFORE == 1, BEFORE == 1 or bounded(SINKS, CAUSAL), ASM,
+            )  # fmt: skip
+            dk, dv = key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
     dims = tl.arange(0, WIDE)
     to = ((sequence * heads + head) * keys + lead + columns)[:, None] * DIM + dims[None, :]
     kept = here[:, None] & (dims < DIM)[None, :]

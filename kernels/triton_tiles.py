@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from kernels.triton_weights import between, counts, to_sinks
+from kernels.triton_weights import between, counts, scales, to_sinks
 
 
 @triton.jit
@@ -55,6 +55,34 @@ def row_values(Lse, Delta, at, rows, mine, LAW: tl.constexpr, MASKS: tl.constexp
     if counts(LAW):
         lse += tl.log2(MASKS * 1.0)
     return lse, tl.load(Delta + at + rows, mask=mine, other=0.0)
+
+
+@triton.jit
+def load_rows(
+    query_base, dout_base, q_t, d_t, Lse, Delta, row_base, i0, step, start, stop,
+    LAW: tl.constexpr, MASKS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """STEP rows from `i0` on, of which those from `start` to `stop` are there: rows, queries, their gradients, and
+    `row_values`. `step`: 0 to STEP - 1, made before the loop, since a loop may keep what is made in it."""
+    rows = i0 + step
+    mine = (rows >= start) & (rows < stop)
+    q, dout = load_pair(query_base, dout_base, q_t, d_t, i0, mine, DIM, WIDE, STEP)
+    lse, delta = row_values(Lse, Delta, row_base, rows, mine, LAW, MASKS)
+    return rows, q, dout, lse, delta
+
+
+@triton.jit
+def key_gradients(
+    dk, dv, score, factor, q, v, dout, lse, delta, LAW: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """dk and dv with one more tile of rows, whose scores are (keys, rows): products take them as they are."""
+    p = tl.exp2(score - lse[None, :])
+    if scales(LAW):
+        p = p * factor
+    dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision=PRECISION)
+    dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
+    ds = p * (dp - delta[None, :])
+    return tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION), dv
 
 
 @triton.jit
