@@ -84,6 +84,8 @@ def decode_kernel(
     first = tl.load(First + table + place, mask=mine, other=2147483647)
 
     lowest, stop = tl.load(First + table), start + queries
+    if GAPS:  # what lies before are slots of other keys, or of none
+        lowest = tl.maximum(lowest, SINKS + gap)
     each = tl.cdiv(tl.cdiv(tl.maximum(stop - lowest, 0), COLUMNS), splits) * COLUMNS
     begin = lowest + split * each
     stop = tl.minimum(begin + each, stop)
@@ -120,8 +122,6 @@ def decode_kernel(
     for j0 in range(begin, stop, COLUMNS):
         columns = j0 + tl.arange(0, COLUMNS)
         here = columns < stop
-        if GAPS:
-            here = here & (columns >= SINKS + gap)
         k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, DIM, WIDE, COLUMNS)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         seen = here[None, :] & (columns[None, :] <= rows[:, None]) & (columns[None, :] >= first[:, None])

@@ -11,6 +11,7 @@ from kernels.triton_weights import (
     far,
     near,
     near_stages,
+    packed,
     scales,
     weights_of,
     words_of,
@@ -31,9 +32,11 @@ def _query_gradient(
 
 
 @triton.constexpr_function
-def crowded(law, causal, sinks, tile):
+def crowded(law, masks, causal, sinks, tile):
     """Whether the registers have no room for what the steps of a diagonal tile share. Where they have, on sm_80,
-    keeping it there takes fewer of them in all: three blocks fit."""
+    keeping it there takes fewer of them in all: three blocks fit. Two words looked up spill less with it, too."""
+    if packed(law, masks, causal):
+        return False
     return tile == 64 or not causal or sinks > 0 or law in ("distance", "sum")
 
 
@@ -75,7 +78,7 @@ def query_kernel(
 
     dq = tl.zeros([TILE, WIDE], tl.float32)
     for j0 in tl.range(
-        i0, i0 + TILE, STEP, num_stages=near_stages(LAW, MASKS), disable_licm=crowded(LAW, CAUSAL, SINKS, TILE)
+        i0, i0 + TILE, STEP, num_stages=near_stages(LAW, MASKS), disable_licm=crowded(LAW, MASKS, CAUSAL, SINKS, TILE)
     ):
         columns = j0 + step
         here = columns < tokens
@@ -87,7 +90,7 @@ def query_kernel(
         )  # fmt: skip
         dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
     word, word_2 = words_of(corner, rows, LAW, MASKS, False)
-    for j0 in tl.range(lowest, i0, STEP):
+    for j0 in tl.range(lowest, i0, STEP, num_stages=1 if packed(LAW, MASKS, CAUSAL) else None):
         columns = j0 + step
         k, v = load_pair(key_base, value_base, k_t, v_t, j0, None, DIM, WIDE, STEP)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
@@ -99,7 +102,7 @@ def query_kernel(
     if not CAUSAL:
         corner += 2 * ((MASKS + 31) // 32) * 32
         word, word_2 = words_of(corner, rows, LAW, MASKS, True)
-        for j0 in tl.range(i0 + TILE, highest + 1, STEP):
+        for j0 in tl.range(i0 + TILE, highest + 1, STEP, disable_licm=packed(LAW, MASKS, CAUSAL)):
             columns = j0 + step
             here = columns < tokens
             if SINKS > 0:

@@ -21,6 +21,7 @@ from kernels.triton_weights import (
     far,
     near,
     near_stages,
+    packed,
     scales,
     weights_of,
     words_of,
@@ -103,7 +104,7 @@ def forward_kernel(
 
     # tiles before it: every key is a token, and none lies after a row
     word, word_2 = words_of(corner, rows, LAW, MASKS, False)
-    for j0 in tl.range(lowest, i0, STEP):
+    for j0 in tl.range(lowest, i0, STEP, disable_licm=packed(LAW, MASKS, CAUSAL)):
         columns = j0 + step
         here = None
         if GAPS:
@@ -122,7 +123,7 @@ def forward_kernel(
         corner += 2 * ((MASKS + 31) // 32) * 32
         word, word_2 = words_of(corner, rows, LAW, MASKS, True)
         highest = tl.minimum(tl.load(Last + head * padded - origin + i0 + TILE - 1), tokens - 1)
-        for j0 in tl.range(i0 + TILE, highest + 1, STEP):
+        for j0 in tl.range(i0 + TILE, highest + 1, STEP, disable_licm=packed(LAW, MASKS, CAUSAL)):
             columns = j0 + step
             here = columns < tokens
             if SINKS > 0:

@@ -201,5 +201,11 @@ def near_stages(law, masks):
 
 
 @triton.constexpr_function
+def packed(law, masks, causal):
+    """Whether two words of masks are looked up in both directions: what the steps of a loop share would spill."""
+    return law == "sum" and masks > 32 and not causal
+
+
+@triton.constexpr_function
 def tile_depth(tile):
     return max(1, tile.bit_length() - 1)
