@@ -26,6 +26,7 @@ from kernels.triton_delta import ROWS as DELTA_ROWS
 from kernels.triton_delta import delta_kernel
 from kernels.triton_dkdv import key_kernel
 from kernels.triton_dq import query_kernel
+from kernels.triton_dsinks import sink_constants, sink_kernel
 from kernels.triton_forward import forward_kernel
 from kernels.triton_launch import constants, tile_of
 from kernels.triton_tables import BLOCK, LAUNCH, row_tables_kernel, tables_kernel
@@ -33,11 +34,13 @@ from kernels.triton_tables import BLOCK, LAUNCH, row_tables_kernel, tables_kerne
 RECORD = Path(__file__).parents[1] / "docs/results/aot.json"
 KERNELS = {"forward": forward_kernel, "decode": decode_kernel, "dq": query_kernel, "dkdv": key_kernel}
 TABLES = {"tables": tables_kernel, "rows": row_tables_kernel}  # know no head dimension, and no dtype but their own
-UNLAWFUL = {"delta": delta_kernel, "merge": merge_kernel}  # know no law
+UNLAWFUL = {"delta": delta_kernel, "merge": merge_kernel, "dsinks": sink_kernel}  # know no law
 ALL = KERNELS | TABLES | UNLAWFUL
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TENSORS = {"Q", "K", "V", "Out", "Dout", "Dq", "Dk", "Dv"}
-POINTERS = dict.fromkeys(("Lse", "Dlse", "Delta", "Part", "Whole", "Slope", "Bias", "Share"), "fp32") | {
+POINTERS = dict.fromkeys(
+    ("Lse", "Dlse", "Delta", "Part", "PartDk", "PartDv", "Whole", "Slope", "Bias", "Share"), "fp32"
+) | {
     "Numbers": "fp64",
     "Rows": "i64",
 }
@@ -68,7 +71,7 @@ class Configuration:
         if self.kernel in TABLES:
             return f"{self.kernel}-sm{self.cap}-{self.law}{rows}"
         if self.kernel in UNLAWFUL:
-            return f"{self.kernel}-sm{self.cap}-d{self.dim}-{self.dtype}"
+            return f"{self.kernel}-sm{self.cap}-d{self.dim}-{self.dtype}{rows}"
         return f"{self.kernel}-sm{self.cap}-{self.law}{masks}-d{self.dim}-{self.dtype}{rows}{sinks}"
 
 
@@ -83,17 +86,21 @@ def every() -> list[Configuration]:
         found += [Configuration(kernel, cap, law, dim) for kernel in ("decode", "dq", "dkdv") for dim in (64, 128)]
         found += [Configuration(kernel, cap, law, causal=False) for kernel in ("dq", "dkdv")]
         found.append(Configuration("dq", cap, law, dtype="fp32"))
-        found += [Configuration(kernel, cap, law, sinks=4) for kernel in KERNELS]
+        found += [Configuration(kernel, cap, law, sinks=4) for kernel in ("forward", "decode", "dq")]
+        found.append(Configuration("dkdv", cap, law, causal=False, sinks=4))  # causal it does not know of them
         found += [Configuration(kernel, cap, law, sinks=70) for kernel in ("forward", "dq")]
         found += [Configuration("forward", cap, law, sinks=sinks, gaps=True) for sinks in (0, 4, 70)]
         found += [Configuration("dq", cap, law, dtype="fp16")]
-    found += [Configuration("forward", cap, law, masks=64) for cap in caps for law in ("rb", "count", "sum")]
-    found += [Configuration(k, cap, law, masks=64) for cap in caps for k in ("dq", "dkdv") for law in ("count", "sum")]
+    for cap, causal in itertools.product(caps, (True, False)):
+        many = {"masks": 64, "causal": causal}
+        found += [Configuration("forward", cap, law, **many) for law in ("rb", "count", "sum")]
+        found += [Configuration("dq", cap, law, **many) for law in ("count", "sum")]
+        found += [Configuration("dkdv", cap, law, **many) for law in (("count", "sum") if causal else ("count",))]
     found += [Configuration("decode", cap, "count", masks=64) for cap in caps]
-    found += [
-        Configuration("decode", cap, law, sinks=4, gaps=True) for cap in caps for law in ("linear", "rb", "count")
-    ]
+    found += [Configuration("decode", cap, law, sinks=4, gaps=True) for cap in caps for law in laws]
     found += [Configuration(kernel, cap, "linear", dim) for kernel in UNLAWFUL for cap in caps for dim in (64, 128)]
+    found += [Configuration("dsinks", cap, "linear", dtype=dtype) for cap in caps for dtype in ("fp16", "fp32")]
+    found += [Configuration("dsinks", cap, "linear", dim, causal=False) for cap in caps for dim in (64, 128)]
     for cap, law in itertools.product(caps, ("rb", "count")):
         found += [Configuration("tables", cap, law), Configuration("tables", cap, law, causal=False)]
         found.append(Configuration("rows", cap, law))
@@ -120,6 +127,8 @@ def compiled(configuration: Configuration) -> CompiledKernel:
         fixed |= {"ROWS": DELTA_ROWS, "num_warps": 4, "num_stages": 3}
     elif c.kernel == "merge":
         fixed |= {"STEP": MERGED, "num_warps": 4, "num_stages": 3}
+    elif c.kernel == "dsinks":
+        fixed |= sink_constants(c.causal, c.dim, DTYPES[c.dtype])
     fixed["GAPS"] = c.gaps
     options = {name: fixed.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in fixed}
     signature, attributes = {}, {}
