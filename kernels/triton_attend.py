@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.forward_ad import unpack_dual
 
 from kernels.places import check_places
@@ -54,8 +55,8 @@ def attend_triton(
             raise ValueError("kernel='triton' has no gradient where keys are left out: pass every key, or no_grad.")
         tile, origin = tile_of(dtype, capability(q)), 0
         # of a chunk of a long context only its own rows need tables; gradients need those of the keys as well, and
-        # torch.compile knows no number of a tensor
-        if not differentiated and not torch.compiler.is_compiling():
+        # where shapes alone are traced no number of a tensor is known
+        if not (differentiated or torch.compiler.is_compiling() or isinstance(starts, FakeTensor)):
             origin = min(max(int(starts.min()), 0), tokens - 1) // tile * tile
         tables = tables_on_device(weights, tokens, tile=tile, causal=causal, device=q.device, origin=origin)
         out, lse = fused(q, k, v, tables, pads, starts, gaps, scale)
