@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-from kernels.triton_decode import COLUMNS, MERGED, ROWS, decode_kernel, merge_kernel
+from kernels.triton_decode import MERGED, decode_kernel, merge_kernel, tile_constants
 from kernels.triton_delta import ROWS as DELTA_ROWS
 from kernels.triton_delta import delta_kernel
 from kernels.triton_dkdv import key_kernel
@@ -85,7 +85,7 @@ def every() -> list[Configuration]:
         found += [Configuration("forward", cap, law, causal=False), Configuration("forward", cap, law, dtype="fp32")]
         found += [Configuration(kernel, cap, law, dim) for kernel in ("decode", "dq", "dkdv") for dim in (64, 128)]
         found += [Configuration(kernel, cap, law, causal=False) for kernel in ("dq", "dkdv")]
-        found.append(Configuration("dq", cap, law, dtype="fp32"))
+        found += [Configuration(kernel, cap, law, dtype="fp32") for kernel in ("decode", "dq")]
         found += [Configuration(kernel, cap, law, sinks=4) for kernel in ("forward", "decode", "dq")]
         found.append(Configuration("dkdv", cap, law, causal=False, sinks=4))  # causal it does not know of them
         found += [Configuration(kernel, cap, law, sinks=70) for kernel in ("forward", "dq")]
@@ -101,6 +101,7 @@ def every() -> list[Configuration]:
     found += [Configuration(kernel, cap, "linear", dim) for kernel in UNLAWFUL for cap in caps for dim in (64, 128)]
     found += [Configuration("dsinks", cap, "linear", dtype=dtype) for cap in caps for dtype in ("fp16", "fp32")]
     found += [Configuration("dsinks", cap, "linear", dim, causal=False) for cap in caps for dim in (64, 128)]
+    found += [Configuration(kernel, cap, "rb", masks=1) for cap in caps for kernel in KERNELS]
     for cap, law in itertools.product(caps, ("rb", "count")):
         found += [Configuration("tables", cap, law), Configuration("tables", cap, law, causal=False)]
         found.append(Configuration("rows", cap, law))
@@ -122,7 +123,7 @@ def compiled(configuration: Configuration) -> CompiledKernel:
     else:
         fixed = constants(c.kernel, c.law, c.masks, c.sinks, c.causal, c.dim, DTYPES[c.dtype], tile, c.gaps)
     if c.kernel == "decode":
-        fixed |= {"ROWS": ROWS, "COLUMNS": COLUMNS, "num_warps": 4, "num_stages": 3}
+        fixed |= tile_constants(DTYPES[c.dtype])
     elif c.kernel == "delta":
         fixed |= {"ROWS": DELTA_ROWS, "num_warps": 4, "num_stages": 3}
     elif c.kernel == "merge":

@@ -26,7 +26,7 @@ from kernels.triton_weights import (
 )
 
 ROWS = 16  # query rows of a program, the least that a matrix product takes
-COLUMNS = 64  # keys of a tile
+COLUMNS = 64  # keys of a tile, 32 in float32
 PROGRAMS = 528  # wanted at least: four for each multiprocessor of an H100
 MERGED = 32  # parts that are merged at a time
 
@@ -185,6 +185,20 @@ def merge_kernel(
     tl.store(Whole + row, (top + tl.log2(total)) * LN2)
 
 
+def tile_constants(dtype: torch.dtype) -> dict:
+    """The tiles of the decoding kernel, and how it is launched. Float32 is not multiplied by the tensor cores, which
+    takes its operands into registers, and twice the shared memory."""
+    single = dtype == torch.float32
+    columns = COLUMNS // 2 if single or INTERPRETED else COLUMNS
+    return {
+        "ROWS": ROWS,
+        "COLUMNS": columns,
+        "num_warps": 8 if single else 4,
+        "num_stages": 3,
+        "enable_fp_fusion": True,
+    }
+
+
 def decode(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -201,8 +215,9 @@ def decode(
     all sequences in turn, (B * Tq), those of padding as token 0. `splits`: by default as many as fill the GPU."""
     batch, heads, queries, dim = q.shape
     assert queries <= ROWS and tables.first.shape == (heads, batch * queries)
+    tile = tile_constants(q.dtype)
     if splits is None:
-        splits = min(triton.cdiv(k.shape[2], COLUMNS), triton.cdiv(PROGRAMS, batch * heads))
+        splits = min(triton.cdiv(k.shape[2], tile["COLUMNS"]), triton.cdiv(PROGRAMS, batch * heads))
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     whole = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     lse = torch.empty(*q.shape[:3], splits, dtype=torch.float32, device=q.device)
@@ -213,9 +228,8 @@ def decode(
         *(x if x.numel() else tables.first for x in named),
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         heads, heads // k.shape[1], queries, tables.bias.shape[-1], scale * LOG2E,
-        LAW=tables.law, MASKS=tables.masks, SINKS=tables.sinks, GAPS=any(gaps), DIM=dim, WIDE=width_of(dim), ROWS=ROWS,
-        COLUMNS=32 if INTERPRETED else COLUMNS, PRECISION=precision_of(q.dtype), ASM=not INTERPRETED,
-        enable_fp_fusion=True,
+        LAW=tables.law, MASKS=tables.masks, SINKS=tables.sinks, GAPS=any(gaps), DIM=dim, WIDE=width_of(dim),
+        PRECISION=precision_of(q.dtype), ASM=not INTERPRETED, **tile,
     )  # fmt: skip
     merge_kernel[(batch, heads, queries)](
         part, lse, out, whole, *out.stride()[:3], heads, queries, splits,

@@ -124,6 +124,8 @@ def by_distance(score, rows, columns, seen, slope, bias, i0, j0, LAW: tl.constex
     ahead = tl.abs(between(rows, columns, i0, j0))
     if LAW == "linear":
         return tl.where(seen, score - slope * ahead, HIDDEN), score
+    if MASKS == 1:  # L / L
+        return tl.where(seen, score, HIDDEN), tl.full(score.shape, 1.0, tl.float32)
     # L / (1 - (1 - L)^S), the power by repeated squaring of 1 - L in a form that keeps small L exact
     like = tl.maximum(tl.exp2(-slope * ahead), 1e-30)
     power = like
