@@ -67,13 +67,13 @@ def parts() -> list[tuple[str, torch.dtype]]:
 
 def calls(tokens: int) -> dict[str, dict]:
     """Shapes of a call by name: how many of its `tokens` are queries, options of `attend`, whether gradients are
-    compared (the oracle has none in rows of padding), and whether keys out of reach are left out."""
+    compared, and whether keys out of reach are left out."""
     padding = torch.tensor([0, tokens // 3])
     few = min(16, tokens)
     return {
         "causal": {"queries": tokens, "gradients": True},
         "bidirectional": {"queries": tokens, "causal": False, "gradients": True},
-        "padded": {"queries": tokens, "padding": padding},
+        "padded": {"queries": tokens, "padding": padding, "gradients": True},
         "chunk": {"queries": tokens // 3, "q_offset": tokens // 2, "gradients": True},
         "decoding 1": {"queries": 1},
         "decoding 3, padded": {"queries": 3, "padding": padding},

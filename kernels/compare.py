@@ -56,7 +56,7 @@ def alone(
 def case_errors(case: Case, kernel: str, device: str) -> dict[str, float]:
     """Errors of out, of the log-sum-exp (absolute) and, unless its rows are decoded, of the gradients of q, k and v
     through both; `padding`: the largest number that was written where there is no token. Each sequence is held to the
-    oracle without its padding, which has no gradient there."""
+    oracle without its padding."""
     weights, queries, generator = case.weights(), case.shape[1], torch.Generator().manual_seed(3)
     inputs, options = case.inputs(device), case.options()
     toward = case.tensor(case.heads[0], queries, generator, device)
