@@ -200,8 +200,8 @@ def build_row_tables(weights: Weights, rows: torch.Tensor) -> RowTables:
     if device.type == "cuda":
         from kernels.triton_ops import numbers_on, row_tables  # triton exists on Linux only
 
-        numbers, kind = numbers_on(weights, device)
-        return row_tables(numbers, bias_of(weights, tokens, device), rows, **kind)
+        *numbers, kind = numbers_on(weights, device)
+        return row_tables(*numbers, bias_of(weights, tokens, device), rows, **kind)
     heads, each = torch.arange(weights.heads, device=device), rows[None].expand(weights.heads, -1)
     starts, share = torch.empty(0, dtype=torch.int32, device=device), torch.empty(0, device=device)
     if law in ("count", "sum"):

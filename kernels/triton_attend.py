@@ -47,9 +47,9 @@ def attend_triton(
         q, k, v = q.float(), k.float(), v.float()
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if causal and q.shape[2] <= ROWS and not differentiated:
-        numbers, kind = numbers_on(weights, q.device)
-        bias = bias_on(weights, tokens, numbers)
-        out, lse = decode_op(q, k, v, numbers, bias, pads, starts, gaps, **kind, scale=scale)
+        *numbers, kind = numbers_on(weights, q.device)
+        bias = bias_on(weights, tokens, numbers[0])
+        out, lse = decode_op(q, k, v, *numbers, bias, pads, starts, gaps, **kind, scale=scale)
     else:
         if differentiated and any(gaps):
             raise ValueError("kernel='triton' has no gradient where keys are left out: pass every key, or no_grad.")

@@ -48,21 +48,27 @@ def numbers_of(weights: Weights) -> tuple[Tensor, dict]:
     return torch.cat([slopes, *columns], 1), {"law": law, "masks": masks, "sinks": weights.sinks}
 
 
-def numbers_on(weights: Weights, device: torch.device) -> tuple[Tensor, dict]:
-    """`numbers_of` with the numbers on a device, where they stay as long as the weights live: copied at every call they
-    would stall the stream, and no CUDA graph could capture the call."""
+def numbers_on(weights: Weights, device: torch.device) -> tuple[Tensor, Tensor, Tensor, dict]:
+    """`numbers_of` with the numbers on a device, and between them the slopes and shares of `RowTables`. They stay there
+    as long as the weights live: copied at every call they would stall the stream, and no CUDA graph could capture the
+    call."""
     if torch.compiler.is_compiling():
-        numbers, kind = numbers_of(weights)
-        return numbers.to(device), kind
+        return _numbers_there(weights, device)
     kept = vars(weights).setdefault("_numbers", {})
     if device not in kept:
         with torch.inference_mode(False):
-            numbers, kind = numbers_of(weights)
-            numbers = numbers.to(device)
-        if isinstance(numbers, FakeTensor):
-            return numbers, kind
-        kept[device] = numbers, kind
+            found = _numbers_there(weights, device)
+        if isinstance(found[0], FakeTensor):
+            return found
+        kept[device] = found
     return kept[device]
+
+
+def _numbers_there(weights: Weights, device: torch.device) -> tuple[Tensor, Tensor, Tensor, dict]:
+    numbers, kind = numbers_of(weights)
+    share = numbers[:, 1 + 2 * kind["masks"] :] if kind["law"] in ("count", "sum") else numbers[:0, 0]
+    of_rows = (numbers[:, 0] * LOG2E, share.contiguous())
+    return numbers.to(device), *(x.float().to(device) for x in of_rows), kind
 
 
 def bias_on(weights: Weights, tokens: int, numbers: Tensor) -> Tensor:
@@ -89,7 +95,7 @@ def tables_on_device(
     weights: Weights, tokens: int, *, tile: int, causal: bool, device: torch.device, origin: int = 0
 ) -> Tables:
     """As `kernels.tables.build_tables`, on a CUDA device or in Triton's interpreter."""
-    numbers, kind = numbers_on(weights, device)
+    numbers, _, _, kind = numbers_on(weights, device)
     tensors = tables_op(numbers, **kind, origin=origin, tokens=tokens, tile=tile, causal=causal)
     tables = Tables(kind["law"], tile, kind["masks"], kind["sinks"], origin, *tensors)
     return replace(tables, bias=bias_on(weights, whole_tiles(tokens, tile), numbers))
@@ -171,39 +177,37 @@ forward_op.register_autograd(_differentiate, setup_context=_keep)
 
 @torch.library.custom_op("positional_lsh::decode", mutates_args=())
 def decode_op(
-    q: Tensor, k: Tensor, v: Tensor, numbers: Tensor, bias: Tensor, pads: Tensor, starts: Tensor, gaps: list[int],
-    law: str, masks: int, sinks: int, scale: float,
+    q: Tensor, k: Tensor, v: Tensor, numbers: Tensor, slope: Tensor, share: Tensor, bias: Tensor, pads: Tensor,
+    starts: Tensor, gaps: list[int], law: str, masks: int, sinks: int, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The same for a few causal rows, without gradients; `numbers` and `bias` where q is. The tables live within."""
+    """The same for a few causal rows, without gradients; `numbers`, as of `numbers_of`, and what `RowTables` has of
+    them where q is. The tables live within."""
     pads, starts = check_places(pads, starts, gaps, q.shape[2], k.shape[2], sinks)
-    rows = on_device(starts, q)[:, None] + torch.arange(q.shape[2], device=q.device)
-    tables = row_tables(numbers, bias, rows.clamp_min_(0).view(-1), law=law, masks=masks, sinks=sinks)
+    if len(starts) == 1 and starts[0] >= 0:  # one launch: beside a row's work each of them counts
+        rows = torch.arange(starts[0], starts[0] + q.shape[2], device=q.device)
+    else:
+        rows = on_device(starts, q)[:, None] + torch.arange(q.shape[2], device=q.device)
+        rows = rows.clamp_min_(0).view(-1)
+    tables = row_tables(numbers, slope, share, bias, rows, law=law, masks=masks, sinks=sinks)
     with torch.cuda.device_of(q):
         return decode(*map(dense, (q, k, v)), tables, pads, starts, gaps, scale=scale)
 
 
 @decode_op.register_fake
-def _(q, k, v, numbers, bias, pads, starts, gaps, law, masks, sinks, scale):
+def _(q, k, v, numbers, slope, share, bias, pads, starts, gaps, law, masks, sinks, scale):
     return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-def row_tables(numbers: Tensor, bias: Tensor, rows: Tensor, *, law: str, masks: int, sinks: int) -> RowTables:
-    """As `kernels.tables.build_row_tables` for rows (N,) int64 where `numbers` are; `bias` as of `bias_on`."""
-    counted, slopes = law in ("count", "sum"), numbers[:, 0]
+def row_tables(
+    numbers: Tensor, slope: Tensor, share: Tensor, bias: Tensor, rows: Tensor, *, law: str, masks: int, sinks: int
+) -> RowTables:
+    """As `kernels.tables.build_row_tables` for rows (N,) int64, all where `numbers` are."""
+    counted = law in ("count", "sum")
     first = torch.empty(len(numbers), len(rows), dtype=torch.int32, device=rows.device)
     starts = torch.empty((*first.shape, masks) if counted else 0, dtype=torch.int32, device=rows.device)
     with torch.cuda.device_of(numbers):
         fill_row_tables(numbers, rows, first, starts, law=law, masks=masks, sinks=sinks)
-    return RowTables(
-        law=law,
-        masks=masks,
-        sinks=sinks,
-        first=first,
-        starts=starts,
-        slope=(slopes * LOG2E).float(),
-        bias=bias,
-        share=numbers[:, 1 + 2 * masks :].float().contiguous() if counted else torch.empty(0, device=rows.device),
-    )
+    return RowTables(law, masks, sinks, first, starts, slope, bias, share)
 
 
 def dense(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from kernels import Alibi, PositionalLSH, Window
 from kernels.masks import Masks
 from kernels.tables import RowTables, Tables, build_row_tables, build_tables
-from kernels.triton_ops import numbers_of, row_tables, tables_on_device
+from kernels.triton_ops import numbers_on, row_tables, tables_on_device
 
 CPU = torch.device("cpu")
 SLOPES = torch.logspace(3, -9, 3, base=2.0, dtype=torch.float64)
@@ -52,9 +52,9 @@ def test_tables(name: str, causal: bool):
 @pytest.mark.parametrize("name", ALL)
 def test_row_tables(name: str):
     rows = torch.tensor([0, 1, 77, 140, 140, 3, *range(100, 117)])
-    numbers, kind = numbers_of(ALL[name])
+    *numbers, kind = numbers_on(ALL[name], CPU)
     true = build_row_tables(ALL[name], rows)
-    same(row_tables(numbers, true.bias, rows, **kind), true)
+    same(row_tables(*numbers, true.bias, rows, **kind), true)
 
 
 def test_edges_that_fall_on_whole_positions():
@@ -72,7 +72,7 @@ def test_edges_that_fall_on_whole_positions():
 def test_positions_beyond_what_float32_holds():
     rows = torch.tensor([2**24 + 1, 2**24 + 3, 2**26 + 5])
     weights = PositionalLSH.draw(SLOPES, 16, seed=1)
-    numbers, kind = numbers_of(weights)
-    got = row_tables(numbers, torch.empty(0), rows, **kind)
+    *numbers, kind = numbers_on(weights, CPU)
+    got = row_tables(*numbers, torch.empty(0), rows, **kind)
     assert torch.equal(got.starts.long(), weights.masks.starts(torch.arange(3), rows[None].expand(3, -1)))
     assert len(got.starts.unique()) > 10
