@@ -46,7 +46,7 @@ def attend(
 
     Returns: out (batch, heads, queries, head_dim) in q's dtype, or (out, lse). Raises ValueError with what to change.
     """
-    if torch.is_autocast_enabled(q.device.type):
+    if torch.amp.is_autocast_available(q.device.type) and torch.is_autocast_enabled(q.device.type):
         with torch.autocast(q.device.type, enabled=False):  # the dtype of q, k and v says what is computed in
             return attend(
                 q, k, v, weights, scale=scale, causal=causal, kernel=kernel, q_offset=q_offset, padding=padding,
@@ -96,7 +96,7 @@ def attend(
 
 
 def _check_gaps(gaps: list[int], weights: Weights, causal: bool) -> None:
-    if any(gap < 0 for gap in gaps):  # torch.compile follows no min of numbers that it does not know yet
+    if any(gap < 0 for gap in gaps):  # torch.compile follows no min of symbolic numbers
         raise ValueError(f"gap must be at least 0, not {gaps}.")
     if any(gaps) and (not causal or isinstance(weights, Alibi)):
         raise ValueError("A gap needs causal=True and weights that forget (Window, PositionalLSH): pass every key.")

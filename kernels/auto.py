@@ -15,7 +15,7 @@ from kernels.slopes import alibi_slopes
 from kernels.union import PositionalLSH
 from kernels.weights import Alibi, Weights, Window
 
-TOKENS, LEFT_OUT = 200, 40  # of the short case: a few tiles of every kernel
+TOKENS, LEFT_OUT = 200, 64  # of the short case: a few tiles of every kernel
 CHOSEN: set[str] = set()  # what "auto" has come to, for whoever wants to record it
 
 

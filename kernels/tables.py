@@ -19,7 +19,7 @@ The masks that hold a pair are the bits of a word, 32 masks to a word, and found
   tile (`corners`). For keys after the tile the pivot is its last token.
 """
 
-import functools
+import weakref
 from dataclasses import dataclass, replace
 
 import torch
@@ -107,8 +107,8 @@ def build_tables(
     """Tables for rows origin .. tokens - 1 and columns 0 .. tokens - 1. `tile`: a power of two, the rows and columns of
     a kernel's tiles; `origin` a multiple of it.
 
-    This is all that kernel="triton" computes from the masks before its forward pass, at every call: to time that apart,
-    time this function on a CUDA device.
+    This is all that kernel="triton" computes from the masks before its forward pass, `bias` at the first call and the
+    rest at every call: to time that apart, time this function on a CUDA device.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -117,7 +117,8 @@ def build_tables(
         return tables_on_device(weights, tokens, tile=tile, causal=causal, device=device, origin=origin)
     law, masks = law_of(weights), weights.count if isinstance(weights, PositionalLSH) else 0
     tables = empty_tables(law, masks, weights.sinks, origin, tokens, tile, causal, weights.heads, device)
-    tables = replace(tables, bias=bias_of(weights, whole_tiles(tokens, tile), device))
+    slopes = weights.slopes.to(device)
+    tables = replace(tables, bias=bias_of(weights, whole_tiles(tokens, tile), slopes))
     rows = origin + torch.arange(tables.first.shape[1], device=device)
     for head in range(weights.heads):  # one head at a time: S masks in float64 take S times the memory of a row
         low, high = weights.reach(torch.tensor([head], device=device), rows[None])
@@ -128,7 +129,7 @@ def build_tables(
         _fill_planes(tables.planes, weights, rows, tile)
         _fill_corners(tables.corners, weights, rows, tile, causal)
     share = weights.masks.log_weight.exp() if isinstance(weights, PositionalLSH) else None
-    fill_rest(tables, weights.slopes.to(device), share)
+    fill_rest(tables, slopes, share)
     return tables
 
 
@@ -194,14 +195,15 @@ class RowTables:
     share: torch.Tensor
 
 
-def build_row_tables(weights: Weights, rows: torch.Tensor) -> RowTables:
-    """Tables for rows (N,) int64, tokens >= 0, on the device of `rows`; on a CUDA device by a kernel, as `Tables`."""
-    law, device, tokens = law_of(weights), rows.device, int(rows.max()) + 1
+def build_row_tables(weights: Weights, rows: torch.Tensor, tokens: int) -> RowTables:
+    """Tables for rows (N,) int64, among 0 .. tokens - 1, on the device of `rows`; on a CUDA device by a kernel, as
+    `Tables`."""
+    law, device = law_of(weights), rows.device
     if device.type == "cuda":
         from kernels.triton_ops import numbers_on, row_tables  # triton exists on Linux only
 
         *numbers, kind = numbers_on(weights, device)
-        return row_tables(*numbers, bias_of(weights, tokens, device), rows, **kind)
+        return row_tables(*numbers, bias_of(weights, tokens, numbers[0][:, 0]), rows, **kind)
     heads, each = torch.arange(weights.heads, device=device), rows[None].expand(weights.heads, -1)
     starts, share = torch.empty(0, dtype=torch.int32, device=device), torch.empty(0, device=device)
     if law in ("count", "sum"):
@@ -214,25 +216,31 @@ def build_row_tables(weights: Weights, rows: torch.Tensor) -> RowTables:
         first=weights.reach(heads, each)[0].int(),
         starts=starts,
         slope=(weights.slopes.to(device) * LOG2E).float(),
-        bias=bias_of(weights, tokens, device),
+        bias=bias_of(weights, tokens, weights.slopes.to(device)),
         share=share,
     )
 
 
-def bias_of(weights: Weights, tokens: int, device: torch.device) -> torch.Tensor:
-    """`Tables.bias` among so many tokens, empty where the law is not "distance". It is the same for every draw, and
-    stays on the device for all of them: built at every call it would take decoding more launches than the rest."""
+# what draws that live have in common: `bias_of`
+_SHARED: weakref.WeakValueDictionary[tuple, torch.Tensor] = weakref.WeakValueDictionary()
+
+
+def bias_of(weights: Weights, tokens: int, slopes: torch.Tensor) -> torch.Tensor:
+    """`Tables.bias` among so many tokens, empty where the law is not "distance"; `slopes` (H,) float64 those of the
+    weights, on the device. It is the same for every draw and layer, and stays as long as one of them lives: built at
+    every call it would take decoding more launches than the rest."""
     if law_of(weights) != "distance":
-        return torch.empty(0, device=device)
+        return slopes.new_empty(0, dtype=torch.float32)
     width = 1 << (reach_of(weights, tokens) - 1).bit_length()  # few lengths for a context that grows
-    return _kept_bias(tuple(weights.slopes.tolist()), weights.count, weights.sampler, width, device)
-
-
-@functools.lru_cache(maxsize=8)
-def _kept_bias(slopes: tuple, masks: int, sampler: str, width: int, device: torch.device) -> torch.Tensor:
-    with torch.inference_mode(False), torch.no_grad():
-        numbers = torch.tensor(slopes, dtype=torch.float64).to(device)
-        return bias_by_distance(numbers, masks, sampler, width)
+    kept, place = vars(weights).setdefault("_bias", {}), (slopes.device, width)
+    if place not in kept:
+        key = (*place, weights.sampler, weights.count, *weights.slopes.tolist())
+        found = _SHARED.get(key)
+        if found is None:
+            with torch.inference_mode(False), torch.no_grad():
+                found = _SHARED[key] = bias_by_distance(slopes, weights.count, weights.sampler, width)
+        kept[place] = found
+    return kept[place]
 
 
 def bias_by_distance(slopes: torch.Tensor, masks: int, sampler: str, width: int) -> torch.Tensor:

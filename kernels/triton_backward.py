@@ -54,7 +54,7 @@ def backward(
     key_kernel[(batch, tables.first.shape[1] // tile, heads)](
         *inputs, dk, dv, lse, delta, since, until, *common, **constants("dkdv", *kind)
     )
-    if sinks := tables.sinks:
+    if sinks := min(tables.sinks, keys):
         parts = sink_gradients(
             *inputs, lse, delta, tables.slope, *places, sinks=sinks, causal=tables.causal, scale=scale
         )

@@ -26,7 +26,7 @@ from kernels.triton_weights import (
 )
 
 ROWS = 16  # query rows of a program, the least that a matrix product takes
-COLUMNS = 64  # keys of a tile, 32 in float32
+COLUMNS = 64  # keys of a tile, half of them in float32 and in the interpreter
 PROGRAMS = 528  # wanted at least: four for each multiprocessor of an H100
 MERGED = 32  # parts that are merged at a time
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor
 
 from kernels.places import check_places
@@ -72,12 +73,12 @@ def _numbers_there(weights: Weights, device: torch.device) -> tuple[Tensor, Tens
 
 
 def bias_on(weights: Weights, tokens: int, numbers: Tensor) -> Tensor:
-    """`kernels.tables.bias_of` where the `numbers` of the weights are."""
-    if torch.compiler.is_compiling() or isinstance(numbers, FakeTensor):
-        if law_of(weights) != "distance":
-            return numbers.new_empty(0, dtype=torch.float32)
+    """`kernels.tables.bias_of` where the `numbers` of the weights are; nothing is kept of what is only traced."""
+    if law_of(weights) != "distance":
+        return numbers.new_empty(0, dtype=torch.float32)
+    if torch.compiler.is_compiling() or detect_fake_mode(numbers) is not None:
         return bias_op(numbers, weights.count, reach_of(weights, tokens))
-    return bias_of(weights, tokens, numbers.device)
+    return bias_of(weights, tokens, numbers[:, 0])
 
 
 @torch.library.custom_op("positional_lsh::bias", mutates_args=())

@@ -36,7 +36,7 @@ def fused(problem: Problem, weights: Weights):
     if problem.queries <= ROWS:
         rows = torch.arange(begin, problem.tokens, device=problem.device)
         return (
-            lambda: build_row_tables(weights, rows),
+            lambda: build_row_tables(weights, rows, problem.tokens),
             lambda tables, q, k, v: decode(q, k, v, tables, [0], [begin], [0], scale=scale),
         )
     tile = tile_of(q.dtype, capability(q))

@@ -29,7 +29,7 @@ def cells(row: dict) -> list[str]:
         figure(tables["median"]) if tables else "",
         f"{row['speedup']:.2f}x" if row["speedup"] else "",
         f"{equal['ratio']:.2f}x" if equal else "",
-        f"{row['floor_bytes'] / 1e6:.3g}",
+        figure(row["floor_bytes"] / 1e6),
         f"{row['over_floor']:.2f}",
         f"{row['effective_tflops']:.3g}",
         f"{row['actual_tflops']:.3g}",
@@ -40,9 +40,9 @@ def cells(row: dict) -> list[str]:
     ]
 
 
-def figure(ms: float) -> str:
+def figure(x: float) -> str:
     """Three digits and no exponent."""
-    return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}" if ms >= 1 else f"{ms:.3f}"
+    return f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.2f}" if x >= 1 else f"{x:.3f}"
 
 
 def title(run: dict) -> str:
@@ -67,12 +67,13 @@ def table(run: dict) -> str:
 def verdicts(run: dict) -> list[str]:
     """A sentence on each PLSH row: does it beat the window of equal error in time?"""
     words = {"faster": "faster than", "slower": "slower than", "even": "within the spread of"}
+    error = "error of its gradients" if run["call"] == "backward" else "error"  # equal is that of the output
     found = []
     for row in run["methods"]:
         if row["ms"] and (equal := row.get("equal_error")):
             window, own = equal["window"].split(",")[0], f"{row['rms_relative_error']:.1%}"
             found.append(
-                f"{row['name']}: {words[equal['verdict']]} the window of equal error ({window}, error "
+                f"{row['name']}: {words[equal['verdict']]} the window of equal error ({window}, {error} "
                 f"{equal['error']:.1%} beside {own}), {equal['ratio']:.2f} times its speed."
             )
     return found

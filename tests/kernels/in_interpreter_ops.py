@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import Case
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton.runtime.interpreter import GridExecutor
 
 from kernels import Alibi, PositionalLSH, attend
+from kernels.tables import bias_by_distance
 from kernels.triton_ops import (
     backward_op,
     bias_on,
@@ -116,6 +117,26 @@ def test_numbers_on_a_device_live_as_long_as_their_weights():
         numbers_on(weights, torch.device("cuda", 0))
     assert set(vars(weights)["_numbers"]) == {CPU}  # what is only traced is not kept
     del weights
+    assert kept() is None
+
+
+def test_weights_by_distance_are_kept_for_all_draws_while_one_lives():
+    slopes = torch.tensor([0.01, 0.003], dtype=torch.float64)
+    one, other = (PositionalLSH.draw(slopes, 4, seed=s, sampler="systematic", weights="rb") for s in (0, 1))
+    numbers = numbers_on(one, CPU)[0]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        bias_on(one, 40, numbers)
+    kept = bias_on(one, 40, numbers)
+    assert not isinstance(kept, FakeTensor)  # what is only traced is not kept
+    with torch.inference_mode():
+        assert bias_on(other, 40, numbers_on(other, CPU)[0]) is kept is bias_on(one, 33, numbers)
+    assert kept.shape == (2, 64) and torch.equal(kept[:, :40], bias_op(numbers, 4, 40))
+    assert torch.equal(kept, bias_by_distance(slopes, 4, "systematic", 64))
+    assert bias_on(one, 65, numbers).shape == (2, 128) and bias_on(one, 40, numbers) is kept
+    kept = weakref.ref(kept)
+    del one
+    assert kept() is not None
+    del other
     assert kept() is None
 
 

@@ -53,7 +53,7 @@ def test_tables(name: str, causal: bool):
 def test_row_tables(name: str):
     rows = torch.tensor([0, 1, 77, 140, 140, 3, *range(100, 117)])
     *numbers, kind = numbers_on(ALL[name], CPU)
-    true = build_row_tables(ALL[name], rows)
+    true = build_row_tables(ALL[name], rows, TOKENS)
     same(row_tables(*numbers, true.bias, rows, **kind), true)
 
 

@@ -173,13 +173,14 @@ def test_whether_plsh_beats_the_window_of_equal_error_is_said(own, other, verdic
         {"name": "window T=1.5, as rb, S=4", "family": "window", "match": "plsh rb, S=4"},
     ]
     rows[1] |= {"ms": {"median": 3.0, "low": other[0], "high": other[1]}, "rms_relative_error": 0.21}
-    run = {"methods": [common | row for row in rows]}
+    run = {"call": "forward", "methods": [common | row for row in rows]}
     record.relate(run, 1.0)
     equal = run["methods"][0]["equal_error"]
     assert (equal["ratio"], equal["verdict"]) == (1.5, verdict)
     words = {"faster": "faster than", "even": "within the spread of", "slower": "slower than"}[verdict]
     window = "the window of equal error (window T=1.5, error 21.0% beside 25.0%)"
     assert table.verdicts(run) == [f"plsh rb, S=4: {words} {window}, 1.50 times its speed."]
+    assert "(window T=1.5, error of its gradients 21.0% beside" in table.verdicts(run | {"call": "backward"})[0]
 
 
 @pytest.mark.parametrize(

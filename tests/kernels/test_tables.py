@@ -90,5 +90,5 @@ def test_reach_and_bias_are_those_of_the_dense_weights(weights, law: str, causal
     if law in ("count", "sum"):
         assert torch.equal(later.planes, tables.planes[:, 2:]) and torch.equal(later.corners, tables.corners[:, 2:])
     rows = torch.tensor([0, 1, 77, 140])
-    few = build_row_tables(weights, rows)
+    few = build_row_tables(weights, rows, TOKENS)
     assert few.law == law and torch.equal(few.first.long(), first[:, rows])
