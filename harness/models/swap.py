@@ -23,6 +23,11 @@ def _padding_only(batch_size: int, kv_length: int, attention_mask: torch.Tensor 
     One look at the mask for a forward: at every layer it would make the host wait for the device."""
     if attention_mask is None:
         return torch.ones(batch_size, 0, dtype=torch.bool)
+    if attention_mask.shape[1] < kv_length:
+        raise ValueError(
+            f"The padding mask covers {attention_mask.shape[1]} tokens, the cache and the new tokens are {kv_length}: "
+            "pass a mask of all of them."
+        )
     mask = attention_mask[:, :kv_length].bool()
     pads = (~mask).sum(1)
     if bool((mask != (torch.arange(mask.shape[1], device=mask.device) >= pads[:, None])).any()):
@@ -97,7 +102,9 @@ class SwappedAttention:
                 "Replaced attention takes a 2-D padding mask (batch, tokens) or none, through the mask builder "
                 f"{MASK_NAME!r}; it got {'no mask' if mask is None else f'a mask of shape {tuple(mask.shape)}'}."
             )
-        pads, gaps = (~mask).sum(1).tolist(), [0] * len(q)
+        pads, gaps = [0] * len(q), [0] * len(q)
+        if mask.shape[1]:  # accelerate takes it to the device of the layer: without padding it is not looked at
+            pads = (~mask).sum(1).tolist()
         if isinstance(cache, KVCache):
             k, v = cache.update(k, v, layer, pads, weights)
             place = cache.layers[layer].place(pads)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from transformers import StaticCache
+from transformers import DynamicCache, StaticCache
 
 from harness.models.cache import new_cache
 from harness.models.families import FAMILIES
@@ -169,6 +169,19 @@ def test_right_padding_is_refused(build):
     mask[0, -3:] = 0
     with pytest.raises(ValueError, match="left padding"):
         model(ids(), attention_mask=mask)
+
+
+def test_a_mask_of_the_new_tokens_alone_is_refused(build):
+    """Beside a cache it would make tokens of earlier padding."""
+    model = build()
+    swapped(model)
+    cache = DynamicCache(config=model.config)
+    mask = torch.ones(2, TOKENS, dtype=torch.long)
+    mask[0, :5] = 0
+    with torch.inference_mode():
+        model(ids(), attention_mask=mask, past_key_values=cache, use_cache=True)
+        with pytest.raises(ValueError, match="covers 3 tokens"):
+            model(ids()[:, :3], attention_mask=mask[:, -3:], past_key_values=cache, use_cache=True)
 
 
 @torch.inference_mode()
