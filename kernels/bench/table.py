@@ -12,7 +12,7 @@ COLUMNS = (
     "TFLOP/s eff.", "act.", "pairs/row", "rms rel.", "max error", "check",
 )  # fmt: skip
 
-BRIEF = ("method", "ms", "quartiles", "speedup", "equal error", "x floor", "pairs/row", "rms rel.")
+BRIEF = ("method", "ms", "quartiles", "speedup", "equal error", "MB", "x floor", "pairs/row", "rms rel.")
 
 
 def cells(row: dict) -> list[str]:
