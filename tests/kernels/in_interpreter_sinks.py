@@ -15,7 +15,8 @@ from kernels.triton_dsinks import FEWEST, PROGRAMS, ROWS, sink_constants, splits
 )
 def test_the_splits_add_up_to_the_oracle(rule: str, causal: bool, padding: str, monkeypatch):
     monkeypatch.setattr(triton_dsinks, "FEWEST", 1)
-    case = Case(rule=rule, masks=4, heads=(2, 1), shape=(200, 200, None), causal=causal, padding=padding, sinks=20)
+    shape = {"slopes": "steep", "heads": (2, 1), "shape": (200, 200, None), "sinks": 20}
+    case = Case(rule=rule, masks=1, causal=causal, padding=padding, **shape)
     step, columns = (sink_constants(causal, case.dim, torch.float32)[name] for name in ("STEP", "COLUMNS"))
     tiles = -(-case.sinks // columns)
     splits = splits_of(200, case.batch * 2 * tiles)
