@@ -46,7 +46,7 @@ def attend(
 
     Returns: out (batch, heads, queries, head_dim) in q's dtype, or (out, lse). Raises ValueError with what to change.
     """
-    if torch.amp.is_autocast_available(q.device.type) and torch.is_autocast_enabled(q.device.type):
+    if q.device.type != "meta" and torch.is_autocast_enabled(q.device.type):
         with torch.autocast(q.device.type, enabled=False):  # the dtype of q, k and v says what is computed in
             return attend(
                 q, k, v, weights, scale=scale, causal=causal, kernel=kernel, q_offset=q_offset, padding=padding,

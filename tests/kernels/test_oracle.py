@@ -188,3 +188,8 @@ def test_rows_of_a_middle_chunk_equal_the_whole(kernel):
         whole = attend(q, k, v, weights, kernel=kernel)
         chunk = attend(q[:, :, 9:20], k, v, weights, kernel=kernel, q_offset=9)
         assert (chunk - whole[:, :, 9:20]).abs().max() < 1e-12
+
+
+def test_shapes_alone_are_computed_on_the_meta_device():
+    q, k, v = (x.to("meta") for x in inputs())
+    assert attend(q, k, v, RULES["alibi"], kernel="exact").shape == q.shape
