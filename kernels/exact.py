@@ -34,5 +34,5 @@ def attend_exact(q, k, v, weights: Weights, *, scale: float, causal: bool, offse
     own = q.to(compute).masked_fill(padding[:, None], 0.0)
     score = own @ k.transpose(-1, -2) * scale + log_w.to(compute)
     lse = torch.logsumexp(score, dim=-1)
-    out = torch.exp(score - lse.masked_fill(lse == -math.inf, 0.0)[..., None]) @ v
+    out = torch.exp(score - lse[..., None]) @ v  # every row sees itself
     return out.masked_fill(padding[:, None], 0.0).to(q.dtype), lse.masked_fill(padding, -math.inf)
