@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 
 DONE, FAILED, MISTAKE, AGAIN = 0, 1, 2, 75  # the exit codes
+STATUSES = {DONE: "ok", FAILED: "failed", MISTAKE: "invalid", AGAIN: "stopped"}  # and their names in the JSON line
 
 
 class UserError(Exception):
@@ -13,7 +14,7 @@ class UserError(Exception):
 
 
 class CannotLoad(UserError):
-    """A checkpoint or tokenizer that could not be had: asking again takes as long as the first time."""
+    """A checkpoint or tokenizer that could not be had, or is not what it should be: no task of the run can go on."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -36,5 +37,5 @@ def choose(name: str, value: str, known: Iterable[str]) -> str:
 def refused(sentence: str, **more: object) -> int:
     """How every command answers a mistake: the sentence on stderr, a JSON line on stdout; returns the exit code."""
     print(sentence, file=sys.stderr)
-    print(json.dumps({"status": "invalid", "message": sentence, **more}), flush=True)
+    print(json.dumps({"status": STATUSES[MISTAKE], "message": sentence, **more}), flush=True)
     return MISTAKE

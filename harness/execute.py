@@ -36,7 +36,8 @@ def run_task(
     lease: float = 0.0,
 ) -> str:
     """Bring one task of a cell to as many rows as `samples` asks of it, or as there are. lease: see harness.lease.
-    Returns its status: ok, unsupported, oom, error or stopped."""
+    Returns its status: ok, unsupported, oom, error or stopped. Raises UserError, recorded as an error, for what the user
+    must change."""
     task, options = planned.task, planned.options
     identity = planned.identity
     samples, batch = task.amount(options, cell, samples, batch)
@@ -68,6 +69,8 @@ def run_task(
                 progress.advance(len(written))
                 if stop.requested:
                     return "stopped"
+            if task.needs_model and (weights := model().weights):
+                about["environment"]["weights"] = weights.as_dict()
         part.close()
         if CHOSEN:
             about["environment"]["auto_kernel"] = sorted(CHOSEN)
@@ -83,8 +86,9 @@ def run_task(
         message = without_secrets(str(error))
         record = {**about, "status": status, "error": type(error).__name__, "message": message[:2000]}
         record["traceback"] = without_secrets(traceback.format_exc(limit=-12))
-        told = message if isinstance(error, (UserError, NotImplementedError)) else f"{type(error).__name__}: {message}"
-        progress.say(f"{cell.attention.label} · {task.name}: {status}: {told}")
+        if not isinstance(error, UserError):  # which the command line says by itself
+            told = message if isinstance(error, NotImplementedError) else f"{type(error).__name__}: {message}"
+            progress.say(f"{cell.attention.label} · {task.name}: {status}: {told}")
         try:
             if status == "unsupported":
                 store.finish({**record, "samples": 0, "exhausted": True, "metrics": {}})
@@ -92,6 +96,8 @@ def run_task(
                 store.record_attempt(attempt, record)
         except OSError as full:  # a full disk: what is on it stays, and the other tasks are still tried
             progress.say(f"The outcome could not be recorded: {full}")
+        if isinstance(error, UserError):
+            raise
         return status
     finally:
         if part is not None:

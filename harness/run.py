@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.config import CONF, register
-from harness.errors import AGAIN, DONE, FAILED, MISTAKE, UserError, refused
+from harness.errors import AGAIN, DONE, FAILED, MISTAKE, STATUSES, CannotLoad, UserError, refused
 from harness.mistakes import explain, refuse_unknown_flags
 from harness.preflight import refuse_foreign_kernels
 from harness.signals import StopRequest, ignore_signals
@@ -49,14 +49,14 @@ def main() -> int:
         return refused(explain(error, sys.argv[1:]))
     code = next((c for c in (MISTAKE, AGAIN, FAILED) if c in codes), DONE)
     if _multirun():
-        status = {DONE: "ok", FAILED: "failed", MISTAKE: "invalid", AGAIN: "stopped"}[code]
-        status = status if codes else "unknown"  # a launcher has run the cells in other processes
+        status = STATUSES[code] if codes else "unknown"  # a launcher has run the cells in other processes
         print(json.dumps({"status": status, "cells": cell_ids, "exit_codes": codes}), flush=True)
     return code
 
 
 def run_cell(cfg: DictConfig, stop: StopRequest, tracker: Tracker) -> tuple[int, dict]:
-    """Run one composed configuration: (exit code, the JSON document that was printed)."""
+    """Run one composed configuration: (exit code, the JSON document that was printed). UserError where no task of it
+    could run."""
     from harness import reader
     from harness.execute import run_task
     from harness.models.load import load_model
@@ -71,19 +71,30 @@ def run_cell(cfg: DictConfig, stop: StopRequest, tracker: Tracker) -> tuple[int,
     statuses: dict[str, dict[str, str]] = {}
     work = {"samples": planned.samples, "batch": planned.batch, "results": planned.results, "device": planned.device}
     work["lease"] = planned.lease
+    mistakes: list[UserError] = []
     for cell in planned.cells:
         tracker.catch_up()
         for task in planned.tasks:
             if stop.requested:
                 status = "stopped"
+            elif any(isinstance(mistake, CannotLoad) for mistake in mistakes):
+                status = "invalid"
             else:
-                status = run_task(cell, task, model=model, stop=stop, progress=progress, **work)
+                try:
+                    status = run_task(cell, task, model=model, stop=stop, progress=progress, **work)
+                except UserError as mistake:  # the other tasks may still run
+                    status = "invalid"
+                    mistakes.append(mistake)
             statuses.setdefault(cell.cell_id, {})[task.task.name] = status
         with contextlib.suppress(OSError):  # a full disk: the view can be made again, the run goes on
             reader.write_view(planned.results, cell.cell_id)
         tracker.add(planned.results, cell.cell_id, planned.tracking, own=cell is planned.cell)
     ends = {status for tasks in statuses.values() for status in tasks.values()}
-    code = AGAIN if "stopped" in ends else FAILED if ends & {"error", "oom"} else DONE
+    if ends == {"invalid"}:
+        raise mistakes[0]
+    for sentence in dict.fromkeys(map(str, mistakes)):
+        print(sentence, file=sys.stderr)
+    code = MISTAKE if mistakes else AGAIN if "stopped" in ends else FAILED if ends & {"error", "oom"} else DONE
     try:
         return code, _report(planned, statuses, code, rows_written=progress.written)
     except (BrokenPipeError, SystemExit):  # whoever read stdout left (rich exits then); the results are in the store
@@ -127,7 +138,7 @@ def _report(planned, statuses: dict, code: int, *, rows_written: int) -> dict:
         print(f"Not in {planned.results}: {', '.join(missing)}. Add references=compute to compute what is missing.")
     print(f"Results: {planned.results / own.cell_id}")
     document = {
-        "status": {DONE: "ok", FAILED: "failed", AGAIN: "stopped"}[code],
+        "status": STATUSES[code],
         "cell_id": own.cell_id,
         "results": str(planned.results / own.cell_id),
         "tasks": statuses[own.cell_id],

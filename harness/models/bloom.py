@@ -3,13 +3,24 @@
 import torch
 
 from harness.models.family import Architecture, Family
+from harness.models.settings import ANY, refuse_unknown, renamed
 
 # BloomConfig and the older of the published configurations name these differently
 OLDER = {"n_embed": "hidden_size", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+SETTINGS = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "n_layer", "n_head", "layer_norm_epsilon"), ANY),
+    "apply_residual_connection_post_layernorm": ANY,
+    # of its training: dropout, fused operations, and the order in which parts of a sum are added
+    **dict.fromkeys(("hidden_dropout", "attention_dropout", "pretraining_tp", "slow_but_exact", "seq_length"), ANY),
+    **dict.fromkeys(("attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi"), ANY),
+    **dict.fromkeys(("skip_bias_add", "skip_bias_add_qkv"), ANY),
+    "position_embedding_type": ("alibi",),
+}
 
 
 def _architecture(raw: dict) -> Architecture:
     raw = _mend(raw)
+    refuse_unknown(raw, SETTINGS, kind="BLOOM")
     return Architecture(
         family="bloom",
         layers=raw.get("n_layer", 2),
@@ -20,7 +31,7 @@ def _architecture(raw: dict) -> Architecture:
 
 
 def _mend(raw: dict) -> dict:
-    return {OLDER.get(key, key): value for key, value in raw.items()}
+    return renamed(raw, OLDER)
 
 
 def _raw(architecture: Architecture) -> dict:

@@ -4,8 +4,17 @@ import torch
 
 from harness.errors import UserError
 from harness.models.family import Architecture, Family
+from harness.models.settings import ANY, refuse_unknown, renamed
 
 OLDER = {"n_embed": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
+SETTINGS = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_kv_heads"), ANY),
+    **dict.fromkeys(("layer_norm_epsilon", "bias", "multi_query", "parallel_attn", "new_decoder_architecture"), ANY),
+    **dict.fromkeys(("num_ln_in_parallel_attn", "ffn_hidden_size", "activation", "max_position_embeddings"), ANY),
+    # idle under ALiBi, or where nothing is trained
+    **dict.fromkeys(("rope_theta", "rope_scaling", "rope_parameters", "hidden_dropout", "attention_dropout"), ANY),
+    "alibi": ANY,  # looked at below
+}
 
 
 def _architecture(raw: dict) -> Architecture:
@@ -15,6 +24,7 @@ def _architecture(raw: dict) -> Architecture:
             "This Falcon checkpoint has alibi=False (rotary positions); only ALiBi models are supported, such as "
             "falcon-rw-1b and falcon-rw-7b."
         )
+    refuse_unknown(raw, SETTINGS, kind="Falcon")
     heads, width = raw.get("num_attention_heads", 71), raw.get("hidden_size", 4544)
     if raw.get("new_decoder_architecture", False):
         kv_heads = raw.get("num_kv_heads") or heads
@@ -32,7 +42,7 @@ def _architecture(raw: dict) -> Architecture:
 
 
 def _mend(raw: dict) -> dict:
-    return {OLDER.get(key, key): value for key, value in raw.items()}
+    return renamed(raw, OLDER)
 
 
 def _raw(architecture: Architecture) -> dict:

@@ -1,11 +1,13 @@
 """What the harness must know of a model family to own its attention: a record of small functions, one file per
 family."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
 import torch
 
+from harness.errors import UserError
 from kernels import alibi_slopes
 
 
@@ -27,6 +29,23 @@ class Architecture:
     expansion: int = 4
     kv_heads: int | None = None
     positions: int | None = field(default=None, compare=False)
+
+    def __post_init__(self):
+        """Whole numbers may be written as floats (8.0). Raises UserError for numbers that no model has."""
+        for name in ("layers", "heads", "width", "vocabulary", "expansion", "kv_heads", "positions"):
+            value = getattr(self, name)
+            if value is None and name in ("kv_heads", "positions"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 1 or value != value // 1:
+                raise UserError(f"This model has {name}={value!r}: it must be a whole number of at least 1.")
+            object.__setattr__(self, name, int(value))
+        bias_max = self.bias_max
+        if isinstance(bias_max, bool) or not isinstance(bias_max, (int, float)) or not 0 < bias_max < math.inf:
+            raise UserError(f"This model has bias_max={bias_max!r}: it must be a number above 0.")
+        if self.width % self.heads:
+            raise UserError(f"This model has width={self.width}, which heads={self.heads} does not divide.")
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise UserError(f"This model has heads={self.heads}, which kv_heads={self.kv_heads} does not divide.")
 
     @property
     def head_dim(self) -> int:

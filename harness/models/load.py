@@ -5,90 +5,99 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError
 
 from harness.errors import CannotLoad, UserError
 from harness.models.families import family_of
 from harness.models.family import Architecture
-from harness.models.spec import ModelSpec, agree, read_config
+from harness.models.files import weights_of
+from harness.models.hub import UNREACHED, fetch
+from harness.models.settings import typed
+from harness.models.spec import IDLE, ModelSpec, agree, architecture_of, content, read_config
 from harness.preflight import refuse_foreign_kernels
-from harness.store import read_json
 
 refuse_foreign_kernels()  # before transformers looks for a package of that name
 
 from transformers import (  # noqa: E402
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
+from harness.models import report, selfcheck, tokenizer  # noqa: E402
 from harness.models.swap import SwappedAttention  # noqa: E402
+from kernels.auto import CHOSEN  # noqa: E402
 
 disable_progress_bar()  # our own progress is on stderr; its bars do not read well in a log
 
-
-# of a repository on the Hub what a run reads: never pickled weights, nor those of other libraries
-FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
+# of config.json: what a call says, and what would change the form of its answer
+CALLS = (*IDLE, "output_attentions", "output_hidden_states", "return_dict", "torchscript", "auto_map")
 
 
 @dataclass
 class LoadedModel:
+    """weights: what was read of the checkpoint's files; None for random weights."""
+
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     attention: SwappedAttention
+    weights: report.Loaded | None = None
 
 
-_TOKENIZERS: dict[str, PreTrainedTokenizerBase] = {}
+_TOKENIZERS: dict[tuple[str, str], PreTrainedTokenizerBase] = {}
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, kept for the life of the process; UserError with the way out if it cannot be had."""
-    place = str(spec.tokenizer_folder or spec.source)
-    if place not in _TOKENIZERS:
+    """The model's tokenizer, ready for all tasks, kept for the life of the process; UserError with the way out if it
+    cannot be had, or would change what the model reads."""
+    known = (spec.source, spec.tokenizer)
+    if known not in _TOKENIZERS:
+        folder = spec.tokenizer_folder or _fetched(spec, weights=False)
         # with our configuration, because transformers would read the folder's own, unmended one
-        options = {} if spec.random else {"config": _config(spec)}
-        _TOKENIZERS[place] = _from_pretrained(spec, AutoTokenizer, spec.tokenizer_folder, **options)
-    return _TOKENIZERS[place]
+        options = {} if spec.random else {"config": _config(spec, folder)}
+        found = _guarded(spec, lambda: AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **options))
+        vocabulary = spec.architecture.vocabulary
+        if spec.random and vocabulary < len(found):
+            raise UserError(f"model.weights=random needs a vocabulary of at least {len(found)} tokens.")
+        _TOKENIZERS[known] = tokenizer.ready(found, source=spec.source, vocabulary=vocabulary)
+    return _TOKENIZERS[known]
 
 
 def download(spec: ModelSpec) -> Path:
     """Have the files of a model on the Hub in its cache, where a run without a network finds them. Returns their
     folder; UserError with the way out if they cannot be had."""
     print(f"Fetching {spec.source}", file=sys.stderr, flush=True)
-    chosen = {"revision": spec.revision, "allow_patterns": FILES, "ignore_patterns": "*/*"}
-    place = Path(_guarded(spec, lambda: snapshot_download(spec.repo, **chosen)))
-    index = read_json(place / "model.safetensors.index.json") or {}
-    absent = [name for name in sorted(set(index.get("weight_map", {}).values())) if not (place / name).exists()]
-    if absent:
-        raise CannotLoad(f"{spec.source}: {', '.join(absent)} is not on this machine. Fetch it with a network.")
-    if not any(place.glob("*.safetensors")):
-        raise CannotLoad(f"{spec.source} holds no .safetensors file, and pickled weights are never loaded.")
+    place = _fetched(spec, weights=True)
+    weights_of(place)
     return place
 
 
 def load_model(spec: ModelSpec, *, device: torch.device, kernel: str) -> LoadedModel:
     """Load weights in the spec's dtype onto `device`, or over all GPUs by its device map, and replace the attention.
 
-    Raises UserError if the checkpoint cannot be had, or its own configuration disagrees with what the cell says of it.
+    Raises UserError if the checkpoint cannot be had or is not whole, if its own configuration disagrees with what the
+    cell says of it, or if the ways in which tasks feed it do not agree.
     """
-    tokenizer = load_tokenizer(spec)
+    words, weights = load_tokenizer(spec), None
     if spec.random:
-        if spec.architecture.vocabulary < len(tokenizer):
-            raise UserError(f"model.weights=random needs a vocabulary of at least {len(tokenizer)} tokens.")
         model = random_model(spec.architecture, spec.init_seed, dtype=spec.torch_dtype)
     else:
-        model = _checkpoint(spec)
+        model, weights = _checkpoint(spec)
     if spec.device_map is None:  # else accelerate has placed it, for good
         model.to(device)
     model.eval().requires_grad_(False)
-    model.generation_config.update(do_sample=False, top_k=None, top_p=None, temperature=None)
+    # a checkpoint's own generation_config.json would decide what greedy decoding says, and is in no identity
+    model.generation_config = GenerationConfig(eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
     attention = SwappedAttention(model, spec.family, spec.slopes, kernel=kernel)
-    return LoadedModel(model, tokenizer, attention)
+    selfcheck.check(model, attention, source=spec.source)
+    CHOSEN.clear()  # what the check chose is no task's
+    return LoadedModel(model, words, attention, weights)
 
 
 def random_model(
@@ -105,42 +114,46 @@ def random_model(
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(raw.pop("model_type"), **raw), dtype=dtype)
 
 
-def _checkpoint(spec: ModelSpec) -> PreTrainedModel:
-    found = spec.family.architecture(_raw_config(spec))
+def _checkpoint(spec: ModelSpec) -> tuple[PreTrainedModel, report.Loaded]:
+    folder = spec.path or _fetched(spec, weights=True)
+    files = weights_of(folder)
+    found = architecture_of(read_config(folder))
     if spec.layers and spec.layers <= found.layers:
         found = replace(found, layers=spec.layers)
     agree(found, spec.architecture, spec.source, spec.name)
-    options = {"config": _config(spec), "dtype": spec.torch_dtype, "use_safetensors": True}
+    options = {"config": _config(spec, folder), "dtype": spec.torch_dtype, "use_safetensors": True}
+    options |= {"generation_config": GenerationConfig(), "trust_remote_code": False}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # the report names them, and is refused
     options |= {"device_map": spec.device_map} if spec.device_map else {}
-    return _from_pretrained(spec, AutoModelForCausalLM, spec.path, **options)
+    model, said = _guarded(spec, lambda: AutoModelForCausalLM.from_pretrained(str(folder), **options))
+    weights = report.loaded(model, said, files, source=spec.source, layers=spec.layers)
+    if spec.path and {**spec.identity, **content(folder, weights=True)} != spec.identity:
+        raise CannotLoad(f"The files of {folder} were changed while this run began: run it again.")
+    return model, weights
 
 
-def _raw_config(spec: ModelSpec) -> dict:
-    """The checkpoint's config.json, from the folder or the Hub."""
-    if spec.path:
-        return read_config(spec.path)
-    file = _guarded(spec, lambda: hf_hub_download(spec.repo, "config.json", revision=spec.revision))
-    return read_config(Path(file).parent)
-
-
-def _config(spec: ModelSpec) -> PreTrainedConfig:
-    mended = spec.family.mend(_raw_config(spec))
-    config = AutoConfig.for_model(mended.pop("model_type"), **mended)
+def _config(spec: ModelSpec, folder: Path) -> PreTrainedConfig:
+    """The folder's configuration as transformers accepts it. UserError where it does not."""
+    mended = {key: value for key, value in spec.family.mend(read_config(folder)).items() if key not in CALLS}
+    try:
+        kind = CONFIG_MAPPING[mended.pop("model_type")]
+        config = kind(**typed(mended, kind))
+    except Exception as error:  # transformers raises what its checkers raise
+        words = " ".join(str(error).split())
+        raise UserError(f"{spec.source}: transformers does not accept its config.json: {words[:200]}.") from None
     if spec.layers:
         config.num_hidden_layers = spec.layers
     return config
 
 
-def _from_pretrained(spec: ModelSpec, kind, folder: Path | None, **options):
-    source = str(folder or spec.repo)
-    options |= {"revision": spec.revision or "main", "trust_remote_code": False}
-    return _guarded(spec, lambda: kind.from_pretrained(source, **options))
+def _fetched(spec: ModelSpec, *, weights: bool) -> Path:
+    return _guarded(spec, lambda: fetch(spec.repo, spec.revision, weights=weights))
 
 
 def _guarded(spec: ModelSpec, load):
     try:
         return load()
-    except (OSError, ValueError, SafetensorError) as error:
+    except (*UNREACHED, CannotLoad, SafetensorError) as error:
         if spec.path:
             raise CannotLoad(f"{spec.path} could not be loaded: {error}") from error
         family, arch = spec.family, spec.architecture

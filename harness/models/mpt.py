@@ -2,20 +2,40 @@
 
 import torch
 
-from harness.errors import UserError
 from harness.models.family import Architecture, Family
+from harness.models.settings import ANY, refuse_unknown
+
+# llm-foundry knows many more than transformers computes: its rotary settings lie idle where rope is off
+ATTENTION = {
+    **dict.fromkeys(("alibi_bias_max", "attn_impl", "attn_pdrop", "clip_qkv", "softmax_scale"), ANY),
+    **dict.fromkeys(("rope_theta", "rope_impl", "rope_dail_config", "rope_hf_config"), ANY),
+    "alibi": (True,),
+    "attn_type": ("multihead_attention",),
+    "fused_qkv": (True,),
+    "sliding_window_size": (-1,),
+}
+SETTINGS = {
+    **dict.fromkeys(("d_model", "n_heads", "n_layers", "vocab_size", "max_seq_len", "layer_norm_epsilon"), ANY),
+    **dict.fromkeys(("resid_pdrop", "emb_pdrop", "embedding_fraction", "learned_pos_emb", "use_pad_tok_in_ffn"), ANY),
+    "attn_config": ATTENTION,
+    "expansion_ratio": (4,),  # transformers builds no other
+    "fc_type": ("torch", "te"),
+    "ffn_config": {"ffn_type": ("mptmlp",), "fc_type": ("torch", "te")},
+    "no_bias": (True,),
+    "norm_eps": (1e-5,),
+    "norm_type": ("low_precision_layernorm", "layernorm"),
+}
 
 
 def _architecture(raw: dict) -> Architecture:
+    heads = raw.get("n_heads", 16)
+    # as many key heads as query heads is no grouping
+    refuse_unknown(raw, {**SETTINGS, "attn_config": {**ATTENTION, "kv_n_heads": (heads,)}}, kind="MPT")
     attn = raw.get("attn_config") or {}
-    unsupported = {"qk_ln": False, "prefix_lm": False, "alibi": True, "attn_type": "multihead_attention"}
-    for key, wanted in unsupported.items():
-        if attn.get(key, wanted) != wanted:
-            raise UserError(f"This MPT checkpoint has attn_config.{key}={attn[key]!r}; only {wanted!r} is supported.")
     return Architecture(
         family="mpt",
         layers=raw.get("n_layers", 24),
-        heads=raw.get("n_heads", 16),
+        heads=heads,
         width=raw.get("d_model", 2048),
         vocabulary=raw.get("vocab_size", 50368),
         bias_max=attn.get("alibi_bias_max", 8),
@@ -25,11 +45,8 @@ def _architecture(raw: dict) -> Architecture:
 
 
 def _mend(raw: dict) -> dict:
-    """Published configurations hold whole numbers where MptConfig insists on floats (clip_qkv: 6), and the reverse."""
-    attn = dict(raw.get("attn_config") or {})
-    for key, kind in (("clip_qkv", float), ("softmax_scale", float), ("attn_pdrop", int)):
-        if attn.get(key) is not None:
-            attn[key] = kind(attn[key])
+    """Without the dropout of attention, which MptConfig wants as a whole number: nothing is trained here."""
+    attn = {key: value for key, value in (raw.get("attn_config") or {}).items() if key != "attn_pdrop"}
     return {**raw, "attn_config": attn}
 
 

@@ -1,6 +1,5 @@
 """Which model a configuration names: found and identified from its files or its name, before any weights are read."""
 
-import functools
 import hashlib
 import json
 from dataclasses import dataclass, replace
@@ -9,9 +8,11 @@ from pathlib import Path
 import torch
 
 from harness.config import ROOT, ModelConfig
-from harness.errors import UserError, choose
+from harness.errors import CannotLoad, UserError, choose
+from harness.models import files
 from harness.models.families import family_of
 from harness.models.family import Architecture, Family
+from harness.models.hub import UNREACHED, commit_of, fetch
 
 EMBEDDED = ROOT / "harness" / "embedded"
 WEIGHTS = ("checkpoint", "random")
@@ -20,12 +21,19 @@ DEVICE_MAPS = ("auto", "balanced", "sequential")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 IDLE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "init_device")
+# A tokenizer's files beside its vocabulary are in the identity unless they are those of the embedded models, with which
+# the first records were made: their ids stay what they are.
+FIRST = (
+    "sha256:023f2d00d8a97727d89e20744aabb497a6ed82136545c45a0e08ef0558cdc232",  # tiny, tiny-plain
+    "sha256:3488c8caecd55af2ab02f1193e8aaa85d0a6d44deda2d8a944654f8ca3e591ab",  # tiny-books
+)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """A model that can be loaded. `identity` is what distinguishes its results from another model's.
 
+    revision: of a model on the Hub the commit, whatever branch or tag was asked for.
     init_seed: of random weights; None for a checkpoint's. layers: how many of the checkpoint's; None for all.
     reads: "text", or "prompts" for a model that knows no words but those of the harness's own prompts.
     device_map: how accelerate spreads it over the GPUs; None for one device.
@@ -71,8 +79,9 @@ class ModelSpec:
 
     @property
     def tokenizer(self) -> str:
-        """What tells its tokenizer from others: a hash, or where it comes from."""
-        return self.identity["tokenizer"] or self.source
+        """What tells its tokenizer from others: hashes, or where it comes from."""
+        known = [self.identity[key] for key in ("tokenizer", "tokenizer_files") if self.identity.get(key)]
+        return " ".join(known) or self.source
 
     @property
     def tokenizer_folder(self) -> Path | None:
@@ -104,23 +113,34 @@ def resolve_model(config: ModelConfig, dtype: str | None) -> ModelSpec:
 
 def _random(spec: ModelSpec, init_seed: int) -> ModelSpec:
     spec = replace(spec, name=f"{spec.name}, random weights", init_seed=init_seed)
-    tokenizer = digest([spec.tokenizer_folder / "tokenizer.json"])
-    identity = {**spec.identity, "weights": f"random:{init_seed}", "tokenizer": tokenizer}
+    own = {key: value for key, value in spec.identity.items() if key != "tokenizer_files"}
+    identity = {**own, "weights": f"random:{init_seed}", **_tokenizer(spec.tokenizer_folder)}
     return replace(spec, identity={**identity, "architecture": spec.architecture.as_dict()})
 
 
 def _named(config: ModelConfig, dtype: str) -> ModelSpec:
     if not config.repo and config.weights != "random":
         raise UserError(f"model={config.name} names neither a path nor a repo: give model.path= or model.repo=.")
-    if config.architecture is None:
-        raise UserError(
-            f"model.repo={config.repo} needs model.architecture (family, layers, heads, width, vocabulary, "
-            "bias_max): cells are identified before anything is downloaded."
-        )
-    architecture = Architecture(**vars(config.architecture))
     revision = config.revision or "main"
+    if config.weights == "checkpoint":
+        revision = commit_of(config.repo, revision)
+    if config.architecture is not None:
+        architecture = Architecture(**vars(config.architecture))
+    else:
+        architecture = _architecture_on_the_hub(config.repo, revision)
     spec = ModelSpec(config.name, None, config.repo, revision, dtype, architecture, {})
     return _identified(spec, weights=f"{config.repo}@{revision}", config=None, tokenizer=None)
+
+
+def _architecture_on_the_hub(repo: str, commit: str) -> Architecture:
+    try:
+        folder = fetch(repo, commit, weights=False)
+    except (*UNREACHED, CannotLoad):
+        raise UserError(
+            f"The config.json of model.repo={repo} could not be had: give model.architecture (family, layers, heads, "
+            "width, vocabulary, bias_max), or model.path= for a local copy."
+        ) from None
+    return architecture_of(read_config(folder))
 
 
 def _local(config: ModelConfig, dtype: str, kind: str) -> ModelSpec:
@@ -128,20 +148,41 @@ def _local(config: ModelConfig, dtype: str, kind: str) -> ModelSpec:
     path = next((p.resolve() for p in (given, ROOT / given) if p.is_dir()), None)
     if path is None:
         raise UserError(f"model.path={config.path}: there is no such folder.")
-    raw = read_config(path)
-    weights = sorted(path.glob("*.safetensors")) if kind == "checkpoint" else []
-    if kind == "checkpoint" and not weights:
-        raise UserError(
-            f"{path} holds no .safetensors file: convert the checkpoint (pickled weights are never loaded)."
-        )
-    found = family_of(raw.get("model_type", "")).architecture(raw)
+    found = architecture_of(read_config(path))
     if config.architecture is not None:
         agree(found, Architecture(**vars(config.architecture)), str(path), config.name)
     spec = ModelSpec(config.name, path, None, None, dtype, found, {})
-    tokenizer = [p for p in (path / "tokenizer.json", path / "tokenizer.model") if p.exists()]
-    config_hash = "sha256:" + hashlib.sha256(json.dumps(_computing(raw), sort_keys=True).encode()).hexdigest()
-    tokens = digest(tokenizer) if tokenizer else None
-    return _identified(spec, weights=digest(weights), config=config_hash, tokenizer=tokens)
+    return _identified(spec, **content(path, weights=kind == "checkpoint"))
+
+
+def content(folder: Path, *, weights: bool) -> dict:
+    """What a folder's files say of the model's identity. UserError for files that cannot be what they should be."""
+    config = json.dumps(_computing(read_config(folder)), sort_keys=True)
+    if weights and not files.has_tokenizer(folder):
+        raise UserError(f"{folder} holds no tokenizer, such as tokenizer.json: copy it there from the model's source.")
+    return {
+        "weights": files.digest(files.weights_of(folder)) if weights else files.digest([]),
+        "config": "sha256:" + hashlib.sha256(config.encode()).hexdigest(),
+        **_tokenizer(folder),
+    }
+
+
+def _tokenizer(folder: Path) -> dict:
+    beside = files.beside_hash(folder)
+    more = {} if beside is None or beside in FIRST else {"tokenizer_files": beside}
+    return {"tokenizer": files.vocabulary_hash(folder), **more}
+
+
+def architecture_of(raw: dict) -> Architecture:
+    """The architecture in a config.json. UserError for one that is not supported, or has other values than numbers
+    where numbers belong."""
+    family = family_of(str(raw.get("model_type", "")))
+    try:
+        return family.architecture(raw)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(
+            f"A value in this {family.name} checkpoint's config.json has the wrong type: {error}."
+        ) from None
 
 
 def agree(found: Architecture, said: Architecture, source: str, name: str) -> None:
@@ -160,32 +201,24 @@ def _computing(raw: dict) -> dict:
     return {k: v for k, v in raw.items() if k not in IDLE}
 
 
-def _identified(spec: ModelSpec, *, weights: str, config: str | None, tokenizer: str | None) -> ModelSpec:
+def _identified(spec: ModelSpec, *, weights: str, config: str | None, tokenizer: str | None, **more: str) -> ModelSpec:
     # twelve digits: the last bits of a power may differ between machines, the model does not
     slopes = [float(f"{m:.12g}") for m in spec.slopes.tolist()]
-    return replace(spec, identity={"weights": weights, "config": config, "slopes": slopes, "tokenizer": tokenizer})
+    identity = {"weights": weights, "config": config, "slopes": slopes, "tokenizer": tokenizer}
+    return replace(spec, identity={**identity, **more})
 
 
 def read_config(path: Path) -> dict:
     """The checkpoint's config.json as it stands."""
     file = path / "config.json"
     try:
-        return json.loads(file.read_text())
+        raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} holds no config.json: it is not a transformers checkpoint.") from None
-    except ValueError as error:
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON: {error}.") from None
-
-
-def digest(files: list[Path]) -> str:
-    """sha256 over the files' contents in order; read once per process and file version."""
-    return _digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
-
-
-@functools.lru_cache(maxsize=64)
-def _digest(versions: tuple[tuple[str, int, int], ...]) -> str:
-    total = hashlib.sha256()
-    for name, _, _ in versions:
-        with open(name, "rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return "sha256:" + total.hexdigest()
+    if not isinstance(raw, dict):
+        raise UserError(f"{file} holds {type(raw).__name__} in place of settings: it is no transformers configuration.")
+    return raw
