@@ -36,8 +36,8 @@ def run_task(
     lease: float = 0.0,
 ) -> str:
     """Bring one task of a cell to as many rows as `samples` asks of it, or as there are. lease: see harness.lease.
-    Returns its status: ok, unsupported, oom, error or stopped. Raises UserError, recorded as an error, for what the user
-    must change."""
+    Returns its status: ok, unsupported, oom, error or stopped. Raises UserError, once it is recorded as an error, for
+    what the user must change."""
     task, options = planned.task, planned.options
     identity = planned.identity
     samples, batch = task.amount(options, cell, samples, batch)

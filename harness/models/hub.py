@@ -4,15 +4,14 @@ import re
 from pathlib import Path
 
 import httpx
-from huggingface_hub import HfApi, is_offline_mode, snapshot_download
-from huggingface_hub.errors import RevisionResolutionError
+from huggingface_hub import snapshot_download
 
 from harness.errors import CannotLoad
 from harness.models.files import INDEX, TOKENIZER
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SMALL = ("config.json", *TOKENIZER)  # what tells a model's shape and makes its tokenizer
-UNREACHED = (OSError, ValueError, httpx.HTTPError, RevisionResolutionError)  # what the Hub's client raises
+UNREACHED = (OSError, ValueError, httpx.HTTPError)  # what the Hub's client raises
 
 
 def commit_of(repo: str, revision: str) -> str:
@@ -20,8 +19,8 @@ def commit_of(repo: str, revision: str) -> str:
     revision itself where neither can say; such a model cannot be loaded."""
     if COMMIT.fullmatch(revision):
         return revision
-    try:
-        return str(HfApi().resolve_revision(repo, revision=revision, local_files_only=is_offline_mode()))
+    try:  # the folder of a snapshot is named by its commit
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=["config.json"])).name
     except UNREACHED:
         return revision
 

@@ -28,7 +28,7 @@ from transformers import (  # noqa: E402
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils.logging import disable_progress_bar  # noqa: E402
+from transformers.utils.logging import disable_progress_bar, get_verbosity, set_verbosity, set_verbosity_error  # noqa: E402
 
 from harness.models import report, selfcheck, tokenizer  # noqa: E402
 from harness.models.swap import SwappedAttention  # noqa: E402
@@ -50,19 +50,19 @@ class LoadedModel:
     weights: report.Loaded | None = None
 
 
-_TOKENIZERS: dict[tuple[str, str], PreTrainedTokenizerBase] = {}
+_TOKENIZERS: dict[tuple[str, str, int], PreTrainedTokenizerBase] = {}
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     """The model's tokenizer, ready for all tasks, kept for the life of the process; UserError with the way out if it
     cannot be had, or would change what the model reads."""
-    known = (spec.source, spec.tokenizer)
+    vocabulary = spec.architecture.vocabulary
+    known = (spec.source, spec.tokenizer, vocabulary)
     if known not in _TOKENIZERS:
         folder = spec.tokenizer_folder or _fetched(spec, weights=False)
         # with our configuration, because transformers would read the folder's own, unmended one
         options = {} if spec.random else {"config": _config(spec, folder)}
         found = _guarded(spec, lambda: AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **options))
-        vocabulary = spec.architecture.vocabulary
         if spec.random and vocabulary < len(found):
             raise UserError(f"model.weights=random needs a vocabulary of at least {len(found)} tokens.")
         _TOKENIZERS[known] = tokenizer.ready(found, source=spec.source, vocabulary=vocabulary)
@@ -151,6 +151,8 @@ def _fetched(spec: ModelSpec, *, weights: bool) -> Path:
 
 
 def _guarded(spec: ModelSpec, load):
+    told = get_verbosity()
+    set_verbosity_error()  # transformers' own report of missing weights fills a screen; ours is one sentence
     try:
         return load()
     except (*UNREACHED, CannotLoad, SafetensorError) as error:
@@ -164,3 +166,5 @@ def _guarded(spec: ModelSpec, load):
             f"It will be read with {arch.heads} slopes in {family.slope_order} order and "
             f"alibi_bias_max {arch.bias_max:g}."
         ) from error
+    finally:
+        set_verbosity(told)

@@ -47,8 +47,9 @@ def loaded(model: PreTrainedModel, report: dict, files: Sequence[Path], *, sourc
     if mismatched:
         name, in_file, in_model = mismatched[0]
         raise CannotLoad(
-            f"{source} is not what its config.json says: {len(mismatched)} weights have other sizes, such as {name}, "
-            f"{tuple(in_file)} in the files and {tuple(in_model)} by the configuration. Take both from one source."
+            f"{source} is not what its config.json says: sizes of weights differ, such as {name}, {tuple(in_file)} in "
+            f"the files and {tuple(in_model)} by the configuration ({len(mismatched)} in all). Take both from one "
+            "source."
         )
     if missing or unexpected:
         raise CannotLoad(f"{source} is not whole: {_told(missing, unexpected)}")
@@ -67,9 +68,9 @@ def _told(missing: Sequence[str], unexpected: Sequence[str]) -> str:
         return f"the names of its tensors begin with {prefix!r} ({unexpected[0]}): save it again without that prefix."
     told = []
     if missing:
-        told.append(f"{len(missing)} weights of the model are not in its files ({_named(missing)}).")
+        told.append(f"its files lack weights of the model, {_counted(missing)}.")
     if unexpected:
-        told.append(f"{len(unexpected)} tensors of its files have no place in the model ({_named(unexpected)}).")
+        told.append(f"its files hold tensors that have no place in the model, {_counted(unexpected)}.")
     if missing == ["lm_head.weight"]:
         told.append("Set tie_word_embeddings=true in config.json if its output is the embedding.")
     elif missing:
@@ -81,13 +82,9 @@ def _told(missing: Sequence[str], unexpected: Sequence[str]) -> str:
 
 def _prefix(missing: Sequence[str], unexpected: Sequence[str]) -> str | None:
     """What all unexpected names begin with, where without it they are names that are missing."""
-    for known in missing:
-        for name in unexpected:
-            if name.endswith(f".{known}"):
-                prefix = name.removesuffix(known)
-                same = all(n.startswith(prefix) for n in unexpected)
-                return prefix if same and {n.removeprefix(prefix) for n in unexpected} >= set(missing) else None
-    return None
+    found = next((n.removesuffix(known) for known in missing for n in unexpected if n.endswith(f".{known}")), None)
+    stripped = {name.removeprefix(found) for name in unexpected if found and name.startswith(found)}
+    return found if len(stripped) == len(unexpected) and stripped <= set(missing) else None
 
 
 def _refuse_two_heads(model: PreTrainedModel, kept: Collection[str], source: str) -> None:
@@ -108,6 +105,10 @@ def _beyond(name: str, layers: int | None) -> bool:
     """Whether a tensor is of a layer that was not asked for."""
     number = re.search(r"\.(\d+)\.", name)
     return layers is not None and number is not None and int(number[1]) >= layers
+
+
+def _counted(names: Sequence[str]) -> str:
+    return f"{_named(names)} ({len(names)} in all)"
 
 
 def _named(names: Sequence[str]) -> str:

@@ -263,9 +263,10 @@ def test_another_try_that_was_killed_before_its_first_row_is_stopped_and_no_fail
     assert run(*FAST, f"results={tmp_path}")[0] == 0 and only_store(tmp_path).status() == "ok"
 
 
-def test_nan_in_the_logits_is_recorded(run, tmp_path, checkpoint):
+def test_nan_in_the_logits_is_recorded(run, tmp_path, checkpoint, monkeypatch):
     from safetensors.torch import load_file, save_file
 
+    monkeypatch.setattr("harness.models.selfcheck.check", lambda *_, **__: None)  # as if it came with longer prompts
     broken = tmp_path / "checkpoint"
     broken.mkdir()
     for file in checkpoint.iterdir():

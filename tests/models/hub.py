@@ -12,10 +12,10 @@ REPO, COMMIT = "owner/model", "0" * 40
 
 
 class Hub(Loopback):
-    """In a `with` block. asked: the files whose content was sent."""
+    """In a `with` block. asked: the files whose content was sent. commit: of every branch."""
 
     def __init__(self, folder: Path):
-        self.folder, self.asked = folder, []
+        self.folder, self.asked, self.commit = folder, [], COMMIT
         super().__init__(Handler)
 
 
@@ -35,8 +35,8 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         files = {str(p.relative_to(self.server.folder)): p for p in self.server.folder.rglob("*") if p.is_file()}
         if path.startswith(f"/api/models/{REPO}/revision/"):
-            return self._send(200, json.dumps({"id": REPO, "sha": COMMIT}).encode(), with_body=with_body)
-        if path == f"/api/models/{REPO}/tree/{COMMIT}":
+            return self._send(200, json.dumps({"id": REPO, "sha": self.server.commit}).encode(), with_body=with_body)
+        if path == f"/api/models/{REPO}/tree/{self.server.commit}":
             tree = [{"type": "file", "path": name, "size": p.stat().st_size, "oid": ""} for name, p in files.items()]
             return self._send(200, json.dumps(tree).encode(), with_body=with_body)
         start, _, rest = path.partition("/resolve/")
@@ -50,7 +50,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, body: bytes, headers: dict | None = None, *, with_body: bool) -> None:
         self.send_response(status)
-        for name, value in {"X-Repo-Commit": COMMIT, "Content-Length": str(len(body)), **(headers or {})}.items():
+        for name, value in {
+            "X-Repo-Commit": self.server.commit,
+            "Content-Length": str(len(body)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if with_body:
