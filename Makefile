@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: run report test test-oldest faults tables bench clean
+.PHONY: run report test test-oldest faults odd tables bench clean
 
 # The page's address goes to stderr: the last line of stdout stays the run's JSON document.
 run: $(VENV)/.installed
@@ -31,6 +31,10 @@ test-oldest:
 # Break 1,000 runs in every way that a machine, W&B and Slurm know, and write docs/results/faults.json; half an hour.
 faults: $(VENV)/.tested
 	$(BIN)/python -m tests.faults
+
+# Run odd checkpoints, tokenizers, configurations and data, and write docs/results/odd.json; three minutes.
+odd: $(VENV)/.tested
+	$(BIN)/python -m tests.odd
 
 # Rewrite the tables in README.md and docs/ from the committed records.
 tables: $(VENV)/.installed

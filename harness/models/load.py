@@ -121,7 +121,7 @@ def _checkpoint(spec: ModelSpec) -> tuple[PreTrainedModel, report.Loaded]:
     if spec.layers and spec.layers <= found.layers:
         found = replace(found, layers=spec.layers)
     agree(found, spec.architecture, spec.source, spec.name)
-    options = {"config": _config(spec, folder), "dtype": spec.torch_dtype, "use_safetensors": True}
+    options = {"config": _buildable(spec, folder), "dtype": spec.torch_dtype, "use_safetensors": True}
     options |= {"generation_config": GenerationConfig(), "trust_remote_code": False}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # the report names them, and is refused
     options |= {"device_map": spec.device_map} if spec.device_map else {}
@@ -139,11 +139,26 @@ def _config(spec: ModelSpec, folder: Path) -> PreTrainedConfig:
         kind = CONFIG_MAPPING[mended.pop("model_type")]
         config = kind(**typed(mended, kind))
     except Exception as error:  # transformers raises what its checkers raise
-        words = " ".join(str(error).split())
-        raise UserError(f"{spec.source}: transformers does not accept its config.json: {words[:200]}.") from None
+        raise _unaccepted(spec, error) from None
     if spec.layers:
         config.num_hidden_layers = spec.layers
     return config
+
+
+def _buildable(spec: ModelSpec, folder: Path) -> PreTrainedConfig:
+    """As `_config`, and tried: a model without memory is built from it. UserError where that fails."""
+    config = _config(spec, folder)
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # whatever a value that no class checks leads to
+        raise _unaccepted(spec, error) from None
+    return config
+
+
+def _unaccepted(spec: ModelSpec, error: Exception) -> CannotLoad:
+    words = " ".join(str(error).split())[:200].rstrip(".")
+    return CannotLoad(f"{spec.source}: transformers does not accept its config.json: {words}.")
 
 
 def _fetched(spec: ModelSpec, *, weights: bool) -> Path:
@@ -157,7 +172,7 @@ def _guarded(spec: ModelSpec, load):
         return load()
     except (*UNREACHED, CannotLoad, SafetensorError) as error:
         if spec.path:
-            raise CannotLoad(f"{spec.path} could not be loaded: {error}") from error
+            raise CannotLoad(f"{spec.path} could not be loaded: {' '.join(str(error).split())}") from error
         family, arch = spec.family, spec.architecture
         gone = "; MosaicML's repositories are gone from the Hub" if spec.repo.startswith("mosaicml/") else ""
         raise CannotLoad(

@@ -20,6 +20,7 @@ MEASURED = {
     "upstream.json": "harness.models.upstream",
     "scale.json": "harness.sweep.scale",
     "faults.json": "harness.report.faults",
+    "odd.json": "harness.report.odd",
     "measured.json": "harness.tiny.books_card",
     "overhead.json": "harness.bench_overhead",
     "flat.json": "harness.throughput.flat",
