@@ -44,14 +44,14 @@ def _raw(architecture: Architecture) -> dict:
     }
 
 
-def _forward(module, attend, hidden_states, residual, alibi=None, attention_mask=None, layer_past=None, **_):
+def _forward(module, attend, hidden_states, residual):
     """The residual is added here, not by the block."""
     batch, tokens, _ = hidden_states.shape
     qkv = module.query_key_value(hidden_states).view(batch, tokens, module.num_heads, 3, module.head_dim)
     q, k, v = (x.transpose(1, 2) for x in qkv.unbind(3))
-    options = {"layer": module.layer_idx, "mask": attention_mask, "cache": layer_past}
-    out = attend(q, k, v, scale=module.inv_norm_factor, **options)
-    return residual + module.dense(out.transpose(1, 2).reshape(batch, tokens, -1)), None
+    out, probabilities = attend(q, k, v, scale=module.inv_norm_factor, dropout=module.attention_dropout.p)
+    out = module.dense(out.transpose(1, 2).reshape(batch, tokens, -1))
+    return residual + torch.nn.functional.dropout(out, module.hidden_dropout, module.training), probabilities
 
 
 def _is_attention(module: torch.nn.Module) -> bool:
@@ -66,4 +66,5 @@ BLOOM = Family(
     raw=_raw,
     is_attention=_is_attention,
     forward=_forward,
+    idle=("alibi", "use_cache", "output_attentions"),
 )

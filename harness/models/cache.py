@@ -49,9 +49,10 @@ class KVLayer(CacheLayerMixin):
         self.keys, self.values = (x.new_empty(batch, heads, self.size, dim) for x in (key_states, value_states))
         self.is_initialized = True
 
-    def update(self, key_states, value_states, pads: list[int] | None = None, weights: Weights | None = None):
+    def update(self, key_states, value_states, pads: list[int] | None = None, weights: Weights | None = None, **_):
         """Append (batch, heads, tokens, head_dim) and return all that is held, as views. The slots of padding of each
-        sequence and the layer's `weights` say what may be dropped. ValueError if there is no room."""
+        sequence and the layer's `weights` say what may be dropped; what stock attention adds (its own arguments, which
+        other caches take) is not needed. ValueError if there is no room."""
         more = key_states.shape[2]
         if self.seen + more > self.capacity:
             raise ValueError(
@@ -105,7 +106,7 @@ class EvictingLayer(KVLayer):
         self.floor = 0  # `crop` must not go below
         self.sinks = 0
 
-    def update(self, key_states, value_states, pads: list[int] | None = None, weights: Weights | None = None):
+    def update(self, key_states, value_states, pads: list[int] | None = None, weights: Weights | None = None, **_):
         more = key_states.shape[2]
         if pads is None or weights is None or weights.span is None:
             raise ValueError("A cache that evicts needs weights that forget (window, plsh): make it with evict=False.")

@@ -64,7 +64,7 @@ def _raw(architecture: Architecture) -> dict:
     }
 
 
-def _forward(module, attend, hidden_states, alibi=None, attention_mask=None, position_ids=None, layer_past=None, **_):
+def _forward(module, attend, hidden_states):
     batch, tokens, _ = hidden_states.shape
     qkv = module.query_key_value(hidden_states)
     # (query heads of a group, its key, its value) for each group: one group of all heads where the key is shared by
@@ -73,9 +73,8 @@ def _forward(module, attend, hidden_states, alibi=None, attention_mask=None, pos
     qkv = qkv.view(batch, tokens, groups, -1, module.head_dim)
     q = qkv[:, :, :, :-2].flatten(2, 3).transpose(1, 2)
     k, v = qkv[:, :, :, -2].transpose(1, 2), qkv[:, :, :, -1].transpose(1, 2)
-    options = {"layer": module.layer_idx, "mask": attention_mask, "cache": layer_past}
-    out = attend(q, k, v, scale=module.inv_norm_factor, **options)
-    return module.dense(out.transpose(1, 2).reshape(batch, tokens, -1)), None
+    out, probabilities = attend(q, k, v, scale=module.inv_norm_factor, dropout=module.attention_dropout.p)
+    return module.dense(out.transpose(1, 2).reshape(batch, tokens, -1)), probabilities
 
 
 def _is_attention(module: torch.nn.Module) -> bool:
@@ -95,5 +94,6 @@ FALCON = Family(
     raw=_raw,
     is_attention=_is_attention,
     forward=_forward,
+    idle=("alibi", "position_ids", "position_embeddings", "use_cache", "output_attentions"),
     slope_factor=_slope_factor,
 )

@@ -63,15 +63,14 @@ def _raw(architecture: Architecture) -> dict:
     }
 
 
-def _forward(module, attend, hidden_states, position_bias=None, past_key_values=None, attention_mask=None, **_):
+def _forward(module, attend, hidden_states):
     batch, tokens, _ = hidden_states.shape
     qkv = module.Wqkv(hidden_states)
     if module.clip_qkv:
         qkv = qkv.clamp(min=-module.clip_qkv, max=module.clip_qkv)
     q, k, v = (x.view(batch, tokens, module.n_heads, -1).transpose(1, 2) for x in qkv.chunk(3, dim=2))
-    options = {"layer": module.layer_idx, "mask": attention_mask, "cache": past_key_values}
-    out = attend(q, k, v, scale=module.softmax_scale, **options)
-    return module.out_proj(out.transpose(1, 2).reshape(batch, tokens, -1)), None
+    out, probabilities = attend(q, k, v, scale=module.softmax_scale, dropout=module.attn_dropout_p)
+    return module.out_proj(out.transpose(1, 2).reshape(batch, tokens, -1)), probabilities
 
 
 def _is_attention(module: torch.nn.Module) -> bool:
@@ -86,4 +85,5 @@ MPT = Family(
     raw=_raw,
     is_attention=_is_attention,
     forward=_forward,
+    idle=("position_bias",),
 )

@@ -2,36 +2,62 @@
 
 The stock modules keep their weights and names; only their forward is bound anew, per instance. The model's mask is
 replaced too: a registered mask builder hands the layers the key padding alone, so nothing of size n x n is ever made.
+The model's configuration is shared with whoever made it, and is never written to.
 """
 
+import copy
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from transformers import AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import causal_mask_function, create_masks_for_generate
 
+from harness.errors import UserError
 from harness.models.cache import KVCache
 from harness.models.family import Family
 from kernels import Alibi, Weights, attend
 
 MASK_NAME = "harness_padding_only"
+# the cache in the calls of the attention modules, by version and family of transformers
+CACHE_NAMES = ("cache", "past_key_values", "layer_past")
 
 
-def _padding_only(batch_size: int, kv_length: int, attention_mask: torch.Tensor | None = None, **_) -> torch.Tensor:
+def _padding_only(
+    batch_size: int,
+    q_length: int,
+    q_offset: int | torch.Tensor,
+    mask_function: Callable,
+    attention_mask: torch.Tensor | None = None,
+    **_,
+) -> torch.Tensor:
     """The slots that some sequence begins with as padding, (batch, longest padding) bool on the host, false in padding.
-    One look at the mask for a forward: at every layer it would make the host wait for the device."""
+    One look at the mask for a forward: at every layer it would make the host wait for the device. Padding after the
+    tokens needs no mask: no token sees what comes later."""
+    if mask_function is not causal_mask_function:
+        raise ValueError(
+            "Replaced attention is causal over one sequence in each row, and a further mask was asked for: give each "
+            "sequence a row of its own, with an attention_mask for its padding, and no position_ids."
+        )
     if attention_mask is None:
         return torch.ones(batch_size, 0, dtype=torch.bool)
-    if attention_mask.shape[1] < kv_length:
+    tokens = int(q_offset) + q_length
+    if attention_mask.shape[1] < tokens:
         raise ValueError(
-            f"The padding mask covers {attention_mask.shape[1]} tokens, the cache and the new tokens are {kv_length}: "
+            f"The padding mask covers {attention_mask.shape[1]} tokens, the cache and the new tokens are {tokens}: "
             "pass a mask of all of them."
         )
-    mask = attention_mask[:, :kv_length].bool()
-    pads = (~mask).sum(1)
-    if bool((mask != (torch.arange(mask.shape[1], device=mask.device) >= pads[:, None])).any()):
-        raise ValueError("Only left padding is supported: put the padding before the tokens (padding_side='left').")
+    mask = attention_mask[:, :tokens].bool()
+    begun, held = mask.cumsum(1), mask.sum(1, keepdim=True)
+    if bool(((begun > 0) & (begun < held) & ~mask).any()):
+        raise ValueError(
+            "The attention mask has a hole: a sequence has padding between its tokens, which replaced attention does "
+            "not compute. Put all padding of a row before its tokens (padding_side='left', as generation needs it), or "
+            "all of it after them."
+        )
+    pads = (begun == 0).sum(1)
     return mask[:, : int(pads.max())].cpu()
 
 
@@ -50,27 +76,34 @@ class SwappedAttention:
         self.layers = layers
         self._weights: Sequence[Weights] = [Alibi(slopes)] * layers
         self._compute: Callable = attend
-        # accelerate's device_map wraps forward and keeps the original as _old_forward: replace what it calls
-        names = ["_old_forward" if hasattr(m, "_old_forward") else "forward" for m in modules]
-        self._stock = [(m, name, getattr(m, name)) for m, name in zip(modules, names, strict=True)]
-        self._ours = [(m, n, functools.partial(family.forward, m, self._attend)) for m, n, _ in self._stock]
-        self._config, self._stock_masks = model.config, model.config._attn_implementation
-        self._bind(self._ours, MASK_NAME)
+        self._wants_probabilities = False
+        base = model.base_model
+        self._stock = [_own_forward(module) for module in (base, *modules)]
+        stock = self._stock[0][2]
+        self._names = list(inspect.signature(stock).parameters)
+        # partial, because a deep copy of the model copies what it holds
+        whole = functools.update_wrapper(functools.partial(self._masked, base, stock), stock)
+        ours = [whole, *(functools.partial(self._attention, family, m) for m in modules)]
+        self._ours = [(m, n, o) for (m, n, _), o in zip(self._stock, ours, strict=True)]
+        # generate makes a mask of every pair of tokens for a static cache, unless the model has a way of its own
+        name = "create_masks_for_generate"
+        self._stock.append((model, name, getattr(model, name, create_masks_for_generate)))
+        self._ours.append((model, name, _padding_as_it_is))
+        self._bind(self._ours)
 
-    def _bind(self, forwards: list, masks: str) -> None:
-        for module, name, forward in forwards:
-            setattr(module, name, forward)
-        self._config._attn_implementation = masks
+    def _bind(self, replacements: list) -> None:
+        for module, name, replacement in replacements:
+            setattr(module, name, replacement)
 
     @contextmanager
     def use(self, weights: Sequence[Weights] | None) -> Iterator[None]:
         """Run forwards under these weights, one per layer; None runs the checkpoint's own attention code."""
         if weights is None:
-            self._bind(self._stock, self._stock_masks)
+            self._bind(self._stock)
             try:
                 yield
             finally:
-                self._bind(self._ours, MASK_NAME)
+                self._bind(self._ours)
             return
         assert len(weights) == self.layers
         before, self._weights = self._weights, weights
@@ -89,18 +122,47 @@ class SwappedAttention:
         finally:
             self._compute = before
 
-    def _attend(self, q, k, v, *, layer: int, scale: float, mask: torch.Tensor | None, cache) -> torch.Tensor:
-        """Attention of new tokens' q (batch, heads, tokens, head_dim) to them and all that is in the cache."""
-        weights = self._weights[layer]
-        if cache is not None and cache.is_compileable:
+    def _masked(self, base: PreTrainedModel, stock: Callable, *args, **kwargs):
+        """The base model's own forward, which finds our mask builder in its configuration for as long as it runs."""
+        named = dict(zip(self._names, args, strict=False)) | kwargs
+        mask = named.get("attention_mask")
+        if mask is not None and getattr(mask, "ndim", None) != 2:
+            shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
             raise ValueError(
-                f"{type(cache).__name__} hands out its whole buffer, filled or not, so a key's position cannot be "
-                "told: use DynamicCache (generate's default) or harness.models.cache.new_cache."
+                f"Replaced attention takes a 2-D padding mask (batch, tokens) or none, not {shape}: what a token sees "
+                "is said by its weights."
             )
+        own, asked = base.config, named.get("output_attentions")
+        self._wants_probabilities = bool(own.output_attentions if asked is None else asked)
+        base.config = copy.copy(own)
+        base.config._attn_implementation_internal = MASK_NAME  # the setter would write to what both configurations hold
+        try:
+            return stock(*args, **kwargs)
+        finally:
+            base.config, self._wants_probabilities = own, False
+
+    def _attention(self, family: Family, module: torch.nn.Module, *args, attention_mask=None, **named):
+        """In place of an attention module's forward: its own arguments, its own return value."""
+        caches = [named.pop(name) for name in CACHE_NAMES if name in named]
+        unknown = sorted(name for name, value in named.items() if value is not None and name not in family.idle)
+        if unknown:
+            raise UserError(
+                f"This version of transformers hands the attention of {type(module).__name__} what is not known here "
+                f"({', '.join(unknown)}): install a version that constraints.txt names."
+            )
+        cache = next((cache for cache in caches if cache is not None), None)
+        attend = functools.partial(self._attend, module, mask=attention_mask, cache=cache)
+        return family.forward(module, attend, *args)
+
+    def _attend(self, module, q, k, v, *, scale: float, dropout: float, mask: torch.Tensor | None, cache) -> tuple:
+        """Attention of new tokens' q (batch, heads, tokens, head_dim) to them and all that is in the cache: out like q,
+        and the probabilities (batch, heads, tokens, keys), None where they are not asked for."""
+        layer = module.layer_idx
+        weights = self._weights[layer]
         if mask is None or mask.ndim != 2:
-            raise ValueError(
-                "Replaced attention takes a 2-D padding mask (batch, tokens) or none, through the mask builder "
-                f"{MASK_NAME!r}; it got {'no mask' if mask is None else f'a mask of shape {tuple(mask.shape)}'}."
+            raise UserError(
+                f"This version of transformers hands {type(module).__name__} another mask than the builder "
+                f"{MASK_NAME!r} makes: install a version that constraints.txt names."
             )
         pads, gaps = [0] * len(q), [0] * len(q)
         if mask.shape[1]:  # accelerate takes it to the device of the layer: without padding it is not looked at
@@ -111,5 +173,35 @@ class SwappedAttention:
             pads, gaps = place.padding, place.gap
         elif cache is not None:
             k, v = cache.update(k, v, layer)
-        pads, gaps = torch.tensor(pads), torch.tensor(gaps)
-        return self._compute(q, k, v, weights, scale=scale, kernel=self.kernel, padding=pads, gap=gaps)
+            if cache.is_compileable:  # a static cache hands out its whole buffer, filled or not
+                filled = int(cache.get_seq_length(layer))
+                k, v = k[:, :, :filled], v[:, :, :filled]
+        options = {"scale": scale, "kernel": self.kernel, "padding": torch.tensor(pads), "gap": torch.tensor(gaps)}
+        dropout = dropout if module.training else 0.0
+        if not self._wants_probabilities and not dropout:
+            return self._compute(q, k, v, weights, **options), None
+        if any(gaps):
+            raise ValueError("A cache that evicts holds no keys for all attention weights: make it with evict=False.")
+        probabilities = _probabilities(lambda values: self._compute(q, k, values, weights, **options), v)
+        probabilities = torch.nn.functional.dropout(probabilities, dropout, module.training)
+        out = probabilities @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+        return out, probabilities
+
+
+def _padding_as_it_is(attention_mask: torch.Tensor | None, **_) -> torch.Tensor | None:
+    return attention_mask
+
+
+def _own_forward(module: torch.nn.Module) -> tuple[torch.nn.Module, str, Callable]:
+    """accelerate's device_map wraps forward and keeps the original as _old_forward: replace what it calls."""
+    name = "_old_forward" if hasattr(module, "_old_forward") else "forward"
+    return module, name, getattr(module, name)
+
+
+def _probabilities(attend: Callable, v: torch.Tensor) -> torch.Tensor:
+    """What each query gives to each key: its output where that key's value is 1 and all others are 0, for as many keys
+    at a time as a head has numbers."""
+    keys, dim = v.shape[2:]
+    one_hot = torch.eye(keys, dtype=v.dtype, device=v.device)
+    parts = [torch.nn.functional.pad(part, (0, dim - part.shape[1])) for part in one_hot.split(dim, 1)]
+    return torch.cat([attend(part.expand_as(v)) for part in parts], -1)[..., :keys]

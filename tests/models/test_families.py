@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache
 
 from harness.models.cache import new_cache
 from harness.models.families import FAMILIES
@@ -144,31 +144,6 @@ def test_layers_have_independent_masks(build):
     with attention.use([independent[0]] * 2):
         shared = model(ids()).logits
     assert (one - shared).abs().max() > 1e-3
-
-
-def test_static_cache_is_refused(build):
-    model = build()
-    swapped(model)
-    cache = StaticCache(config=model.config, max_cache_len=TOKENS)
-    with pytest.raises(ValueError, match="DynamicCache"):
-        model(ids(), past_key_values=cache, use_cache=True)
-
-
-def test_stray_4d_mask_is_refused(build):
-    model = build()
-    swapped(model)
-    # BLOOM and Falcon stumble over it before their attention does
-    with pytest.raises(ValueError, match="2-D padding mask" if build is mpt else "too many values to unpack"):
-        model(ids(), attention_mask=torch.zeros(2, 1, TOKENS, TOKENS))
-
-
-def test_right_padding_is_refused(build):
-    model = build()
-    swapped(model)
-    mask = torch.ones(2, TOKENS, dtype=torch.long)
-    mask[0, -3:] = 0
-    with pytest.raises(ValueError, match="left padding"):
-        model(ids(), attention_mask=mask)
 
 
 def test_a_mask_of_the_new_tokens_alone_is_refused(build):
