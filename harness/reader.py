@@ -239,8 +239,13 @@ def difference(this: Record, reference: Record, field: str = "score") -> Differe
 
     random = this if this.clustered else reference
     draw_of: Mapping[int, int] = {key: row["draw"] for key, row in random.rows.items()}
+    scores = values(this, reference), values(reference, this)
+    rate = field == "score" and (this.score or reference.score)  # other figures may lie in [0, 1] by chance
     return paired_difference(
-        values(this, reference), values(reference, this), draw_of, clustered=this.clustered or reference.clustered
+        *scores,
+        draw_of,
+        clustered=this.clustered or reference.clustered,
+        bounded=bool(rate) and all(0 <= v <= 1 for found in scores for v in found.values()),
     )
 
 

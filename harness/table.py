@@ -241,7 +241,8 @@ UNITS = {
 
 NOTES = [
     "Intervals are 95 %: Wilson for a deterministic attention; for PLSH over draws, never narrower than Wilson.",
-    "Minus exact: paired by prompt. Detectable: the smallest true difference these samples show with 80 % power.",
+    "Minus exact: paired by prompt, of rates with Tango's interval; for PLSH over draws, never narrower than that.",
+    "Detectable: the smallest true difference these samples show with 80 % power; none where no difference would show.",
     "Pairs per row: (query, key) pairs per head with the key before the query, expected over draws.",
 ]
 NOTES_OF_REPEATS = [

@@ -132,8 +132,8 @@ def _plain(value: Any) -> Any:
 
 def metrics(leaf: Leaf, rows: Sequence[Mapping], *, clustered: bool) -> dict[str, stats.Metric]:
     """The task's metrics by its own aggregation, each with an interval computed here (lm-eval's bootstrap knows nothing
-    of mask draws). Rates of zeros and ones: as for retrieval. Everything else: the jackknife. Of a text's perplexities
-    bits per byte comes first: it is what tables show."""
+    of mask draws). Means of scores from 0 to 1: as for retrieval. Everything else: the jackknife. Of a text's
+    perplexities bits per byte comes first: it is what tables show."""
     draws = [r["draw"] for r in rows]
     functions = _aggregations(leaf)
     found = {}
@@ -142,10 +142,11 @@ def metrics(leaf: Leaf, rows: Sequence[Mapping], *, clustered: bool) -> dict[str
         # a metric under one of several filters has the filter's name behind its own
         own = [m for m in functions if name == m or name.startswith(f"{m}_")]
         function = functions[max(own, key=len)] if own else _mean
-        if function is _mean and all(v in (0, 1) for v in values):
-            found[name] = stats.proportion(values, draws, clustered=clustered)
+        unit = UNITS.get(name, "score")
+        if function is _mean and unit == "score" and all(np.isscalar(v) and 0 <= v <= 1 for v in values):
+            unit = "fraction" if all(v in (0, 1) for v in values) else unit
+            found[name] = stats.proportion(values, draws, clustered=clustered, unit=unit)
         else:
-            unit = UNITS.get(name, "score")
             found[name] = stats.jackknife(values, draws, function, clustered=clustered, unit=unit)
     return found
 

@@ -12,6 +12,7 @@ from harness import reader, table
 from harness.config import ROOT
 from harness.errors import UserError
 from harness.reader import Record
+from harness.stats import LEVEL
 
 # Words in a unit, whether less is better (-1) or more (1), and the least ratio that counts as a change. Bytes repeat
 # themselves; the error of a kernel is of the size of a rounding; two runs on one machine differ by a fifth, which
@@ -128,7 +129,10 @@ def _paired(old: Record, new: Record, field: str, sign: int) -> tuple[str, str]:
     change = reader.difference(new, old, field)
     if change is None:
         return "no prompts in common", "same"
-    apart = change.low is not None and (change.low > 0 or change.high < 0)
+    if change.low is None:  # of a single prompt, or of prompts that all moved alike, for which the sign test speaks
+        apart = change.value != 0 and 2.0 ** (1 - change.n) < 1 - LEVEL
+    else:
+        apart = change.low > 0 or change.high < 0
     return table.signed(change), ("better" if sign * change.value > 0 else "worse") if apart else "same"
 
 
