@@ -57,6 +57,8 @@ def run_task(
         write_atomic(store.cell_folder / "cell.json", describe_cell(cell))
         store.try_again(attempt, about)
         rows = store.rows()
+        if rows and (earlier := _earlier_packages(store.finished(), about["environment"]["packages"])):
+            about["environment"]["earlier_packages"] = earlier
         done = frozenset(k for k in rows if k < samples)
         part = store.open_part(attempt)
         # before the clock of the samples starts
@@ -111,6 +113,13 @@ def _enough(store: TaskStore, samples: int) -> str | None:
     """The status of a task that is finished with so many samples, or as many as there are."""
     finished = store.finished()
     return finished["status"] if finished and (finished["samples"] >= samples or finished.get("exhausted")) else None
+
+
+def _earlier_packages(finished: dict | None, packages: dict) -> list[dict]:
+    """The other versions under which rows that are there were computed, as far as the record says."""
+    environment = (finished or {}).get("environment", {})
+    known = [environment.get("packages"), *environment.get("earlier_packages", ())]
+    return [one for one in known if one and one != packages]
 
 
 def outcome_of(error: Exception) -> str:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from harness.reader import Record, difference, reference_of
 from harness.stats import Difference
+from harness.versions import differences
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def comparison(records: Sequence[Record], *, title: str = "") -> Table:
                 str(metrics.get(headline, {}).get("n", len(record.rows))),
             ]
         )
-    return Table(title, columns, rows, [])
+    return Table(title, columns, rows, other_versions(records))
 
 
 def repeats(records: Sequence[Record], *, title: str = "") -> Table:
@@ -94,7 +95,14 @@ def repeats(records: Sequence[Record], *, title: str = "") -> Table:
         unit = UNITS[names[name]][1] if names[name] in UNITS else ""
         line = heading(name) + (f" ({unit})" if unit else "")
         rows.append([line, *(interval(r.metrics.get(name)) for r in records)])
-    return Table(title, ["", *(_label(r) for r in records)], rows, [taken_with(records)])
+    said = [taken_with(records), *other_versions(records)]
+    return Table(title, ["", *(_label(r) for r in records)], rows, said)
+
+
+def other_versions(records: Sequence[Record]) -> list[str]:
+    """The sentence of `harness.versions` on records side by side, if it has one."""
+    told = differences((record.cell["label"], record) for record in records)
+    return [told] if told else []
 
 
 def taken_with(records: Sequence[Record]) -> str:

@@ -88,7 +88,7 @@ def _markdown(given: argparse.Namespace) -> int:
 
 
 def _compare(given: argparse.Namespace) -> int:
-    from harness import reader
+    from harness import reader, table, versions
     from harness.report import compare
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -96,8 +96,11 @@ def _compare(given: argparse.Namespace) -> int:
             compare.opened(where, given.results, Path(scratch) / name)
             for where, name in zip(given.compare, ("a", "b"), strict=True)
         ]
-        found = compare.changes(*(reader.records(place) for place in places))
+        stores = {name: reader.records(place) for name, place in zip("AB", places, strict=True)}
+        found = compare.changes(*stores.values())
         compare.say(found)
+        if told := versions.differences((name, record) for name, records in stores.items() for record in records):
+            table.say(told)
     worse = compare.regressions(found)
     records = len({(c.record.cell_id, c.record.store.task_id) for c in found})
     about = {"compared": records, "figures": len(found), "regressions": len(worse)}

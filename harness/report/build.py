@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from harness import reader
+from harness import reader, table
 from harness.report.describe import Page
 from harness.report.markup import FILTERS
 from harness.report.sections import SECTIONS
@@ -22,6 +22,12 @@ def build(results: Path) -> Page:
         if found
         else (f"{results} holds no records yet. Each section says which command fills it.")
     )
+    unlike = [(q, told) for q in questions if (told := table.other_versions(q.records))]
+    if unlike:
+        first, told = unlike[0]
+        where = f"{first.model}, {first.task}, {first.context} tokens"
+        others = f", and in {_count(len(unlike) - 1, 'more comparison')}" if len(unlike) > 1 else ""
+        lead += f" In {where}{others}: {told[0]}"
     tags = [tags_of(r, q.model) for q in questions for r in q.records]
     choices = {name: sorted({value for t in tags if (value := getattr(t, name))}) for name in FILTERS}
     return Page("Positional LSH beside exact ALiBi and windows", lead, [s(questions) for s in SECTIONS], choices)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from harness import reader
+from harness import environment, reader
 from harness.config import CONF, RunConfig
 from tests.conftest import ROOT
 
@@ -163,6 +163,22 @@ def test_more_samples_extend_a_run(run, tmp_path):
     assert document["metrics"]["retrieval/accuracy"]["n"] == 12
     assert all(p.read_text() == text for p, text in before.items())  # the first eight were not computed again
     assert sum(len(p.read_text().splitlines()) for p in tmp_path.glob("*/*/parts/*.jsonl")) == 12
+
+
+def test_rows_of_other_versions_are_not_extended_in_silence(run, monkeypatch, tmp_path):
+    options = ("attn=alibi", "context=160", f"results={tmp_path}")
+    monkeypatch.setitem(environment.describe.__globals__, "_version", lambda name: f"1.0 of {name}")
+    _, document, out, _ = run(*options, "samples=2")
+    assert "other versions" not in out
+    monkeypatch.setitem(
+        environment.describe.__globals__, "_version", lambda name: "2.0" if name == "datasets" else f"1.0 of {name}"
+    )
+    for samples in (4, 6):  # said as long as the rows are there
+        _, document, out, _ = run(*options, f"samples={samples}")
+        assert "datasets 1.0 of datasets (exact ALiBi) and 2.0 (exact ALiBi)" in out
+        assert "lm-eval" not in out.split("other versions")[1].splitlines()[0]
+    (record,) = reader.records(tmp_path, [document["cell_id"]])
+    assert [p["datasets"] for p in record.environment["earlier_packages"]] == ["1.0 of datasets"]
 
 
 def test_references_are_read_where_they_are_and_named_where_not(run, tmp_path):

@@ -93,6 +93,14 @@ def record(
     write(folder / f"{task}-t" / "task.json", {**done, "environment": ENVIRONMENT})
 
 
+def versions(folder: Path, **packages: str) -> None:
+    """Say in the records of a cell that they were made with these versions."""
+    for path in folder.glob("*/task.json"):
+        record = json.loads(path.read_text())
+        record["environment"]["packages"] = {**record["environment"]["packages"], **packages}
+        write(path, record)
+
+
 def failed(folder: Path, error: str, message: str) -> None:
     """An attempt that ended in an error, without rows."""
     about = {"status": "error", "attempt": "a", "error": error, "message": message, "options": {"haystack": "noise"}}

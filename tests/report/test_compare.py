@@ -138,3 +138,13 @@ def test_a_store_in_git_is_read_at_a_commit(capsys):
 def test_what_is_no_store_is_a_sentence(wrong, tmp_path, capsys):
     code, document, told = compare(capsys, "--compare", wrong, str(tmp_path))
     assert code == 2 and document["status"] == "invalid" and "Traceback" not in told
+
+
+def test_other_versions_are_said(two, capsys):
+    for store, version in (("a", "5.23.0"), ("b", "5.24.0")):
+        for folder in (two[2] / store).iterdir():
+            made.versions(folder, transformers=version, tokenizers="0.23.3")
+    _, _, told = compare(capsys, "--compare", *two[:2])
+    assert "transformers 5.23.0 (A) and 5.24.0 (B)" in told and "tokenizers" not in told
+    _, _, told = compare(capsys, "--compare", two[0], two[0])
+    assert "5.23.0" not in told

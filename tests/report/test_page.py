@@ -64,6 +64,20 @@ def test_verdict_counts_what_the_paired_differences_say(tmp_path):
     assert described.missing == []
 
 
+def test_other_versions_are_said_on_the_page_and_below_the_table(store):
+    first = next(p.parent for p in store.glob("*/cell.json") if '"alibi"' in p.read_text())
+    for folder in (p.parent for p in store.glob("*/cell.json")):
+        made.versions(folder, datasets="5.3.0" if folder == first else "5.2.0", tokenizers="0.23.3")
+    context = json.loads((first / "cell.json").read_text())["identity"]["context"]
+    question = next(q for q in reader.questions(reader.records(store)) if q.context == context)
+    (said,) = table.comparison(question.records).notes
+    assert "datasets 5.2.0 (PLSH S=4" in said and "and 5.3.0 (exact ALiBi)" in said and "tokenizers" not in said
+    described = build.build(store)
+    assert f"In m, retrieval, {context} tokens: {said}" in described.lead
+    beside = next(b for b in section(described, "verdict").blocks if isinstance(b, Grid) and b.table.notes)
+    assert said in beside.table.notes[0] and beside.table.title.startswith("Attentions side by side")
+
+
 def test_references_that_are_missing_are_named_with_their_command(tmp_path):
     made.record(made.cell(tmp_path, made.plsh(4), fused=30.0, passes=200.0), lambda k: 1.0)
     described = build.build(tmp_path)

@@ -96,7 +96,8 @@ def _details(r: Record) -> list[tuple[str, str]]:
     found.append(("started", environment.get("start")))
     dirty = ", with uncommitted changes" if environment.get("dirty") else ""
     found.append(("commit", f"{environment.get('commit') or 'unknown'}{dirty}" if environment else None))
-    found += [("device", environment.get("device")), ("host", environment.get("host"))]
+    libraries = ", ".join(f"{n} {v}" for n, v in (environment.get("packages") or {}).items() if v)
+    found += [("versions", libraries), ("device", environment.get("device")), ("host", environment.get("host"))]
     options = outcome.get("options") or {}
     found.append(("options", ", ".join(f"{k}={v}" for k, v in options.items() if v is not None)))
     found.append(("pairs per row", table.pairs(r.pairs)))

@@ -201,17 +201,21 @@ def _grid(model: str, task: str, matches: list[Match]) -> Grid:
 
 def _side_by_side(asked: list[Question]) -> list[Grid]:
     """The tables of `harness.run` under one another, as far as they have the same columns."""
-    found: dict[tuple[str, ...], tuple[list[list[str]], list[Tags]]] = {}
+    found: dict[tuple[str, ...], tuple[list[list[str]], list[Tags], list[str]]] = {}
     for q in asked:
         drawn = table.comparison(q.records)
-        rows, tags = found.setdefault(tuple(drawn.columns), ([], []))
+        rows, tags, said = found.setdefault(tuple(drawn.columns), ([], [], []))
         rows += [[q.model, q.task, str(q.context), *row] for row in drawn.rows]
         tags += [common.tags_of(r, q.model) for r in q.records]
+        said += [f"{q.model}, {q.task}, {q.context} tokens: {note}" for note in drawn.notes]
     grids = []
-    for place, (columns, (rows, tags)) in enumerate(found.items()):
+    for place, (columns, (rows, tags, said)) in enumerate(found.items()):
         tasks = ", ".join(dict.fromkeys(row[1] for row in rows)) + (f" ({place + 1})" if place else "")
         drawn = table.Table(
-            f"Attentions side by side: {tasks}", ["model", "task", "context", *columns], rows, table.NOTES
+            f"Attentions side by side: {tasks}",
+            ["model", "task", "context", *columns],
+            rows,
+            [*said, *table.NOTES],
         )
         grids.append(Grid(drawn, tags, fold=True))
     return grids
