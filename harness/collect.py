@@ -19,6 +19,7 @@ import pyarrow.parquet
 from harness import reader
 from harness.errors import refused
 from harness.index import FOLDER
+from harness.streams import print_in_any_encoding
 
 FIRST = ("cell_id", "task", "task_id", "status", "samples", "why", "model", "label")
 CHUNK = 1000  # rows that are held as Python objects at one time
@@ -28,6 +29,7 @@ FORMAT = "1"  # of the copy: raise it when a row or what is computed for it chan
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0, or 2 for a mistake."""
+    print_in_any_encoding()
     parser = argparse.ArgumentParser(prog="python -m harness.collect", description=__doc__.split("\n\n", 1)[1])
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="results folder (results)")
     parser.add_argument("--out", type=Path, required=True, help="file to write, .parquet or .csv")

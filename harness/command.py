@@ -9,6 +9,7 @@ import yaml
 
 from harness.config import CONF
 from harness.lmeval.catalogue import RULER
+from harness.overrides import word
 from harness.reader import Record
 
 KEPT = ("model.", "device=", "batch=", "results=", "task.")  # of a recorded command, for its neighbours
@@ -49,7 +50,7 @@ def model(record: Record) -> list[str]:
     """The words that choose the record's model, its options included."""
     given = _given(record)
     name = record.cell["model"].split(",")[0]
-    chosen = next((w for w in given if w.startswith("model=")), f"model={_choices().get(name, name)}")
+    chosen = next((w for w in given if w.startswith("model=")), word("model", _choices().get(name, name)))
     return [chosen, *(w for w in given if w.startswith("model."))]
 
 

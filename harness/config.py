@@ -10,6 +10,7 @@ from omegaconf import MISSING
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
+GROUPS = {"model", "attn", "kernel", "task", "tracking"}  # options whose value is the name of a file in CONF
 
 
 @dataclass
@@ -37,7 +38,7 @@ class ModelConfig:
     layers: int | None = None
     reads: str = "text"
     device_map: str | None = None
-    architecture: ArchitectureConfig | None = None
+    architecture: ArchitectureConfig | None = field(default_factory=ArchitectureConfig)  # None: all of it left out
 
 
 @dataclass

@@ -17,6 +17,7 @@ from harness.config import CONF, register
 from harness.errors import AGAIN, DONE, FAILED, UserError, refused
 from harness.mistakes import explain
 from harness.preflight import refuse_foreign_kernels
+from harness.streams import print_in_any_encoding
 from harness.table import Table
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ DIGITS = 16  # of a hash that the table shows
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0; 1 if data of a task could not be had, 2 for a mistake in the command."""
+    print_in_any_encoding()
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
         print(__doc__)

@@ -1,11 +1,13 @@
 """Turn what Hydra and OmegaConf say of a wrong command line into two sentences with the nearest right word."""
 
 import re
+import shlex
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from harness import overrides
 from harness.config import CONF
 from harness.errors import UserError, nearest
 
@@ -24,26 +26,35 @@ def explain(error: Exception, arguments: list[str]) -> str:
         return f"There is no option {found[1]!r}.{nearest(found[1], known_names())}"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if key := re.search(r"full_key: (\S+)", message):
+        if "is not Optional" in message:
+            return f"{key[1]} needs a value, and null is none."
         reason = next((line for line in lines if "could not be converted" in line or "not a" in line), lines[0])
         return f"{key[1]}: {reason.rstrip('.')}."
-    if "Ambiguous value" in message:
-        return f"{lines[0]}: several values need -m (one cell each); a list is written key=[a,b]."
-    if "Error parsing override" in message or "arguments" in message:
-        return f"An argument could not be read as key=value ({lines[0]}): values with commas, spaces or = need quotes."
+    if found := re.search(r"Ambiguous value for argument '(.+)'", message):
+        one = shlex.quote(overrides.word(*found[1].split("=", 1)))
+        return f"{lines[0]}: several values need -m (one cell each), a list is written key=[a,b], one value {one}."
     return lines[0] if lines else type(error).__name__
 
 
 FLAGS = ("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info")
-FLAGS += ("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun")
-FLAGS += ("-h", "-c", "-p", "-r", "-m", "-sc", "-cp", "-cn", "-cd", "-i")
+FLAGS += ("--config-path", "--config-name", "--config-dir", "--experimental-rerun")
+FLAGS += ("-h", "-c", "-p", "-r", "-m", "-cp", "-cn", "-cd", "-i")
+MODES = {"--run": "run", "-r": "run", "--multirun": "multirun", "-m": "multirun"}
+MODES |= {"--cfg": "cfg", "-c": "cfg", "--info": "info", "-i": "info"}
 
 
 def refuse_unknown_flags(arguments: list[str]) -> None:
-    """UserError for a flag that Hydra does not have: its own answer is a page of usage."""
-    for argument in arguments:
-        flag = argument.split("=", 1)[0]
-        if flag.startswith("-") and flag not in FLAGS:
+    """UserError for a flag that Hydra does not have, or that another contradicts: its own answers are pages of usage
+    and tracebacks."""
+    given = [a.split("=", 1)[0] for a in arguments if a.startswith("-")]
+    for flag in given:
+        if flag not in FLAGS:
             raise UserError(f"The flag {flag} is not known.{nearest(flag, FLAGS)} See python -m harness.run --help.")
+    modes = [flag for flag in dict.fromkeys(given) if flag in MODES]
+    if len({MODES[flag] for flag in modes}) > 1:
+        raise UserError(f"{' and '.join(modes)} exclude each other: leave out all but one.")
+    if "--resolve" in given and not {"--cfg", "-c", "--help", "-h"} & set(given):
+        raise UserError("--resolve goes with --cfg job, which prints the configuration.")
 
 
 def known_names() -> list[str]:

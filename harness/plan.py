@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness import environment
 from harness.cell import ATTENTIONS, DRAWS, Attention, Cell, matched_window
-from harness.config import CONF, AttnConfig, ModelConfig, RunConfig, TrackingConfig
+from harness.config import CONF, ArchitectureConfig, AttnConfig, ModelConfig, RunConfig, TrackingConfig
 from harness.errors import CannotLoad, UserError, choose, nearest
 from harness.machine import device_of, memory_sentence, store, writable
 from harness.models.spec import ModelSpec, resolve_model
@@ -56,11 +56,23 @@ def plan(cfg: DictConfig) -> Plan:
 def typed(cfg: DictConfig) -> RunConfig:
     """The composed configuration as objects. Raises UserError for an option that there is not."""
     parts = (cfg, "", RunConfig), (cfg.model, "model.", ModelConfig), (cfg.attn, "attn.", AttnConfig)
+    parts += ((cfg.model.architecture or {}, "model.architecture.", ArchitectureConfig),)
     for part, name, kind in (*parts, (cfg.tracking, "tracking.", TrackingConfig)):
         known = [f"{name}{field}" for field in kind.__dataclass_fields__]
         for key in part:  # +key=value adds what Hydra does not know
             if f"{name}{key}" not in known:
                 raise UserError(f"There is no option {name + key!r}.{nearest(name + key, known)}")
+    shape = cfg.model.architecture
+    if shape is not None:
+        absent = [key for key in shape if OmegaConf.is_missing(shape, key)]
+        given = [key for key in shape if key not in absent and shape[key] != getattr(ArchitectureConfig, key, None)]
+        if absent and given:
+            raise UserError(
+                f"model.architecture lacks {', '.join(absent)}: give all of it, for a model whose config.json cannot "
+                "be read, or none."
+            )
+        if absent:
+            cfg = OmegaConf.merge(cfg, {"model": {"architecture": None}})
     return OmegaConf.to_object(cfg)
 
 
@@ -212,7 +224,7 @@ def _tasks(chosen: dict[str, dict | None], device: torch.device) -> list[Planned
     machine = environment.machine(device)
     for name, given in chosen.items():
         family = family_of(name)
-        for planned in family.tasks(_options(name, family.options, given or {})):
+        for planned in family.tasks(_options(name, family.options, {} if given is None else given)):
             if planned.task.rows_are == "repeats":
                 planned = replace(planned, machine=machine)
             found.setdefault((planned.task.name, str(planned.identity)), planned)
@@ -220,6 +232,8 @@ def _tasks(chosen: dict[str, dict | None], device: torch.device) -> list[Planned
 
 
 def _options(name: str, kind: type, given: dict) -> Any:
+    if not isinstance(given, dict):
+        raise UserError(f"task.{name}={given} is no option: write task.{name}.OPTION=VALUE.")
     typed = OmegaConf.structured(kind)
     for key in given:
         if key not in typed:

@@ -14,14 +14,17 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.config import CONF, register
 from harness.errors import AGAIN, DONE, FAILED, MISTAKE, STATUSES, CannotLoad, UserError, refused
 from harness.mistakes import explain, refuse_unknown_flags
+from harness.overrides import parsed, settled
 from harness.preflight import refuse_foreign_kernels
 from harness.signals import StopRequest, ignore_signals
+from harness.streams import print_in_any_encoding
 from harness.tracking.tracker import Tracker
 from kernels.host import keep_freed_memory
 
 
 def main() -> int:
     """Run from sys.argv. Returns the exit code: 0 done, 1 a task failed, 2 a mistake, 75 stopped (run again)."""
+    print_in_any_encoding()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to us instead of Hydra's own report
     register()
     codes: list[int] = []
@@ -39,6 +42,7 @@ def main() -> int:
 
     try:
         refuse_unknown_flags(sys.argv[1:])
+        sys.argv[1:] = settled(sys.argv[1:])
         refuse_foreign_kernels()
         keep_freed_memory()
         with StopRequest() as stop, Tracker(stop) as tracker:  # around all cells of a multirun: a signal stops the rest
@@ -151,7 +155,8 @@ def _report(planned, statuses: dict, code: int, *, rows_written: int) -> dict:
 
 
 def _multirun() -> bool:
-    return any(a in ("-m", "--multirun") for a in sys.argv[1:])
+    modes = [parsed(a).value() for a in sys.argv[1:] if a.lstrip("+").startswith("hydra.mode=")]
+    return modes[-1] == "MULTIRUN" if modes else any(a in ("-m", "--multirun") for a in sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from harness import reader, table
 from harness.errors import nearest, refused
+from harness.streams import print_in_any_encoding
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 if there is no such cell."""
+    print_in_any_encoding()
     parser = argparse.ArgumentParser(prog="python -m harness.show", description=__doc__)
     parser.add_argument("cell_id", nargs="?", help="the cell, or the beginning of its id; all cells if left out")
     parser.add_argument("--results", type=Path, default=Path("results"), help="results folder (results)")

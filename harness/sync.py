@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness import reader
 from harness.errors import nearest, refused
+from harness.streams import print_in_any_encoding
 from harness.tracking.mirror import Outcome, mirror
 
 DONE, FAILED = 0, 1
@@ -15,6 +16,7 @@ DONE, FAILED = 0, 1
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 all is there, 1 something is not, 2 nothing to do it with."""
+    print_in_any_encoding()
     parser = argparse.ArgumentParser(prog="python -m harness.sync", description=__doc__)
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="results folder (results)")
     parser.add_argument("--cell", action="append", metavar="CELL_ID", help="this cell alone; may be repeated")

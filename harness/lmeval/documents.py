@@ -8,7 +8,7 @@ process builds what is wanted under a fixed seed and leaves files, and every cel
 import hashlib
 import inspect
 import json
-import multiprocessing
+import multiprocessing.util
 import os
 import random
 import shutil
@@ -31,6 +31,7 @@ from harness.store import read_json, write_atomic
 from harness.tasks.base import Prepared
 
 VERSION = 2  # of the way documents are kept: part of what a folder's name is hashed from
+SOCKET = 107  # bytes of a socket's name, at most
 STUCK = 3  # the child's exit code where lm-eval tries without end
 TRIES = 200  # equal calls in a row that tell so
 
@@ -94,6 +95,7 @@ def _put(draft: Path, place: Path) -> None:
 
 def _in_child(request: Request, draft: Path, tokenizer: str) -> None:
     name = request.leaf.name
+    _refuse_a_long_path_of_sockets()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "harness.lmeval.preload"])
     receive, send = context.Pipe(duplex=False)
@@ -128,6 +130,16 @@ def _in_child(request: Request, draft: Path, tokenizer: str) -> None:
         f"The data of task={name} cannot be had here ({kind}: {message}). Where there is a network, prepare it with "
         f"python -m harness.data and the same options, and copy {draft.parent} to this machine."
     )
+
+
+def _refuse_a_long_path_of_sockets() -> None:
+    """UserError if the server that forks the child has no room for its socket's name, which Linux limits."""
+    folder = multiprocessing.util.get_temp_dir()
+    if len(os.fsencode(os.path.join(folder, "listener-12345678"))) > SOCKET:
+        raise UserError(
+            f"The folder for temporary files, {tempfile.gettempdir()}, has too long a name for a socket: set TMPDIR to "
+            "one of at most 70 letters, for example TMPDIR=/tmp."
+        )
 
 
 def _build(request: Request, draft: Path, tokenizer: str, send) -> None:

@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 from harness.errors import UserError, refused
+from harness.streams import print_in_any_encoding
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0, 1 if --compare finds a regression or --check a stale table, 2 for a mistake."""
+    print_in_any_encoding()
     arguments = sys.argv[1:] if arguments is None else arguments
     given = _parser().parse_args(arguments)
     try:

@@ -25,7 +25,6 @@ def save(page: Page, *, title: str) -> str:
     where the server refuses.
     """
     import wandb
-    from wandb.errors import Error
 
     if not _has_key():
         raise UserError(
@@ -38,9 +37,11 @@ def save(page: Page, *, title: str) -> str:
         report = described(page, title=title, entity=entity, project=os.environ.get("WANDB_PROJECT") or PROJECT)
         report.id = _earlier(api, report.entity, report.project, title)
         report.save()
-    except (Error, OSError, ValueError) as error:
+    except Exception as error:  # the libraries below have errors of their own, and change them
+        told = " ".join(str(error).split())[:300]
         raise UserError(
-            f"W&B did not take the report: {error}. Check WANDB_BASE_URL, the key and the entity."
+            f"W&B did not take the report ({type(error).__name__}: {told}). Check WANDB_BASE_URL, the key and the "
+            "entity."
         ) from error
     return report.url
 

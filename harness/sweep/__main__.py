@@ -22,6 +22,7 @@ from harness.data import prepare
 from harness.errors import AGAIN, UserError, refused
 from harness.preflight import refuse_foreign_kernels
 from harness.signals import StopRequest
+from harness.streams import print_in_any_encoding
 from harness.sweep.cells import Mistakes, expand, plans
 from harness.sweep.grid import checked, read
 from harness.sweep.progress import Progress
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code."""
+    print_in_any_encoding()
     try:
         given = parser().parse_intermixed_args(arguments)
         if given.jobs < 1:

@@ -11,20 +11,19 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import CONF, AttnConfig, RunConfig, register
+from harness.config import CONF, GROUPS, AttnConfig, RunConfig, register
 from harness.errors import UserError
 from harness.index import Key
 from harness.mistakes import explain
+from harness.overrides import as_typed, parsed, word
 from harness.plan import Plan, Planner, typed
 from harness.sweep.grid import Grid
 from harness.sweep.rows import Rows
 
-GROUPS = {p.name for p in CONF.iterdir() if p.is_dir()}
 TYPED = {f.name for f in fields(RunConfig)} - GROUPS | {f"attn.{f.name}" for f in fields(AttnConfig)}
 
 
@@ -78,7 +77,7 @@ class Composer:
     def _base(self, overrides: tuple[str, ...]) -> RunConfig:
         if overrides not in self._composed:
             try:
-                self._composed[overrides] = typed(compose("config", overrides=list(overrides)))
+                self._composed[overrides] = typed(compose("config", overrides=list(map(as_typed, overrides))))
             except UserError as error:
                 self._composed[overrides] = error
             except (HydraException, OmegaConfBaseException) as error:
@@ -99,10 +98,12 @@ class Composer:
         """The value with the type that the option has."""
         if override not in self._set:
             try:
-                read = OverridesParser.create().parse_override(override)
+                read = parsed(override)
                 OmegaConf.update(self._schema, read.key_or_group, read.value(), merge=True)
                 self._set[override] = OmegaConf.select(self._schema, read.key_or_group)
-            except (HydraException, OmegaConfBaseException) as error:
+            except UserError as error:
+                self._set[override] = error
+            except OmegaConfBaseException as error:
                 self._set[override] = UserError(explain(error, [override]))
                 self._open()
         found = self._set[override]
@@ -132,7 +133,7 @@ def plans(grid: Grid, *, results: str, here: bool) -> Iterator[tuple[int, Plan]]
     Mistakes with every mistake of every row."""
     mistakes: dict[str, list[int]] = {}
     planner = Planner(here=here)
-    folder = f"results={results}"
+    folder = word("results", results)
     with Composer() as composer:
         for number in range(1, len(grid) + 1):
             try:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 
 from harness.errors import UserError, nearest
+from harness.overrides import parsed, quoted, readable
 
 KEYS = ("program", "method", "name", "description", "project", "entity", "metric", "command", "parameters")
 ENDS = ["harness.run", "${args_no_hyphens}"]  # of the agent's command
@@ -116,9 +115,7 @@ def render(name: str, value: object) -> str:
 
 def checked(name: str, text: str) -> None:
     """UserError unless Hydra reads name=text as one value."""
-    try:
-        several = OverridesParser.create().parse_override(f"{name}={text}").is_sweep_override()
-    except HydraException:
-        raise UserError(f"{name}: {text!r} cannot be read as an override: it needs quotes of its own.") from None
-    if several:
+    if not readable(name, text):
+        raise UserError(f"{name}: {text!r} cannot be read as an override: write {quoted(text)}, these quotes in it.")
+    if parsed(f"{name}={text}").is_sweep_override():
         raise UserError(f"{name}: Hydra reads {text!r} as several values: write each as a value, or a list as [a, b].")

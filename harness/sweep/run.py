@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.errors import AGAIN, FAILED
+from harness.overrides import word
 from harness.signals import StopRequest
 from harness.sweep.rows import Row
 
@@ -19,7 +20,7 @@ POLL = 0.1  # seconds between looks at the processes
 
 def command(row: Row, results: str) -> list[str]:
     """The arguments of harness.run for this row."""
-    return [*row.overrides, f"results={results}"]
+    return [*row.overrides, word("results", results)]
 
 
 def run_rows(

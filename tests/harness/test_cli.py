@@ -1,14 +1,16 @@
 """The command line: what it prints, what it exits with, and how it answers mistakes."""
 
 import importlib.util
+import io
 import json
 import subprocess
 import sys
 
 import pytest
 
-from harness import environment, reader
+from harness import environment, overrides, reader
 from harness.config import CONF, RunConfig
+from harness.run import main
 from tests.conftest import ROOT
 
 FAST = ("context=160", "samples=8", "draws=4", "masks=4")
@@ -73,6 +75,24 @@ MISTAKES = [
     (("model.device_map=auto", "device=cpu"), "spreads the model over CUDA devices", "Leave it out"),
     (("model.device_map=auto", "model.weights=random"), "spreads a checkpoint", "leave it out"),
     (("masks",), "could not be read", ""),
+    (("model.path=/tmp/a=b",), "model.path=/tmp/a=b could not be read", "'model.path=\"/tmp/a=b\"'"),
+    (("results=~/äöü",), "could not be read", "'results=\"~/äöü\"'"),
+    (("model.path=/tmp/a,b",), "several values need -m", "'model.path=\"/tmp/a,b\"'"),
+    (("tracking=null",), "no tracking=null", "disabled"),
+    (("model=7",), "no model=7", "tiny"),
+    (("attn=true",), "no attn=true", "plsh"),
+    (("model=[tiny,local]",), "model is one at a time", "-m model=tiny,local"),
+    (("task=[1,2]",), "no task=1", "retrieval"),
+    (("task.retrieval=5",), "task.retrieval=5 is no option", "task.retrieval.OPTION=VALUE"),
+    (("~tracking",), "~tracking takes away", "disabled"),
+    (("~task=[retrieval]",), "takes away what a run needs", "retrieval"),
+    (("~masks",), "takes away what a run needs", "masks=VALUE"),
+    (("masks=null",), "masks needs a value", "null is none"),
+    (("model.architecture={family:mpt,heads:8}",), "lacks layers, width, vocabulary", "or none"),
+    (("model.architecture.heads=8",), "lacks family, layers, width, vocabulary", "or none"),
+    (("+model.architecture.hads=8",), "no option", "model.architecture.heads"),
+    (("-m", "--run"), "exclude each other", "leave out"),
+    (("--resolve",), "--cfg job", ""),
     (("--multi-run",), "flag --multi-run is not known", "Did you mean --multirun?"),
 ]
 
@@ -196,6 +216,31 @@ def test_multirun_prints_a_line_for_each_cell_and_one_for_all(run, monkeypatch, 
     documents = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     assert code == 0 and len(documents) == 3
     assert last["cells"] == [d["cell_id"] for d in documents[:2]] and len(set(last["cells"])) == 2
+
+
+@pytest.mark.parametrize("flag", [("-m",), ("hydra.mode=MULTIRUN",)])
+def test_a_multirun_is_asked_for_between_the_overrides(run, tmp_path, flag):
+    code, document, out, _ = run("attn=alibi", "context=160", *flag, "samples=1,2", f"results={tmp_path}")
+    assert code == 0 and document["exit_codes"] == [0, 0] and len(set(document["cells"])) == 1
+    assert len([line for line in out.splitlines() if line.startswith("{")]) == 3
+
+
+def test_odd_folders_are_written_and_read(run, tmp_path):
+    folder = tmp_path / "a=b (1), {ö} #~"
+    code, document, _, err = run("attn=alibi", "context=160", "samples=1", overrides.word("results", str(folder)))
+    assert code == 0, err
+    assert [p.name for p in folder.glob("*/cell.json")] and document["results"].startswith(str(folder))
+
+
+def test_stdout_of_any_encoding_gets_the_table_and_the_document(monkeypatch, tmp_path):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    options = ["attn=alibi", "context=160", "samples=1", f"results={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["harness.run", *options])
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main() == 0
+    out.flush()
+    lines = out.buffer.getvalue().decode("ascii").splitlines()
+    assert json.loads(lines[-1])["status"] == "ok" and any("retrieval" in line for line in lines[:-1])
 
 
 def test_multirun_with_one_mistake_runs_the_rest(run, tmp_path):

@@ -17,6 +17,8 @@ class Server(Loopback):
         self.views: dict[str, dict] = {}
         self.operations: list[str] = []
         self.refuse = False
+        self.broken: int | None = None  # the code of every answer to GraphQL, or to one operation of it
+        self.broken_at = ""
         super().__init__(Handler)
 
 
@@ -39,6 +41,8 @@ class Handler(BaseHTTPRequestHandler):
         found = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])
         name = asked.get("operationName") or (found and found[1]) or ""
         self.server.operations.append(name)
+        if self.server.broken and self.server.broken_at in ("", name):
+            return self._send("<html>Bad Gateway</html>", self.server.broken)
         if self.server.refuse:
             return self._send({"errors": [{"message": "permission denied"}]}, 403)
         answer = getattr(self, f"_{name}", None)

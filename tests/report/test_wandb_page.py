@@ -85,3 +85,14 @@ def test_a_server_that_refuses_is_a_sentence(server, store, monkeypatch, capsys)
     assert main([str(store), "--wandb"]) == 2
     told = capsys.readouterr()
     assert "did not take the report" in told.err and "Traceback" not in told.err
+
+
+@pytest.mark.parametrize("operation", ["", "upsertView"])
+@pytest.mark.parametrize("code", [200, 400])
+def test_a_server_that_is_broken_is_a_sentence(server, store, monkeypatch, capsys, code, operation):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    server.broken, server.broken_at = code, operation
+    assert main([str(store), "--wandb"]) == 2
+    told = capsys.readouterr()
+    assert "did not take the report" in told.err and "Traceback" not in told.err
+    assert json.loads(told.out.splitlines()[-1])["status"] == "invalid"
