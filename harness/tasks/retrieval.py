@@ -1,8 +1,9 @@
-"""Retrieval: find one number by its name in a haystack of exactly `context` tokens, greedy decoding."""
+"""Retrieval: find one number by its name in a haystack of `context` tokens, greedy decoding."""
 
 import functools
 import re
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from harness.cell import Cell
 from harness.errors import UserError, choose
 from harness.models.cache import new_cache
 from harness.models.load import LoadedModel, load_tokenizer
-from harness.tasks import prompts
+from harness.tasks import needles, prompts
 from harness.tasks.base import PlannedTask, Prepared, TaskContext
 
 HAYSTACKS = ("noise", "distractors", "text")
@@ -44,12 +45,15 @@ class Retrieval:
         return [PlannedTask(self, options)]
 
     def identity(self, options: Options) -> dict:
-        return {**asdict(options), "text": prompts.text_hash(options.text) if options.text else None}
+        if options.haystack != "text" or not options.text:
+            return asdict(options)
+        # how a text is cut: what the first records knew no number of
+        return {**asdict(options), "text": prompts.text_hash(options.text), "prompts": prompts.VERSION}
 
     def check(self, options: Options, cell: Cell) -> None:
         choose("task.retrieval.haystack", options.haystack, HAYSTACKS)
         if options.haystack == "text":
-            prompts.read_sentences(options.text)
+            prompts.read_text(options.text)
         elif options.text:
             raise UserError("task.retrieval.text is read only with task.retrieval.haystack=text.")
         if not options.depths or any(not 0 <= d <= 1 for d in options.depths):
@@ -66,7 +70,7 @@ class Retrieval:
 
     def prepare(self, options: Options, cell: Cell, samples: int, folder: Path) -> Prepared:
         tokenizer = load_tokenizer(cell.model)
-        place = prompts.kept(
+        return prompts.kept(
             folder,
             prompts.encoder(tokenizer),
             cell.model.tokenizer,
@@ -77,7 +81,6 @@ class Retrieval:
             text=options.text,
             depths=list(options.depths),
         )
-        return Prepared.of(place, prompts.read(place))
 
     def run(self, options: Options, context: TaskContext) -> Iterator[list[dict]]:
         cell, loaded = context.cell, context.model()
@@ -88,6 +91,9 @@ class Retrieval:
             with loaded.attention.use(weights(draw)):
                 rows = answer(loaded, [data[k] for k in keys], evict=cell.attention.evict)
             seconds = (time.perf_counter() - started) / len(rows)
+            for row in rows:
+                if row["tokens_seen"] < cell.context:  # this tokenizer allows no exact length
+                    row["tokens_short"] = cell.context - row["tokens_seen"]
             yield [{**row, "draw": draw, "seconds": seconds} for row in rows]
 
     def metrics(self, options: Options, rows: Sequence[Mapping], *, clustered: bool) -> dict[str, stats.Metric]:
@@ -103,6 +109,13 @@ class Retrieval:
         for low, high in distance_bins(rows):
             within = [r for r in rows if low <= r["distance"] < high]
             found[f"accuracy_distance_{low}_{high}"] = rate(within)
+        shares = [r["text_share"] for r in rows if "text_share" in r]
+        if shares:
+            draws = [r["draw"] for r in rows]
+            found["text_share"] = stats.mean(shares, draws, clustered=clustered, unit="share of tokens", least=0.0)
+        short = [r["tokens_short"] for r in rows if "tokens_short" in r]
+        if short:
+            found["tokens_short"] = stats.Metric(max(short), None, None, len(short), "tokens")
         for name in ("kv_allocated_bytes", "kv_used_bytes"):
             sizes = [r[name] for r in rows if name in r]  # rows of older records have none
             if sizes:
@@ -121,13 +134,21 @@ def distance_bins(rows: Sequence[Mapping]) -> list[tuple[int, int]]:
     return sorted({(1 << (b - 1), 1 << b) for b in (max(1, r["distance"]).bit_length() for r in rows)})
 
 
-@torch.inference_mode()
 def answer(loaded: LoadedModel, samples: Sequence[Mapping], *, evict: bool = False) -> list[dict]:
-    """Greedy answers to prompts of one length, and the true answers' negative log-likelihood. The bytes of the KV cache
-    are those of one sequence.
+    """Greedy answers to prompts, those of one length together, and the true answers' negative log-likelihood. The bytes
+    of the KV cache are those of one sequence.
 
     Raises FloatingPointError if the model's output is not finite, UserError if a prompt's length is not what it says.
     """
+    alike: dict[int, list[Mapping]] = defaultdict(list)
+    for sample in samples:
+        alike[sample["tokens"]].append(sample)
+    rows = [row for together in alike.values() for row in _answer(loaded, together, evict=evict)]
+    return sorted(rows, key=lambda row: row["key"])
+
+
+@torch.inference_mode()
+def _answer(loaded: LoadedModel, samples: Sequence[Mapping], *, evict: bool) -> list[dict]:
     model, tokenizer = loaded.model, loaded.tokenizer
     encode = prompts.encoder(tokenizer)
     ids = [encode(s["prompt"]) for s in samples]
@@ -137,7 +158,7 @@ def answer(loaded: LoadedModel, samples: Sequence[Mapping], *, evict: bool = Fal
             f"Prompts of {sorted({len(i) for i in ids})} tokens where {tokens} were made: another tokenizer?"
         )
     prompt = torch.tensor(ids, device=model.device)
-    answers = [_answer_ids(tokenizer, s["answer"]) for s in samples]
+    answers = [_answer_ids(tokenizer, needles.answer(s["value"])) for s in samples]
     budget = max(BUDGET, *(len(a) for a in answers))
     # the answer's likelihood takes back what was generated
     cache = new_cache(model, tokens + budget, evict=evict, rewind=BUDGET)
@@ -163,11 +184,12 @@ def answer(loaded: LoadedModel, samples: Sequence[Mapping], *, evict: bool = Fal
             "target": s["value"],
             "depth": s["depth"],
             "distance": s["distance"],
-            "doc_hash": s["doc_hash"],
+            "doc_hash": prompts.doc_hash(s["prompt"], s["value"]),
             "tokens_wanted": s["tokens"],
             "tokens_seen": len(i),
             "kv_allocated_bytes": cache.allocated_bytes // len(samples),
             "kv_used_bytes": cache.used_bytes // len(samples),
+            **{name: s[name] for name in ("text_share",) if name in s},
         }
         for s, text, loss, i in zip(samples, texts, nll, ids, strict=True)
     ]

@@ -1,0 +1,77 @@
+"""Prepared data on disk: made once, kept under a hash of all that it depends on, and held to its manifest at every
+reading. What is not what was made (a flipped digit, a copy that was cut off, data of another recipe under this name) is
+made again."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from harness.errors import UserError
+from harness.store import read_json, write_atomic
+from harness.tasks.base import Prepared
+
+MANIFEST = "manifest.json"
+
+
+def keep(folder: Path, name: str, recipe: Mapping, make: Callable[[Path], Iterable[Mapping]]) -> Prepared:
+    """The data of this recipe in `folder`. make: writes its files into a folder that it makes, and gives the samples.
+
+    Raises UserError where it cannot be kept there, and what `make` raises.
+    """
+    recipe = json.loads(json.dumps(recipe))
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    place = folder / f"{name}-{digest[:16]}"
+    found = _whole(place, recipe)
+    if found is None:
+        again = " again, since what is there is not what was made" if place.exists() else ""
+        print(f"Preparing the data of {name} in {place}{again}", file=sys.stderr, flush=True)
+        draft = folder / f".{place.name}.{uuid.uuid4().hex[:8]}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            made = Prepared.of(place, make(draft))
+            files = {file.relative_to(draft).as_posix(): _hash(file) for file in draft.rglob("*") if file.is_file()}
+            about = {"recipe": recipe, "documents": made.count, "sha256": made.sha256, "files": files}
+            write_atomic(draft / MANIFEST, about)
+            _put(draft, place, recipe)
+            found = made
+        except OSError as error:
+            raise UserError(f"The data of {name} cannot be kept in {place}: {error}.") from None
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    return found
+
+
+def _whole(place: Path, recipe: Mapping) -> Prepared | None:
+    """What lies there, if it is of this recipe and every file is what the manifest says. Further files do no harm."""
+    manifest = read_json(place / MANIFEST)
+    try:
+        if manifest["recipe"] != recipe or not manifest["files"]:
+            return None
+        if any(_hash(place / name) != digest for name, digest in manifest["files"].items()):
+            return None
+        return Prepared(place, manifest["documents"], manifest["sha256"])
+    except (OSError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _put(draft: Path, place: Path, recipe: Mapping) -> None:
+    """Rename a whole folder into its place, unless another run was first: its content is the same."""
+    try:
+        os.rename(draft, place)
+    except OSError:
+        if _whole(place, recipe):
+            return
+        wrong = draft.with_name(f"{draft.name}.wrong")
+        os.rename(place, wrong)
+        os.rename(draft, place)
+        wrong.unlink() if wrong.is_symlink() or wrong.is_file() else shutil.rmtree(wrong, ignore_errors=True)
