@@ -84,7 +84,7 @@ def _wanted(plans: Iterable["Plan"], *, models: bool) -> dict[Hashable, tuple[di
         for task in plan.tasks:
             samples, _ = task.task.amount(task.options, cell, plan.samples, plan.batch)
             row = {"what": task.task.name, "model": model.name, "context": cell.context}
-            key = (task.task.name, str(task.identity), model.tokenizer, cell.context, cell.data_seed, samples)
+            key = (task.task.name, str(task.asked), model.tokenizer, cell.context, cell.data_seed, samples)
             found.setdefault(key, (row, partial(task.prepare, cell, samples, plan.results)))
     return found
 

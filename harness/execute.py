@@ -39,7 +39,7 @@ def run_task(
     Returns its status: ok, unsupported, oom, error or stopped. Raises UserError, once it is recorded as an error, for
     what the user must change."""
     task, options = planned.task, planned.options
-    identity = planned.identity
+    identity = planned.identity(cell)
     samples, batch = task.amount(options, cell, samples, batch)
     task_id = cell.task_id(task.name, identity)
     store = TaskStore(results, cell.cell_id, task.name, task_id)

@@ -227,7 +227,7 @@ def _tasks(chosen: dict[str, dict | None], device: torch.device) -> list[Planned
         for planned in family.tasks(_options(name, family.options, {} if given is None else given)):
             if planned.task.rows_are == "repeats":
                 planned = replace(planned, machine=machine)
-            found.setdefault((planned.task.name, str(planned.identity)), planned)
+            found.setdefault((planned.task.name, str(planned.asked)), planned)
     return list(found.values())
 
 

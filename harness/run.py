@@ -116,7 +116,7 @@ def _report(planned, statuses: dict, code: int, *, rows_written: int) -> dict:
     metrics, present = {}, set()
     by_task: list[dict] = []
     for task in planned.tasks:
-        name, options = task.task.name, task.identity
+        name, options = task.task.name, task.identity(own)
         shown = {}
         for role, cell in cells.items():
             if cell is not None:

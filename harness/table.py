@@ -78,7 +78,7 @@ def comparison(records: Sequence[Record], *, title: str = "") -> Table:
                 signed(change),
                 f"{change.detectable:.3f}" if change and change.detectable is not None else "",
                 *([interval(metrics.get(f"{record.task}/answer_nll"))] * likelihood),
-                str(metrics.get(headline, {}).get("n", len(record.rows))),
+                _samples(record, headline),
             ]
         )
     return Table(title, columns, rows, other_versions(records))
@@ -210,6 +210,13 @@ def _label(record: Record) -> str:
     if record.attention["name"] == "plsh" and record.cell["identity"]["draws"] == 1:
         remarks.append("one draw: intervals leave out the masks' variance")
     return record.cell["label"] + (f" ({'; '.join(remarks)})" if remarks else "")
+
+
+def _samples(record: Record, headline: str) -> str:
+    """How many the headline is made of, and how many were left out."""
+    count = str(record.metrics.get(headline, {}).get("n", len(record.rows)))
+    left_out = record.metrics.get(f"{record.task}/too_long")
+    return f"{count} ({left_out['value']} too long)" if left_out else count
 
 
 def _number(value: float | None, unit: str) -> str:

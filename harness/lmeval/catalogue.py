@@ -4,16 +4,21 @@ A leaf is one task as lm-eval runs it. Groups and tags are expanded to leaves, e
 with its own samples, intervals and resume.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from harness.config import ROOT
 from harness.errors import UserError, nearest
 from harness.lmeval import quiet
 
@@ -56,7 +61,7 @@ class Leaf:
         """The task's configuration; its functions as such, which imports their modules, or as strings."""
         from lm_eval.tasks._yaml_loader import load_yaml
 
-        with quiet():
+        with quiet(), _imported_anew() if functions and self.own else contextlib.nullcontext():
             config = {**load_yaml(self.yaml, resolve_func=functions), **self.overrides}
         return {key: value for key, value in config.items() if key not in ("tag", "group", "task_list")}
 
@@ -77,10 +82,32 @@ class Leaf:
         return "custom_dataset" in self.config(functions=False)
 
     @functools.cached_property
+    def own(self) -> bool:
+        """Whether the user has defined it: lm-eval's own are as its version says."""
+        return not self.yaml.resolve().is_relative_to(_task_folder().resolve())
+
+    @functools.cached_property
+    def reads_locally(self) -> bool:
+        """Whether its documents come from files or code of this machine, which may be edited."""
+        config = self.config(functions=False)
+        if not self.own:
+            return False
+        if "custom_dataset" in config or "class" in config:
+            return True
+        from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+        path = str(config.get("dataset_path"))
+        elsewhere = "://" in str(config.get("dataset_kwargs"))
+        return Path(path).expanduser().exists() or (path in _PACKAGED_DATASETS_MODULES and not elsewhere)
+
+    @functools.cached_property
     def identity(self) -> dict:
         """What distinguishes this task from another of the same name: its whole definition, what it includes, the code
-        and the local data that it names."""
-        config = json.dumps(_by_content(self.config(functions=False), self.yaml.parent), sort_keys=True, default=str)
+        and the local data that it names, and for one of the user's all code beside it."""
+        raw = self.config(functions=False)
+        config = json.dumps(_by_content(raw, self.yaml.parent), sort_keys=True, default=str)
+        if self.own:
+            config += json.dumps(_code(_folders(raw, self.yaml.parent)))
         definition = hashlib.sha256(config.encode()).hexdigest()[:16]
         return {"name": self.name, "lm_eval": version(), "definition": definition}
 
@@ -98,6 +125,63 @@ def _by_content(value: Any, folder: Path) -> Any:
     if file.is_file():
         return f"{value.rpartition('.')[2]} {hashlib.sha256(file.read_bytes()).hexdigest()}"
     return value.removeprefix(f"{folder}/")
+
+
+def _folders(value: Any, folder: Path) -> set[Path]:
+    """Where code lies that a definition may import: beside it, and beside the modules whose functions it names."""
+    if isinstance(value, Mapping):
+        return {folder}.union(*(_folders(v, folder) for v in value.values()))
+    if isinstance(value, (list, tuple)):
+        return {folder}.union(*(_folders(v, folder) for v in value))
+    named = Path(value) if isinstance(value, str) and "/" in value and len(value) <= 1000 else folder / "."
+    module = named.parent / (named.name.rpartition(".")[0].replace(".", "/") + ".py")
+    return {folder, named.parent} if module.is_file() else {folder}
+
+
+def _code(folders: Iterable[Path]) -> list[tuple[str, str]]:
+    """Names and hashes of all modules in these folders, and in packages below them."""
+    found, seen = set(), set()
+    for top in folders:
+        for place, below, names in os.walk(top, followlinks=True):
+            here = Path(place)
+            if (real := os.path.realpath(place)) in seen or (here / "pyvenv.cfg").exists():
+                below.clear()
+                continue
+            seen.add(real)
+            below[:] = [name for name in below if name.isidentifier() and name != "__pycache__"]
+            for file in (here / name for name in names if name.endswith(".py")):
+                found.add((str(file.relative_to(top)), hashlib.sha256(file.read_bytes()).hexdigest()))
+    return sorted(found)
+
+
+_IMPORTED: set[str] = set()  # modules that came with the last definition
+
+
+@contextlib.contextmanager
+def _imported_anew() -> Iterator[None]:
+    """Within, a user's code is read from its files: this process may know an earlier state of it, or another module of
+    the same name beside another definition, and compiled files are told from their sources by seconds only."""
+    for name in _IMPORTED:
+        sys.modules.pop(name, None)
+    _IMPORTED.clear()
+    importlib.invalidate_caches()
+    known, written = set(sys.modules), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = written
+        _IMPORTED.update(name for name in set(sys.modules) - known if users_code(sys.modules[name]))
+
+
+def users_code(module: ModuleType) -> Path | None:
+    """The source file of a module that is neither installed nor a part of lm-eval or of this project."""
+    file = getattr(module, "__file__", None)
+    if not file or not file.endswith(".py"):
+        return None
+    parts = [sys.prefix, sys.base_prefix, _task_folder().parent, *(ROOT / name for name in ("harness", "kernels"))]
+    real = Path(file).resolve()
+    return None if any(real.is_relative_to(Path(part).resolve()) for part in parts) else real
 
 
 def version() -> str:

@@ -7,15 +7,12 @@ process builds what is wanted under a fixed seed and leaves files, and every cel
 
 import hashlib
 import inspect
-import json
 import multiprocessing.util
 import os
 import random
-import shutil
 import signal
 import sys
 import tempfile
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import forkserver
@@ -25,12 +22,13 @@ from typing import Any
 import numpy as np
 
 from harness.errors import UserError
-from harness.lmeval.catalogue import Leaf
+from harness.lmeval.catalogue import Leaf, users_code
 from harness.signals import StopRequest
-from harness.store import read_json, write_atomic
+from harness.store import short_hash
 from harness.tasks.base import Prepared
+from harness.tasks.kept import keep
 
-VERSION = 2  # of the way documents are kept: part of what a folder's name is hashed from
+VERSION = 3  # of the way documents are kept: part of what a folder's name is hashed from
 SOCKET = 107  # bytes of a socket's name, at most
 STUCK = 3  # the child's exit code where lm-eval tries without end
 TRIES = 200  # equal calls in a row that tell so
@@ -38,7 +36,8 @@ TRIES = 200  # equal calls in a row that tell so
 
 @dataclass(frozen=True)
 class Request:
-    """What the documents depend on. samples bounds RULER's alone: it makes its documents, others are read whole."""
+    """What the documents depend on. samples bounds RULER's alone: it makes its documents, others are read whole.
+    content: of documents that may be edited here, the `fingerprint` that they must have."""
 
     leaf: Leaf
     context: int
@@ -47,15 +46,24 @@ class Request:
     samples: int | None
     metadata: dict
     num_fewshot: int | None
+    content: str | None = None
 
     @property
-    def folder(self) -> str:
+    def recipe(self) -> dict:
         recipe = {"version": VERSION, **self.leaf.identity, "metadata": self.metadata, "num_fewshot": self.num_fewshot}
         if self.leaf.makes_documents:
             made = ("context", "data_seed", "tokenizer", *(["samples"] * self.leaf.ruler))
             recipe |= {name: getattr(self, name) for name in made}
-        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-        return f"{self.leaf.name}-{digest[:16]}"
+        return recipe | ({"content": self.content} if self.content else {})
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a child process has built: how many documents, their hash, and a hash of all that it read."""
+
+    count: int
+    sha256: str
+    fingerprint: str
 
 
 def documents(request: Request, folder: Path, tokenizer) -> Prepared:
@@ -63,43 +71,38 @@ def documents(request: Request, folder: Path, tokenizer) -> Prepared:
 
     Raises NotImplementedError where a task cannot be made at this length, UserError where data or a package is missing.
     """
-    place = folder / request.folder
-    manifest = read_json(place / "manifest.json")
-    if manifest is None:
-        print(f"Preparing the documents of {request.leaf.name} in {place}", file=sys.stderr, flush=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f".{place.name}.{uuid.uuid4().hex[:8]}"
-        try:
-            with tempfile.TemporaryDirectory() as tokens:
-                tokenizer.save_pretrained(tokens)
-                _in_child(request, draft, tokens)
-            _put(draft, place)
-        except OSError as error:
-            raise UserError(f"The documents of {request.leaf.name} cannot be kept in {place}: {error}.") from None
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-        manifest = read_json(place / "manifest.json")
-    return Prepared(place, manifest["documents"], manifest["sha256"])
+
+    def make(draft: Path) -> Prepared:
+        built = _in_child(request, tokenizer, draft)
+        if request.content not in (None, built.fingerprint):
+            raise UserError(
+                f"The data or the code of task={request.leaf.name} changed while this run began: run it again."
+            )
+        return Prepared(draft, built.count, built.sha256)
+
+    return keep(folder, request.leaf.name, request.recipe, make)
 
 
-def _put(draft: Path, place: Path) -> None:
-    """Rename a whole folder into its place, unless another run was first: its content is the same."""
-    try:
-        os.rename(draft, place)
-    except OSError:
-        if (place / "manifest.json").exists():
-            return
-        shutil.rmtree(place, ignore_errors=True)  # a copy that was cut off
-        os.rename(draft, place)
+def fingerprint(request: Request, tokenizer) -> str:
+    """sha256 over the documents as they are built now, the other splits that examples come from, and the modules that
+    building them imported. Raises as `documents` does."""
+    return _in_child(request, tokenizer, None).fingerprint
 
 
-def _in_child(request: Request, draft: Path, tokenizer: str) -> None:
+def _in_child(request: Request, tokenizer, draft: Path | None) -> Built:
+    """Build the documents in a process of their own, and keep them in `draft`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.save_pretrained(f"{scratch}/tokenizer")
+        return _answer_of(request, draft, Path(scratch))
+
+
+def _answer_of(request: Request, draft: Path | None, scratch: Path) -> Built:
     name = request.leaf.name
     _refuse_a_long_path_of_sockets()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "harness.lmeval.preload"])
     receive, send = context.Pipe(duplex=False)
-    child = context.Process(target=_build, args=(request, draft, tokenizer, send), daemon=True)
+    child = context.Process(target=_build, args=(request, draft, scratch, os.getcwd(), send), daemon=True)
     # a signal to all processes of the job is the runner's to answer: the server and its children ignore it
     before = {number: signal.signal(number, signal.SIG_IGN) for number in StopRequest.SIGNALS}
     try:
@@ -118,7 +121,7 @@ def _in_child(request: Request, draft: Path, tokenizer: str) -> None:
         kind, message = "ValueError", "lm-eval finds no sample that fits"
     child.join()
     if kind is None:
-        return
+        return message
     if kind == "ValueError" and request.leaf.ruler:
         raise NotImplementedError(
             f"task={name} cannot be made at context={request.context} with this tokenizer: choose a larger context "
@@ -126,6 +129,11 @@ def _in_child(request: Request, draft: Path, tokenizer: str) -> None:
         )
     if kind in ("ImportError", "ModuleNotFoundError"):
         raise UserError(f"task={name} needs a package that is not installed: {message}.")
+    if request.leaf.reads_locally:
+        raise UserError(
+            f"The data of task={name} cannot be read ({kind}: {message}). A file that is named without its folder is "
+            "looked for where the run is started."
+        )
     raise UserError(
         f"The data of task={name} cannot be had here ({kind}: {message}). Where there is a network, prepare it with "
         f"python -m harness.data and the same options, and copy {draft.parent} to this machine."
@@ -142,18 +150,22 @@ def _refuse_a_long_path_of_sockets() -> None:
         )
 
 
-def _build(request: Request, draft: Path, tokenizer: str, send) -> None:
+def _build(request: Request, draft: Path | None, scratch: Path, cwd: str, send) -> None:
     """The child: build the task as lm-eval does, and save the splits that evaluation reads."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # lm-eval prints a line for each try
     try:
-        documents, splits = _splits(request, tokenizer)
-        draft.mkdir(parents=True)
-        for split, data in splits.items():
-            data.save_to_disk(str(draft / split))
-        kept = Prepared.of(draft, documents)
-        about = {**request.leaf.identity, "context": request.context, "splits": list(splits)}
-        write_atomic(draft / "manifest.json", about | {"documents": kept.count, "sha256": kept.sha256})
-        send.send((None, ""))
+        os.chdir(cwd)
+        known = set(sys.modules)
+        documents, splits, evaluated = _splits(request, scratch)
+        if draft:
+            draft.mkdir(parents=True)
+            for split, data in splits.items():
+                data.save_to_disk(str(draft / split))
+        made = Prepared.of(scratch, documents)
+        code = {users_code(module) for name, module in list(sys.modules.items()) if name not in known} - {None}
+        read = [Prepared.of(scratch, data).sha256 for split, data in sorted(splits.items()) if split != evaluated]
+        read += sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in code)
+        send.send((None, Built(made.count, made.sha256, short_hash([made.sha256, read]))))
     except Exception as error:
         words = " ".join(str(error).split())
         send.send((type(error).__name__, words[:400]))
@@ -169,13 +181,16 @@ def build_task(config: dict):
     return task
 
 
-def _splits(request: Request, tokenizer: str) -> tuple[Iterable[dict], dict[str, Any]]:
-    """The documents that are evaluated, and data sets by split. For data_seed=0 the seeds are those of lm-eval's own
-    command line."""
+def _splits(request: Request, scratch: Path) -> tuple[Iterable[dict], dict[str, Any], str | None]:
+    """The documents that are evaluated, data sets by split, and the split that is evaluated. For data_seed=0 the seeds
+    are those of lm-eval's own command line."""
     import datasets
 
     datasets.disable_progress_bars()
-    config = task_config(request, {"tokenizer": tokenizer})
+    datasets.disable_caching()  # it knows a function by its code, and not by what that calls
+    if request.leaf.reads_locally:
+        datasets.config.HF_DATASETS_CACHE = scratch / "datasets"  # it knows a file by its date
+    config = task_config(request, {"tokenizer": str(scratch / "tokenizer")})
     if request.leaf.ruler:
         _bound(request.samples)
     random.seed(request.data_seed)
@@ -186,7 +201,7 @@ def _splits(request: Request, tokenizer: str) -> tuple[Iterable[dict], dict[str,
         raise ValueError("its prompts would ask for nothing")  # lm-eval goes on where no word fits
     alone = evaluated and not task.config.num_fewshot  # a Python class says in code what it reads
     kept = [evaluated] if alone else list(task.dataset)
-    return task.eval_docs, {split: task.dataset[split] for split in kept}
+    return task.eval_docs, {split: task.dataset[split] for split in kept}, evaluated
 
 
 def task_config(request: Request, metadata: dict) -> dict:

@@ -1,11 +1,12 @@
 """Requests of an lm-eval task, their rows, and its metrics with intervals of our own."""
 
 import hashlib
-import json
+import inspect
 import math
 import unittest.mock
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from harness import stats
 from harness.errors import UserError
 from harness.lmeval.catalogue import Leaf
 from harness.lmeval.documents import Request, build_task, task_config
+from harness.tasks.base import canonical
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
 UNITS = {
@@ -29,6 +31,7 @@ def load_task(request: Request, place: Path, max_gen_toks: int | None):
     """lm-eval's task object over the documents in `place`."""
     import datasets
 
+    datasets.disable_caching()  # what a task's own code makes of the documents is made anew
     splits = [p.name for p in place.iterdir() if p.is_dir()]
     config = task_config(request, {})
     kept = {s: datasets.load_from_disk(str(place / s)) for s in splits}
@@ -42,25 +45,28 @@ def load_task(request: Request, place: Path, max_gen_toks: int | None):
         return build_task(config)
 
 
-def refuse_long(task, lm, documents: Iterable[tuple[int, Mapping]]) -> None:
-    """UserError if a prompt would be cut: before anything is computed."""
-    lengths = []
+def lengths(task, lm, documents: Iterable[tuple[int, Mapping]]) -> dict[int, int]:
+    """Tokens of the longest prompt of each document, by number. None for rolling likelihoods: of their windows of
+    `context` tokens nothing is left out."""
+    found = {}
     for number, document in documents:
-        requests = _requests(task, number, document)
+        requests = _requests(task, number, document, lm.framing)
         if requests[0].request_type == "loglikelihood_rolling":
-            return  # windows of `context` tokens, nothing is left out
-        lengths.append(max(lm.tokens(r) for r in requests))
-    over = [n for n in lengths if n > lm.context]
-    if over:
-        raise UserError(
-            f"{len(over)} of {len(lengths)} prompts of task={task.config.task} are longer than context={lm.context} "
-            f"(the longest has {max(over)} tokens): choose context={max(over)} or more. No prompt is ever cut."
-        )
+            return {}
+        found[number] = max(lm.tokens(r) for r in requests)
+    return found
+
+
+def left_out(task, lm, number: int, document: Mapping) -> dict:
+    """The row of a document whose prompt is longer than the context: nothing was asked."""
+    made = _requests(task, number, document, lm.framing)
+    about = {"key": number, "score": None, "values": {}, "prediction": "", "doc_hash": _doc_hash(document, made)}
+    return {**about, "tokens_wanted": max(lm.tokens(r) for r in made), "tokens_seen": 0, "too_long": True}
 
 
 def rows_of(task, lm, documents: Sequence[tuple[int, Mapping]]) -> list[dict]:
     """Answer documents of one batch and score them by the task's own functions: a row for each."""
-    made = [_requests(task, number, document) for number, document in documents]
+    made = [_requests(task, number, document, lm.framing) for number, document in documents]
     flat = [r for requests in made for r in requests]
     repeated = [r for r in flat for _ in range(r.repeats)]
     for kind in dict.fromkeys(r.request_type for r in repeated):
@@ -72,14 +78,25 @@ def rows_of(task, lm, documents: Sequence[tuple[int, Mapping]]) -> list[dict]:
     return [_row(task, lm, number, m, document) for m, (number, document) in zip(made, documents, strict=True)]
 
 
-def _requests(task, number: int, document: Mapping) -> list:
+def _requests(task, number: int, document: Mapping, framing: Mapping = MappingProxyType({})) -> list:
     """Document `number` as requests to a model. Its few-shot examples depend on nothing but the number, so that they
-    are the same in every attention and after a resume."""
+    are the same in every attention and after a resume. framing: see RunnerLM."""
     task.set_fewshot_seed(FEWSHOT_SEED + number)
     shots = task.config.num_fewshot or 0
-    context = task.fewshot_context(document, num_fewshot=shots, gen_prefix=task.doc_to_prefix(document))
-    made = task.construct_requests(doc=document, ctx=context, metadata=(task.config.task, number, task.config.repeats))
+    if not set(framing) <= set(inspect.signature(task.fewshot_context).parameters):
+        raise UserError(
+            f"task={task.config.task} makes its prompts by code of its own that takes no chat template and no system "
+            "instruction: leave them out."
+        )
+    context = task.fewshot_context(document, num_fewshot=shots, gen_prefix=task.doc_to_prefix(document), **framing)
+    chat = {name: framing[name] for name in ("apply_chat_template", "chat_template") if name in framing}
+    about = {"metadata": (task.config.task, number, task.config.repeats), **chat}
+    made = task.construct_requests(doc=document, ctx=context, **about)
     return made if isinstance(made, list) else [made]
+
+
+def _doc_hash(document: Mapping, made: Sequence) -> str:
+    return hashlib.sha256(canonical([document, [r.args for r in made]]).encode()).hexdigest()[:16]
 
 
 def _row(task, lm, number: int, made: list, document: Mapping) -> dict:
@@ -90,7 +107,6 @@ def _row(task, lm, number: int, made: list, document: Mapping) -> dict:
         values |= {metric + suffix: _plain(value) for metric, value in found.items()}
     tokens = max(lm.tokens(r) for r in made)
     first = next(iter(made[0].filtered_resps.values()))
-    asked = json.dumps([document, [r.args for r in made]], sort_keys=True, default=str)
     values = _without_placeholders(values, lm.context)
     return {
         "key": number,
@@ -98,7 +114,7 @@ def _row(task, lm, number: int, made: list, document: Mapping) -> dict:
         "values": values,
         "prediction": str(first)[:KEPT],
         "target": str(task.doc_to_target(document))[:KEPT],
-        "doc_hash": hashlib.sha256(asked.encode()).hexdigest()[:16],
+        "doc_hash": _doc_hash(document, made),
         "tokens_wanted": tokens,
         "tokens_seen": tokens,
     }
@@ -133,7 +149,9 @@ def _plain(value: Any) -> Any:
 def metrics(leaf: Leaf, rows: Sequence[Mapping], *, clustered: bool) -> dict[str, stats.Metric]:
     """The task's metrics by its own aggregation, each with an interval computed here (lm-eval's bootstrap knows nothing
     of mask draws). Means of scores from 0 to 1: as for retrieval. Everything else: the jackknife. Of a text's
-    perplexities bits per byte comes first: it is what tables show."""
+    perplexities bits per byte comes first: it is what tables show. Documents that were left out are counted, last."""
+    left_out = sum(r.get("too_long", False) for r in rows)
+    rows = [r for r in rows if not r.get("too_long")]
     draws = [r["draw"] for r in rows]
     functions = _aggregations(leaf)
     found = {}
@@ -148,6 +166,8 @@ def metrics(leaf: Leaf, rows: Sequence[Mapping], *, clustered: bool) -> dict[str
             found[name] = stats.proportion(values, draws, clustered=clustered, unit=unit)
         else:
             found[name] = stats.jackknife(values, draws, function, clustered=clustered, unit=unit)
+    if left_out:
+        found["too_long"] = stats.Metric(left_out, None, None, left_out + len(rows), "documents")
     return found
 
 

@@ -150,7 +150,7 @@ def plans(grid: Grid, *, results: str, here: bool) -> Iterator[tuple[int, Plan]]
 def work_of(plan: Plan) -> list[Key]:
     """The tasks that a run of this plan brings to an end, by their places in the store."""
     return [
-        (cell.cell_id, f"{task.task.name}-{cell.task_id(task.task.name, task.identity)}")
+        (cell.cell_id, f"{task.task.name}-{cell.task_id(task.task.name, task.identity(cell))}")
         for cell in plan.cells
         for task in plan.tasks
     ]

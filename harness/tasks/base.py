@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,9 +55,14 @@ class Prepared:
         """sha256 over the samples as canonical JSON."""
         total, count = hashlib.sha256(), 0
         for sample in samples:
-            total.update(json.dumps(sample, sort_keys=True, default=str).encode() + b"\n")
+            total.update(canonical(sample).encode() + b"\n")
             count += 1
         return cls(place, count, total.hexdigest())
+
+
+def canonical(value: object) -> str:
+    """JSON of a value, the same in every process: what JSON does not know stands as text, without its address."""
+    return json.dumps(value, sort_keys=True, default=lambda other: re.sub(r" at 0x[0-9a-f]+", "", str(other)))
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,12 @@ class Task(Protocol):
 
     def identity(self, options: Any) -> dict:
         """The options as they enter the task's id, as plain JSON: a file by its content, not by its path."""
+        ...
+
+    def identity_on(self, options: Any, cell: Cell) -> dict:
+        """What else enters the id on this cell, because it is found and not asked for: the content of local data that
+        may be edited, of what the model's tokenizer brings. Of the cell it depends on what `prepare` depends on. Raises
+        UserError where it cannot be had."""
         ...
 
     def check(self, options: Any, cell: Cell) -> None:
@@ -107,9 +119,13 @@ class PlannedTask:
     machine: Mapping[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
-    def identity(self) -> dict:
-        """What enters the task's id."""
+    def asked(self) -> dict:
+        """What enters the task's id on every cell."""
         return {**self.task.identity(self.options), **self.machine}
+
+    def identity(self, cell: Cell) -> dict:
+        """What enters the task's id."""
+        return {**self.asked, **self.task.identity_on(self.options, cell)}
 
     def prepare(self, cell: Cell, samples: int, results: Path) -> Prepared | None:
         """The task's data in this results folder, as `Task.prepare` gives it."""

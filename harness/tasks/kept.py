@@ -8,7 +8,8 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from harness.errors import UserError
@@ -18,8 +19,8 @@ from harness.tasks.base import Prepared
 MANIFEST = "manifest.json"
 
 
-def keep(folder: Path, name: str, recipe: Mapping, make: Callable[[Path], Iterable[Mapping]]) -> Prepared:
-    """The data of this recipe in `folder`. make: writes its files into a folder that it makes, and gives the samples.
+def keep(folder: Path, name: str, recipe: Mapping, make: Callable[[Path], Prepared]) -> Prepared:
+    """The data of this recipe in `folder`. make: writes its files into a folder that it makes, and says what they hold.
 
     Raises UserError where it cannot be kept there, and what `make` raises.
     """
@@ -33,7 +34,7 @@ def keep(folder: Path, name: str, recipe: Mapping, make: Callable[[Path], Iterab
         draft = folder / f".{place.name}.{uuid.uuid4().hex[:8]}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            made = Prepared.of(place, make(draft))
+            made = replace(make(draft), place=place)
             files = {file.relative_to(draft).as_posix(): _hash(file) for file in draft.rglob("*") if file.is_file()}
             about = {"recipe": recipe, "documents": made.count, "sha256": made.sha256, "files": files}
             write_atomic(draft / MANIFEST, about)

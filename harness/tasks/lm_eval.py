@@ -3,26 +3,47 @@
 import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from harness import stats
 from harness.cell import Cell
-from harness.errors import UserError
-from harness.lmeval import catalogue
+from harness.errors import UserError, choose
+from harness.lmeval import catalogue, chat
 from harness.models.load import load_tokenizer
 from harness.tasks.base import PlannedTask, Prepared, TaskContext
+
+TOO_LONG = ("refuse", "skip")
+FRAMING = ("chat_template", "system_instruction", "fewshot_as_multiturn")
 
 
 @dataclass
 class LeafOptions:
     """max_gen_toks: tokens generated at most, instead of the task's own number. num_fewshot: examples before each
-    question, instead of the task's own number. metadata: what the task's data is made from (lm-eval's --metadata)."""
+    question, instead of the task's own number. metadata: what the task's data is made from (lm-eval's --metadata).
+    too_long: what becomes of documents whose prompt is longer than the context: refuse the task, or skip them.
+    chat_template, system_instruction, fewshot_as_multiturn: lm-eval's --apply_chat_template and so on."""
 
     max_gen_toks: int | None = None
     num_fewshot: int | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    too_long: str = "refuse"
+    chat_template: bool = False
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool = True
+
+    @property
+    def identity(self) -> dict:
+        """What came after the first records is in it only where it is in use: their ids stay what they are."""
+        found = {name: getattr(self, name) for name in ("max_gen_toks", "num_fewshot", "metadata")}
+        if self.too_long != "refuse":
+            found["too_long"] = self.too_long
+        if self.chat_template:
+            found["fewshot_as_multiturn"] = self.fewshot_as_multiturn
+        if self.system_instruction:
+            found["system_instruction"] = chat.text_hash(self.system_instruction)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +65,31 @@ class LmEvalTask:
         return not self.leaf.synthetic
 
     def identity(self, options: LeafOptions) -> dict:
-        return {**self.leaf.identity, **vars(options)}
+        return {**self.leaf.identity, **options.identity}
+
+    def identity_on(self, options: LeafOptions, cell: Cell) -> dict:
+        found = {}
+        if options.chat_template:
+            found["chat_template"] = chat.text_hash(chat.template_of(load_tokenizer(cell.model), cell.model.source))
+        if content := self._content(options, cell):
+            found["documents"] = content
+        return found
+
+    def _content(self, options: LeafOptions, cell: Cell) -> str | None:
+        """The fingerprint of documents that may be edited on this machine; taken once."""
+        if not self.leaf.reads_locally:
+            return None
+        from harness.lmeval.documents import fingerprint
+
+        request = self._request(options, cell, None)
+        key = str(request.recipe)
+        if key not in self._fingerprints:
+            self._fingerprints[key] = fingerprint(request, load_tokenizer(cell.model))
+        return self._fingerprints[key]
+
+    @functools.cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        return {}
 
     def check(self, options: LeafOptions, cell: Cell) -> None:
         if self.leaf.ruler and "max_seq_lengths" in options.metadata:
@@ -53,6 +98,13 @@ class LmEvalTask:
             )
         if self._samples_its_answers:
             raise UserError(f"task={self.name} is not supported: it samples its answers, which no resumed run repeats.")
+        self.identity_on(options, cell)  # what cannot be had is said before a model is loaded
+        whole = self.leaf.config(functions=False).get("output_type") == "loglikelihood_rolling"
+        if whole and (options.chat_template or options.system_instruction):
+            raise UserError(
+                f"task={self.name} scores whole texts, and asks nothing: leave task.lm_eval.chat_template and "
+                "task.lm_eval.system_instruction out."
+            )
 
     def amount(self, options: LeafOptions, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
         return samples, batch
@@ -64,7 +116,8 @@ class LmEvalTask:
     def prepare(self, options: LeafOptions, cell: Cell, samples: int, folder: Path) -> Prepared:
         from harness.lmeval.documents import documents
 
-        return documents(self._request(options, cell, samples), folder, load_tokenizer(cell.model))
+        request = replace(self._request(options, cell, samples), content=self._content(options, cell))
+        return documents(request, folder, load_tokenizer(cell.model))
 
     def run(self, options: LeafOptions, context: TaskContext) -> Iterator[list[dict]]:
         from harness.lmeval import scoring
@@ -72,19 +125,32 @@ class LmEvalTask:
 
         cell = context.cell
         place = context.data.place
-        task = scoring.load_task(self._request(options, cell, context.samples), place, options.max_gen_toks)
+        request = self._request(options, cell, context.samples)
+        task = scoring.load_task(request, place, options.max_gen_toks)
         documents = task.eval_docs
         within = replace(context, samples=min(context.samples, len(documents)))
         batches = list(within.batches())
         loaded = context.model()
         sizes = {"context": cell.context, "generates": self.generates, "batch": context.batch}
-        lm = RunnerLM(loaded, **sizes, evict=cell.attention.evict)
-        scoring.refuse_long(task, lm, [(k, documents[k]) for _, keys in batches for k in keys])
+        framing = {name: getattr(options, name) for name in FRAMING}
+        lm = RunnerLM(loaded, **sizes, **framing, evict=cell.attention.evict)
+        lengths = scoring.lengths(task, lm, [(k, documents[k]) for _, keys in batches for k in keys])
+        over = {key: n for key, n in lengths.items() if n > cell.context}
+        if over and (options.too_long == "refuse" or len(over) == len(lengths)):
+            raise UserError(
+                f"{len(over)} of {len(lengths)} prompts of task={self.name} are longer than context={cell.context} "
+                f"(the longest has {max(over.values())} tokens): choose context={max(over.values())} or more"
+                + (", or task.lm_eval.too_long=skip to leave them out" if len(over) < len(lengths) else "")
+                + ". No prompt is ever cut."
+            )
         weights = functools.cache(cell.weights)
         for draw, keys in batches:
             started = time.perf_counter()
-            with loaded.attention.use(weights(draw)):
-                rows = scoring.rows_of(task, lm, [(k, documents[k]) for k in keys])
+            fitting = [(k, documents[k]) for k in keys if k not in over]
+            rows = [scoring.left_out(task, lm, k, documents[k]) for k in keys if k in over]
+            if fitting:
+                with loaded.attention.use(weights(draw)):
+                    rows += scoring.rows_of(task, lm, fitting)
             seconds = (time.perf_counter() - started) / len(rows)
             yield [{**row, "draw": draw, "seconds": seconds} for row in rows]
 
@@ -139,7 +205,7 @@ class LmEval:
         if not options.names:
             raise UserError("task=lm_eval needs names: set task.lm_eval.names=[longbench_narrativeqa,wikitext].")
         leaves = catalogue.leaves(options.names, options.include_path)
-        own = LeafOptions(options.max_gen_toks, options.num_fewshot, options.metadata)
+        own = LeafOptions(**{f.name: getattr(options, f.name) for f in fields(LeafOptions)})
         return _planned(leaves, own, "task.lm_eval")
 
 
@@ -150,6 +216,9 @@ def _planned(leaves: list[catalogue.Leaf], options: LeafOptions, prefix: str) ->
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"{prefix}.{name} must be at least {least}, not {value}.")
+    choose(f"{prefix}.too_long", options.too_long, TOO_LONG)
+    if not options.fewshot_as_multiturn and not options.chat_template:
+        raise UserError(f"{prefix}.fewshot_as_multiturn is read only with {prefix}.chat_template=true.")
     return [PlannedTask(LmEvalTask(leaf, options.max_gen_toks or leaf.generates), options) for leaf in leaves]
 
 

@@ -108,11 +108,11 @@ def kept(folder: Path, encode: Encode, tokenizer_name: str, **arguments) -> Prep
     if arguments["text"]:
         recipe["text"] = text_hash(arguments["text"])
 
-    def make(draft: Path) -> list[dict]:
+    def make(draft: Path) -> Prepared:
         datasets.disable_progress_bars()
         made = list(build(encode, **arguments))
         datasets.Dataset.from_list(made).save_to_disk(str(draft))
-        return made
+        return Prepared.of(draft, made)
 
     return keep(folder, "retrieval", recipe, make)
 

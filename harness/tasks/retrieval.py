@@ -50,6 +50,9 @@ class Retrieval:
         # how a text is cut: what the first records knew no number of
         return {**asdict(options), "text": prompts.text_hash(options.text), "prompts": prompts.VERSION}
 
+    def identity_on(self, options: Options, cell: Cell) -> dict:
+        return {}
+
     def check(self, options: Options, cell: Cell) -> None:
         choose("task.retrieval.haystack", options.haystack, HAYSTACKS)
         if options.haystack == "text":

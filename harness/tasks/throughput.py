@@ -61,6 +61,9 @@ class Throughput:
     def amount(self, options: Options, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
         return 1 + options.repeats * len(measurements(options, cell)), options.batch
 
+    def identity_on(self, options: Options, cell: Cell) -> dict:
+        return {}
+
     def check(self, options: Options, cell: Cell) -> None:
         for name in ("repeats", "decode_tokens", "chunk", "batch"):
             if getattr(options, name) < 1:

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness import execute, reader, run, store
-from harness.tasks import prompts
+from harness.tasks import kept
 from harness.tracking import mirror
 
 # the functions between a computed row and a finished task, and all that they put on disk
 WRITING = {
     store.__file__: ("write_atomic", "finish", "record_attempt", "open_part", "write", "close", "_sync"),
     execute.__file__: ("run_task",),
-    prompts.__file__: ("cached",),
+    kept.__file__: ("keep", "_put"),
     reader.__file__: ("write_view",),
     mirror.__file__: ("wish", "_remember"),
     run.__file__: ("run_cell",),

@@ -42,8 +42,9 @@ def test_a_prompt_that_would_be_cut_is_an_error_before_anything_runs(cell, defin
     monkeypatch.setattr("harness.lmeval.scoring.rows_of", lambda *_: called.append(1))
     names = ("task=lm_eval", "task.lm_eval.names=[repeats]", f"task.lm_eval.include_path={definitions}")
     code, document, rows, err = cell("model=local", language, *names, "context=16", "attn=alibi", "samples=4")
-    assert code == 1 and document["tasks"] == {"repeats": "error"}
-    assert "4 of 4 prompts of task=repeats are longer than context=16" in err and "choose context=" in err
+    assert code == 2 and document["status"] == "invalid" and err.count("Traceback") == 0
+    assert "4 of 4 prompts of task=repeats are longer than context=16" in document["message"]
+    assert "choose context=" in document["message"]
     assert not called and not rows
 
 
@@ -236,7 +237,7 @@ def test_what_a_definition_includes_and_calls_is_part_of_its_identity(tmp_path):
     assert len(seen) == 3, "a change of the included file, the code or the data went unseen"
 
 
-def test_a_cut_off_copy_of_documents_is_made_again(definitions, tmp_path, checkpoint):
+def test_documents_that_are_not_what_was_made_are_made_again(definitions, tmp_path, checkpoint):
     from transformers import AutoTokenizer
 
     from harness.lmeval import catalogue
@@ -244,9 +245,16 @@ def test_a_cut_off_copy_of_documents_is_made_again(definitions, tmp_path, checkp
 
     (leaf,) = catalogue.leaves(["passages"], str(definitions))
     request = Request(leaf, 64, 0, "t", 3, {}, None)
-    (tmp_path / request.folder / "test").mkdir(parents=True)
-    found = documents(request, tmp_path, AutoTokenizer.from_pretrained(checkpoint))
-    assert found.count == 6 and [p.name for p in tmp_path.iterdir()] == [request.folder]
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    first = documents(request, tmp_path, tokenizer)
+    assert first.count == 6 and [p.name for p in tmp_path.iterdir()] == [first.place.name]
+    (data,) = first.place.glob("test/*.arrow")
+    (first.place / "manifest.json").unlink()  # a copy that was cut off
+    assert documents(request, tmp_path, tokenizer) == first
+    content = data.read_bytes()
+    data.write_bytes(content.replace(b"the tenth", b"the ninth"))
+    assert documents(request, tmp_path, tokenizer) == first and data.read_bytes() == content
+    assert [p.name for p in tmp_path.iterdir()] == [first.place.name]
 
 
 def test_a_signal_to_all_processes_of_a_job_does_not_end_the_preparation(tmp_path):
@@ -301,9 +309,9 @@ class TestRefused:
         assert code == 2 and "random weights" in document["message"]
 
     def test_missing_data_names_what_would_bring_it(self, cell, language):
-        code, document, _, err = cell("model=local", language, *RULER[1:2], "task.ruler.names=[niah_single_2]")
-        assert code == 1 and document["tasks"] == {"niah_single_2": "error"}
-        assert "paul_graham_essays" in err and "python -m harness.data" in err
+        code, document, _, _ = cell("model=local", language, *RULER[1:2], "task.ruler.names=[niah_single_2]")
+        assert code == 2 and "paul_graham_essays" in document["message"]
+        assert "python -m harness.data" in document["message"]
 
     def test_a_length_that_nothing_fits_is_recorded_and_ends(self, cell):
         names = "task.ruler.names=[ruler_vt,ruler_cwe,niah_single_1]"
@@ -334,3 +342,54 @@ def test_a_task_with_fewer_documents_than_samples_is_finished(cell, definitions,
     code, document, rows, _ = cell(*options)
     assert code == 0 and document["metrics"]["passages/bits_per_byte"]["n"] == 6
     assert cell(*options)[2] == rows, "finished, and yet computed again"
+
+
+class TestTooLong:
+    @pytest.fixture
+    def options(self, definitions, language, checkpoint):
+        """Of six passages, those that have the most tokens do not fit."""
+        from transformers import AutoTokenizer
+
+        from tests.lmeval.conftest import PASSAGES
+
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        lengths = [len(tokenizer(p)["input_ids"]) for p in PASSAGES]
+        context = sorted(lengths)[3]
+        self.over = {n for n, length in enumerate(lengths) if length > context}
+        assert 0 < len(self.over) < 6
+        names = ("task=lm_eval", "task.lm_eval.names=[repeats]", f"task.lm_eval.include_path={definitions}")
+        return ("model=local", language, *names, f"context={context}", "samples=6", "batch=2", "references=none")
+
+    def test_refused_and_told_of_the_other_way(self, cell, options):
+        code, document, rows, _ = cell(*options, "attn=alibi")
+        assert code == 2 and not rows
+        assert f"{len(self.over)} of 6 prompts" in document["message"] and "too_long=skip" in document["message"]
+        assert "No prompt is ever cut" in document["message"]
+        code, document, _, _ = cell(*options, "attn=alibi", "task.lm_eval.too_long=cut")
+        assert code == 2 and "task.lm_eval.too_long" in document["message"]
+
+    def test_skipped_and_counted(self, cell, options, run, capsys):
+        found = {}
+        for attn in (("attn=alibi",), ("attn=plsh", "draws=2", "masks=4")):
+            code, document, rows, _ = cell(*options, *attn, "task.lm_eval.too_long=skip")
+            assert code == 0
+            found[attn] = {row["key"]: row for row in rows["repeats"]}
+            assert {k for k, row in found[attn].items() if row.get("too_long")} == self.over
+            metric = document["metrics"]["repeats/exact_match"]
+            assert metric["n"] == 6 - len(self.over)
+            counted = document["metrics"]["repeats/too_long"]
+            assert (counted["value"], counted["n"], counted["unit"]) == (len(self.over), 6, "documents")
+        exact, plsh = found.values()
+        assert all(exact[k]["doc_hash"] == plsh[k]["doc_hash"] and plsh[k]["draw"] == k % 2 for k in range(6))
+        # those that fit are answered as if they had been asked for alone
+        assert all(row["tokens_seen"] == row["tokens_wanted"] for k, row in exact.items() if k not in self.over)
+
+    def test_the_table_says_so(self, run, options, tmp_path):
+        more = (f"results={tmp_path}", "device=cpu", "attn=alibi", "task.lm_eval.too_long=skip")
+        code, _, out, _ = run(*options, *more)
+        assert code == 0 and f"{6 - len(self.over)} ({len(self.over)} too long)" in out
+        assert run(*options, *more)[1]["rows_written"] == 0
+
+    def test_nothing_fits(self, cell, options):
+        code, document, _, _ = cell(*options, "attn=alibi", "task.lm_eval.too_long=skip", "context=8")
+        assert code == 2 and "6 of 6 prompts" in document["message"] and "skip" not in document["message"]
