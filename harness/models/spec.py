@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from harness.config import ROOT, ModelConfig
+from harness.config import ROOT, ArchitectureConfig, ModelConfig
 from harness.errors import CannotLoad, UserError, choose
 from harness.models import files
 from harness.models.families import family_of
@@ -91,6 +91,8 @@ class ModelSpec:
 
 def resolve_model(config: ModelConfig, dtype: str | None) -> ModelSpec:
     """Find the model. Raises UserError if it cannot be told which it is, or its files are not there."""
+    if config.architecture == ArchitectureConfig():  # as ModelConfig has it where nothing is said of it
+        config = replace(config, architecture=None)
     dtype = choose("dtype", dtype or config.dtype, DTYPES)
     weights = choose("model.weights", config.weights, WEIGHTS)
     if config.init_seed < 0:
