@@ -10,6 +10,7 @@ from harness.cell import DRAWS, Cell
 from harness.config import RunConfig
 from harness.errors import UserError
 from harness.models import memory
+from harness.ranks import local_rank, ranks
 
 
 def store(folder: str) -> Path:
@@ -66,7 +67,9 @@ def device_of(wanted: str, device_map: str | None, *, here: bool) -> torch.devic
             f"machine that has some (here are {torch.cuda.device_count()}). Leave it out for one device."
         )
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if here and wanted == "cuda" and ranks() > 1:  # each rank of a machine has a device of its own
+        wanted = f"cuda:{local_rank()}"
     try:
         device = torch.device(wanted)
     except RuntimeError:

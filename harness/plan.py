@@ -17,7 +17,7 @@ from harness.config import CONF, ArchitectureConfig, AttnConfig, ModelConfig, Ru
 from harness.errors import CannotLoad, UserError, choose, nearest
 from harness.machine import device_of, memory_sentence, store, writable
 from harness.models.spec import ModelSpec, resolve_model
-from harness.refusals import refuse_kernel, refuse_length, refuse_model
+from harness.refusals import refuse_kernel, refuse_length, refuse_model, refuse_ranks
 from harness.tasks.base import PlannedTask
 from harness.tasks.registry import family_of
 from harness.tracking import tracker
@@ -125,6 +125,8 @@ class Planner:
                 )
             refuse_model(planned.task, model)
             refuse_length(cell, planned.task)
+            if self.here:
+                refuse_ranks(planned.task, model)
         results = self._once(("results", config.results), lambda: (writable if self.here else store)(config.results))
         sentence = None
         batches = [t.task.amount(t.options, cell, config.samples, config.batch)[1] for t in tasks if t.task.needs_model]

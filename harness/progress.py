@@ -11,7 +11,9 @@ from rich.progress import Progress as Bar
 class Progress:
     PERIOD = 15.0  # seconds between plain lines
 
-    def __init__(self):
+    def __init__(self, *, quiet: bool = False):
+        """quiet: what this process does is told by another."""
+        self._quiet = quiet
         self._console = Console(file=sys.stderr)
         self._bar: Bar | None = None
         self.written = 0  # rows of all tasks so far
@@ -19,8 +21,8 @@ class Progress:
     def start(self, title: str, total: int, done: int, *, rows_are: str = "samples") -> None:
         self._title, self._total, self._done, self._rows_are = title, total, done, rows_are
         self._began = self._last = time.monotonic()
-        self._fresh = 0
-        if self._console.is_terminal:
+        self.fresh = 0  # rows of this task by this process
+        if self._console.is_terminal and not self._quiet:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Bar(*columns, console=self._console, transient=True)
             self._bar.start()
@@ -28,13 +30,13 @@ class Progress:
 
     def advance(self, count: int) -> None:
         self._done += count
-        self._fresh += count
+        self.fresh += count
         self.written += count
         if self._bar:
             self._bar.advance(self._row, count)
         elif time.monotonic() - self._last >= self.PERIOD or self._done >= self._total:
             self._last = time.monotonic()
-            rate = (self._last - self._began) / self._fresh
+            rate = (self._last - self._began) / self.fresh
             self.say(f"{self._title}: {self._done}/{self._total} {self._rows_are}, {rate:.2f} s each")
 
     def stop(self) -> None:
@@ -43,4 +45,5 @@ class Progress:
             self._bar = None
 
     def say(self, sentence: str) -> None:
-        print(sentence, file=sys.stderr, flush=True)
+        if not self._quiet:
+            print(sentence, file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ import torch
 from harness.cell import Attention, Cell
 from harness.errors import UserError
 from harness.models.spec import ModelSpec
+from harness.ranks import ranks
 from harness.tasks.base import Task
 
 
@@ -41,6 +42,22 @@ def refuse_model(task: Task, model: ModelSpec) -> None:
         raise UserError(
             f"task={task.name} is refused: it reads natural text, and model={model.name} knows no words "
             "but those of its own prompts. Use model=tiny-books, or another language model."
+        )
+
+
+def refuse_ranks(task: Task, model: ModelSpec) -> None:
+    """UserError if several processes could not divide this task of this model."""
+    if ranks() == 1:
+        return
+    if model.device_map is not None:
+        raise UserError(
+            f"model.device_map={model.device_map} spreads one model over all devices, and each of {ranks()} ranks "
+            "would load it: leave it out, or start without torchrun and accelerate launch."
+        )
+    if task.rows_are == "repeats":
+        raise UserError(
+            f"task={task.name} is refused with {ranks()} ranks, which would disturb one another's times: start it "
+            "without torchrun and accelerate launch."
         )
 
 

@@ -16,6 +16,7 @@ from harness.errors import AGAIN, DONE, FAILED, MISTAKE, STATUSES, CannotLoad, U
 from harness.mistakes import explain, refuse_unknown_flags
 from harness.overrides import parsed, settled
 from harness.preflight import refuse_foreign_kernels
+from harness.ranks import Team
 from harness.signals import StopRequest, ignore_signals
 from harness.streams import print_in_any_encoding
 from harness.tracking.tracker import Tracker
@@ -33,67 +34,86 @@ def main() -> int:
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(cfg: DictConfig) -> None:
         document = {}
+        team.next_job()
         try:
-            code, document = (AGAIN, {}) if stop.requested else run_cell(cfg, stop, tracker)
+            code, document = (AGAIN, {}) if stop.requested else run_cell(cfg, stop, tracker, team)
         except UserError as error:
             code = refused(str(error))
+        finally:
+            team.end_job()
         codes.append(code)
         cell_ids.append(document.get("cell_id"))
 
     try:
-        refuse_unknown_flags(sys.argv[1:])
-        sys.argv[1:] = settled(sys.argv[1:])
-        refuse_foreign_kernels()
-        keep_freed_memory()
-        with StopRequest() as stop, Tracker(stop) as tracker:  # around all cells of a multirun: a signal stops the rest
-            job()
-    except UserError as error:
+        # around all cells of a multirun: a signal stops the rest
+        with contextlib.ExitStack() as around:
+            team = around.enter_context(Team())
+            if not team.leads:  # rank 0 prints for all
+                sys.stdout = around.enter_context(open(os.devnull, "w"))
+            stop = around.enter_context(StopRequest())
+            try:
+                refuse_unknown_flags(sys.argv[1:])
+                sys.argv[1:] = settled(sys.argv[1:])
+                refuse_foreign_kernels()
+                keep_freed_memory()
+                with Tracker(stop) as tracker:
+                    job()
+            except UserError as error:
+                return refused(str(error))
+            except (HydraException, OmegaConfBaseException) as error:
+                return refused(explain(error, sys.argv[1:]))
+            code = next((c for c in (MISTAKE, AGAIN, FAILED) if c in codes), DONE)
+            if _multirun():
+                status = STATUSES[code] if codes else "unknown"  # a launcher has run the cells in other processes
+                print(json.dumps({"status": status, "cells": cell_ids, "exit_codes": codes}), flush=True)
+            return code
+    except UserError as error:  # of the ranks
         return refused(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        return refused(explain(error, sys.argv[1:]))
-    code = next((c for c in (MISTAKE, AGAIN, FAILED) if c in codes), DONE)
-    if _multirun():
-        status = STATUSES[code] if codes else "unknown"  # a launcher has run the cells in other processes
-        print(json.dumps({"status": status, "cells": cell_ids, "exit_codes": codes}), flush=True)
-    return code
 
 
-def run_cell(cfg: DictConfig, stop: StopRequest, tracker: Tracker) -> tuple[int, dict]:
+def run_cell(cfg: DictConfig, stop: StopRequest, tracker: Tracker, team: Team) -> tuple[int, dict]:
     """Run one composed configuration: (exit code, the JSON document that was printed). UserError where no task of it
-    could run."""
+    could run. Of several ranks the first records, reports and prints."""
     from harness import reader
-    from harness.execute import run_task
+    from harness.execute import run_task, share_task
     from harness.models.load import load_model
     from harness.plan import plan
     from harness.progress import Progress
 
     planned = plan(cfg)
-    progress = Progress()
+    progress = Progress(quiet=not team.leads)
     if planned.memory:
         progress.say(planned.memory)
     model = functools.cache(lambda: load_model(planned.cell.model, device=planned.device, kernel=planned.cell.kernel))
     statuses: dict[str, dict[str, str]] = {}
     work = {"samples": planned.samples, "batch": planned.batch, "results": planned.results, "device": planned.device}
-    work["lease"] = planned.lease
+    work |= {"lease": planned.lease, "model": model, "stop": stop, "progress": progress, "team": team}
+    do = run_task if team.leads else share_task
     mistakes: list[UserError] = []
     for cell in planned.cells:
         tracker.catch_up()
         for task in planned.tasks:
+            team.next_turn()
             if stop.requested:
                 status = "stopped"
             elif any(isinstance(mistake, CannotLoad) for mistake in mistakes):
                 status = "invalid"
             else:
                 try:
-                    status = run_task(cell, task, model=model, stop=stop, progress=progress, **work)
+                    status = do(cell, task, **work)
                 except UserError as mistake:  # the other tasks may still run
                     status = "invalid"
                     mistakes.append(mistake)
+            team.decide(status)
             statuses.setdefault(cell.cell_id, {})[task.task.name] = status
+        if not team.leads:
+            continue
         with contextlib.suppress(OSError):  # a full disk: the view can be made again, the run goes on
             reader.write_view(planned.results, cell.cell_id)
         tracker.add(planned.results, cell.cell_id, planned.tracking, own=cell is planned.cell)
     ends = {status for tasks in statuses.values() for status in tasks.values()}
+    if not team.leads:
+        return AGAIN if "stopped" in ends else FAILED if ends & {"error", "oom", "invalid"} else DONE, {}
     if ends == {"invalid"}:
         raise mistakes[0]
     for sentence in dict.fromkeys(map(str, mistakes)):

@@ -21,6 +21,7 @@ from rich.live import Live
 from harness.data import prepare
 from harness.errors import AGAIN, UserError, refused
 from harness.preflight import refuse_foreign_kernels
+from harness.ranks import ranks
 from harness.signals import StopRequest
 from harness.streams import print_in_any_encoding
 from harness.sweep.cells import Mistakes, expand, plans
@@ -61,6 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
         if given.jobs < 1:
             raise UserError(f"-j must be at least 1, not {given.jobs}.")
         refuse_foreign_kernels()
+        if ranks() > 1:
+            raise UserError("A sweep runs one process for each cell: start it without torchrun and accelerate launch.")
         grid = read(given.file).fixed(_overrides(given.overrides))
         if given.prepare and (given.retry or given.jobs > 1):
             raise UserError("--prepare makes each piece once, whatever is done: leave out --retry and -j.")

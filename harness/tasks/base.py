@@ -20,6 +20,7 @@ class TaskContext:
 
     samples: how many rows are wanted; done: keys of rows that are in the store already.
     model: the loaded model, loaded at the first call. data: what the task's `prepare` gave.
+    share: this process among how many that divide the batches.
     """
 
     cell: Cell
@@ -28,13 +29,16 @@ class TaskContext:
     done: frozenset[int]
     model: Callable[[], LoadedModel]
     data: "Prepared | None"
+    share: tuple[int, int] = (0, 1)
 
     def batches(self) -> Iterator[tuple[int, list[int]]]:
         """(draw, sample numbers) in a fixed partition: sample i belongs to draw i mod draws, and to the batch that its
-        place within the draw says, however many samples are wanted or done."""
-        draws = self.cell.draws
-        for first in range(0, -(-self.samples // draws), self.batch):
+        place within the draw says, however many samples are wanted or done. So does whose share the batch is."""
+        draws, (own, sharers) = self.cell.draws, self.share
+        for turn, first in enumerate(range(0, -(-self.samples // draws), self.batch)):
             for draw in range(draws):
+                if (turn * draws + draw) % sharers != own:
+                    continue
                 places = range(first, first + self.batch)
                 keys = [p * draws + draw for p in places if p * draws + draw < self.samples]
                 keys = [k for k in keys if k not in self.done]
