@@ -14,6 +14,12 @@ refuse() {
 
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$called/$1" ;; esac; }
 
+# An element of the array is told by arguments: FLAGS may keep the environment from it (--export=NONE).
+if [ "${1:-}" = --rows ]; then
+    PLSH_ROWS=$2 PLSH_FIRST=$3 PLSH_ROOT=$4 SITE=$5
+    shift 5
+fi
+
 # sbatch runs a copy of this script, and the project is where the original lies. A shell in an interactive job runs the
 # original, and what its job was started with says nothing about the sweep.
 original=$0 batch=
@@ -65,9 +71,10 @@ submit() {
     echo "$rows" > "$logs/rows"
     while [ "$first" -lt "$count" ]; do # longer sweeps than Slurm's arrays: one after the other
         local size=$((count - first < limit ? count - first : limit)) id
-        if ! id=$(PLSH_ROOT=$ROOT PLSH_ROWS=$logs/rows PLSH_FIRST=$first SITE=$SITE sbatch --parsable \
+        if ! id=$(sbatch --parsable \
             --array="0-$((size - 1))%$CAP" --signal=USR1@120 --output="$logs/%A_%a.log" --export=ALL \
-            "${inherited[@]}" "${FLAGS[@]}" "${after[@]}" --job-name="$name" slurm/sweep.sh); then
+            "${inherited[@]}" "${FLAGS[@]}" "${after[@]}" --job-name="$name" slurm/sweep.sh \
+            --rows "$logs/rows" "$first" "$ROOT" "$SITE"); then
             echo "Slurm refused $size cells, for the reason above; $first of $count were submitted. If that is too" \
                 "many jobs at once, set MAX_ARRAY in the site file, and submit the same again when there is room."
             [ "$first" -gt 0 ] || rm -r "$logs"
@@ -126,6 +133,7 @@ cell() {
         return 1
     fi
     eval "local overrides=($row)" # rows are quoted for the shell
+    unset SLURM_EXPORT_ENV # what --export keeps from the job must not keep the job's own environment from its step
     out=$(mktemp)
     # one process, whatever FLAGS says of tasks, with all cores of the job, which srun does not take over by itself
     srun --nodes=1 --ntasks=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} --kill-on-bad-exit=0 \

@@ -69,6 +69,21 @@ def test_three_stops_without_a_sample_are_the_last_and_one_with_a_sample_begins_
         assert found.returncode == code and "requeue" not in found.stdout and "Stopped" not in found.stdout
 
 
+def test_an_element_without_the_submitting_environment_has_its_row_and_its_step_has_the_site_file_s(project):
+    """FLAGS=(--export=NONE): what the element is to do comes with its arguments, and srun is not told to do without."""
+    submitting(project, "bash", "FLAGS=--export=NONE", "export HF_HOME=/scratch/hf")
+    assert run(project, project / "slurm" / "sweep.sh", "test.yaml", RESULTS="a=b").returncode == 0
+    (told,) = (project / "told").read_text().splitlines()
+    arguments = told.split(" slurm/sweep.sh ")[1]
+    assert "--export=NONE" in told and str(project / "a=b" / "sweeps") in arguments
+    rows = next(project.glob("a=b/sweeps/*/rows"))
+    stand_in(project, "srun", 'echo "${@: -1} $HF_HOME export=${SLURM_EXPORT_ENV:-}"')
+    element = {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "SLURM_EXPORT_ENV": "NONE"}
+    given = ("--rows", str(rows), "0", str(project), str(project / "slurm" / "site.sh"))
+    found = run(project, project / "slurm" / "sweep.sh", *given, **element)
+    assert found.stdout.splitlines() == ["harness.run a=4", "a=4 /scratch/hf export="]
+
+
 def test_a_cell_is_one_process_with_all_cores_of_its_job(project):
     told = run_cell(project, 'echo "$@"', SLURM_CPUS_PER_TASK="8", SLURM_NTASKS_PER_NODE="2").stdout
     assert "--ntasks=1 --cpus-per-task=8 " in told
@@ -85,7 +100,7 @@ def submitting(project: Path, command: str, *site: str, most: int = 1001) -> Non
     shown = f"case \"$*\" in *config) echo 'MaxArraySize = {most}' ;; *-o*) echo '{JOB}' ;;"
     stand_in(project, "scontrol", f"{shown} *) printf '%s\\n' JobId=8 '   Command={command} a.yaml b=1' ;; esac")
     stand_in(project, "squeue")
-    stand_in(project, "sbatch", f'echo "$PLSH_ROOT $@ ${{SLURM_JOB_ID:-}}" >> "{project}/told"', "echo 17")
+    stand_in(project, "sbatch", f'echo "$@ ${{SLURM_JOB_ID:-}}" >> "{project}/told"', "echo 17")
     (project / "slurm" / "site.sh").write_text("\n".join((f"PYTHON='{project}/bin/python'", *site, "")))
 
 
@@ -94,7 +109,7 @@ def test_a_shell_in_an_interactive_job_submits_from_its_own_project(project):
     found = run(project, Path("sweep.sh"), "test.yaml", cwd=project / "slurm", SLURM_JOB_ID="8")
     assert found.returncode == 0, found.stderr
     (told,) = (project / "told").read_text().splitlines()
-    assert told.startswith(f"{project} ") and told.endswith("slurm/sweep.sh ")
+    assert told.endswith(f"/rows 0 {project} {project}/slurm/site.sh ")
     assert "debug" not in told and "00:10:00" not in told, "the limits of the interactive job are not the cells'"
 
 
@@ -109,7 +124,7 @@ def test_a_copy_that_sbatch_runs_finds_the_project_and_hands_on_its_flags(projec
     found = as_job(project, tmp_path)
     assert found.returncode == 0, found.stderr
     (told,) = (project / "told").read_text().splitlines()
-    assert told.startswith(f"{project} ")
+    assert told.endswith(f"/rows 0 {project} {project}/slurm/site.sh ")
     assert "--partition=debug --account=me --qos=short --time=00:10:00 --gres=gpu:1" in told
     assert (
         f"as array job 17, at most 16 at once: {told.split('--export=ALL ')[1].split(' --job-name')[0]}" in found.stdout

@@ -90,14 +90,16 @@ def broken(cluster, tmp_path_factory):
 
 
 def test_a_sweep_file_to_its_end_with_a_cap(endless, broken, cluster, tmp_path, zygote, server):
-    folder, clone = tmp_path / "a folder", tmp_path / "a clone"
+    folder, clone = tmp_path / "a folder = (ö)", tmp_path / "a clone"
     folder.mkdir()
     clone.symlink_to(ROOT)
     cells = {"attn": "plsh", "attn.match": "fused", "masks": 4, "context": 256, "samples": 8}
     overrides = [f"{name}={value}" for name, value in cells.items()]
     options = {"sweep": ["sweeps/tiny.yaml", *overrides], "account": account(server, tmp_path), "clone": clone}
     sweep = Sweep(cluster, folder, {}, **options)
-    sweep.set("CAP=1", "FLAGS+=(--ntasks-per-node=2)")  # there is room for four, and none for a second writer
+    # there is room for four, and none for a second writer; nothing but the site file reaches the cells
+    sweep.set("CAP=1", "FLAGS+=(--ntasks-per-node=2 --export=NONE)")
+    sweep.set(*(f"export {name}='{value}'" for name, value in sweep.environment.items() if name.startswith("WANDB")))
     array = sweep.submit()
     for model in ("tiny", "tiny-plain"):  # draws and batch as in the file: their defaults
         expected = undisturbed(zygote, tmp_path / "undisturbed", {**cells, "model": model, "draws": 8, "batch": 8})
