@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 ROOT = Path(__file__).resolve().parent.parent
-CONF = ROOT / "conf"
+CONF = ROOT / "harness" / "conf"  # a link to conf in a clone, the files themselves where it is installed
 GROUPS = {"model", "attn", "kernel", "task", "tracking"}  # options whose value is the name of a file in CONF
 
 

@@ -50,6 +50,8 @@ def machine(device: torch.device) -> dict:
 
 @functools.cache
 def _git(*arguments: str) -> str | None:
+    if not (ROOT / ".git").exists():  # installed, perhaps into somebody else's repository
+        return None
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
