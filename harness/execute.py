@@ -23,6 +23,7 @@ from harness.store import Part, TaskStore, new_attempt, write_atomic
 from harness.tasks.base import TaskContext
 from kernels.auto import CHOSEN
 
+MANY = 10_000  # samples whose data take so long that silence would be taken for a hang
 VISIBLE = 30.0  # seconds for the rows of other ranks to be seen
 
 
@@ -70,6 +71,8 @@ def run_task(
         done = frozenset(k for k in rows if k < samples)
         part = store.open_part(attempt)
         # before the clock of the samples starts
+        if samples >= MANY and len(done) < samples:
+            progress.say(f"{label}: making or reading up to {samples:,} samples in {results / 'data'}")
         data = planned.prepare(cell, samples, results) if len(done) < samples else None
         team.decide(None)
         context = TaskContext(cell, samples, batch, done, model, data, (team.rank, team.size))

@@ -2,12 +2,14 @@
 
 import functools
 import re
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import psutil
 import torch
 
 from harness import stats
@@ -19,6 +21,7 @@ from harness.tasks import needles, prompts
 from harness.tasks.base import PlannedTask, Prepared, TaskContext
 
 HAYSTACKS = ("noise", "distractors", "text")
+TEXT = 4  # bytes of a token's text
 BUDGET = 16  # tokens that may be generated: a tokenizer without digit groups needs 8 for the answer
 
 
@@ -72,6 +75,7 @@ class Retrieval:
         return samples, batch
 
     def prepare(self, options: Options, cell: Cell, samples: int, folder: Path) -> Prepared:
+        _refuse_what_does_not_fit(samples, cell.context, folder)
         tokenizer = load_tokenizer(cell.model)
         return prompts.kept(
             folder,
@@ -221,6 +225,20 @@ def _answer_nll(model, cache, prompt: torch.Tensor, answers: list[list[int]]) ->
         raise FloatingPointError("The model's logits are not finite (NaN or infinite).")
     loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), padded, reduction="none")
     return [float(loss[i, : len(a)].sum()) for i, a in enumerate(answers)]
+
+
+def _refuse_what_does_not_fit(samples: int, context: int, folder: Path) -> None:
+    """UserError if the prompts, which are made at once, fit neither into memory nor on the disk of `folder`."""
+    need = samples * context * TEXT
+    for free, where in (
+        (psutil.virtual_memory().available, "of memory"),
+        (shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free, f"on the disk of {folder}"),
+    ):
+        if need > free:
+            raise UserError(
+                f"samples={samples} prompts of {context} tokens take about {need / 2**30:,.0f} GiB, and there are "
+                f"{free / 2**30:,.0f} GiB {where}: ask for fewer samples."
+            )
 
 
 RETRIEVAL = Retrieval()

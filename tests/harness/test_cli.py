@@ -3,13 +3,17 @@
 import importlib.util
 import io
 import json
+import multiprocessing
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 from harness import environment, overrides, reader
 from harness.config import CONF, RunConfig
+from harness.errors import UserError
+from harness.lmeval.documents import _refuse_a_long_path_of_sockets
 from harness.run import main
 from tests.conftest import ROOT
 
@@ -230,6 +234,33 @@ def test_odd_folders_are_written_and_read(run, tmp_path):
     code, document, _, err = run("attn=alibi", "context=160", "samples=1", overrides.word("results", str(folder)))
     assert code == 0, err
     assert [p.name for p in folder.glob("*/cell.json")] and document["results"].startswith(str(folder))
+
+
+def test_more_samples_than_the_machine_holds_are_refused_at_once(run, tmp_path):
+    code, document, _, err = run("attn=alibi", "samples=1000000000", f"results={tmp_path}")
+    assert code == 2 and "ask for fewer samples" in document["message"] and "1,907 GiB" in document["message"]
+    assert "making or reading up to 1,000,000,000 samples" in err and len(err.splitlines()) <= 4
+
+
+def test_a_team_s_project_is_no_mistake_where_nothing_is_sent(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_PROJECT", "team/proj")
+    code, _, _, err = run("attn=alibi", "context=160", "samples=1", "tracking=disabled", f"results={tmp_path}")
+    assert code == 0, err
+    monkeypatch.delenv("WANDB_MODE")
+    code, document, _, _ = run("attn=alibi", "context=160", "samples=1", f"results={tmp_path}")
+    assert code == 2 and "is no W&B project" in document["message"] and "WANDB_ENTITY" in document["message"]
+
+
+def test_a_folder_for_temporary_files_that_no_socket_fits_into_is_named(monkeypatch, tmp_path):
+    long = tmp_path / ("t" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)
+    with pytest.raises(UserError, match="set TMPDIR"):
+        _refuse_a_long_path_of_sockets()
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)
+    _refuse_a_long_path_of_sockets()
 
 
 def test_stdout_of_any_encoding_gets_the_table_and_the_document(monkeypatch, tmp_path):
