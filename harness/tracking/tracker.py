@@ -17,24 +17,25 @@ HASTE = 20.0  # seconds after a request to stop: the scheduler's patience may en
 
 
 def check(config: TrackingConfig) -> TrackingConfig:
-    """The configuration with its mode settled: WANDB_MODE may only lower it. Raises UserError, where anything is to be
-    sent."""
+    """The configuration with its mode settled: WANDB_MODE may only lower it. Raises UserError."""
     mode = choose("tracking.mode", config.mode, MODES)
     allowed = os.environ.get("WANDB_MODE") or "online"
     allowed = choose("WANDB_MODE", {"dryrun": "offline", "run": "online"}.get(allowed, allowed), MODES)
     config.mode = max(mode, allowed, key=MODES.index)
-    if config.mode == "disabled":  # nothing is sent, wherever it would go
+    if mode == "disabled":
         return config
     if not 0 < config.timeout <= 3600:
         raise UserError(f"tracking.timeout must be from 0 to 3600 seconds, not {config.timeout:g}.")
+    for tag in config.tags:
+        if not 0 < len(tag) <= 64:
+            raise UserError(f"tracking.tags must have 1 to 64 characters each, not {tag!r}.")
+    if config.mode == "disabled" and config.project == os.environ.get("WANDB_PROJECT"):
+        return config  # nothing is sent, and nobody has named the project for this run
     if not config.project or FORBIDDEN & set(config.project) or len(config.project) > 128:
         raise UserError(
             f"tracking.project={config.project!r} is no W&B project: use at most 128 characters, none of / \\ # ? % : "
             "(a team goes into tracking.entity or WANDB_ENTITY)."
         )
-    for tag in config.tags:
-        if not 0 < len(tag) <= 64:
-            raise UserError(f"tracking.tags must have 1 to 64 characters each, not {tag!r}.")
     return config
 
 

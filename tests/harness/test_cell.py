@@ -6,12 +6,11 @@ import sys
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from harness.cell import matched_window
 from harness.config import CONF, ROOT, register
 from harness.models.spec import resolve_model
-from harness.plan import plan
+from harness.plan import plan, typed
 from kernels import Alibi, PositionalLSH, Window, equal_cost_cutoff, expected_pairs
 from kernels.cost import window_pairs
 
@@ -136,7 +135,7 @@ def spec(*overrides):
     """The model that a command names, without the checks of a task."""
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        config = OmegaConf.to_object(compose("config", overrides=list(overrides)))
+        config = typed(compose("config", overrides=list(overrides)))
     return resolve_model(config.model, config.dtype)
 
 

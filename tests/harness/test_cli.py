@@ -244,8 +244,9 @@ def test_more_samples_than_the_machine_holds_are_refused_at_once(run, tmp_path):
 
 def test_a_team_s_project_is_no_mistake_where_nothing_is_sent(run, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_PROJECT", "team/proj")
-    code, _, _, err = run("attn=alibi", "context=160", "samples=1", "tracking=disabled", f"results={tmp_path}")
-    assert code == 0, err
+    for off in ((), ("tracking=disabled",), ("tracking=disabled", "tracking.project=team/proj")):
+        code, _, _, err = run("attn=alibi", "context=160", "samples=1", *off, f"results={tmp_path}")
+        assert code == 0, err
     monkeypatch.delenv("WANDB_MODE")
     code, document, _, _ = run("attn=alibi", "context=160", "samples=1", f"results={tmp_path}")
     assert code == 2 and "is no W&B project" in document["message"] and "WANDB_ENTITY" in document["message"]

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from harness.config import CONF, RunConfig, register
+from harness.config import CONF, ArchitectureConfig, ModelConfig, RunConfig, register
 from harness.errors import UserError
 from harness.overrides import as_typed, quoted, settled, word
 
@@ -18,7 +18,7 @@ ODD += ["\\${x}", "[a]", "null", "true", "007", "1e5", "", " a ", "a\nb", "\t", 
 
 def read(*words: str) -> dict:
     """What harness.run would get, by the steps of Hydra that look at a value."""
-    config = OmegaConf.structured(RunConfig)
+    config = OmegaConf.structured(RunConfig(ModelConfig(architecture=ArchitectureConfig())))
     for override in map(OverridesParser.create().parse_override, words):
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
