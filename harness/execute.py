@@ -135,7 +135,7 @@ def share_task(
         return decided
     task, options = planned.task, planned.options
     samples, batch = task.amount(options, cell, samples, batch)
-    store = TaskStore(results, cell.cell_id, task.name, cell.task_id(task.name, planned.identity))
+    store = TaskStore(results, cell.cell_id, task.name, cell.task_id(task.name, planned.identity(cell)))
     part, before = store.open_part(new_attempt()), progress.written
     status, failure = "ok", None
     try:

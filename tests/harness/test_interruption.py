@@ -161,6 +161,9 @@ class Broken:
     def identity(self, options):
         return {}
 
+    def identity_on(self, options, cell):
+        return {}
+
     def check(self, options, cell): ...
 
     def amount(self, options, cell, samples, batch):
