@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: run report test test-oldest faults odd tables bench clean
+.PHONY: run report test test-oldest test-newest faults odd tables bench clean
 
 # The page's address goes to stderr: the last line of stdout stays the run's JSON document.
 run: $(VENV)/.installed
@@ -22,11 +22,12 @@ test: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-# The model tests against the oldest transformers that pyproject allows, in an environment of its own.
-test-oldest:
-	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/pip install -q $(PIP_FLAGS) -c constraints-oldest.txt -e '.[test]'
-	.venv-oldest/bin/python -m pytest tests/models
+# The tests of what other packages' versions decide, and a run of the embedded model, with the oldest and the newest
+# releases that pyproject allows, each in an environment of its own.
+test-oldest test-newest: test-%:
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install -q $(PIP_FLAGS) -c constraints-$*.txt -e '.[test]'
+	.venv-$*/bin/python -m pytest -n $(JOBS) --dist loadfile tests/models tests/lmeval tests/test_versions.py
 
 # Break 1,000 runs in every way that a machine, W&B and Slurm know, and write docs/results/faults.json; half an hour.
 faults: $(VENV)/.tested
@@ -53,4 +54,4 @@ $(VENV)/.tested: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest build *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-newest build *.egg-info

@@ -132,7 +132,7 @@ class RunnerLM(HFLM):
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **named) -> torch.Tensor:
         cache = new_cache(self.model, max_length, evict=self.evict)
-        named |= {"past_key_values": cache, "prefill_chunk_size": cache.chunk}
+        named |= {**cache.argument, "prefill_chunk_size": cache.chunk}
         with torch.inference_mode():
             return super()._model_generate(context, max_length, stop, **named)
 

@@ -6,6 +6,7 @@ tokens, right-aligned, then all slots from `begin` on. It is packed anew only wh
 same as without eviction on the average; until something is dropped it is simply all slots.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ refuse_foreign_kernels()  # before transformers looks for a package of that name
 
 from transformers import PreTrainedModel  # noqa: E402
 from transformers.cache_utils import Cache, CacheLayerMixin  # noqa: E402
+from transformers.masking_utils import create_causal_mask  # noqa: E402
+
+# of all models and of generate; transformers 5.24 renamed it
+ARGUMENT = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,11 @@ class KVCache(Cache):
         """Pack every layer now, under the `weights` of each. For caches that evict."""
         for layer, own in zip(self.layers, weights, strict=True):
             layer.pack(pads, own)
+
+    @property
+    def argument(self) -> dict[str, "KVCache"]:
+        """Itself as a keyword argument of a model or of generate, whose name depends on the version of transformers."""
+        return {ARGUMENT: self}
 
     @property
     def allocated_bytes(self) -> int:

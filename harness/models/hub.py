@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-import httpx
 from huggingface_hub import snapshot_download
+from huggingface_hub.utils import httpx  # the package of that name, from its version 2 on another
 
 from harness.errors import CannotLoad
 from harness.models.files import INDEX, TOKENIZER

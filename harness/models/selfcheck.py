@@ -59,5 +59,5 @@ def _in_pieces(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor | N
     for piece in (*ids[:, :-DECODED].split(CHUNK, 1), *ids[:, -DECODED:].split(1, 1)):
         stop += piece.shape[1]
         seen = {} if mask is None else {"attention_mask": mask[:, :stop]}
-        found.append(model(piece, past_key_values=cache, use_cache=True, **seen).logits)
+        found.append(model(piece, **cache.argument, use_cache=True, **seen).logits)
     return torch.cat(found, 1)

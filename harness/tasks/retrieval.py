@@ -172,7 +172,7 @@ def _answer(loaded: LoadedModel, samples: Sequence[Mapping], *, evict: bool) -> 
     generated = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
-        past_key_values=cache,
+        **cache.argument,
         use_cache=True,  # published MPT configurations say false
         prefill_chunk_size=cache.chunk,
         max_new_tokens=BUDGET,
@@ -220,7 +220,7 @@ def _answer_nll(model, cache, prompt: torch.Tensor, answers: list[list[int]]) ->
     cache.crop(prompt.shape[1] - 1 - cache.get_seq_length())  # negative: how many to drop from the end
     fed = torch.cat([prompt[:, -1:], padded[:, :-1]], dim=1)
     whole = prompt.new_ones(len(prompt), prompt.shape[1] + longest - 1)
-    logits = model(input_ids=fed, attention_mask=whole, past_key_values=cache, use_cache=True).logits.float()
+    logits = model(input_ids=fed, attention_mask=whole, **cache.argument, use_cache=True).logits.float()
     if not bool(torch.isfinite(logits).all()):
         raise FloatingPointError("The model's logits are not finite (NaN or infinite).")
     loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), padded, reduction="none")
