@@ -84,7 +84,11 @@ class Session:
 
     def _forward(self, ids: torch.Tensor, cache: KVCache | None, keep: int) -> torch.Tensor:
         """Logits of the last `keep` tokens. The choice of the next token is part of the work, as in generation."""
-        options = {"use_cache": cache is not None, "logits_to_keep": keep, **(cache.argument if cache is not None else {})}
+        options = {
+            "use_cache": cache is not None,
+            "logits_to_keep": keep,
+            **(cache.argument if cache is not None else {}),
+        }
         logits = self.loaded.model(input_ids=ids, **options).logits
         logits.argmax(-1)
         return logits
