@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import datasets
 import torch
 from transformers.utils.logging import disable_progress_bar
 
@@ -19,8 +20,11 @@ from harness.report import odd as table
 from harness.store import write_atomic
 from tests.conftest import ROOT
 from tests.odd import bench
-from tests.odd.cases import CASES
+from tests.odd.cases import MODEL_CASES
+from tests.odd.data import DATA_CASES
 from tests.zygote import Zygote
+
+CASES = (*MODEL_CASES, *DATA_CASES)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     chosen = [case for case in CASES if not given.words or any(w in f"{case.kind} {case.odd}" for w in given.words)]
     disable_progress_bar()
+    datasets.disable_progress_bars()
     began, outcomes = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="odd-") as folder, Zygote() as zygote:
         for number, case in enumerate(chosen):

@@ -10,7 +10,7 @@ import torch
 
 from harness import reader
 from harness.tasks import prompts
-from tests.odd.cases import RULER, Case, Opposite, Stock
+from tests.odd.cases import Case, Opposite, Stock
 from tests.zygote import Zygote
 
 SAMPLES = 10
@@ -33,13 +33,8 @@ class Outcome:
 
 
 def run(zygote: Zygote, case: Case, place: Path) -> Outcome:
-    """place: a folder of this case's own, beside those of the others: its files and its store. Cases of RULER share
-    their prompts, which take longer to make than to answer."""
+    """place: a folder of this case's own: its files and its store."""
     began = time.monotonic()
-    if case.task == RULER["task"]:
-        (place.parent / "data").mkdir(exist_ok=True)
-        (place / "results").mkdir(parents=True)
-        (place / "results" / "data").symlink_to(place.parent / "data")
     arguments = [*COMMON, *case.task, *case.make(place / "made"), f"results={place / 'results'}"]
     before = None
     if case.edit is not None:

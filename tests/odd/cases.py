@@ -303,7 +303,16 @@ GENERATION = {
     "`forced_eos_token_id`": {"forced_eos_token_id": 0},
     "`eos_token_id`: digits": {"eos_token_id": list(range(300, 1400))},
 }
-GENERATION_CASES = [Case(G, odd, checkpoint(generation=values), 1.0, **RULER) for odd, values in GENERATION.items()]
+GENERATION_CASES = [
+    *(Case(G, odd, checkpoint(generation=values), 1.0) for odd, values in GENERATION.items()),
+    Case(
+        G,
+        "all of them, in RULER",
+        checkpoint(generation=dict(kv for v in GENERATION.values() for kv in v.items())),
+        1.0,
+        **RULER,
+    ),
+]
 
 
 def no_vocabulary(place: Path) -> None:
@@ -361,4 +370,4 @@ TOKENIZER_CASES = [
     Case(T, "tokenizer.json is not JSON", checkpoint(after=lambda p: (p / "tokenizer.json").write_text("{")), "."),
 ]
 
-CASES = [*WEIGHT_CASES, *FILE_CASES, *CONFIG_CASES, *GENERATION_CASES, *TOKENIZER_CASES]
+MODEL_CASES = [*WEIGHT_CASES, *FILE_CASES, *CONFIG_CASES, *GENERATION_CASES, *TOKENIZER_CASES]

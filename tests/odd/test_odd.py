@@ -5,8 +5,11 @@ import dataclasses
 import pytest
 
 from tests.odd import bench
-from tests.odd.cases import CASES, Case
+from tests.odd.cases import MODEL_CASES, Case
+from tests.odd.data import DATA_CASES
 from tests.odd.make import checkpoint, setting
+
+CASES = (*MODEL_CASES, *DATA_CASES)
 
 
 @pytest.fixture(scope="module")
