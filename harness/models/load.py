@@ -62,11 +62,21 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
         folder = spec.tokenizer_folder or _fetched(spec, weights=False)
         # with our configuration, because transformers would read the folder's own, unmended one
         options = {} if spec.random else {"config": _config(spec, folder)}
-        found = _guarded(spec, lambda: AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **options))
+        found = _guarded(spec, lambda: _made(spec, folder, options))
         if spec.random and vocabulary < len(found):
             raise UserError(f"model.weights=random needs a vocabulary of at least {len(found)} tokens.")
-        _TOKENIZERS[known] = tokenizer.ready(found, source=spec.source, vocabulary=vocabulary)
+        _TOKENIZERS[known] = tokenizer.ready(found, source=spec.source, vocabulary=vocabulary, folder=folder)
     return _TOKENIZERS[known]
+
+
+def _made(spec: ModelSpec, folder: Path, options: dict) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **options)
+    except UNREACHED:
+        raise
+    except Exception as error:  # whatever values that no reader checks lead to
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise CannotLoad(f"no tokenizer can be made from its files ({told})") from None
 
 
 def download(spec: ModelSpec) -> Path:

@@ -353,6 +353,16 @@ TOKENIZER_CASES = [
     Case(
         T, "an unknown class", checkpoint(tokenizer_config=setting(tokenizer_class="MyOwnTokenizer", auto_map={})), 1.0
     ),
+    Case(T, "a digit as EOS", checkpoint(tokenizer_config=setting(eos_token="7")), "ordinary text among its special"),
+    Case(
+        T,
+        "a class that splits otherwise than tokenizer.json",
+        checkpoint(tokenizer_config=setting(tokenizer_class="GPT2Tokenizer")),
+        "splits a text otherwise than its tokenizer.json",
+    ),
+    Case(T, "no model in tokenizer.json", checkpoint(tokenizer=setting(model=None)), "no tokenizer can be made"),
+    Case(T, "EOS is a number", checkpoint(tokenizer_config=setting(eos_token=5)), "no tokenizer can be made"),
+    Case(T, "a model_max_length that is a word", checkpoint(tokenizer_config=setting(model_max_length="x")), 1.0),
     Case(T, "lower case", checkpoint(tokenizer=setting(normalizer={"type": "Lowercase"})), "does not give back a text"),
     Case(
         T,
