@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM, FalconConfig, FalconForCausalLM, MptConfig, MptForCausalLM
 from transformers import PreTrainedModel as Model
 
@@ -58,3 +59,10 @@ def swapped(model: Model, *, kernel: str = "sdpa", slope_factor: float = 1.0) ->
 def save(folder: Path, family: str = "mpt", **options) -> Path:
     BUILD[family](**options).save_pretrained(folder)
     return folder
+
+
+def lose_a_weight(folder: Path) -> None:
+    """Of a checkpoint: seen when it is loaded, and not before."""
+    weights = load_file(folder / "model.safetensors")
+    del weights["transformer.norm_f.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,4 +1,5 @@
-"""Every odd input gets the right number or a refusal, and the bench of it sees a wrong one."""
+"""Every odd input gets the right number or a refusal, and the bench of it sees a wrong one. Those that lm-eval reads are
+left to `make odd`: building its documents takes 20 s each, and tests/lmeval has the same edits."""
 
 import dataclasses
 
@@ -17,7 +18,7 @@ def places(tmp_path_factory):
     return tmp_path_factory.mktemp("odd")
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}: {case.odd}")
+@pytest.mark.parametrize("case", [case for case in CASES if not case.task], ids=lambda case: f"{case.kind}: {case.odd}")
 def test_odd_inputs_get_the_right_number_or_a_refusal(zygote, places, case):
     assert bench.run(zygote, case, places / str(CASES.index(case))).wrong is None
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.faults.stores import harm, on_disk
+from tests.models.random_models import lose_a_weight
 from tests.slurm.cluster import Cluster, missing
 from tests.slurm.sweeps import Sweep, undisturbed
 from tests.tracking.conftest import KEY
@@ -78,10 +79,10 @@ def endless(cluster, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def broken(cluster, tmp_path_factory):
-    """A sweep of one cell whose model has no weights, the job that submits its array, early, too, and its W&B."""
+    """A sweep of one cell whose model lacks a weight, the job that submits its array, early, too, and its W&B."""
     folder = tmp_path_factory.mktemp("broken")
     shutil.copytree(ROOT / "harness" / "embedded" / "tiny", folder / "model")
-    (folder / "model" / "model.safetensors").write_bytes(b"not weights")
+    lose_a_weight(folder / "model")
     server = Server()
     options = {"model": "local", "model.path": str(folder / "model")}
     sweep = Sweep(cluster, folder, options, account=account(server, folder))
@@ -141,7 +142,7 @@ def test_a_cell_that_fails_and_a_second_submission(cluster, broken):
     (record,) = sweep.records()
     assert record.status == "error" and not record.rows
     assert {run: found["exitcode"] for run, found in server.state.runs.items()} == {record.cell_id: 1}
-    assert "could not be loaded" in sweep.log()
+    assert "is not whole" in sweep.log()
     said = sweep.submit_here()
     assert said.startswith("Nothing to submit") and "or failed (--retry failed runs those again)" in said
 

@@ -21,6 +21,7 @@ from harness.sweep.cells import expand
 from harness.sweep.grid import read
 from harness.sweep.scale import counts_of_mix, growth, markdown, measure
 from tests.conftest import ROOT
+from tests.models.random_models import lose_a_weight
 
 FAST = {"context": 160, "samples": 8, "draws": 4, "references": "none", "kernel": "sdpa", "dtype": "float32"}
 
@@ -57,13 +58,13 @@ def test_one_failing_cell_does_not_stop_the_others(sweep, call, checkpoint, tmp_
     broken.mkdir()
     for file in checkpoint.iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
-    (broken / "model.safetensors").write_bytes(b"not weights")
+    lose_a_weight(broken)
     file = sweep(attn="plsh", masks=2, **{"model": "local", "model.path": [str(broken), str(checkpoint)]})
     code, document, out, err = call(file, "-j", "2")
     assert code == 1 and document["status"] == "failed"
     assert (document["done"], document["failed"]) == (1, 1)
     (failure,) = document["failures"]
-    assert failure["row"] == 1 and "could not be loaded" in failure["why"] and failure["why"] in out
+    assert failure["row"] == 1 and "is not whole" in failure["why"] and failure["why"] in out
     assert "row 1: failed" in err and "row 2: done" in err
     logs = sorted((tmp_path / "results" / "logs" / "s").iterdir())
     assert [log.name[:4] for log in logs] == ["0001", "0002"]
