@@ -44,6 +44,8 @@ POINTERS = dict.fromkeys(
     "Numbers": "fp64",
     "Rows": "i64",
 }
+# tables that only one law has: under another law a kernel gets the pointer of a table of integers in their place
+USED = {"Bias": "distance", "Share": "sum"}
 # a multiprocessor of sm_90: registers, and bytes of shared memory of which every block reserves 1 KiB for the system
 REGISTERS, SHARED = 65536, 233472
 TOLERANCE = {"registers": 0.05, "shared": 0.0, "instructions": 0.1, "mma": 0.0}
@@ -138,7 +140,7 @@ def compiled(configuration: Configuration) -> CompiledKernel:
             signature[name] = "constexpr"
         elif name in TENSORS:
             signature[name] = f"*{c.dtype}"
-        elif name in POINTERS:
+        elif name in POINTERS and USED.get(name, c.law) == c.law:
             signature[name] = f"*{POINTERS[name]}"
         elif name[0].isupper():
             signature[name] = "*i32"

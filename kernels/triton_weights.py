@@ -32,7 +32,8 @@ def gather(table, index, ASM: tl.constexpr):
         return tl.inline_asm_elementwise(
             "ld.global.nc.f32 $0, [$1];", "=f,l", [table + index], dtype=tl.float32, is_pure=True, pack=1
         )
-    return tl.load(table + index)
+    else:
+        return tl.load(table + index)
 
 
 @triton.jit
