@@ -12,7 +12,7 @@ from kernels.triton_delta import delta_of
 from kernels.triton_dkdv import key_kernel
 from kernels.triton_dq import query_kernel
 from kernels.triton_dsinks import sink_gradients
-from kernels.triton_launch import constants, on_device, pointers
+from kernels.triton_launch import constants, places_on, pointers
 
 
 def backward(
@@ -45,8 +45,8 @@ def backward(
     inputs = (q, k, v, dout)
     strides = [stride for x in inputs for stride in x.stride()[:3]]
     sizes = (heads, heads // kv_heads, queries, keys, tables.first.shape[1], tables.bias.shape[-1])
-    places = on_device(pads, q), on_device(starts, q)
-    common = (*places, *pointers(tables), *strides, *sizes, scale, scale * LOG2E)
+    places = places_on((tuple(pads), tuple(starts)), q.device)
+    common = (places, *pointers(tables), *strides, *sizes, scale, scale * LOG2E)
     kind = (tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tile)
     query_kernel[((queries + 2 * tile - 2) // tile, batch, heads)](
         *inputs, dq, lse, delta, *common, **constants("dq", *kind)
@@ -56,7 +56,7 @@ def backward(
     )
     if sinks := min(tables.sinks, keys):
         parts = sink_gradients(
-            *inputs, lse, delta, tables.slope, *places, sinks=sinks, causal=tables.causal, scale=scale
+            *inputs, lse, delta, tables.slope, places, sinks=sinks, causal=tables.causal, scale=scale
         )
         for sequence, pad in enumerate(pads):
             for to, part in zip((dk, dv), parts[:, sequence], strict=True):

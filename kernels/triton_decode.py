@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from kernels.tables import LOG2E, RowTables
-from kernels.triton_launch import clear_padding, on_device, precision_of, width_of
+from kernels.triton_launch import precision_of, width_of
 from kernels.triton_tiles import load_pair, load_tile, place_of, row_of
 from kernels.triton_weights import (
     ANY,
@@ -64,7 +64,7 @@ def _reaching(starts, place, mine, token, WORD: tl.constexpr, MASKS: tl.constexp
 
 @triton.jit(do_not_specialize=ANY)
 def decode_kernel(
-    Q, K, V, Part, Lse, Pad, Start, Gap, First, Starts, Slope, Bias, Share,
+    Q, K, V, Part, Lse, Places, First, Starts, Slope, Bias, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
     heads, group, queries, reach, scale2,
     LAW: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, GAPS: tl.constexpr, DIM: tl.constexpr,
@@ -76,7 +76,7 @@ def decode_kernel(
     the second, and so on."""
     split, splits = tl.program_id(0), tl.num_programs(0)
     sequence, head = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    start, _, lead, gap = place_of(Pad, Start, Gap, sequence, 0, GAPS)
+    start, _, lead, gap = place_of(Places, sequence, tl.num_programs(1), 0, GAPS)
     place = tl.arange(0, ROWS)
     rows = start + place
     mine = place < queries
@@ -158,11 +158,11 @@ def decode_kernel(
 
 @triton.jit(do_not_specialize=ANY)
 def merge_kernel(
-    Part, Lse, Out, Whole, o_b, o_h, o_t, heads, queries, splits,
+    Part, Lse, Out, Whole, Places, o_b, o_h, o_t, heads, queries, splits,
     DIM: tl.constexpr, WIDE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Grid (batch, heads, queries): the parts of one row, STEP at a time, Whole (batch, heads, queries) its log-sum-exp
-    in base e."""
+    in base e; 0 and -inf of a row of padding. Places as in `place_of`."""
     sequence, head, query = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     row = (sequence * heads + head) * queries + query
     dims = tl.arange(0, WIDE)
@@ -180,9 +180,10 @@ def merge_kernel(
         total = total * shrink + tl.sum(weight, 0)
         acc = acc * shrink + tl.sum(part * weight[:, None], 0)
         top = higher
+    real = tl.load(Places + tl.num_programs(0) + sequence) + query >= 0
     to = Out + sequence * o_b + head * o_h + query * o_t + dims
-    tl.store(to, (acc / total).to(Out.dtype.element_ty), mask=dims < DIM)
-    tl.store(Whole + row, (top + tl.log2(total)) * LN2)
+    tl.store(to, tl.where(real, acc / total, 0.0).to(Out.dtype.element_ty), mask=dims < DIM)
+    tl.store(Whole + row, tl.where(real, (top + tl.log2(total)) * LN2, float("-inf")))
 
 
 def tile_constants(dtype: torch.dtype) -> dict:
@@ -204,9 +205,7 @@ def decode(
     k: torch.Tensor,
     v: torch.Tensor,
     tables: RowTables,
-    pads: list[int],
-    starts: list[int],
-    gaps: list[int],
+    places: torch.Tensor,
     *,
     scale: float,
     splits: int | None = None,
@@ -224,15 +223,15 @@ def decode(
     part = torch.empty(*q.shape[:3], splits, dim, dtype=torch.float32, device=q.device)
     named = (getattr(tables, name) for name in ("first", "starts", "slope", "bias", "share"))
     decode_kernel[(splits, batch, heads)](
-        q, k, v, part, lse, *(on_device(each, q) for each in (pads, starts, gaps)),
+        q, k, v, part, lse, places,
         *(x if x.numel() else tables.first for x in named),
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         heads, heads // k.shape[1], queries, tables.bias.shape[-1], scale * LOG2E,
-        LAW=tables.law, MASKS=tables.masks, SINKS=tables.sinks, GAPS=any(gaps), DIM=dim, WIDE=width_of(dim),
+        LAW=tables.law, MASKS=tables.masks, SINKS=tables.sinks, GAPS=len(places) == 3, DIM=dim, WIDE=width_of(dim),
         PRECISION=precision_of(q.dtype), ASM=not INTERPRETED, **tile,
     )  # fmt: skip
     merge_kernel[(batch, heads, queries)](
-        part, lse, out, whole, *out.stride()[:3], heads, queries, splits,
+        part, lse, out, whole, places, *out.stride()[:3], heads, queries, splits,
         DIM=dim, WIDE=width_of(dim), STEP=MERGED, enable_fp_fusion=True,
     )  # fmt: skip
-    return clear_padding(out, whole, starts)
+    return out, whole

@@ -10,7 +10,7 @@ from kernels.triton_weights import ANY, bounded, far, near, near_stages, weights
 @triton.jit(do_not_specialize=ANY)
 def key_kernel(
     Q, K, V, Dout, Dk, Dv, Lse, Delta, Since, Until,
-    Pad, Start, Order, First, Last, Slope, Bias, Planes, Corners, Share,
+    Places, Order, First, Last, Slope, Bias, Planes, Corners, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, d_b, d_h, d_t,
     heads, group, queries, keys, padded, reach, scale, scale2,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, DIM: tl.constexpr,
@@ -22,7 +22,7 @@ def key_kernel(
     WORDS: tl.constexpr = (MASKS + 31) // 32
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
-    start, tokens, lead, _ = place_of(Pad, Start, Start, sequence, keys, False)
+    start, tokens, lead, _ = place_of(Places, sequence, tl.num_programs(0), keys, False)
     tile = tl.program_id(1)
     j0 = tile * TILE
     if j0 >= tokens:

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from kernels.tables import LOG2E, Tables
-from kernels.triton_launch import clear_padding, constants, on_device, pointers
-from kernels.triton_tiles import load_pair, load_tile, place_of, row_of, sink_tile
+from kernels.triton_launch import constants, pointers
+from kernels.triton_tiles import clear_padding, load_pair, load_tile, place_of, row_of, sink_tile
 from kernels.triton_weights import (
     ANY,
     HIDDEN,
@@ -46,7 +46,7 @@ def _absorb(
 
 @triton.jit(do_not_specialize=ANY)
 def forward_kernel(
-    Q, K, V, Out, Lse, Pad, Start, Gap, Order, First, Last, Slope, Bias, Planes, Corners, Share,
+    Q, K, V, Out, Lse, Places, Order, First, Last, Slope, Bias, Planes, Corners, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,
     heads, group, queries, keys, padded, origin, reach, scale2,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, GAPS: tl.constexpr,
@@ -54,16 +54,17 @@ def forward_kernel(
     ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of rows, batch, heads). Q, K, V, Out: strides of sequence, head and token in elements, the last
-    dimension dense; Lse (batch, heads, queries) dense. Pad, Start, Gap (batch,) int32: the slots of padding before
-    the keys, the token of the first query and, read with GAPS, how many tokens are left out after the sinks. The
-    other pointers are those of `Tables`, `reach` the width of its bias, `padded` its N and `origin` its first row."""
+    dimension dense; Lse (batch, heads, queries) dense. Places as in `place_of`. The other pointers
+    are those of `Tables`, `reach` the width of its bias, `padded` its N and `origin` its first row."""
     sequence = tl.program_id(1).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
-    start, tokens, lead, gap = place_of(Pad, Start, Gap, sequence, keys, GAPS)
+    start, tokens, lead, gap = place_of(Places, sequence, tl.num_programs(1), keys, GAPS)
     held = SINKS + gap  # the first token after those left out
     tile = tl.maximum(start, 0) // TILE + tl.num_programs(0) - 1 - tl.program_id(0)
     i0 = tile * TILE
     if i0 >= start + queries:
+        after = i0 - tl.cdiv(tl.maximum(start + queries, 0), TILE) * TILE
+        clear_padding(Out, Lse, sequence, head, heads, start, queries, after, o_b, o_h, o_t, DIM, WIDE, TILE)
         return
     place, step = tl.arange(0, TILE), tl.arange(0, STEP)
     rows = i0 + place
@@ -165,30 +166,27 @@ def forward(
     k: torch.Tensor,
     v: torch.Tensor,
     tables: Tables,
-    pads: list[int],
-    starts: list[int],
-    gaps: list[int],
+    places: torch.Tensor,
     *,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) with dense last dimensions, `pads` the slots of padding that each
-    sequence's keys begin with, `starts` the token of its first query, `gaps` the tokens that its keys leave out after
-    the sinks (causal only); `tables` for all queries.
+    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) with dense last dimensions, `places` as of
+    `kernels.triton_tiles.place_of`, gaps causal only; `tables` for all queries.
 
     Returns out like q, and lse (B, H, Tq) float32; rows of padding give 0 and -inf.
     """
-    batch, heads, queries, dim = q.shape
+    (batch, heads, queries, dim), gaps = q.shape, len(places) == 3
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     grid = ((queries + 2 * tables.tile - 2) // tables.tile, batch, heads)
     forward_kernel[grid](
-        q, k, v, out, lse, *(on_device(each, q) for each in (pads, starts, gaps)), *pointers(tables),
+        q, k, v, out, lse, places, *pointers(tables),
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         heads, heads // k.shape[1], queries, k.shape[2], tables.first.shape[1], tables.origin,
         tables.bias.shape[-1], scale * LOG2E,
         **constants(
-            "forward", tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tables.tile, any(gaps)
+            "forward", tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tables.tile, gaps
         ),
-        GAPS=any(gaps),
+        GAPS=gaps,
     )  # fmt: skip
-    return clear_padding(out, lse, starts)
+    return out, lse

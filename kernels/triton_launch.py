@@ -15,21 +15,31 @@ def pointers(tables: Tables) -> list[torch.Tensor]:
     return [getattr(tables, name) if getattr(tables, name).numel() else tables.first for name in named]
 
 
-def on_device(numbers: list[int], q: torch.Tensor) -> torch.Tensor:
-    """Small numbers as int32 where q is. Equal ones are filled in there: a copy from the host would stall the stream
-    and end the capture of a CUDA graph."""
-    if len(set(numbers)) == 1:
-        return torch.full((len(numbers),), numbers[0], dtype=torch.int32, device=q.device)
-    return torch.tensor(numbers, dtype=torch.int32, device=q.device)
+KEPT = 64  # calls whose places stay on a device
+_PLACES: dict[tuple, torch.Tensor] = {}
 
 
-def clear_padding(out: torch.Tensor, lse: torch.Tensor, starts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """out and lse with the rows of padding set to 0 and -inf: they belong to no tile, so no kernel writes them."""
-    for sequence, start in enumerate(starts):
-        if start < 0:
-            out[sequence, :, :-start] = 0.0
-            lse[sequence, :, :-start] = -torch.inf
-    return out, lse
+def places_on(places: tuple[tuple[int, ...], ...], device: torch.device) -> torch.Tensor:
+    """Places on the host, as of `kernels.triton_tiles.place_of`, as int32 on a device. All layers of a model ask for
+    the same: they stay there for a while, for each stream by itself, so that no stream reads what another has yet to
+    write. A graph being captured has its own, which its replays fill in anew: a copy from the host would end it."""
+    if device.type != "cuda":
+        return torch.tensor(places, dtype=torch.int32)
+    if torch.cuda.is_current_stream_capturing():
+        held = torch.empty(len(places), len(places[0]), dtype=torch.int32, device=device)
+        for to, numbers in zip(held, places, strict=True):
+            for part, number in zip(to, numbers, strict=True) if len(set(numbers)) > 1 else [(to, numbers[0])]:
+                part.fill_(number)
+        return held
+    key = (places, device, torch.cuda.current_stream(device).cuda_stream)
+    held = _PLACES.get(key)
+    if held is None:
+        if len(_PLACES) >= KEPT:
+            del _PLACES[next(iter(_PLACES))]
+        with torch.inference_mode(False):  # a copy out of pinned memory does not make the host wait for the device
+            held = torch.tensor(places, dtype=torch.int32, pin_memory=True).to(device, non_blocking=True)
+        _PLACES[key] = held
+    return held
 
 
 def constants(

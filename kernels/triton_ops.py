@@ -29,7 +29,7 @@ from kernels.tables import (
 from kernels.triton_backward import backward
 from kernels.triton_decode import decode
 from kernels.triton_forward import forward
-from kernels.triton_launch import on_device
+from kernels.triton_launch import places_on
 from kernels.triton_tables import fill_row_tables, fill_tables
 from kernels.union import PositionalLSH
 from kernels.weights import Weights, Window
@@ -134,10 +134,11 @@ def forward_op(
     law: str, masks: int, sinks: int, tile: int, origin: int, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out like q and lse (B, H, Tq) float32; pads and starts (B,), best on the host, where they are read."""
-    places = check_places(pads, starts, gaps, q.shape[2], k.shape[2], sinks)
+    pads, starts = check_places(pads, starts, gaps, q.shape[2], k.shape[2], sinks)
+    places = _placed(pads, starts, gaps, q)
     held = Tables(law, tile, masks, sinks, origin, *tables)
     with torch.cuda.device_of(q):
-        return forward(*map(dense, (q, k, v)), held, *places, gaps, scale=scale)
+        return forward(*map(dense, (q, k, v)), held, places, scale=scale)
 
 
 @forward_op.register_fake
@@ -187,11 +188,11 @@ def decode_op(
     if len(starts) == 1 and starts[0] >= 0:  # one launch: beside a row's work each of them counts
         rows = torch.arange(starts[0], starts[0] + q.shape[2], device=q.device)
     else:
-        rows = on_device(starts, q)[:, None] + torch.arange(q.shape[2], device=q.device)
+        rows = torch.tensor(starts, device=q.device)[:, None] + torch.arange(q.shape[2], device=q.device)
         rows = rows.clamp_min_(0).view(-1)
     tables = row_tables(numbers, slope, share, bias, rows, law=law, masks=masks, sinks=sinks)
     with torch.cuda.device_of(q):
-        return decode(*map(dense, (q, k, v)), tables, pads, starts, gaps, scale=scale)
+        return decode(*map(dense, (q, k, v)), tables, _placed(pads, starts, gaps, q), scale=scale)
 
 
 @decode_op.register_fake
@@ -209,6 +210,11 @@ def row_tables(
     with torch.cuda.device_of(numbers):
         fill_row_tables(numbers, rows, first, starts, law=law, masks=masks, sinks=sinks)
     return RowTables(law, masks, sinks, first, starts, slope, bias, share)
+
+
+def _placed(pads: list[int], starts: list[int], gaps: list[int], q: Tensor) -> Tensor:
+    """`places_on` where q is."""
+    return places_on((tuple(pads), tuple(starts), *[tuple(gaps)] * any(gaps)), q.device)
 
 
 def dense(x: Tensor) -> Tensor:

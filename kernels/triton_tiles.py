@@ -7,12 +7,14 @@ from kernels.triton_weights import between, counts, scales, to_sinks
 
 
 @triton.jit
-def place_of(Pad, Start, Gap, sequence, keys, GAPS: tl.constexpr):
-    """Of a sequence: token of its first query, tokens, slots before token 0 were none left out, tokens left out."""
-    lead = tl.load(Pad + sequence)
-    start, tokens, gap = tl.load(Start + sequence), keys - lead, 0
+def place_of(Places, sequence, batch, keys, GAPS: tl.constexpr):
+    """Of a sequence: token of its first query, tokens, slots before token 0 were none left out, tokens left out.
+    Places (2, batch) int32, with GAPS (3, batch): the slots of padding before the keys, the token of the first query,
+    and how many tokens are left out after the sinks."""
+    lead = tl.load(Places + sequence)
+    start, tokens, gap = tl.load(Places + batch + sequence), keys - lead, 0
     if GAPS:
-        gap = tl.load(Gap + sequence)
+        gap = tl.load(Places + 2 * batch + sequence)
         tokens += gap
         lead -= gap
     return start, tokens, lead, gap
@@ -22,6 +24,21 @@ def place_of(Pad, Start, Gap, sequence, keys, GAPS: tl.constexpr):
 def row_of(X, sequence, head, row, of_sequence, of_head, of_row):
     """Pointer to a row of a head of a sequence, by the strides of X; it may lie outside where nothing is read."""
     return X + sequence * of_sequence + head * of_head + tl.cast(row, tl.int64) * of_row
+
+
+@triton.jit
+def clear_padding(
+    Out, Lse, sequence, head, heads, start, queries, after, o_b, o_h, o_t,
+    DIM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Write 0 and -inf to TILE rows of padding from the row `after` on: they belong to no tile of tokens. Of queries
+    whose first is token `start` those of padding are the first -start."""
+    place, dims = after + tl.arange(0, TILE), tl.arange(0, WIDE)
+    mine = place < tl.minimum(-start, queries)
+    to = row_of(Out, sequence, head, after, o_b, o_h, o_t) + tl.arange(0, TILE)[:, None] * o_t + dims[None, :]
+    nothing = tl.zeros([TILE, WIDE], tl.float32)
+    tl.store(to, nothing.to(Out.dtype.element_ty), mask=mine[:, None] & (dims < DIM)[None, :])
+    tl.store(Lse + (sequence * heads + head) * queries + place, float("-inf"), mask=mine)
 
 
 @triton.jit

@@ -29,7 +29,7 @@ def fused(problem: Problem, weights: Weights):
     from kernels.tables import build_row_tables, build_tables
     from kernels.triton_attend import capability  # triton exists on Linux only
     from kernels.triton_decode import ROWS, decode
-    from kernels.triton_launch import tile_of
+    from kernels.triton_launch import places_on, tile_of
     from kernels.triton_ops import fused as attend_fused
 
     q, scale, begin = problem.q, problem.heads.dim**-0.5, problem.offset
@@ -37,7 +37,7 @@ def fused(problem: Problem, weights: Weights):
         rows = torch.arange(begin, problem.tokens, device=problem.device)
         return (
             lambda: build_row_tables(weights, rows, problem.tokens),
-            lambda tables, q, k, v: decode(q, k, v, tables, [0], [begin], [0], scale=scale),
+            lambda tables, q, k, v: decode(q, k, v, tables, places_on(((0,), (begin,)), q.device), scale=scale),
         )
     tile = tile_of(q.dtype, capability(q))
     return (

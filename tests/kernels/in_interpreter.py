@@ -73,8 +73,8 @@ def test_decoding_gives_the_same_for_every_split(rule: str, splits: int):
     q, k, v = case.inputs()
     starts = 143 - case.pads()
     tables = build_row_tables(case.weights(), (starts[:, None] + torch.arange(7)).reshape(-1), 150)
-    places = (case.pads().tolist(), starts.tolist(), [0, 0, 0])
-    out, lse = decode(q, k, v, tables, *places, scale=0.25, splits=splits)
+    places = torch.stack([case.pads(), starts]).int()
+    out, lse = decode(q, k, v, tables, places, scale=0.25, splits=splits)
     true_out, true_lse = attend(q, k, v, case.weights(), kernel="exact", return_lse=True, **case.options())
     assert (out - true_out).abs().max() < 2e-5 and (lse - true_lse).abs().max() < 2e-5
 
