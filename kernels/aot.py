@@ -21,6 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
+from kernels.triton_causal import LAWS, causal_constants, causal_kernel
 from kernels.triton_decode import MERGED, decode_kernel, merge_kernel, tile_constants
 from kernels.triton_delta import ROWS as DELTA_ROWS
 from kernels.triton_delta import delta_kernel
@@ -29,13 +30,14 @@ from kernels.triton_dq import query_kernel
 from kernels.triton_dsinks import sink_constants, sink_kernel
 from kernels.triton_forward import forward_kernel
 from kernels.triton_launch import constants, tile_of
-from kernels.triton_tables import BLOCK, LAUNCH, row_tables_kernel, tables_kernel
+from kernels.triton_tables import BLOCK, BLOCK_TABLES, LAUNCH, row_tables_kernel, tables_kernel
 
 RECORD = Path(__file__).parents[1] / "docs/results/aot.json"
 KERNELS = {"forward": forward_kernel, "decode": decode_kernel, "dq": query_kernel, "dkdv": key_kernel}
+STREAMED = {"causal": causal_kernel}  # by the copy engine of sm_90, which takes tensor descriptors
 TABLES = {"tables": tables_kernel, "rows": row_tables_kernel}  # know no head dimension, and no dtype but their own
 UNLAWFUL = {"delta": delta_kernel, "merge": merge_kernel, "dsinks": sink_kernel}  # know no law
-ALL = KERNELS | TABLES | UNLAWFUL
+ALL = KERNELS | STREAMED | TABLES | UNLAWFUL
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TENSORS = {"Q", "K", "V", "Out", "Dout", "Dq", "Dk", "Dv"}
 POINTERS = dict.fromkeys(
@@ -104,6 +106,12 @@ def every() -> list[Configuration]:
     found += [Configuration("dsinks", cap, "linear", dtype=dtype) for cap in caps for dtype in ("fp16", "fp32")]
     found += [Configuration("dsinks", cap, "linear", dim, causal=False) for cap in caps for dim in (64, 128)]
     found += [Configuration(kernel, cap, "rb", masks=1) for cap in caps for kernel in KERNELS]
+    for law in LAWS:
+        found += [Configuration("causal", 90, law, dim, dtype) for dim in (64, 128) for dtype in ("bf16", "fp16")]
+        found += [Configuration("causal", 90, law, dim) for dim in (80, 96, 112)]
+        found += [Configuration("causal", 90, law, sinks=sinks) for sinks in (4, 70)]
+        many = {"linear": (), "rb": (1, 4, 32, 64), "count": (1, 4, 32)}[law]
+        found += [Configuration("causal", 90, law, masks=masks) for masks in many]
     for cap, law in itertools.product(caps, ("rb", "count")):
         found += [Configuration("tables", cap, law), Configuration("tables", cap, law, causal=False)]
         found.append(Configuration("rows", cap, law))
@@ -121,7 +129,10 @@ def compiled(configuration: Configuration) -> CompiledKernel:
     c = configuration
     kernel, tile = ALL[c.kernel], tile_of(DTYPES[c.dtype], c.cap // 10)
     if c.kernel in TABLES:
-        fixed = {"LAW": c.law, "CAUSAL": c.causal, "TILE": tile, "BLOCK": BLOCK, **LAUNCH}
+        block = BLOCK_TABLES if c.kernel == "tables" else BLOCK
+        fixed = {"LAW": c.law, "CAUSAL": c.causal, "TILE": tile, "BLOCK": block, **LAUNCH}
+    elif c.kernel in STREAMED:
+        fixed = causal_constants(c.law, c.masks, c.sinks, c.dim, DTYPES[c.dtype], tile)
     else:
         fixed = constants(c.kernel, c.law, c.masks, c.sinks, c.causal, c.dim, DTYPES[c.dtype], tile, c.gaps)
     if c.kernel == "decode":
@@ -133,12 +144,16 @@ def compiled(configuration: Configuration) -> CompiledKernel:
     elif c.kernel == "dsinks":
         fixed |= sink_constants(c.causal, c.dim, DTYPES[c.dtype])
     fixed["GAPS"] = c.gaps
-    options = {name: fixed.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in fixed}
+    chosen = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
+    options = {name: fixed.pop(name) for name in chosen if name in fixed}
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in fixed:
             signature[name] = "constexpr"
-        elif name in TENSORS:
+        elif c.kernel in STREAMED and name in TENSORS:
+            rows = fixed["STEP"] if name in ("K", "V") else tile
+            signature[name] = f"tensordesc<{c.dtype}[1, 1, {rows}, {fixed['WIDE']}]>"
+        elif name in (*TENSORS, "OutRows"):
             signature[name] = f"*{c.dtype}"
         elif name in POINTERS and USED.get(name, c.law) == c.law:
             signature[name] = f"*{POINTERS[name]}"
@@ -178,6 +193,7 @@ def table(kernels: dict) -> str:
     ]
     laws = ("linear", "rb", "distance", "count", "sum")
     chosen = [Configuration(kernel, 90, law) for kernel in KERNELS for law in laws]
+    chosen += [Configuration("causal", 90, law) for law in LAWS]
     for c in [*chosen, *(Configuration("tables", 90, law) for law in ("rb", "count"))]:
         k = kernels[c.id]
         lines.append(

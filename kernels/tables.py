@@ -12,8 +12,8 @@ visited pair weighs. The weight follows one of five laws:
 
 The masks that hold a pair are the bits of a word, 32 masks to a word, and found without comparing S starts per pair:
 
-* *inside a tile* (diagonal) by `planes`: bit s of plane k is bit k of the rank of the row's block in mask s among those
-  of the tile, which are at most `tile`: log2(tile) planes tell them apart.
+* *inside a tile* (diagonal) by `planes`: bit s of plane k is bit k of the place within the tile where the row's block
+  in mask s starts, 0 if it starts before the tile: log2(tile) planes tell the tile's blocks apart.
 * *across tiles* through a pivot: a block that reaches from a key before the tile to a row in it holds the tile's
   first token. So it holds row i iff ``i < end`` and key j iff ``start <= j`` of the pivot's own block: S numbers per
   tile (`corners`). For keys after the tile the pivot is its last token.
@@ -43,9 +43,9 @@ class Tables:
     with `causal` the row itself is the last, and `last` is empty.
     `order`: (H,) int32, the heads by falling number of visited pairs. `slope`: (H,) float32, for base-2 exponentials.
     `bias`: (H, W) float32, log2 of the weight by distance 0 .. W - 1, at least those that a pair may have.
-    `planes`: (H, N / tile, words, log2(tile), tile) int32. `corners`: (H, N / tile, 4, words * 32)
-    int32: start and end of the block of a tile's first token, then start and end of the block of its last token; masks
-    beyond S hold nothing. With `causal` no start lies among the sinks.
+    `planes`: (H, N / tile, words, log2(tile), tile) int32. `corners`: (H, N / tile, 4, S) int32: start and end of the
+    block of a tile's first token, then start and end of the block of its last token. With `causal` no start lies among
+    the sinks.
     `share`: (H, words * 4, 256) float32, what the masks of each byte of a word add to S times the weight.
     """
 
@@ -163,7 +163,7 @@ def empty_tables(
         slope=make(heads, dtype=torch.float32),
         bias=make(dtype=torch.float32, wanted=False),
         planes=make(heads, padded // tile, words, max(1, tile.bit_length() - 1), tile, wanted=counted),
-        corners=make(heads, padded // tile, 4, words * WORD, wanted=counted),
+        corners=make(heads, padded // tile, 4, masks, wanted=counted),
         share=make(heads, words * WORD // 8, 256, dtype=torch.float32, wanted=law == "sum"),
     )
 
@@ -254,10 +254,9 @@ def _fill_planes(planes: torch.Tensor, weights: PositionalLSH, rows: torch.Tenso
     bit = torch.ones(WORD, dtype=torch.int64, device=rows.device) << torch.arange(WORD, device=rows.device)
     for head in range(weights.heads):
         start = weights.masks.starts(torch.tensor([head], device=rows.device), rows[None])[0]
-        opened = ((start == rows[:, None]) & (rows % tile > 0)[:, None]).view(-1, tile, weights.count)
-        rank = opened.cumsum(1)
+        place = (start - (rows // tile * tile)[:, None]).clamp_min_(0).view(-1, tile, weights.count)
         for word in range(words):
-            some = rank[..., word * WORD : (word + 1) * WORD]
+            some = place[..., word * WORD : (word + 1) * WORD]
             for k in range(depth):
                 planes[head, :, word, k] = _as_int32((((some >> k) & 1) * bit[: some.shape[2]]).sum(2))
 
@@ -265,13 +264,11 @@ def _fill_planes(planes: torch.Tensor, weights: PositionalLSH, rows: torch.Tenso
 def _fill_corners(corners: torch.Tensor, weights: PositionalLSH, rows: torch.Tensor, tile: int, causal: bool) -> None:
     heads = torch.arange(weights.heads, device=rows.device)
     far = torch.iinfo(torch.int32).max
-    corners.zero_()
-    corners[:, :, 0::2] = far  # no key lies after the start, none before the end: a mask that holds nothing
     for pivot, token in enumerate((rows[::tile], rows[tile - 1 :: tile])):
         each = token[None].expand(weights.heads, -1)
         start = weights.masks.starts(heads, each).clamp_min_(weights.sinks if causal else 0)
-        corners[:, :, 2 * pivot, : weights.count] = start.int()
-        corners[:, :, 2 * pivot + 1, : weights.count] = weights.masks.ends(heads, each).clamp_max(far).int()
+        corners[:, :, 2 * pivot] = start.int()
+        corners[:, :, 2 * pivot + 1] = weights.masks.ends(heads, each).clamp_max(far).int()
 
 
 def _as_int32(word: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,6 @@ def key_kernel(
     """Grid (batch, tiles of keys, heads). Dk, Dv (batch, heads, keys, DIM) dense, one for each query head; Since, Until
     (heads, tiles) int32: the first row that visits the tile, and the row after the last. Rows are taken STEP at a
     time. Sinks get 0, since what they get from every row is `kernels.triton_dsinks`'."""
-    WORDS: tl.constexpr = (MASKS + 31) // 32
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
     start, tokens, lead, _ = place_of(Places, sequence, tl.num_programs(0), keys, False)
@@ -63,7 +62,7 @@ def key_kernel(
             begin = tl.maximum(tl.load(Since + tables), tl.maximum(start, 0)) // STEP * STEP
             stop = tl.minimum(j0, end)
         else:
-            pivot = corner + 2 * WORDS * 32
+            pivot = corner + 2 * MASKS
             begin = tl.maximum(j0 + TILE, start // STEP * STEP)
             stop = tl.minimum(tl.load(Until + tables), end)
         word, word_2 = words_of(pivot, columns, LAW, MASKS, not BEFORE)

@@ -100,7 +100,7 @@ def query_kernel(
         )  # fmt: skip
         dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
     if not CAUSAL:
-        corner += 2 * ((MASKS + 31) // 32) * 32
+        corner += 2 * MASKS
         word, word_2 = words_of(corner, rows, LAW, MASKS, True)
         for j0 in tl.range(i0 + TILE, highest + 1, STEP, disable_licm=packed(LAW, MASKS, CAUSAL)):
             columns = j0 + step

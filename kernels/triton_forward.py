@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from kernels.tables import LOG2E, Tables
+from kernels.triton_causal import causal_forward, streams
 from kernels.triton_launch import constants, pointers
 from kernels.triton_tiles import clear_padding, load_pair, load_tile, place_of, row_of, sink_tile
 from kernels.triton_weights import (
@@ -121,7 +122,7 @@ def forward_kernel(
 
     # tiles after it
     if not CAUSAL:
-        corner += 2 * ((MASKS + 31) // 32) * 32
+        corner += 2 * MASKS
         word, word_2 = words_of(corner, rows, LAW, MASKS, True)
         highest = tl.minimum(tl.load(Last + head * padded - origin + i0 + TILE - 1), tokens - 1)
         for j0 in tl.range(i0 + TILE, highest + 1, STEP, disable_licm=packed(LAW, MASKS, CAUSAL)):
@@ -178,6 +179,9 @@ def forward(
     (batch, heads, queries, dim), gaps = q.shape, len(places) == 3
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    if streams(q, k, v, tables, gaps):
+        causal_forward(q, k, v, out, lse, tables, places, scale=scale)
+        return out, lse
     grid = ((queries + 2 * tables.tile - 2) // tables.tile, batch, heads)
     forward_kernel[grid](
         q, k, v, out, lse, places, *pointers(tables),

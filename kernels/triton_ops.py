@@ -38,11 +38,12 @@ ENDLESS = 2.0**52  # tokens, a whole number in float64
 
 
 def numbers_of(weights: Weights) -> tuple[Tensor, dict]:
-    """The weights as (H, 1 + 3 S) float64 on the host, slope, then widths, shifts and weights of the masks, or (H, 2),
-    slope and reach, of weights without masks (masks = 0); and `law`, `masks` and `sinks`."""
+    """The weights as (H, 1 + 4 S) float64 on the host, slope, then widths, shifts, weights and reciprocal widths of the
+    masks, or (H, 2), slope and reach, of weights without masks (masks = 0); and `law`, `masks` and `sinks`."""
     slopes, law = weights.slopes[:, None], law_of(weights)
     if isinstance(weights, PositionalLSH):
-        masks, columns = weights.count, (weights.masks.width, weights.masks.shift, weights.masks.log_weight.exp())
+        masks, width = weights.count, weights.masks.width
+        columns = (width, weights.masks.shift, weights.masks.log_weight.exp(), width.reciprocal())
     else:
         masks = 0
         columns = (weights.tokens.double()[:, None] if isinstance(weights, Window) else slopes * 0 + ENDLESS,)
@@ -67,7 +68,8 @@ def numbers_on(weights: Weights, device: torch.device) -> tuple[Tensor, Tensor, 
 
 def _numbers_there(weights: Weights, device: torch.device) -> tuple[Tensor, Tensor, Tensor, dict]:
     numbers, kind = numbers_of(weights)
-    share = numbers[:, 1 + 2 * kind["masks"] :] if kind["law"] in ("count", "sum") else numbers[:0, 0]
+    counted = kind["law"] in ("count", "sum")
+    share = numbers[:, 1 + 2 * kind["masks"] :][:, : kind["masks"]] if counted else numbers[:0, 0]
     of_rows = (numbers[:, 0] * LOG2E, share.contiguous())
     return numbers.to(device), *(x.float().to(device) for x in of_rows), kind
 
@@ -110,7 +112,7 @@ def tables_op(
     tables = empty_tables(law, masks, sinks, origin, tokens, tile, causal, len(numbers), numbers.device)
     with torch.cuda.device_of(numbers):
         fill_tables(numbers, tables, tokens)
-    fill_rest(tables, numbers[:, 0], numbers[:, 1 + 2 * masks :])
+    fill_rest(tables, numbers[:, 0], numbers[:, 1 + 2 * masks :][:, :masks])
     return tables.tensors
 
 

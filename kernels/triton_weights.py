@@ -39,13 +39,14 @@ def gather(table, index, ASM: tl.constexpr):
 @triton.jit
 def holding(corner, positions, WORD: tl.constexpr, MASKS: tl.constexpr, STARTING: tl.constexpr):
     """Word of masks whose pivot block starts at or before each position (STARTING), or ends after it. `corner`: the
-    starts, then the ends, in whole words."""
-    lane = tl.arange(0, 32)
-    one = tl.full([32], 1, tl.int32) << lane
+    starts, then the ends."""
+    LANES: tl.constexpr = lanes_of(MASKS)
+    lane = WORD * 32 + tl.arange(0, LANES)
+    one = tl.full([LANES], 1, tl.int32) << tl.arange(0, LANES)
     if STARTING:
-        held = tl.load(corner + WORD * 32 + lane)[None, :] <= positions[:, None]
+        held = tl.load(corner + lane, mask=lane < MASKS, other=2147483647)[None, :] <= positions[:, None]
     else:
-        held = tl.load(corner + ((MASKS + 31) // 32 + WORD) * 32 + lane)[None, :] > positions[:, None]
+        held = tl.load(corner + MASKS + lane, mask=lane < MASKS, other=0)[None, :] > positions[:, None]
     return tl.sum(tl.where(held, one[None, :], 0), 1)
 
 
@@ -72,7 +73,7 @@ def weights_of(
         slope = tl.load(Slope + head)
     words: tl.constexpr = (MASKS + 31) // 32
     at = head * tiles + tile
-    planes, corner = Planes + at * (words * tile_depth(TILE) * TILE), Corners + at * (4 * words * 32)
+    planes, corner = Planes + at * (words * tile_depth(TILE) * TILE), Corners + at * (4 * MASKS)
     return slope, Bias + head * reach, Share + head * (words * 4 * 256), planes, corner
 
 
@@ -207,6 +208,12 @@ def near_stages(law, masks):
 def packed(law, masks, causal):
     """Whether two words of masks are looked up in both directions: what the steps of a loop share would spill."""
     return law == "sum" and masks > 32 and not causal
+
+
+@triton.constexpr_function
+def lanes_of(masks):
+    """Bits of a word that masks are compared in: half of them are enough for 16 masks."""
+    return 16 if masks <= 16 else 32
 
 
 @triton.constexpr_function

@@ -1,0 +1,247 @@
+"""Kernel `triton`, forward, for causal calls on Hopper: one loop over tiles of keys that the copy engine (TMA) fetches.
+
+The general kernel (`kernels.triton_forward`) takes the diagonal tile and the tiles before it in two loops, by pointers.
+Pointers to a tile take some 60 registers of a thread, and a second loop begins with nothing in flight. Here a tile is
+one instruction of one thread, tiles are taken from the diagonal leftwards in one loop, and three or four blocks share a
+multiprocessor in place of two.
+
+What a pair weighs takes fewer instructions, too. A row's softmax does not change with a constant of the row, so that
+the bias -slope * (i - j) is slope * (j - i0) of the column alone, and the log-sum-exp gets the rest at the end. Under
+"rb" the weight of exp(-slope * d) =: L is L / (1 - (1 - L)^S) = 1 / (1 + q + ... + q^(S-1)) with q = 1 - L, and L is a
+product of a factor of the row and one of the column. How many masks hold a pair before the tile is a product of two 0/1
+matrices of S columns, which the tensor cores multiply.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from kernels.tables import LOG2E, WORD, Tables
+from kernels.triton_launch import precision_of, width_of
+from kernels.triton_tiles import clear_padding, place_of
+from kernels.triton_weights import ANY, HIDDEN, INTERPRETED, LN2, between, counts, scales, weigh_near, weights_of
+
+STEP = 32  # keys at a time
+LAWS = ("linear", "rb", "count")
+LARGEST = tl.constexpr(120.0)  # exponent of a factor of a row or column: their product stays within float32
+ALIGNED = 16  # bytes of which every address and stride must be a multiple
+
+
+@triton.jit
+def reciprocal(x, ASM: tl.constexpr):
+    """1 / x to the last bit but one, in one instruction."""
+    if ASM:
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return 1.0 / x
+
+
+@triton.constexpr_function
+def doublings(number):
+    return number.bit_length() - 1
+
+
+@triton.constexpr_function
+def lanes_of_product(masks):
+    """Columns of a product over the masks: a power of two that the tensor cores take."""
+    return max(16, 1 << (masks - 1).bit_length())
+
+
+@triton.jit
+def geometric(q, number: tl.constexpr):
+    """1 + q + ... + q^(number - 1) for q from 0 to 1, all of whose terms are positive: nothing cancels."""
+    # from k terms to 2 k: times 1 + q^k; to one more: times q, plus 1
+    found = tl.full(q.shape, 1.0, tl.float32)
+    power = q  # q^k
+    for i in tl.static_range(doublings(number)):
+        found = found + found * power
+        power = power * power
+        if (number >> (doublings(number) - 1 - i)) % 2 == 1:
+            found = 1.0 + q * found
+            power = power * q
+    return found
+
+
+@triton.jit(do_not_specialize=ANY)
+def causal_kernel(
+    Q, K, V, Out, OutRows, Lse, Places, Order, First, Slope, Bias, Planes, Corners, Share,
+    o_b, o_h, o_t, heads, group, queries, keys, padded, origin, scale2,
+    LAW: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
+    TILE: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """Grid (tiles of rows, batch, heads). Q, K, V, Out: tensor descriptors of (batch, heads, slots, DIM), what lies
+    outside of them is read as 0 and not written; OutRows: the pointer of Out, with strides o_, for rows of padding.
+    Lse (batch, heads, queries) dense. Places as in `place_of`, without gaps. The other pointers are those of `Tables`
+    with `padded` rows, the first of them `origin`."""
+    sequence = tl.program_id(1)
+    head = tl.load(Order + tl.program_id(2))
+    start, tokens, lead, _ = place_of(Places, sequence, tl.num_programs(1), keys, False)
+    tile = tl.maximum(start, 0) // TILE + tl.num_programs(0) - 1 - tl.program_id(0)
+    i0 = tile * TILE
+    if i0 >= start + queries:
+        after = i0 - tl.cdiv(tl.maximum(start + queries, 0), TILE) * TILE
+        clear_padding(
+            OutRows, Lse, sequence.to(tl.int64), head.to(tl.int64), heads, start, queries, after, o_b, o_h, o_t,
+            DIM, WIDE, TILE,
+        )  # fmt: skip
+        return
+    place, step = tl.arange(0, TILE), tl.arange(0, STEP)
+    rows = i0 + place
+    shared = head // group  # the head of keys and values
+    q = Q.load([sequence, head, i0 - start, 0]).reshape([TILE, WIDE])
+    first_of = First + head.to(tl.int64) * padded - origin
+    lowest = tl.load(first_of + i0) // STEP * STEP
+    first = tl.load(first_of + rows)
+    visited = tl.maximum(rows - first + 1, 0).to(tl.uint32)  # keys of each row; none of a row among the sinks
+    slope, _, share, planes, corner = weights_of(
+        head.to(tl.int64), tile - origin // TILE, Slope, Bias, Share, Planes, Corners, padded // TILE, 0,
+        LAW, MASKS, TILE,
+    )  # fmt: skip
+    LANES: tl.constexpr = lanes_of_product(MASKS)
+    if LAW == "count":  # a mask holds row i and key j before the tile iff its block of row i0 ends after i, begins by j
+        lane = tl.arange(0, LANES)
+        begins = tl.load(corner + lane, mask=lane < MASKS, other=2147483647)
+        ends = tl.load(corner + MASKS + lane, mask=lane < MASKS, other=0)
+        of_rows = (ends[None, :] > rows[:, None]).to(q.dtype)
+    if LAW == "rb":
+        of_rows = tl.exp2(-slope * (place - TILE // 2).to(tl.float32))
+    top = tl.full([TILE], HIDDEN, tl.float32)
+    total = tl.zeros([TILE], tl.float32)
+    acc = tl.zeros([TILE, WIDE], tl.float32)
+
+    last = i0 + TILE - STEP
+    for t in tl.range(0, (last - lowest) // STEP + 1, num_stages=STAGES, disable_licm=True):
+        j0 = last - t * STEP
+        columns = j0 + step
+        k = K.load([sequence, shared, lead + j0, 0]).reshape([STEP, WIDE])
+        v = V.load([sequence, shared, lead + j0, 0]).reshape([STEP, WIDE])
+        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+        # in one comparison: a column before the first is a large number without sign
+        seen = (columns[None, :] - first[:, None]).to(tl.uint32) < visited[:, None]
+        factor = score
+        if LAW == "count":
+            if j0 >= i0:
+                factor = weigh_near(planes, place, columns - i0, share, LAW, MASKS, TILE, ASM)
+                factor = tl.where(seen, factor, 0.0)
+            else:
+                of_columns = (begins[:, None] <= columns[None, :]).to(q.dtype)
+                factor = tl.dot(of_rows, of_columns, input_precision=PRECISION)
+            score = tl.where(factor > 0, score, HIDDEN)
+        else:
+            if LAW == "linear":
+                score += (slope * (columns - i0).to(tl.float32))[None, :]
+            else:
+                if slope * (TILE // 2) <= LARGEST:
+                    of_columns = tl.exp2(slope * (columns - i0 - TILE // 2).to(tl.float32))
+                    like = of_rows[:, None] * of_columns[None, :]
+                else:
+                    like = tl.exp2(slope * (columns[None, :] - rows[:, None]).to(tl.float32))
+                factor = reciprocal(geometric(tl.maximum(1.0 - like, 0.0), MASKS), ASM)
+            score = tl.where(seen, score, HIDDEN)
+        acc, total, top = absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+
+    # the sinks: a row that saw nothing so far has a maximum of HIDDEN, which what it sees here wipes out
+    if SINKS > 0:
+        of_head = tl.load(Slope + head)
+        for j0 in tl.range(0, SINKS, STEP, num_stages=1):
+            columns = j0 + step
+            k = K.load([sequence, shared, lead + j0, 0]).reshape([STEP, WIDE])
+            v = V.load([sequence, shared, lead + j0, 0]).reshape([STEP, WIDE])
+            score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+            if LAW == "linear":
+                score += (slope * (columns - i0).to(tl.float32))[None, :]
+            else:
+                score += of_head * between(rows, columns, i0, j0)
+            seen = (columns < SINKS)[None, :] & (columns[None, :] <= rows[:, None])
+            score = tl.where(seen, score, HIDDEN)
+            factor = tl.full(score.shape, MASKS * 1.0 if counts(LAW) else 1.0, tl.float32)
+            acc, total, top = absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+
+    out = (acc * reciprocal(total, ASM)[:, None]).to(q.dtype)
+    Out.store([sequence, head, i0 - start, 0], out.reshape([1, 1, TILE, WIDE]))
+    lse = top + tl.log2(total)
+    if counts(LAW):
+        lse -= tl.log2(MASKS * 1.0)
+    if LAW == "linear":
+        lse -= slope * place.to(tl.float32)
+    mine = (rows >= start) & (rows < start + queries)
+    to = Lse + (sequence * heads + head).to(tl.int64) * queries + (rows - start)
+    tl.store(to, lse * LN2, mask=mine)
+
+
+@triton.jit
+def absorb(
+    acc, total, top, score, factor, value,
+    LAW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The running softmax (acc, total, top) with one more tile of base-2 scores and the factors of its exponentials."""
+    higher = tl.maximum(top, tl.max(score, 1))
+    p = tl.exp2(score - higher[:, None])
+    if scales(LAW):
+        p = p * factor
+    shrink = tl.exp2(top - higher)
+    total = total * shrink + tl.sum(p, 1)
+    acc = tl.dot(p.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
+    return acc, total, higher
+
+
+def causal_constants(law: str, masks: int, sinks: int, dim: int, dtype: torch.dtype, tile: int) -> dict:
+    """What the kernel is compiled for, and how it is launched: with the cap on registers and the stages that took the
+    least time on an H200. On sm_90 128 registers leave room for four blocks, 168 for three."""
+    return {
+        "LAW": law,
+        "MASKS": 0 if law == "linear" else masks,
+        "SINKS": sinks,
+        "DIM": dim,
+        "WIDE": width_of(dim),
+        "TILE": tile,
+        "STEP": min(STEP, tile),
+        "STAGES": 3 if law == "rb" else 2,
+        "PRECISION": precision_of(dtype),
+        "ASM": not INTERPRETED,
+        "num_warps": 4,
+        "maxnreg": 128 if law == "linear" and not sinks else 255 if law == "count" and masks > 16 else 168,
+        "enable_fp_fusion": True,
+    }
+
+
+def streams(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tables: Tables, gaps: bool) -> bool:
+    """Whether this kernel can do the call, and is the faster one: what it takes was chosen by times on an H200."""
+    able = INTERPRETED or q.is_cuda and torch.cuda.get_device_capability(q.device)[0] == 9
+    lawful = tables.law in ("linear", "rb") or tables.law == "count" and tables.masks <= WORD
+    kind = able and tables.causal and not gaps and lawful and q.dtype != torch.float32
+    return kind and all(map(streamed, (q, k, v)))
+
+
+def streamed(x: torch.Tensor) -> bool:
+    """Whether the copy engine can fetch tiles of x, with a dense last dimension, as it lies in memory."""
+    sizes = zip(x.shape[:3], x.stride()[:3], strict=True)
+    strides = [stride for size, stride in sizes if size > 1]
+    return x.data_ptr() % ALIGNED == 0 and all(
+        stride > 0 and stride * x.element_size() % ALIGNED == 0 for stride in strides
+    )
+
+
+def descriptor(x: torch.Tensor, rows: int) -> TensorDescriptor:
+    """Of tiles of `rows` tokens of one head of a sequence of x (B, H, T, D)."""
+    strides = [stride if size > 1 else x.stride(2) for size, stride in zip(x.shape[:2], x.stride()[:2], strict=True)]
+    return TensorDescriptor(x, list(x.shape), [*strides, *x.stride()[2:]], [1, 1, rows, width_of(x.shape[3])])
+
+
+def causal_forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, tables: Tables,
+    places: torch.Tensor, *, scale: float,
+) -> None:  # fmt: skip
+    """As `kernels.triton_forward.forward`, written to `out` and `lse`."""
+    batch, heads, queries, dim = q.shape
+    fixed = causal_constants(tables.law, tables.masks, tables.sinks, dim, q.dtype, tables.tile)
+    named = (getattr(tables, name) for name in ("order", "first", "slope", "bias", "planes", "corners", "share"))
+    causal_kernel[((queries + 2 * tables.tile - 2) // tables.tile, batch, heads)](
+        descriptor(q, tables.tile), descriptor(k, fixed["STEP"]), descriptor(v, fixed["STEP"]),
+        descriptor(out, tables.tile), out, lse, places, *(x if x.numel() else tables.first for x in named),
+        *out.stride()[:3], heads, heads // k.shape[1], queries, k.shape[2], tables.first.shape[1], tables.origin,
+        scale * LOG2E, **fixed,
+    )  # fmt: skip
