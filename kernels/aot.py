@@ -30,12 +30,12 @@ from kernels.triton_dq import query_kernel
 from kernels.triton_dsinks import sink_constants, sink_kernel
 from kernels.triton_forward import forward_kernel
 from kernels.triton_launch import constants, tile_of
-from kernels.triton_tables import BLOCK, BLOCK_TABLES, LAUNCH, row_tables_kernel, tables_kernel
+from kernels.triton_tables import BLOCK, LAUNCH, tables_kernel
 
 RECORD = Path(__file__).parents[1] / "docs/results/aot.json"
 KERNELS = {"forward": forward_kernel, "decode": decode_kernel, "dq": query_kernel, "dkdv": key_kernel}
 STREAMED = {"causal": causal_kernel}  # by the copy engine of sm_90, which takes tensor descriptors
-TABLES = {"tables": tables_kernel, "rows": row_tables_kernel}  # know no head dimension, and no dtype but their own
+TABLES = {"tables": tables_kernel}  # knows no head dimension, and no dtype but its own
 UNLAWFUL = {"delta": delta_kernel, "merge": merge_kernel, "dsinks": sink_kernel}  # know no law
 ALL = KERNELS | STREAMED | TABLES | UNLAWFUL
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -44,9 +44,8 @@ POINTERS = dict.fromkeys(
     ("Lse", "Dlse", "Delta", "Part", "PartDk", "PartDv", "Whole", "Slope", "Bias", "Share"), "fp32"
 ) | {
     "Numbers": "fp64",
-    "Rows": "i64",
 }
-# tables that only one law has: under another law a kernel gets the pointer of a table of integers in their place
+# tables that only one law has: under another law a kernel over tiles gets a table of integers in their place
 USED = {"Bias": "distance", "Share": "sum"}
 # a multiprocessor of sm_90: registers, and bytes of shared memory of which every block reserves 1 KiB for the system
 REGISTERS, SHARED = 65536, 233472
@@ -114,7 +113,6 @@ def every() -> list[Configuration]:
         found += [Configuration("causal", 90, law, masks=masks) for masks in many]
     for cap, law in itertools.product(caps, ("rb", "count")):
         found += [Configuration("tables", cap, law), Configuration("tables", cap, law, causal=False)]
-        found.append(Configuration("rows", cap, law))
     return found
 
 
@@ -129,14 +127,13 @@ def compiled(configuration: Configuration) -> CompiledKernel:
     c = configuration
     kernel, tile = ALL[c.kernel], tile_of(DTYPES[c.dtype], c.cap // 10)
     if c.kernel in TABLES:
-        block = BLOCK_TABLES if c.kernel == "tables" else BLOCK
-        fixed = {"LAW": c.law, "CAUSAL": c.causal, "TILE": tile, "BLOCK": block, **LAUNCH}
+        fixed = {"LAW": c.law, "CAUSAL": c.causal, "TILE": tile, "BLOCK": BLOCK, **LAUNCH}
     elif c.kernel in STREAMED:
         fixed = causal_constants(c.law, c.masks, c.sinks, c.dim, DTYPES[c.dtype], tile)
     else:
         fixed = constants(c.kernel, c.law, c.masks, c.sinks, c.causal, c.dim, DTYPES[c.dtype], tile, c.gaps)
     if c.kernel == "decode":
-        fixed |= tile_constants(DTYPES[c.dtype])
+        fixed |= tile_constants(DTYPES[c.dtype]) | {"MASKS": 0 if c.law == "linear" else c.masks}
     elif c.kernel == "delta":
         fixed |= {"ROWS": DELTA_ROWS, "num_warps": 4, "num_stages": 3}
     elif c.kernel == "merge":
@@ -155,7 +152,7 @@ def compiled(configuration: Configuration) -> CompiledKernel:
             signature[name] = f"tensordesc<{c.dtype}[1, 1, {rows}, {fixed['WIDE']}]>"
         elif name in (*TENSORS, "OutRows"):
             signature[name] = f"*{c.dtype}"
-        elif name in POINTERS and USED.get(name, c.law) == c.law:
+        elif name in POINTERS and (USED.get(name, c.law) == c.law or c.kernel == "decode"):
             signature[name] = f"*{POINTERS[name]}"
         elif name[0].isupper():
             signature[name] = "*i32"

@@ -4,7 +4,7 @@ import torch
 
 from kernels.auto import choose
 from kernels.exact import attend_exact
-from kernels.places import check_places, places_of
+from kernels.places import check_places, held_places, places_of
 from kernels.sdpa import attend_sdpa
 from kernels.weights import Alibi, Weights
 
@@ -23,6 +23,7 @@ def attend(
     q_offset: int | torch.Tensor | None = None,
     padding: torch.Tensor | None = None,
     gap: int | torch.Tensor = 0,
+    places: torch.Tensor | None = None,
     return_lse: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Attention under `weights`: row-normalised ``exp(q.k * scale) * w`` times v.
@@ -41,6 +42,9 @@ def attend(
             row will reach again holds the first `weights.sinks` tokens, then token sinks + gap and all after it. Causal
             only, and every query comes after what is left out, which it does not see: the result is that of all keys
             where nothing is left out that the first query reaches (`weights.reach`).
+        places: padding, q_offset and, where keys are left out, gap, as the rows of one tensor (2 or 3, batch) of whole
+            numbers, in place of the three. Those of a CUDA tensor are not looked at on the host and so not checked: a
+            CUDA graph that holds the call reads them at every replay. int32 on q's device is taken as it is.
         return_lse: also return the log-sum-exp of each row, (batch, heads, queries), float32 or float64 as computed;
             -inf in a row of padding.
 
@@ -50,25 +54,32 @@ def attend(
         with torch.autocast(q.device.type, enabled=False):  # the dtype of q, k and v says what is computed in
             return attend(
                 q, k, v, weights, scale=scale, causal=causal, kernel=kernel, q_offset=q_offset, padding=padding,
-                gap=gap, return_lse=return_lse,
+                gap=gap, places=places, return_lse=return_lse,
             )  # fmt: skip
     _check(q, k, v, weights, kernel)
     queries, keys = q.shape[2], k.shape[2]
     scale = q.shape[3] ** -0.5 if scale is None else float(scale)
-    pads, starts, gaps = places_of(q, keys, padding, q_offset, gap)
-    _check_gaps(gaps, weights, causal)
+    if places is None:
+        where, most = places_of(q, keys, padding, q_offset, gap)
+    elif padding is None and q_offset is None and not isinstance(gap, torch.Tensor) and gap == 0:
+        where, most = held_places(places, len(q))
+    else:
+        raise ValueError("places say what padding, q_offset and gap would: pass the one or the others.")
+    gapped = len(where) == 3
+    if gapped and (not causal or isinstance(weights, Alibi)):
+        raise ValueError("A gap needs causal=True and weights that forget (Window, PositionalLSH): pass every key.")
     if kernel == "auto":
-        kernel = choose(q, k, v, weights, causal, gaps)
+        kernel = choose(q, k, v, weights, causal, gapped)
     if kernel == "triton":
         from kernels.triton_attend import attend_triton, obstacle  # triton exists on Linux only
 
         if reason := obstacle(q, weights):
             raise ValueError(reason)
-        out, lse = attend_triton(q, k, v, weights, scale=scale, causal=causal, starts=starts, pads=pads, gaps=gaps)
+        out, lse = attend_triton(q, k, v, weights, scale=scale, causal=causal, places=where, gap=most)
         return (out, lse) if return_lse else out
-    pads, starts = check_places(pads, starts, gaps, queries, keys, weights.sinks)
+    each = list(zip(*check_places(where, queries, keys, weights.sinks), strict=True))
 
-    def group(rows: list[int] | slice, start: int, pad: int, left_out: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def group(rows: list[int] | slice, pad: int, start: int, left_out: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         inputs = (q[rows], k[rows][:, :, pad:], v[rows][:, :, pad:])
         options = {"scale": scale, "causal": causal, "offset": start, "gap": left_out}
         if kernel == "exact":
@@ -79,27 +90,19 @@ def attend(
             return attend_flex(*inputs, weights, **options, need_lse=return_lse)
         return attend_sdpa(*inputs, weights, **options, need_lse=return_lse)
 
-    places = list(zip(starts, pads, gaps, strict=True))
-    if len(set(places)) == 1:
-        out, lse = group(slice(None), *places[0])
+    if len(set(each)) == 1:
+        out, lse = group(slice(None), *each[0])
     else:
         out = torch.empty_like(q)
         lse = torch.empty(
             q.shape[:3], device=q.device, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32
         )
-        for place in sorted(set(places)):
-            rows = [i for i, p in enumerate(places) if p == place]
+        for place in sorted(set(each)):
+            rows = [i for i, p in enumerate(each) if p == place]
             out[rows], part = group(rows, *place)
             if part is not None:
                 lse[rows] = part
     return (out, lse) if return_lse else out
-
-
-def _check_gaps(gaps: list[int], weights: Weights, causal: bool) -> None:
-    if any(gap < 0 for gap in gaps):  # torch.compile follows no min of symbolic numbers
-        raise ValueError(f"gap must be at least 0, not {gaps}.")
-    if any(gaps) and (not causal or isinstance(weights, Alibi)):
-        raise ValueError("A gap needs causal=True and weights that forget (Window, PositionalLSH): pass every key.")
 
 
 def _check(q, k, v, weights, kernel):

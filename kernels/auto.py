@@ -19,22 +19,22 @@ TOKENS, LEFT_OUT = 200, 64  # of the short case: a few tiles of every kernel
 CHOSEN: set[str] = set()  # what "auto" has come to, for whoever wants to record it
 
 
-def choose(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, causal: bool, gaps: list[int]) -> str:
+def choose(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, causal: bool, gapped: bool) -> str:
     """The kernel for a call: "triton" or "sdpa"."""
-    chosen = "triton" if q.device.type == "cuda" and _fused(q, k, v, weights, causal, gaps) else "sdpa"
+    chosen = "triton" if q.device.type == "cuda" and _fused(q, k, v, weights, causal, gapped) else "sdpa"
     if not torch.compiler.is_compiling():
         CHOSEN.add(chosen)
     return chosen
 
 
-def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, causal: bool, gaps: list[int]) -> bool:
+def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, causal: bool, gapped: bool) -> bool:
     try:
         from kernels.triton_attend import obstacle
         from kernels.triton_decode import ROWS
     except ImportError:  # there is no triton for this system
         return False
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    if obstacle(q, weights) or (differentiated and any(gaps)):
+    if obstacle(q, weights) or (differentiated and gapped):
         return False
     return is_right(
         str(q.device),
@@ -44,7 +44,7 @@ def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, 
         ROWS if causal and q.shape[2] <= ROWS and not differentiated else TOKENS - LEFT_OUT,
         causal,
         differentiated,
-        any(gaps),
+        gapped,
     )
 
 

@@ -20,7 +20,7 @@ The masks that hold a pair are the bits of a word, 32 masks to a word, and found
 """
 
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -41,7 +41,8 @@ class Tables:
     `sinks`: how many tokens every row sees with the weight of ALiBi, whatever the law; the rest is about other columns.
     `first`, `last`: (H, N) int32, the first and last visited column of each row, both non-decreasing in the row;
     with `causal` the row itself is the last, and `last` is empty.
-    `order`: (H,) int32, the heads by falling number of visited pairs. `slope`: (H,) float32, for base-2 exponentials.
+    `order`: (H,) int32, the heads by falling number of visited pairs, as the slopes let expect. `slope`: (H,) float32,
+    for base-2 exponentials.
     `bias`: (H, W) float32, log2 of the weight by distance 0 .. W - 1, at least those that a pair may have.
     `planes`: (H, N / tile, words, log2(tile), tile) int32. `corners`: (H, N / tile, 4, S) int32: start and end of the
     block of a tile's first token, then start and end of the block of its last token. With `causal` no start lies among
@@ -107,8 +108,8 @@ def build_tables(
     """Tables for rows origin .. tokens - 1 and columns 0 .. tokens - 1. `tile`: a power of two, the rows and columns of
     a kernel's tiles; `origin` a multiple of it.
 
-    This is all that kernel="triton" computes from the masks before its forward pass, `bias` at the first call and the
-    rest at every call: to time that apart, time this function on a CUDA device.
+    This is all that kernel="triton" computes from the masks before its forward pass: `order`, `slope`, `share` and
+    `bias` at the first call, the rest at every call: to time that apart, time this function on a CUDA device.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -116,9 +117,14 @@ def build_tables(
 
         return tables_on_device(weights, tokens, tile=tile, causal=causal, device=device, origin=origin)
     law, masks = law_of(weights), weights.count if isinstance(weights, PositionalLSH) else 0
-    tables = empty_tables(law, masks, weights.sinks, origin, tokens, tile, causal, weights.heads, device)
     slopes = weights.slopes.to(device)
-    tables = replace(tables, bias=bias_of(weights, whole_tiles(tokens, tile), slopes))
+    shares = weights.masks.log_weight.exp().to(device) if masks else slopes[:, None]
+    order, slope, share = fixed_tables(law, slopes, shares)
+    tables = Tables(
+        law=law, tile=tile, masks=masks, sinks=weights.sinks, origin=origin, order=order, slope=slope, share=share,
+        bias=bias_of(weights, whole_tiles(tokens, tile), slopes),
+        **empty_tables(law, masks, origin, tokens, tile, causal, weights.heads, device),
+    )  # fmt: skip
     rows = origin + torch.arange(tables.first.shape[1], device=device)
     for head in range(weights.heads):  # one head at a time: S masks in float64 take S times the memory of a row
         low, high = weights.reach(torch.tensor([head], device=device), rows[None])
@@ -128,97 +134,39 @@ def build_tables(
     if law in ("count", "sum"):
         _fill_planes(tables.planes, weights, rows, tile)
         _fill_corners(tables.corners, weights, rows, tile, causal)
-    share = weights.masks.log_weight.exp() if isinstance(weights, PositionalLSH) else None
-    fill_rest(tables, slopes, share)
     return tables
 
 
 def empty_tables(
-    law: str,
-    masks: int,
-    sinks: int,
-    origin: int,
-    tokens: int,
-    tile: int,
-    causal: bool,
-    heads: int,
-    device: torch.device,
-) -> Tables:
-    """Tables that are not yet written, `masks` 0 for weights without any; without `bias`, which is not of rows."""
+    law: str, masks: int, origin: int, tokens: int, tile: int, causal: bool, heads: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """`first`, `last`, `planes` and `corners` of Tables, not yet written; `masks` 0 for weights without any."""
     assert tile & (tile - 1) == 0 and 0 <= origin < tokens and origin % tile == 0
     padded, words, counted = whole_tiles(tokens - origin, tile), -(-masks // WORD), law in ("count", "sum")
 
-    def make(*shape: int, dtype: torch.dtype = torch.int32, wanted: bool = True) -> torch.Tensor:
-        return torch.empty(shape if wanted else 0, dtype=dtype, device=device)
+    def make(*shape: int, wanted: bool = True) -> torch.Tensor:
+        return torch.empty(shape if wanted else 0, dtype=torch.int32, device=device)
 
-    return Tables(
-        law=law,
-        tile=tile,
-        masks=masks,
-        sinks=sinks,
-        origin=origin,
-        first=make(heads, padded),
-        last=make(heads, padded, wanted=not causal),
-        order=make(heads),
-        slope=make(heads, dtype=torch.float32),
-        bias=make(dtype=torch.float32, wanted=False),
-        planes=make(heads, padded // tile, words, max(1, tile.bit_length() - 1), tile, wanted=counted),
-        corners=make(heads, padded // tile, 4, masks, wanted=counted),
-        share=make(heads, words * WORD // 8, 256, dtype=torch.float32, wanted=law == "sum"),
-    )
+    return {
+        "first": make(heads, padded),
+        "last": make(heads, padded, wanted=not causal),
+        "planes": make(heads, padded // tile, words, max(1, tile.bit_length() - 1), tile, wanted=counted),
+        "corners": make(heads, padded // tile, 4, masks, wanted=counted),
+    }
 
 
-def fill_rest(tables: Tables, slopes: torch.Tensor, share: torch.Tensor | None) -> None:
-    """Write what follows from `first` and `last`, the slopes (H,) float64 and the masks' weights (H, S) float64."""
-    visited = tables.first if tables.causal else tables.first - tables.last
-    tables.order.copy_(visited.sum(1, dtype=torch.int64).argsort(stable=True))
-    tables.slope.copy_(slopes * LOG2E)
-    if tables.law == "sum":
-        each = torch.nn.functional.pad(share, (0, tables.share.shape[1] * 8 - tables.masks)).unflatten(1, (-1, 8))
+def fixed_tables(
+    law: str, slopes: torch.Tensor, shares: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`Tables.order`, `slope` and `share`, which are the same for every call: from the slopes (H,) float64 and the
+    masks' weights (H, S) float64, empty where there are no masks. The flatter a head, the more it visits."""
+    share = slopes.new_empty(0, dtype=torch.float32)
+    if law == "sum":
+        words = -(-shares.shape[1] // WORD)
+        each = torch.nn.functional.pad(shares, (0, words * WORD - shares.shape[1])).unflatten(1, (-1, 8))
         held = torch.arange(256, device=each.device)[:, None] >> torch.arange(8, device=each.device) & 1
-        tables.share.copy_(each @ held.to(each.dtype).T)
-
-
-@dataclass(frozen=True)
-class RowTables:
-    """What a few causal rows (N,) need, without tiles: `sinks` as in `Tables`, `first` (H, N) int32, `starts` (H, N,
-    S) int32 the start of each row's block in each mask, `slope` and `bias` as in `Tables`, `share` (H, S) float32, what
-    each mask adds to S times the weight."""
-
-    law: str
-    masks: int
-    sinks: int
-    first: torch.Tensor
-    starts: torch.Tensor
-    slope: torch.Tensor
-    bias: torch.Tensor
-    share: torch.Tensor
-
-
-def build_row_tables(weights: Weights, rows: torch.Tensor, tokens: int) -> RowTables:
-    """Tables for rows (N,) int64, among 0 .. tokens - 1, on the device of `rows`; on a CUDA device by a kernel, as
-    `Tables`."""
-    law, device = law_of(weights), rows.device
-    if device.type == "cuda":
-        from kernels.triton_ops import numbers_on, row_tables  # triton exists on Linux only
-
-        *numbers, kind = numbers_on(weights, device)
-        return row_tables(*numbers, bias_of(weights, tokens, numbers[0][:, 0]), rows, **kind)
-    heads, each = torch.arange(weights.heads, device=device), rows[None].expand(weights.heads, -1)
-    starts, share = torch.empty(0, dtype=torch.int32, device=device), torch.empty(0, device=device)
-    if law in ("count", "sum"):
-        starts = weights.masks.starts(heads, each).int()
-        share = weights.masks.log_weight.exp().float().to(device)
-    return RowTables(
-        law=law,
-        masks=weights.count if isinstance(weights, PositionalLSH) else 0,
-        sinks=weights.sinks,
-        first=weights.reach(heads, each)[0].int(),
-        starts=starts,
-        slope=(weights.slopes.to(device) * LOG2E).float(),
-        bias=bias_of(weights, tokens, weights.slopes.to(device)),
-        share=share,
-    )
+        share = (each @ held.to(each.dtype).T).float()
+    return slopes.argsort(stable=True).int(), (slopes * LOG2E).float(), share
 
 
 # what draws that live have in common: `bias_of`
@@ -228,7 +176,8 @@ _SHARED: weakref.WeakValueDictionary[tuple, torch.Tensor] = weakref.WeakValueDic
 def bias_of(weights: Weights, tokens: int, slopes: torch.Tensor) -> torch.Tensor:
     """`Tables.bias` among so many tokens, empty where the law is not "distance"; `slopes` (H,) float64 those of the
     weights, on the device. It is the same for every draw and layer, and stays as long as one of them lives: built at
-    every call it would take decoding more launches than the rest."""
+    every call it would take decoding more launches than the rest. What a CUDA graph that is being captured makes is not
+    kept: it is in the graph's memory, and not computed before a replay."""
     if law_of(weights) != "distance":
         return slopes.new_empty(0, dtype=torch.float32)
     width = 1 << (reach_of(weights, tokens) - 1).bit_length()  # few lengths for a context that grows
@@ -238,7 +187,10 @@ def bias_of(weights: Weights, tokens: int, slopes: torch.Tensor) -> torch.Tensor
         found = _SHARED.get(key)
         if found is None:
             with torch.inference_mode(False), torch.no_grad():
-                found = _SHARED[key] = bias_by_distance(slopes, weights.count, weights.sampler, width)
+                found = bias_by_distance(slopes, weights.count, weights.sampler, width)
+            if slopes.is_cuda and torch.cuda.is_current_stream_capturing():
+                return found
+            _SHARED[key] = found
         kept[place] = found
     return kept[place]
 

@@ -3,14 +3,15 @@
 import math
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 from torch.autograd.forward_ad import unpack_dual
 
-from kernels.places import check_places
+from kernels.places import Places, check_places
 from kernels.tables import MOST
 from kernels.triton_decode import ROWS
 from kernels.triton_launch import tile_of
-from kernels.triton_ops import bias_on, decode_op, fused, numbers_on, tables_on_device
+from kernels.triton_numbers import bias_on, numbers_on
+from kernels.triton_ops import decoded, fused, tables_on_device
 from kernels.triton_weights import INTERPRETED
 from kernels.union import PositionalLSH
 from kernels.weights import Weights
@@ -26,41 +27,46 @@ def attend_triton(
     *,
     scale: float,
     causal: bool,
-    starts: torch.Tensor,
-    pads: torch.Tensor,
-    gaps: list[int],
+    places: Places,
+    gap: int | None,
 ):
-    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) without an `obstacle`; `starts` (B,) the token of each sequence's first
-    query, negative in padding, `pads` (B,) the slots of padding that its keys begin with, `gaps` the tokens that its
-    keys leave out after the sinks.
+    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) without an `obstacle`; `gap` the largest of the `places`, None where the
+    host does not know it.
 
     Returns out like q, and lse (B, H, Tq) float32; rows of padding give 0 and -inf.
     """
-    if not torch.compiler.is_compiling() and any(unpack_dual(x).tangent is not None for x in (q, k, v)):
+    compiling = torch.compiler.is_compiling()
+    if not compiling and forward_ad._current_level >= 0 and any(unpack_dual(x).tangent is not None for x in (q, k, v)):
         raise ValueError("kernel='triton' has no forward-mode derivatives: use kernel='exact'.")
-    tokens = k.shape[2] + max(gaps)
-    if tokens == 0 or q.shape[2] == 0:
-        check_places(pads, starts, gaps, q.shape[2], k.shape[2], weights.sinks)
+    queries, keys = q.shape[2], k.shape[2]
+    if keys == 0 or queries == 0:
+        if isinstance(places, tuple):
+            check_places(places, queries, keys, weights.sinks)
         return torch.zeros_like(q), torch.full(q.shape[:3], -math.inf, device=q.device)
     dtype = q.dtype
     if INTERPRETED and dtype == torch.bfloat16:  # its products take the bits of bfloat16 for whole numbers
         q, k, v = q.float(), k.float(), v.float()
-    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    if causal and q.shape[2] <= ROWS and not differentiated:
-        *numbers, kind = numbers_on(weights, q.device)
-        bias = bias_on(weights, tokens, numbers[0])
-        out, lse = decode_op(q, k, v, *numbers, bias, pads, starts, gaps, **kind, scale=scale)
+    differentiated = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if causal and queries <= ROWS and not differentiated:
+        numbers = numbers_on(weights, q.device)
+        bias = bias_on(weights, keys + (weights.span if gap is None else gap), numbers)
+        out, lse = decoded(q, k, v, numbers, bias, places, scale)
     else:
-        if differentiated and any(gaps):
+        if differentiated and len(places) == 3:
             raise ValueError("kernel='triton' has no gradient where keys are left out: pass every key, or no_grad.")
-        tile, origin = tile_of(dtype, capability(q)), 0
+        if gap is None:  # tables are as long as the context
+            if compiling:
+                raise ValueError("Code that is compiled takes a gap of more than 16 queries as a number: pass an int.")
+            places = tuple(map(tuple, places.tolist()))
+            gap = max(places[2])
+        tokens, tile, origin = keys + gap, tile_of(dtype, capability(q)), 0
         # of a chunk of a long context only its own rows need tables; gradients need those of the keys as well, and
-        # where shapes alone are traced no number of a tensor is known
-        if not (differentiated or torch.compiler.is_compiling() or isinstance(starts, FakeTensor)):
-            origin = min(max(int(starts.min()), 0), tokens - 1) // tile * tile
+        # of places on a device, or where shapes alone are traced, no number is known
+        if isinstance(places, tuple) and not differentiated:
+            origin = min(max(min(places[1]), 0), tokens - 1) // tile * tile
         tables = tables_on_device(weights, tokens, tile=tile, causal=causal, device=q.device, origin=origin)
-        out, lse = fused(q, k, v, tables, pads, starts, gaps, scale)
-    return out.to(dtype), lse
+        out, lse = fused(q, k, v, tables, places, scale)
+    return (out if out.dtype == dtype else out.to(dtype)), lse
 
 
 def capability(q: torch.Tensor) -> int:

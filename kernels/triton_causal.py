@@ -12,13 +12,15 @@ product of a factor of the row and one of the column. How many masks hold a pair
 matrices of S columns, which the tensor cores multiply.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.tables import LOG2E, WORD, Tables
-from kernels.triton_launch import precision_of, width_of
+from kernels.triton_launch import Launcher, precision_of, strides_of, width_of
 from kernels.triton_tiles import clear_padding, place_of
 from kernels.triton_weights import ANY, HIDDEN, INTERPRETED, LN2, between, counts, scales, weigh_near, weights_of
 
@@ -237,11 +239,18 @@ def causal_forward(
 ) -> None:  # fmt: skip
     """As `kernels.triton_forward.forward`, written to `out` and `lse`."""
     batch, heads, queries, dim = q.shape
-    fixed = causal_constants(tables.law, tables.masks, tables.sinks, dim, q.dtype, tables.tile)
+    step, tile = min(STEP, tables.tile), tables.tile
     named = (getattr(tables, name) for name in ("order", "first", "slope", "bias", "planes", "corners", "share"))
-    causal_kernel[((queries + 2 * tables.tile - 2) // tables.tile, batch, heads)](
-        descriptor(q, tables.tile), descriptor(k, fixed["STEP"]), descriptor(v, fixed["STEP"]),
-        descriptor(out, tables.tile), out, lse, places, *(x if x.numel() else tables.first for x in named),
-        *out.stride()[:3], heads, heads // k.shape[1], queries, k.shape[2], tables.first.shape[1], tables.origin,
-        scale * LOG2E, **fixed,
+    strides, alike = strides_of(out)
+    _launcher(tables.law, tables.masks, tables.sinks, dim, q.dtype, tile)(
+        ((queries + 2 * tile - 2) // tile, batch, heads), q.device,
+        descriptor(q, tile), descriptor(k, step), descriptor(v, step), descriptor(out, tile),
+        out, lse, places, *(x if x.numel() else tables.first for x in named), *strides,
+        heads, heads // k.shape[1], queries, k.shape[2], tables.first.shape[1], tables.origin, scale * LOG2E,
+        alike=alike,
     )  # fmt: skip
+
+
+@functools.cache
+def _launcher(law: str, masks: int, sinks: int, dim: int, dtype: torch.dtype, tile: int) -> Launcher:
+    return Launcher(causal_kernel, **causal_constants(law, masks, sinks, dim, dtype, tile))

@@ -4,12 +4,16 @@ One sequence and head would otherwise be one program on one multiprocessor. Ever
 whole cache, and a key that no row of the call reaches is never read. The parts are merged by their log-sum-exp.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 
-from kernels.tables import LOG2E, RowTables
-from kernels.triton_launch import precision_of, width_of
+from kernels.tables import LOG2E
+from kernels.triton_launch import Launcher, precision_of, strides_of, width_of
+from kernels.triton_numbers import Numbers
+from kernels.triton_tables import FARTHEST, bucket_of, corrected
 from kernels.triton_tiles import load_pair, load_tile, place_of, row_of
 from kernels.triton_weights import (
     ANY,
@@ -20,9 +24,9 @@ from kernels.triton_weights import (
     between,
     by_distance,
     counts,
-    popcount,
     scales,
     to_sinks,
+    weigh,
 )
 
 ROWS = 16  # query rows of a program, the least that a matrix product takes
@@ -46,44 +50,73 @@ def _absorb(acc, total, top, score, factor, seen, value, LAW: tl.constexpr, PREC
 
 
 @triton.jit
-def _begun(starts, positions, WORD: tl.constexpr, MASKS: tl.constexpr):
-    """Word of masks whose block, of the row that `starts` points to, has begun at each position."""
-    lane = tl.arange(0, 32)
-    of = tl.load(starts + WORD * 32 + lane, mask=WORD * 32 + lane < MASKS, other=2147483647)
-    return tl.sum(tl.where(of[None, :] <= positions[:, None], tl.full([32], 1, tl.int32) << lane, 0), 1)
+def _starts(Numbers, head, rows, begin, MASKS: tl.constexpr, LANES: tl.constexpr):
+    """First token of the block that holds each row, as `Masks.starts`, in the masks from `begin` on: (rows, LANES)
+    int32, the largest where there is no mask. All are corrected, so that it does not matter how the edge is rounded."""
+    lane = begin + tl.arange(0, LANES)
+    live = (lane < MASKS)[None, :]
+    at = Numbers + head * (1 + 4 * MASKS) + 1 + lane[None, :]
+    width, shift = tl.load(at, mask=live, other=1.0), tl.load(at + MASKS, mask=live, other=0.0)
+    bucket = bucket_of(tl.maximum(rows, 0).to(tl.float64)[:, None], width, shift)
+    start = corrected(tl.ceil(bucket * width + shift), bucket, width, shift)
+    return tl.where(live, tl.maximum(start, 0.0), FARTHEST).to(tl.int32)
 
 
 @triton.jit
-def _reaching(starts, place, mine, token, WORD: tl.constexpr, MASKS: tl.constexpr):
-    """Word of masks in which the block of each row, in place of the row that `starts` points to, holds the token."""
-    lane = WORD * 32 + tl.arange(0, 32)
-    there = mine[:, None] & (lane < MASKS)[None, :]
-    of = tl.load(starts + place[:, None] * MASKS + lane[None, :], mask=there, other=2147483647)
-    return tl.sum(tl.where(of <= token, tl.full([32], 1, tl.int32) << tl.arange(0, 32), 0), 1)
+def _word(held, LANES: tl.constexpr):
+    """Words of the masks that are held, (N, LANES)."""
+    bit = tl.full([LANES], 1, tl.int32) << tl.arange(0, LANES)
+    return tl.sum(tl.where(held, bit[None, :], 0), 1)
+
+
+@triton.jit
+def _own(starts, place, LANES: tl.constexpr):
+    """The starts (LANES,) of the first of these rows."""
+    return tl.min(tl.where((place == 0)[:, None], starts, FARTHEST), 0)
+
+
+@triton.constexpr_function
+def lanes(masks):
+    """Masks at a time, one to each bit of a word."""
+    return 16 if masks <= 16 else 32
 
 
 @triton.jit(do_not_specialize=ANY)
 def decode_kernel(
-    Q, K, V, Part, Lse, Places, First, Starts, Slope, Bias, Share,
+    Q, K, V, Part, Places, Numbers, Slope, Bias, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
     heads, group, queries, reach, scale2,
     LAW: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, GAPS: tl.constexpr, DIM: tl.constexpr,
     WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Grid (splits, batch, heads). Part (batch, heads, queries, splits, DIM) and Lse (the same without DIM),
-    float32, dense: the attention over the keys of one split (the first takes the sinks too) and its log-sum-exp in
-    base 2. The other pointers are those of `RowTables`, whose rows are the queries of the first sequence, then of
-    the second, and so on."""
+    """Grid (splits, batch, heads). Part (batch, heads, queries, splits, DIM) float32 and, after it, the same without
+    DIM: the attention over the keys of one split (the first takes the sinks too) and its log-sum-exp in base 2. Places
+    as in `place_of`, Numbers as in `kernels.triton_tables.tables_kernel`, the rest as in `Tables`."""
+    LANES: tl.constexpr = lanes(MASKS)
     split, splits = tl.program_id(0), tl.num_programs(0)
     sequence, head = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     start, _, lead, gap = place_of(Places, sequence, tl.num_programs(1), 0, GAPS)
     place = tl.arange(0, ROWS)
     rows = start + place
     mine = place < queries
-    table = (head * tl.num_programs(1) + sequence) * queries
-    first = tl.load(First + table + place, mask=mine, other=2147483647)
 
-    lowest, stop = tl.load(First + table), start + queries
+    # what each row reaches: the starts of its blocks, of which a law that counts keeps up to two words
+    starts, starts_2 = place[:, None], place[:, None]
+    if counts(LAW):
+        starts = _starts(Numbers, head, rows, 0, MASKS, LANES)
+        first = tl.min(starts, 1)
+        if MASKS > 32:
+            starts_2 = _starts(Numbers, head, rows, 32, MASKS, LANES)
+            first = tl.minimum(first, tl.min(starts_2, 1))
+    elif MASKS > 0:
+        first = tl.full([ROWS], FARTHEST, tl.int32)
+        for lane in range(0, MASKS, LANES):
+            first = tl.minimum(first, tl.min(_starts(Numbers, head, rows, lane, MASKS, LANES), 1))
+    else:
+        first = tl.maximum(tl.maximum(rows, 0).to(tl.float64) - tl.load(Numbers + head * 2 + 1), 0.0).to(tl.int32)
+    first = tl.where(mine, tl.maximum(first, SINKS), FARTHEST)
+
+    lowest, stop = tl.min(first, 0), start + queries
     if GAPS:  # what lies before are slots of other keys, or of none
         lowest = tl.maximum(lowest, SINKS + gap)
     each = tl.cdiv(tl.cdiv(tl.maximum(stop - lowest, 0), COLUMNS), splits) * COLUMNS
@@ -114,11 +147,11 @@ def decode_kernel(
             score, factor = to_sinks(score, between(rows, columns, start, j0), seen, slope, LAW, MASKS)
             acc, total, top = _absorb(acc, total, top, score, factor, seen, v, LAW, PRECISION)
     # a block that reaches from a key before the first row to another row holds the first row: it is the pivot
-    row_word, row_word_2 = place, place
-    if LAW == "count":
-        row_word = _reaching(Starts + table * MASKS, place, mine, start, 0, MASKS)
+    row_word, row_word_2, own, own_2 = place, place, place, place
+    if counts(LAW):
+        own, row_word = _own(starts, place, LANES), _word(starts <= start, LANES)
         if MASKS > 32:
-            row_word_2 = _reaching(Starts + table * MASKS, place, mine, start, 1, MASKS)
+            own_2, row_word_2 = _own(starts_2, place, LANES), _word(starts_2 <= start, LANES)
     for j0 in range(begin, stop, COLUMNS):
         columns = j0 + tl.arange(0, COLUMNS)
         here = columns < stop
@@ -126,21 +159,24 @@ def decode_kernel(
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         seen = here[None, :] & (columns[None, :] <= rows[:, None]) & (columns[None, :] >= first[:, None])
         if counts(LAW):
-            if (LAW == "count") & (j0 + COLUMNS <= start):
-                held = row_word[:, None] & _begun(Starts + table * MASKS, columns, 0, MASKS)[None, :]
-                number = popcount(held, ASM)
+            share = Share + head * ((MASKS + 31) // 32 * 4 * 256)
+            if (queries == 1) | (j0 + COLUMNS <= start):
+                held = row_word[:, None] & _word(own[None, :] <= columns[:, None], LANES)[None, :]
+                factor = weigh(held, share, LAW, MASKS, 0, ASM)
                 if MASKS > 32:
-                    held = row_word_2[:, None] & _begun(Starts + table * MASKS, columns, 1, MASKS)[None, :]
-                    number += popcount(held, ASM)
-                factor = number.to(tl.float32)
+                    held = row_word_2[:, None] & _word(own_2[None, :] <= columns[:, None], LANES)[None, :]
+                    factor += weigh(held, share, LAW, MASKS, 1, ASM)
             else:
                 factor = tl.zeros([ROWS, COLUMNS], tl.float32)
-                for s in tl.static_range(MASKS):
-                    begun = tl.load(Starts + (table + place) * MASKS + s, mask=mine, other=2147483647)
-                    share = 1.0
-                    if LAW == "sum":
-                        share = tl.load(Share + head * MASKS + s)
-                    factor += tl.where(columns[None, :] >= begun[:, None], share, 0.0)
+                for s in range(MASKS):
+                    bit = tl.arange(0, LANES)[None, :]
+                    begun = tl.sum(tl.where(bit == s, starts, 0), 1)
+                    if MASKS > 32:
+                        begun += tl.sum(tl.where(bit == s - 32, starts_2, 0), 1)
+                    of_mask = 1.0
+                    if LAW == "sum":  # what a byte with this bit alone adds
+                        of_mask = tl.load(share + s // 8 * 256 + (1 << s % 8))
+                    factor += tl.where(columns[None, :] >= begun[:, None], of_mask, 0.0)
             score = tl.where(seen, score, HIDDEN)
         else:
             score, factor = by_distance(score, rows, columns, seen, slope, Bias + head * reach, start, j0, LAW, MASKS)
@@ -151,27 +187,29 @@ def decode_kernel(
     if counts(LAW):
         lse -= tl.log2(MASKS * 1.0)
     to = ((sequence * heads + head) * queries + place) * splits + split
-    tl.store(Lse + to, lse, mask=mine)
+    parts = tl.num_programs(1).to(tl.int64) * heads * queries * splits
+    tl.store(Part + parts * DIM + to, lse, mask=mine)
     dims = tl.arange(0, WIDE)
     tl.store(Part + to[:, None] * DIM + dims[None, :], acc / total[:, None], mask=mine[:, None] & (dims < DIM)[None, :])
 
 
 @triton.jit(do_not_specialize=ANY)
 def merge_kernel(
-    Part, Lse, Out, Whole, Places, o_b, o_h, o_t, heads, queries, splits,
+    Part, Out, Lse, Places, o_b, o_h, o_t, heads, queries, splits,
     DIM: tl.constexpr, WIDE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """Grid (batch, heads, queries): the parts of one row, STEP at a time, Whole (batch, heads, queries) its log-sum-exp
+    """Grid (batch, heads, queries): the parts of one row, STEP at a time, Lse (batch, heads, queries) its log-sum-exp
     in base e; 0 and -inf of a row of padding. Places as in `place_of`."""
     sequence, head, query = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     row = (sequence * heads + head) * queries + query
+    parts = tl.num_programs(0).to(tl.int64) * heads * queries * splits
     dims = tl.arange(0, WIDE)
     top = tl.max(tl.full([STEP], HIDDEN, tl.float32), 0)
     total = 0.0
     acc = tl.zeros([WIDE], tl.float32)
     for s0 in range(0, splits, STEP):
         split = s0 + tl.arange(0, STEP)
-        lse = tl.load(Lse + row * splits + split, mask=split < splits, other=HIDDEN)
+        lse = tl.load(Part + parts * DIM + row * splits + split, mask=split < splits, other=HIDDEN)
         higher = tl.maximum(top, tl.max(lse, 0))
         # of parts that saw nothing `higher` is HIDDEN too, and what they add is wiped out by the first that saw a key
         weight, shrink = tl.exp2(lse - higher), tl.exp2(top - higher)
@@ -183,7 +221,7 @@ def merge_kernel(
     real = tl.load(Places + tl.num_programs(0) + sequence) + query >= 0
     to = Out + sequence * o_b + head * o_h + query * o_t + dims
     tl.store(to, tl.where(real, acc / total, 0.0).to(Out.dtype.element_ty), mask=dims < DIM)
-    tl.store(Whole + row, tl.where(real, (top + tl.log2(total)) * LN2, float("-inf")))
+    tl.store(Lse + row, tl.where(real, (top + tl.log2(total)) * LN2, float("-inf")))
 
 
 def tile_constants(dtype: torch.dtype) -> dict:
@@ -204,34 +242,45 @@ def decode(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    tables: RowTables,
+    numbers: Numbers,
+    bias: torch.Tensor,
     places: torch.Tensor,
     *,
     scale: float,
     splits: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `kernels.triton_forward.forward` for at most ROWS causal queries. `tables` for the tokens of all queries of
-    all sequences in turn, (B * Tq), those of padding as token 0. `splits`: by default as many as fill the GPU."""
+    """As `kernels.triton_forward.forward` for at most ROWS causal queries, without tables: from the numbers and the
+    bias of the weights where q is. `splits`: by default as many as fill the GPU. What is launched depends on no number
+    on the device: a CUDA graph may hold it and be replayed at other places."""
     batch, heads, queries, dim = q.shape
-    assert queries <= ROWS and tables.first.shape == (heads, batch * queries)
-    tile = tile_constants(q.dtype)
+    assert queries <= ROWS
+    gaps, device = len(places) == 3, q.device
+    parts, merging = _launchers(numbers.law, numbers.masks, numbers.sinks, gaps, dim, q.dtype)
     if splits is None:
-        splits = min(triton.cdiv(k.shape[2], tile["COLUMNS"]), triton.cdiv(PROGRAMS, batch * heads))
+        splits = min(-(-k.shape[2] // parts.fixed["COLUMNS"]), -(-PROGRAMS // (batch * heads)))
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    whole = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    lse = torch.empty(*q.shape[:3], splits, dtype=torch.float32, device=q.device)
-    part = torch.empty(*q.shape[:3], splits, dim, dtype=torch.float32, device=q.device)
-    named = (getattr(tables, name) for name in ("first", "starts", "slope", "bias", "share"))
-    decode_kernel[(splits, batch, heads)](
-        q, k, v, part, lse, places,
-        *(x if x.numel() else tables.first for x in named),
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        heads, heads // k.shape[1], queries, tables.bias.shape[-1], scale * LOG2E,
-        LAW=tables.law, MASKS=tables.masks, SINKS=tables.sinks, GAPS=len(places) == 3, DIM=dim, WIDE=width_of(dim),
-        PRECISION=precision_of(q.dtype), ASM=not INTERPRETED, **tile,
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=device)
+    part = torch.empty(batch * heads * queries * splits * (dim + 1), dtype=torch.float32, device=device)
+    strides, alike = strides_of(q, k, v)
+    parts(
+        (splits, batch, heads), device,
+        q, k, v, part, places, numbers.numbers, numbers.slope, bias, numbers.share, *strides,
+        heads, heads // k.shape[1], queries, bias.shape[-1], scale * LOG2E,
+        alike=alike,
     )  # fmt: skip
-    merge_kernel[(batch, heads, queries)](
-        part, lse, out, whole, places, *out.stride()[:3], heads, queries, splits,
-        DIM=dim, WIDE=width_of(dim), STEP=MERGED, enable_fp_fusion=True,
+    merging(
+        (batch, heads, queries), device,
+        part, out, lse, places, heads * queries * dim, queries * dim, dim, heads, queries, splits,
+        alike=dim % 16 == 0,
     )  # fmt: skip
-    return out, whole
+    return out, lse
+
+
+@functools.cache
+def _launchers(law: str, masks: int, sinks: int, gaps: bool, dim: int, dtype: torch.dtype) -> tuple[Launcher, Launcher]:
+    """Of the parts and of their merging."""
+    parts = Launcher(
+        decode_kernel, LAW=law, MASKS=masks, SINKS=sinks, GAPS=gaps, DIM=dim, WIDE=width_of(dim),
+        PRECISION=precision_of(dtype), ASM=not INTERPRETED, **tile_constants(dtype),
+    )  # fmt: skip
+    return parts, Launcher(merge_kernel, DIM=dim, WIDE=width_of(dim), STEP=MERGED, enable_fp_fusion=True)

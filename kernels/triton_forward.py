@@ -4,13 +4,15 @@ A program takes the diagonal tile first, so that every row has a finite maximum 
 that some mask reaches. Heads that visit much and late tiles start first. Positions are tokens: padding moves pointers.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 
 from kernels.tables import LOG2E, Tables
 from kernels.triton_causal import causal_forward, streams
-from kernels.triton_launch import constants, pointers
+from kernels.triton_launch import Launcher, constants, pointers, strides_of
 from kernels.triton_tiles import clear_padding, load_pair, load_tile, place_of, row_of, sink_tile
 from kernels.triton_weights import (
     ANY,
@@ -176,21 +178,30 @@ def forward(
 
     Returns out like q, and lse (B, H, Tq) float32; rows of padding give 0 and -inf.
     """
-    (batch, heads, queries, dim), gaps = q.shape, len(places) == 3
+    batch, heads, queries, dim = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    if streams(q, k, v, tables, gaps):
+    if streams(q, k, v, tables, len(places) == 3):
         causal_forward(q, k, v, out, lse, tables, places, scale=scale)
         return out, lse
-    grid = ((queries + 2 * tables.tile - 2) // tables.tile, batch, heads)
-    forward_kernel[grid](
-        q, k, v, out, lse, places, *pointers(tables),
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
+    strides, alike = strides_of(q, k, v, out)
+    launcher = _launcher(
+        tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tables.tile, len(places) == 3
+    )
+    launcher(
+        ((queries + 2 * tables.tile - 2) // tables.tile, batch, heads), q.device,
+        q, k, v, out, lse, places, *pointers(tables), *strides,
         heads, heads // k.shape[1], queries, k.shape[2], tables.first.shape[1], tables.origin,
         tables.bias.shape[-1], scale * LOG2E,
-        **constants(
-            "forward", tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tables.tile, gaps
-        ),
-        GAPS=gaps,
+        alike=alike,
     )  # fmt: skip
     return out, lse
+
+
+@functools.cache
+def _launcher(
+    law: str, masks: int, sinks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int, gaps: bool
+) -> Launcher:
+    return Launcher(
+        forward_kernel, GAPS=gaps, **constants("forward", law, masks, sinks, causal, dim, dtype, tile, gaps)
+    )

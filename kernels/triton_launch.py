@@ -20,26 +20,73 @@ _PLACES: dict[tuple, torch.Tensor] = {}
 
 
 def places_on(places: tuple[tuple[int, ...], ...], device: torch.device) -> torch.Tensor:
-    """Places on the host, as of `kernels.triton_tiles.place_of`, as int32 on a device. All layers of a model ask for
-    the same: they stay there for a while, for each stream by itself, so that no stream reads what another has yet to
-    write. A graph being captured has its own, which its replays fill in anew: a copy from the host would end it."""
-    if device.type != "cuda":
-        return torch.tensor(places, dtype=torch.int32)
-    if torch.cuda.is_current_stream_capturing():
+    """`kernels.places.Places` on the host as int32 on a device. All layers of a model ask for the same: they stay there
+    for a while, for each stream by itself, so that none reads what another has yet to write. A CUDA graph that is being
+    captured has its own, filled in by every replay: a copy from the host would end the capture."""
+    cuda = device.type == "cuda"
+    if cuda and torch.cuda.is_current_stream_capturing():
         held = torch.empty(len(places), len(places[0]), dtype=torch.int32, device=device)
         for to, numbers in zip(held, places, strict=True):
             for part, number in zip(to, numbers, strict=True) if len(set(numbers)) > 1 else [(to, numbers[0])]:
                 part.fill_(number)
         return held
-    key = (places, device, torch.cuda.current_stream(device).cuda_stream)
+    key = (places, device, triton.runtime.driver.active.get_current_stream(device.index) if cuda else None)
     held = _PLACES.get(key)
     if held is None:
         if len(_PLACES) >= KEPT:
             del _PLACES[next(iter(_PLACES))]
         with torch.inference_mode(False):  # a copy out of pinned memory does not make the host wait for the device
-            held = torch.tensor(places, dtype=torch.int32, pin_memory=True).to(device, non_blocking=True)
-        _PLACES[key] = held
+            made = torch.tensor(places, dtype=torch.int32, pin_memory=cuda)
+            held = _PLACES[key] = made.to(device, non_blocking=True)
     return held
+
+
+class Launcher:
+    """A kernel and the constants that it is compiled for and launched with.
+
+    Triton looks at every argument of a launch to find what it has compiled, which on the host takes longer than some
+    kernels on the device. Launches that are `alike` on one device all get the same: it is kept and launched directly.
+    Alike are those whose pointers and strides are multiples of 16; other numbers change nothing (`ANY`).
+    """
+
+    def __init__(self, kernel, **fixed):
+        self.kernel, self.fixed = kernel, fixed
+        names = [name for name in kernel.arg_names if name in fixed]
+        assert kernel.arg_names[-len(names) :] == names  # after all arguments
+        self.constants = tuple(fixed[name] for name in names)
+        self.compiled = {}
+
+    def __call__(self, grid: tuple[int, ...], device: torch.device, *arguments, alike: bool = True) -> None:
+        found = self.compiled.get(device) if alike else None
+        if found is None or watched():
+            found = self.kernel[grid](*arguments, **self.fixed)
+            if alike and not INTERPRETED:
+                self.compiled[device] = found
+            return
+        stream = triton.runtime.driver.active.get_current_stream(device.index)
+        grid += (1,) * (3 - len(grid))
+        # as Triton launches it, without metadata and hooks for who looks on
+        known = (found.function, found.packed_metadata, None, None, None)
+        found.run(*grid, stream, *known, *arguments, *self.constants)
+
+
+def watched() -> bool:
+    """Whether somebody looks on at every launch: a profiler of Triton's."""
+    runtime = triton.knobs.runtime
+    return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls)
+
+
+def strides_of(*tensors: torch.Tensor) -> tuple[list[int], bool]:
+    """Strides of all dimensions but the last, and whether launches with these tensors are alike."""
+    strides, bits, largest = [], 0, 0
+    for x in tensors:
+        each = x.stride()[:-1]
+        strides += each
+        bits |= x.data_ptr()
+        for stride in each:
+            bits |= stride
+            largest |= stride
+    return strides, not bits & 15 and largest < 2**31
 
 
 def constants(

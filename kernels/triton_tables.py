@@ -8,18 +8,20 @@ meets one, it takes all masks again, by the very operations of `kernels.masks`. 
 product and a sum in one rounding are other numbers.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 
 from kernels.masks import DOUBT
-from kernels.tables import Tables
+from kernels.tables import empty_tables
+from kernels.triton_launch import Launcher
 from kernels.triton_weights import ANY, counts, tile_depth
 
-LANES = tl.constexpr(32)  # masks of a word, and those that `row_tables_kernel` takes at a time
+LANES = tl.constexpr(32)  # masks of a word
 FARTHEST = tl.constexpr(2147483647)
-BLOCK_TABLES = 256  # rows of a program of `tables_kernel`
-BLOCK = 16  # rows of a program of `row_tables_kernel`
+BLOCK = 256  # rows of a program
 NEAR_EDGE = tl.constexpr(DOUBT)
 # a quotient and a product with the reciprocal differ by at most three roundings, of 2^-53 each
 NEAR_WHOLE = tl.constexpr(2.0**-50)
@@ -33,46 +35,24 @@ def bucket_of(position, width, shift):
 
 @triton.jit
 def corrected(edge, bucket, width, shift):
-    """As `Masks.starts` before it clips, where rounding could decide: the first whole position of these buckets, whose
-    computed edges are `edge`."""
-    edge = tl.ceil(edge) - 1.0
+    """The first whole position of these buckets, `edge` or next to it: as `bucket_of` has it, however `edge` was
+    rounded."""
+    edge = edge - 1.0
     edge = edge + (bucket_of(edge, width, shift) < bucket).to(tl.float64)
     return edge + (bucket_of(edge, width, shift) < bucket).to(tl.float64)
 
 
 @triton.jit
-def first_of(bucket, width, shift):
-    """As `Masks.starts` before it clips: the first whole position (rows, masks) of these buckets."""
-    edge = bucket * width + shift
-    doubtful = tl.abs(edge - tl.floor(edge + 0.5)) <= NEAR_EDGE
-    first = tl.ceil(edge)
-    if tl.max(doubtful.to(tl.int32)) > 0:
-        first = corrected(edge, bucket, width, shift)
-    return first
-
-
-@triton.jit
 def edge_of(bucket, width, shift, doubt, EXACT: tl.constexpr):
-    """`first_of` of one mask's buckets, and whether any number so far was in doubt; EXACT: corrected throughout."""
+    """The first whole positions of one mask's buckets, and whether any number so far was in doubt; EXACT: as
+    `bucket_of` has them, however the edges were rounded."""
     edge = bucket * width + shift
+    first = tl.ceil(edge)
     if EXACT:
-        first = corrected(edge, bucket, width, shift)
+        first = corrected(first, bucket, width, shift)
     else:
-        first = tl.ceil(edge)
         doubt = doubt | (first - edge <= NEAR_EDGE) | (first - edge >= 1.0 - NEAR_EDGE)
     return first, doubt
-
-
-@triton.jit
-def load_masks(Numbers, head, begin, masks):
-    """Widths and shifts (1, LANES) of masks from `begin` on, and which of the lanes hold one. Numbers (heads, 1 + 4 *
-    masks): slope, widths, shifts, weights and reciprocals of the widths."""
-    lane = begin + tl.arange(0, LANES)
-    live = lane < masks
-    at = Numbers + head * (1 + 4 * masks) + 1 + lane
-    width = tl.load(at, mask=live, other=1.0)
-    shift = tl.load(at + masks, mask=live, other=0.0)
-    return width[None, :], shift[None, :], live[None, :]
 
 
 @triton.jit
@@ -145,9 +125,8 @@ def tables_kernel(
     Numbers, First, Last, Planes, Corners, masks, padded, origin, tokens, sinks,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of rows, heads). Numbers (heads, 1 + 4 * masks) float64 as `load_masks` has it or, with masks 0,
-    (heads, 2): slope and reach. The rest are `Tables` of `padded` rows, those that the law does not need never
-    written."""
+    """Grid (blocks of rows, heads). Numbers as of `kernels.triton_numbers`. The rest are `Tables` of `padded` rows:
+    those that the law does not need are never written."""
     head = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = row < padded
@@ -162,46 +141,25 @@ def tables_kernel(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=ANY)
-def row_tables_kernel(Numbers, Rows, First, Starts, masks, number, sinks, LAW: tl.constexpr, BLOCK: tl.constexpr):
-    """Grid (blocks of rows, heads): `RowTables` for the tokens Rows (number,) int64; Numbers as in `tables_kernel`."""
-    head = tl.program_id(1).to(tl.int64)
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mine = place < number
-    rows = tl.load(Rows + place, mask=mine, other=0).to(tl.float64)
-    first = tl.full([BLOCK], FARTHEST, tl.float64)
-    if masks == 0:
-        first = rows - tl.load(Numbers + head * 2 + 1)
-    for begin in range(0, masks, LANES):
-        width, shift, live = load_masks(Numbers, head, begin, masks)
-        start = tl.maximum(first_of(bucket_of(rows[:, None], width, shift), width, shift), 0.0)
-        first = tl.minimum(first, tl.min(tl.where(live, start, FARTHEST), 1))
-        if counts(LAW):
-            to = Starts + (head * number + place)[:, None] * masks + (begin + tl.arange(0, LANES))[None, :]
-            tl.store(to, start.to(tl.int32), mask=mine[:, None] & live)
-    tl.store(First + head * number + place, tl.maximum(first, sinks).to(tl.int32), mask=mine)
-
-
 # one rounding for each operation, as torch has it
 LAUNCH = {"num_warps": 8, "enable_fp_fusion": False}
 
 
-def fill_tables(numbers: torch.Tensor, tables: Tables, tokens: int) -> None:
-    """Write `first`, `last`, `planes` and `corners`; `numbers` as in `tables_kernel`, on the same device."""
-    heads, padded = tables.first.shape
-    outputs = (x if x.numel() else tables.first for x in (tables.first, tables.last, tables.planes, tables.corners))
-    tables_kernel[(triton.cdiv(padded, BLOCK_TABLES), heads)](
-        numbers, *outputs, tables.masks, padded, tables.origin, tokens, tables.sinks,
-        LAW=tables.law, CAUSAL=tables.causal, TILE=tables.tile, BLOCK=BLOCK_TABLES, **LAUNCH,
+@functools.cache
+def _launcher(law: str, causal: bool, tile: int) -> Launcher:
+    return Launcher(tables_kernel, LAW=law, CAUSAL=causal, TILE=tile, BLOCK=BLOCK, **LAUNCH)
+
+
+def build(
+    numbers: torch.Tensor, law: str, masks: int, sinks: int, origin: int, tokens: int, tile: int, causal: bool
+) -> dict[str, torch.Tensor]:
+    """`first`, `last`, `planes` and `corners` of `Tables` where `numbers` are, which are as in `tables_kernel`."""
+    held = empty_tables(law, masks, origin, tokens, tile, causal, len(numbers), numbers.device)
+    first = held["first"]
+    heads, padded = first.shape
+    last, planes, corners = (held[x] if held[x].numel() else first for x in ("last", "planes", "corners"))
+    _launcher(law, causal, tile)(
+        (triton.cdiv(padded, BLOCK), heads), numbers.device,
+        numbers, first, last, planes, corners, masks, padded, origin, tokens, sinks,
     )  # fmt: skip
-
-
-def fill_row_tables(
-    numbers: torch.Tensor, rows: torch.Tensor, first: torch.Tensor, starts: torch.Tensor, *, law: str, masks: int,
-    sinks: int,
-) -> None:  # fmt: skip
-    """Write `first` and `starts` of `RowTables` for rows (N,) int64, all on one device."""
-    heads, number = first.shape
-    row_tables_kernel[(triton.cdiv(number, BLOCK), heads)](
-        numbers, rows, first, starts if starts.numel() else first, masks, number, sinks, LAW=law, BLOCK=BLOCK, **LAUNCH
-    )
+    return held

@@ -26,23 +26,26 @@ def one_pass(problem: Problem, weights: Weights, kernel: str) -> Prepared:
 
 def fused(problem: Problem, weights: Weights):
     """(build, call): tables for these rows, and kernel `triton` on them: call(tables, q, k, v) -> out, lse."""
-    from kernels.tables import build_row_tables, build_tables
+    from kernels.tables import build_tables
     from kernels.triton_attend import capability  # triton exists on Linux only
-    from kernels.triton_decode import ROWS, decode
-    from kernels.triton_launch import places_on, tile_of
+    from kernels.triton_decode import ROWS
+    from kernels.triton_launch import tile_of
+    from kernels.triton_numbers import bias_on, numbers_on
+    from kernels.triton_ops import decoded
     from kernels.triton_ops import fused as attend_fused
 
-    q, scale, begin = problem.q, problem.heads.dim**-0.5, problem.offset
+    q, scale, places = problem.q, problem.heads.dim**-0.5, ((0,), (problem.offset,))
     if problem.queries <= ROWS:
-        rows = torch.arange(begin, problem.tokens, device=problem.device)
         return (
-            lambda: build_row_tables(weights, rows, problem.tokens),
-            lambda tables, q, k, v: decode(q, k, v, tables, places_on(((0,), (begin,)), q.device), scale=scale),
+            lambda: numbers_on(weights, torch.device(problem.device)),
+            lambda numbers, q, k, v: decoded(
+                q, k, v, numbers, bias_on(weights, problem.tokens, numbers), places, scale
+            ),
         )
     tile = tile_of(q.dtype, capability(q))
     return (
         lambda: build_tables(weights, problem.tokens, tile=tile, causal=True, device=problem.device),
-        lambda tables, q, k, v: attend_fused(q, k, v, tables, [0], [begin], [0], scale),
+        lambda tables, q, k, v: attend_fused(q, k, v, tables, places, scale),
     )
 
 

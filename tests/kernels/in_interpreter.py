@@ -20,10 +20,11 @@ from kernels.bench.methods import masked, maskless
 from kernels.bench.plan import CALLS, HeadSet
 from kernels.bench.problem import Problem
 from kernels.compare import alone
-from kernels.tables import build_row_tables, law_of
+from kernels.tables import law_of
 from kernels.triton_decode import decode
 from kernels.triton_delta import delta_of
 from kernels.triton_launch import step_of
+from kernels.triton_numbers import bias_on, numbers_on
 
 # the interpreter takes a millisecond for every few operations on a tile: few heads, short contexts
 CASES = pairwise(
@@ -72,10 +73,10 @@ def test_decoding_gives_the_same_for_every_split(rule: str, splits: int):
     case = Case(rule=rule, heads=(3, 1), slopes="spread", shape=(150, 7, None), padding="left", sinks=3)
     q, k, v = case.inputs()
     starts = 143 - case.pads()
-    tables = build_row_tables(case.weights(), (starts[:, None] + torch.arange(7)).reshape(-1), 150)
-    places = torch.stack([case.pads(), starts]).int()
-    out, lse = decode(q, k, v, tables, places, scale=0.25, splits=splits)
-    true_out, true_lse = attend(q, k, v, case.weights(), kernel="exact", return_lse=True, **case.options())
+    weights, places = case.weights(), torch.stack([case.pads(), starts]).int()
+    numbers = numbers_on(weights, q.device)
+    out, lse = decode(q, k, v, numbers, bias_on(weights, 150, numbers), places, scale=0.25, splits=splits)
+    true_out, true_lse = attend(q, k, v, weights, kernel="exact", return_lse=True, **case.options())
     assert (out - true_out).abs().max() < 2e-5 and (lse - true_lse).abs().max() < 2e-5
 
 

@@ -52,6 +52,6 @@ def test_the_check_finds_what_a_kernel_does_not_write(monkeypatch):
     def decodes_nothing(q, *_, **__):
         return torch.empty_like(q), q.new_empty(q.shape[:3])
 
-    monkeypatch.setattr("kernels.triton_attend.decode_op", decodes_nothing)
+    monkeypatch.setattr("kernels.triton_attend.decoded", decodes_nothing)
     found = compare.case_errors(FEW, "triton", "cpu")
     assert found["out"] == found["lse"] == math.inf

@@ -10,19 +10,10 @@ from cases import Case
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton.runtime.interpreter import GridExecutor
 
-from kernels import Alibi, PositionalLSH, attend
+from kernels import Alibi, PositionalLSH, attend, triton_ops
 from kernels.tables import bias_by_distance
-from kernels.triton_ops import (
-    backward_op,
-    bias_on,
-    bias_op,
-    decode_op,
-    forward_op,
-    numbers_of,
-    numbers_on,
-    tables_on_device,
-    tables_op,
-)
+from kernels.triton_numbers import bias_on, bias_op, numbers_on
+from kernels.triton_ops import backward_op, decode_op, forward_op, tables_on_device, tables_op
 
 RULES = ["window", "rb/systematic", "count/gamma", "count/systematic"]
 CPU = torch.device("cpu")
@@ -36,48 +27,43 @@ def case_of(rule: str, **options) -> Case:
 def test_torch_finds_nothing_wrong_with_the_operators(rule: str):
     case, causal = case_of(rule, padding="left", shape=(20, 20, None)), rule != "count/systematic"
     weights, inputs = case.weights(), [x.nan_to_num(0.0) for x in case.inputs()]
-    numbers, kind = numbers_of(weights)
+    own = numbers_on(weights, CPU)
     tables = tables_on_device(weights, 20, tile=16, causal=causal, device=CPU)
-    places = (case.pads(), -case.pads())
+    places = torch.stack([case.pads(), -case.pads()])
     rest = (tables.law, tables.masks, tables.sinks, 16, 0, 0.25)
-    torch.library.opcheck(tables_op, (numbers, *kind.values(), 16, 20, 16, causal))
-    torch.library.opcheck(bias_op, (numbers, weights.count, 32))
-    out, lse = forward_op(*inputs, tables.tensors, *places, [0, 0, 0], *rest)
+    torch.library.opcheck(tables_op, (own.numbers, *own.kind.values(), 16, 20, 16, causal))
+    torch.library.opcheck(bias_op, (own.numbers, weights.count, 32))
+    out, lse = forward_op(*inputs, tables.tensors, places, *rest)
     toward, slant = torch.ones_like(out), torch.ones_like(lse)
-    torch.library.opcheck(backward_op, (*inputs, out, lse, toward, slant, tables.tensors, *places, *rest))
+    torch.library.opcheck(backward_op, (*inputs, out, lse, toward, slant, tables.tensors, places, *rest))
     q = inputs[0][:, :, -2:]
-    *held, _ = numbers_on(weights, CPU)
-    bias = bias_on(weights, 20, numbers)
-    torch.library.opcheck(
-        decode_op, (q, *inputs[1:], *held, bias, places[0], 18 - places[0], [0, 0, 0], *kind.values(), 0.25)
-    )
+    held = [own.numbers, own.order, own.slope, own.share]
+    where = torch.stack([case.pads(), 18 - case.pads()])
+    torch.library.opcheck(decode_op, (q, *inputs[1:], held, bias_on(weights, 20, own), where, *own.kind.values(), 0.25))
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     inputs = [x.requires_grad_() for x in inputs]
-    torch.library.opcheck(
-        forward_op, (*inputs, tables.tensors, *places, [0, 0, 0], *rest), test_utils=tests, rtol=1e-4, atol=1e-4
-    )
+    torch.library.opcheck(forward_op, (*inputs, tables.tensors, places, *rest), test_utils=tests, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_call_copies_nothing_to_the_device_after_the_first(rule: str, monkeypatch):
     """It would stall the stream, and end the capture of a CUDA graph."""
+    monkeypatch.setattr("kernels.triton_launch._PLACES", {})
     case = case_of(rule)
     (q, k, v), weights = case.inputs(), case.weights()
     calls = [(q, k, v), (q[:, :, -3:], k, v)]
     first = [attend(*call, weights, kernel="triton") for call in calls]
+    made, make = [], torch.tensor
     with monkeypatch.context() as patch:
-        make = torch.tensor
-
-        def on_the_host(*values, **options):
-            assert "device" not in options
-            return make(*values, **options)
-
-        patch.setattr(torch, "tensor", on_the_host)
+        patch.setattr(torch, "tensor", lambda *values, **options: made.append(values) or make(*values, **options))
         patch.setattr(torch, "from_numpy", None)
-        patch.setattr("kernels.triton_ops.numbers_of", None)  # the weights' numbers are there
+        patch.setattr("kernels.triton_numbers.numbers_of", None)  # the weights' numbers are there
         again = [attend(*call, weights, kernel="triton") for call in calls]
-        with pytest.raises(AssertionError):
-            attend(*(x.expand(2, -1, -1, -1) for x in calls[1]), weights, kernel="triton", padding=make([0, 4]))
+        assert not made
+        both, padding = [x.expand(2, -1, -1, -1) for x in calls[1]], make([0, 4])
+        for _ in range(2):
+            attend(*both, weights, kernel="triton", padding=padding)
+        assert made == [(((0, 4), (38, 34)),)]  # where this call lies, once for all layers
     assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
 
 
@@ -87,7 +73,7 @@ def test_every_launch_is_on_the_device_of_its_tensors(rule: str, monkeypatch):
     current, launched = [], []
 
     @contextlib.contextmanager
-    def device_of(tensor: torch.Tensor):
+    def on(tensor: torch.Tensor):
         current.append(tensor)
         yield
         current.pop()
@@ -99,20 +85,23 @@ def test_every_launch_is_on_the_device_of_its_tensors(rule: str, monkeypatch):
         launched.append(self)
         return launch(self, *inputs, **options)
 
-    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(triton_ops, "on", on)
     monkeypatch.setattr(GridExecutor, "__call__", counted)
     case = case_of(rule)
     (q, k, v), weights = case.inputs(), case.weights()
     attend(q[:, :, -3:], k, v, weights, kernel="triton")
-    assert len(launched) == 3  # tables, parts, merging
+    assert len(launched) == 2  # parts, merging
+    with torch.no_grad():
+        attend(q, k, v, weights, kernel="triton")
+    assert len(launched) == 2 + 2  # tables and forward
     attend(q.requires_grad_(), k, v, weights, kernel="triton").sum().backward()
-    assert len(launched) == 3 + 2 + 4  # tables and forward; delta, dq, dk with dv, and those of the sinks
+    assert len(launched) == 2 + 2 + 2 + 4  # tables and forward; delta, dq, dk with dv, and those of the sinks
 
 
 def test_numbers_on_a_device_live_as_long_as_their_weights():
     weights = case_of("count/gamma").weights()
-    kept = weakref.ref(numbers_on(weights, CPU)[0])
-    assert numbers_on(weights, CPU)[0] is kept() and "_numbers" not in vars(replace(weights))
+    kept = weakref.ref(numbers_on(weights, CPU).numbers)
+    assert numbers_on(weights, CPU).numbers is kept() and "_numbers" not in vars(replace(weights))
     with FakeTensorMode(allow_non_fake_inputs=True):
         numbers_on(weights, torch.device("cuda", 0))
     assert set(vars(weights)["_numbers"]) == {CPU}  # what is only traced is not kept
@@ -123,14 +112,14 @@ def test_numbers_on_a_device_live_as_long_as_their_weights():
 def test_weights_by_distance_are_kept_for_all_draws_while_one_lives():
     slopes = torch.tensor([0.01, 0.003], dtype=torch.float64)
     one, other = (PositionalLSH.draw(slopes, 4, seed=s, sampler="systematic", weights="rb") for s in (0, 1))
-    numbers = numbers_on(one, CPU)[0]
+    numbers = numbers_on(one, CPU)
     with FakeTensorMode(allow_non_fake_inputs=True):
         bias_on(one, 40, numbers)
     kept = bias_on(one, 40, numbers)
     assert not isinstance(kept, FakeTensor)  # what is only traced is not kept
     with torch.inference_mode():
-        assert bias_on(other, 40, numbers_on(other, CPU)[0]) is kept is bias_on(one, 33, numbers)
-    assert kept.shape == (2, 64) and torch.equal(kept[:, :40], bias_op(numbers, 4, 40))
+        assert bias_on(other, 40, numbers_on(other, CPU)) is kept is bias_on(one, 33, numbers)
+    assert kept.shape == (2, 64) and torch.equal(kept[:, :40], bias_op(numbers.numbers, 4, 40))
     assert torch.equal(kept, bias_by_distance(slopes, 4, "systematic", 64))
     assert bias_on(one, 65, numbers).shape == (2, 128) and bias_on(one, 40, numbers) is kept
     kept = weakref.ref(kept)

@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from kernels import Alibi, PositionalLSH, Window
 from kernels.masks import Masks
-from kernels.tables import RowTables, Tables, build_row_tables, build_tables
-from kernels.triton_ops import numbers_on, row_tables, tables_on_device
+from kernels.tables import Tables, build_tables
+from kernels.triton_decode import _starts, lanes
+from kernels.triton_numbers import numbers_on
+from kernels.triton_ops import tables_on_device
 
 CPU = torch.device("cpu")
 SLOPES = torch.logspace(3, -9, 3, base=2.0, dtype=torch.float64)
@@ -31,7 +35,7 @@ ALL = {
 }
 
 
-def same(got: Tables | RowTables, true: Tables | RowTables) -> None:
+def same(got: Tables, true: Tables) -> None:
     for name, value in vars(true).items():
         own = getattr(got, name)
         if isinstance(value, torch.Tensor):
@@ -49,12 +53,27 @@ def test_tables(name: str, causal: bool):
         same(got, build_tables(ALL[name], TOKENS, tile=tile, causal=causal, device=CPU, origin=origin))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_row_tables(name: str):
-    rows = torch.tensor([0, 1, 77, 140, 140, 3, *range(100, 117)])
-    *numbers, kind = numbers_on(ALL[name], CPU)
-    true = build_row_tables(ALL[name], rows, TOKENS)
-    same(row_tables(*numbers, true.bias, rows, **kind), true)
+@triton.jit
+def starts_kernel(Numbers, Rows, Out, MASKS: tl.constexpr, LANES: tl.constexpr):
+    place, lane = tl.arange(0, 16), tl.arange(0, LANES)
+    for begin in range(0, MASKS, LANES):
+        found = _starts(Numbers, tl.program_id(0).to(tl.int64), tl.load(Rows + place), begin, MASKS, LANES)
+        to = Out + (tl.program_id(0) * 16 + place)[:, None] * MASKS + begin + lane[None, :]
+        tl.store(to, found, mask=(begin + lane < MASKS)[None, :])
+
+
+def check_starts(weights: PositionalLSH, rows: list[int]) -> torch.Tensor:
+    """Decoding makes the starts of its rows itself: as the masks have them."""
+    heads, masks = weights.heads, weights.count
+    got, own = torch.empty(heads, 16, masks, dtype=torch.int32), torch.tensor(rows)
+    starts_kernel[(heads,)](numbers_on(weights, CPU).numbers, own.int(), got, MASKS=masks, LANES=lanes(masks))
+    assert torch.equal(got.long(), weights.masks.starts(torch.arange(heads), own[None].expand(heads, -1)))
+    return got
+
+
+@pytest.mark.parametrize("name", [name for name, weights in ALL.items() if isinstance(weights, PositionalLSH)])
+def test_starts_of_rows(name: str):
+    check_starts(ALL[name], [0, 1, 77, 140, 140, 3, *range(100, 110)])
 
 
 def test_edges_that_fall_on_whole_positions():
@@ -67,12 +86,10 @@ def test_edges_that_fall_on_whole_positions():
             tables_on_device(weights, 1000, tile=64, causal=causal, device=CPU),
             build_tables(weights, 1000, tile=64, causal=causal, device=CPU),
         )
+    for begin in range(0, 320, 16):
+        check_starts(weights, list(range(begin, begin + 16)))
 
 
 def test_positions_beyond_what_float32_holds():
-    rows = torch.tensor([2**24 + 1, 2**24 + 3, 2**26 + 5])
-    weights = PositionalLSH.draw(SLOPES, 16, seed=1)
-    *numbers, kind = numbers_on(weights, CPU)
-    got = row_tables(*numbers, torch.empty(0), rows, **kind)
-    assert torch.equal(got.starts.long(), weights.masks.starts(torch.arange(3), rows[None].expand(3, -1)))
-    assert len(got.starts.unique()) > 10
+    rows = [2**24 + 1, 2**24 + 3, *range(2**26 + 5, 2**26 + 19)]
+    assert len(check_starts(PositionalLSH.draw(SLOPES, 16, seed=1), rows).unique()) > 10

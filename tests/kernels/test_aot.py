@@ -31,7 +31,6 @@ CHOSEN = [
     Configuration("dsinks", 90, "linear"),
     Configuration("decode", 90, "count"),
     Configuration("tables", 90, "count", causal=False),
-    Configuration("rows", 90, "count"),
 ]
 POSITIONS = [c for c in CHOSEN if c.kernel in aot.TABLES]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import Alibi, PositionalLSH, Window
-from kernels.tables import WORD, build_row_tables, build_tables
+from kernels.tables import WORD, build_tables
 
 SLOPES = torch.logspace(3, -9, 5, base=2.0, dtype=torch.float64)
 TOKENS, TILE = 141, 16
@@ -89,6 +89,3 @@ def test_reach_and_bias_are_those_of_the_dense_weights(weights, law: str, causal
         assert torch.equal(getattr(later, name), getattr(tables, name)[:, 2 * TILE :])
     if law in ("count", "sum"):
         assert torch.equal(later.planes, tables.planes[:, 2:]) and torch.equal(later.corners, tables.corners[:, 2:])
-    rows = torch.tensor([0, 1, 77, 140])
-    few = build_row_tables(weights, rows, TOKENS)
-    assert few.law == law and torch.equal(few.first.long(), first[:, rows])
