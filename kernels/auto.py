@@ -16,14 +16,22 @@ from kernels.union import PositionalLSH
 from kernels.weights import Alibi, Weights, Window
 
 TOKENS, LEFT_OUT = 200, 64  # of the short case: a few tiles of every kernel
+MANY = 32  # queries, with more of which all calls are of one kind
 CHOSEN: set[str] = set()  # what "auto" has come to, for whoever wants to record it
 
 
 def choose(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, causal: bool, gapped: bool) -> str:
     """The kernel for a call: "triton" or "sdpa"."""
-    chosen = "triton" if q.device.type == "cuda" and _fused(q, k, v, weights, causal, gapped) else "sdpa"
-    if not torch.compiler.is_compiling():
-        CHOSEN.add(chosen)
+    if torch.compiler.is_compiling():
+        return "triton" if q.device.type == "cuda" and _fused(q, k, v, weights, causal, gapped) else "sdpa"
+    differentiated = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    call = (q.device, q.dtype, q.shape[3], min(q.shape[2], MANY), causal, differentiated, gapped)
+    kept = vars(weights).setdefault("_chosen", {})
+    chosen = kept.get(call)
+    if chosen is None:
+        fused = q.device.type == "cuda" and _fused(q, k, v, weights, causal, gapped)
+        chosen = kept[call] = "triton" if fused else "sdpa"
+    CHOSEN.add(chosen)
     return chosen
 
 

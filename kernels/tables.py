@@ -188,11 +188,16 @@ def bias_of(weights: Weights, tokens: int, slopes: torch.Tensor) -> torch.Tensor
         if found is None:
             with torch.inference_mode(False), torch.no_grad():
                 found = bias_by_distance(slopes, weights.count, weights.sampler, width)
-            if slopes.is_cuda and torch.cuda.is_current_stream_capturing():
+            if capturing(slopes.device):
                 return found
             _SHARED[key] = found
         kept[place] = found
     return kept[place]
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured there."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def bias_by_distance(slopes: torch.Tensor, masks: int, sampler: str, width: int) -> torch.Tensor:

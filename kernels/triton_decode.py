@@ -190,7 +190,9 @@ def decode_kernel(
     parts = tl.num_programs(1).to(tl.int64) * heads * queries * splits
     tl.store(Part + parts * DIM + to, lse, mask=mine)
     dims = tl.arange(0, WIDE)
-    tl.store(Part + to[:, None] * DIM + dims[None, :], acc / total[:, None], mask=mine[:, None] & (dims < DIM)[None, :])
+    # most splits of a steep head see nothing: those are neither written nor read
+    kept = (mine & some)[:, None] & (dims < DIM)[None, :]
+    tl.store(Part + to[:, None] * DIM + dims[None, :], acc / total[:, None], mask=kept)
 
 
 @triton.jit(do_not_specialize=ANY)
@@ -213,7 +215,7 @@ def merge_kernel(
         higher = tl.maximum(top, tl.max(lse, 0))
         # of parts that saw nothing `higher` is HIDDEN too, and what they add is wiped out by the first that saw a key
         weight, shrink = tl.exp2(lse - higher), tl.exp2(top - higher)
-        kept = (split < splits)[:, None] & (dims < DIM)[None, :]
+        kept = (lse > HIDDEN)[:, None] & (dims < DIM)[None, :]
         part = tl.load(Part + (row * splits + split)[:, None] * DIM + dims[None, :], mask=kept, other=0.0)
         total = total * shrink + tl.sum(weight, 0)
         acc = acc * shrink + tl.sum(part * weight[:, None], 0)

@@ -3,7 +3,7 @@
 import torch
 import triton
 
-from kernels.tables import WORD, Tables
+from kernels.tables import WORD, Tables, capturing
 from kernels.triton_weights import INTERPRETED
 
 LEAST = 16  # rows or columns of a product's operand
@@ -23,13 +23,13 @@ def places_on(places: tuple[tuple[int, ...], ...], device: torch.device) -> torc
     """`kernels.places.Places` on the host as int32 on a device. All layers of a model ask for the same: they stay there
     for a while, for each stream by itself, so that none reads what another has yet to write. A CUDA graph that is being
     captured has its own, filled in by every replay: a copy from the host would end the capture."""
-    cuda = device.type == "cuda"
-    if cuda and torch.cuda.is_current_stream_capturing():
+    if capturing(device):
         held = torch.empty(len(places), len(places[0]), dtype=torch.int32, device=device)
         for to, numbers in zip(held, places, strict=True):
             for part, number in zip(to, numbers, strict=True) if len(set(numbers)) > 1 else [(to, numbers[0])]:
                 part.fill_(number)
         return held
+    cuda = device.type == "cuda"
     key = (places, device, triton.runtime.driver.active.get_current_stream(device.index) if cuda else None)
     held = _PLACES.get(key)
     if held is None:
