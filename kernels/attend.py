@@ -25,7 +25,8 @@ def attend(
     gap: int | torch.Tensor = 0,
     places: torch.Tensor | None = None,
     return_lse: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    return_spread: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """Attention under `weights`: row-normalised ``exp(q.k * scale) * w`` times v.
 
     Args:
@@ -47,14 +48,33 @@ def attend(
             CUDA graph that holds the call reads them at every replay. int32 on q's device is taken as it is.
         return_lse: also return the log-sum-exp of each row, (batch, heads, queries), float32 or float64 as computed;
             -inf in a row of padding.
+        return_spread: also return the sampling error of each row, (batch, heads, queries) float32: an estimate of the
+            standard deviation of `out` over draws of the masks, root mean square over head_dim; 0 in a row of padding.
+            No gradient flows through it. Needs an even number of masks of the sampler "gamma", weights "count" or "rb",
+            and the kernel "exact" or "sdpa", which "auto" then chooses.
 
-    Returns: out (batch, heads, queries, head_dim) in q's dtype, or (out, lse). Raises ValueError with what to change.
+            With out_A and out_B the outputs under the first and the second half of the masks, each normalised by
+            itself and with the weights of S/2 masks, ``spread = sqrt(mean over head_dim of (out_A - out_B)^2) / 2``.
+            out_A and out_B are independent and have one law. For "count", w is the mean of the halves' weights, so
+            that to first order in their deviations out is the mean of out_A and out_B, and ``Var out = E (out_A -
+            out_B)^2 / 4``, also where the normaliser varies: a ratio's error is linear in its numerator and
+            denominator. Few masks leave terms of second order, which make the spread too large. For "rb" it bounds the
+            standard deviation from above, to first order: of two keys on one side the weights have the covariance
+            ``L L' f_S``, f_S = 1/P - 1 at the nearer key, P = 1 - (1 - L)^S its probability of being covered, and
+            ``f_(S/2) / 2 - f_S = a / (2 + 2 a)`` with a = (1 - L)^(S/2) is not negative and grows with distance. Where
+            scores do not depend on distance and values are uncorrelated the variance is proportional to ``sum_d L^2
+            f_S``, for many masks to 1/S^2: there the spread is up to sqrt(2) too large. One row's spread rests on one
+            difference, and a key that outweighs all others but is covered by no mask of the draw is not in it: average
+            squares over rows.
+
+    Returns: out (batch, heads, queries, head_dim) in q's dtype, or a tuple of out, lse, spread, as far as asked for.
+        Raises ValueError with what to change.
     """
     if q.device.type != "meta" and torch.is_autocast_enabled(q.device.type):
         with torch.autocast(q.device.type, enabled=False):  # the dtype of q, k and v says what is computed in
             return attend(
                 q, k, v, weights, scale=scale, causal=causal, kernel=kernel, q_offset=q_offset, padding=padding,
-                gap=gap, places=places, return_lse=return_lse,
+                gap=gap, places=places, return_lse=return_lse, return_spread=return_spread,
             )  # fmt: skip
     _check(q, k, v, weights, kernel)
     queries, keys = q.shape[2], k.shape[2]
@@ -68,8 +88,10 @@ def attend(
     gapped = len(where) == 3
     if gapped and (not causal or isinstance(weights, Alibi)):
         raise ValueError("A gap needs causal=True and weights that forget (Window, PositionalLSH): pass every key.")
+    if return_spread and kernel in ("flex", "triton"):
+        raise ValueError(f"kernel={kernel!r} gives no spread: use kernel='sdpa' or 'exact'.")
     if kernel == "auto":
-        kernel = choose(q, k, v, weights, causal, gapped)
+        kernel = "sdpa" if return_spread else choose(q, k, v, weights, causal, gapped)
     if kernel == "triton":
         from kernels.triton_attend import attend_triton, obstacle  # triton exists on Linux only
 
@@ -79,30 +101,31 @@ def attend(
         return (out, lse) if return_lse else out
     each = list(zip(*check_places(where, queries, keys, weights.sinks), strict=True))
 
-    def group(rows: list[int] | slice, pad: int, start: int, left_out: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def group(rows: list[int] | slice, pad: int, start: int, left_out: int) -> tuple[torch.Tensor | None, ...]:
+        """out, lse and spread."""
         inputs = (q[rows], k[rows][:, :, pad:], v[rows][:, :, pad:])
         options = {"scale": scale, "causal": causal, "offset": start, "gap": left_out}
         if kernel == "exact":
-            return attend_exact(*inputs, weights, **options)
+            return attend_exact(*inputs, weights, **options, need_spread=return_spread)
         if kernel == "flex":
             from kernels.flex import attend_flex  # its import takes seconds
 
-            return attend_flex(*inputs, weights, **options, need_lse=return_lse)
-        return attend_sdpa(*inputs, weights, **options, need_lse=return_lse)
+            return *attend_flex(*inputs, weights, **options, need_lse=return_lse), None
+        return attend_sdpa(*inputs, weights, **options, need_lse=return_lse, need_spread=return_spread)
 
     if len(set(each)) == 1:
-        out, lse = group(slice(None), *each[0])
+        found = group(slice(None), *each[0])
     else:
-        out = torch.empty_like(q)
-        lse = torch.empty(
-            q.shape[:3], device=q.device, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32
-        )
+        full = torch.float64 if q.dtype == torch.float64 else torch.float32
+        found = torch.empty_like(q), *(q.new_empty(q.shape[:3], dtype=x) for x in (full, torch.float32))
         for place in sorted(set(each)):
             rows = [i for i, p in enumerate(each) if p == place]
-            out[rows], part = group(rows, *place)
-            if part is not None:
-                lse[rows] = part
-    return (out, lse) if return_lse else out
+            for whole, part in zip(found, group(rows, *place), strict=True):
+                if part is not None:
+                    whole[rows] = part
+    out, lse, spread = found
+    asked = (out, *[lse] * return_lse, *[spread] * return_spread)
+    return asked if len(asked) > 1 else out
 
 
 def _check(q, k, v, weights, kernel):

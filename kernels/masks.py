@@ -49,6 +49,10 @@ class Masks:
         own = self._bucket(rows[..., None].double(), width, shift)
         return self._first_of(own.add_(1), width, shift).long()
 
+    def some(self, chosen: slice | torch.Tensor) -> "Masks":
+        """The chosen masks of every head."""
+        return Masks(self.width[:, chosen], self.shift[:, chosen], self.log_weight[:, chosen])
+
     @classmethod
     def _first_of(cls, bucket: torch.Tensor, width: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         """Smallest whole position whose bucket is at least this one. It is defined by `bucket` alone, which is monotone

@@ -10,33 +10,42 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional as F
 
+from kernels.exact import spread_of
 from kernels.weights import Weights
 
 CHUNKS = (64, 128, 256)  # rows per chunk: more waste of the causal triangle, fewer gathered keys
 PIECE = 1 << 20  # pairs computed at once (4 MB of log-weights): larger falls out of cache, smaller pays more calls
 
 
-def attend_sdpa(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, gap: int, need_lse: bool):
+def attend_sdpa(
+    q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, gap: int, need_lse: bool,
+    need_spread: bool = False,
+):  # fmt: skip
     """As `kernels.exact.attend_exact`, with lse None unless `need_lse`."""
     batch, heads, queries, dim = q.shape
     tokens, device = k.shape[2] + gap, q.device
     out = torch.zeros(batch * heads * queries, dim, dtype=q.dtype, device=device)
     lse = torch.full((len(out),), -math.inf, device=device, dtype=_compute_dtype(q)) if need_lse else None
+    spread = torch.zeros(len(out), device=device) if need_spread else None
+    halves = weights.halves() if need_spread else ()
     skip = min(max(0, -offset), queries)  # rows before the first token
     if skip < queries and k.shape[2]:
         flat = [x.reshape(-1, dim) for x in (q, k, v)]
         sinks = min(weights.sinks, tokens)
         for head, rows, first, size in _pieces(weights, offset + skip, offset + queries, tokens, causal, batch, device):
-            log_w = weights.log_piece(head, rows, first, size, causal)
             slots = first[:, None] - gap + torch.arange(size, device=device)
-            if gap:  # what is left out is not seen
-                log_w = log_w.masked_fill((slots < sinks)[:, None], -math.inf)
+            left_out = (slots < sinks)[:, None] if gap else None
             slots.clamp_min_(0)  # columns without a slot have no weight
             if sinks:
-                log_w = torch.cat([weights.log_sinks(head, rows, sinks, causal), log_w], -1)
                 slots = torch.cat([torch.arange(sinks, device=device).expand(len(head), -1), slots], -1)
-            _attend_piece(flat, head, rows - offset, slots, log_w, scale, q.shape, k.shape, out, lse)
-    return out.view(q.shape), None if lse is None else lse.view(q.shape[:3])
+            log_w = []
+            for each in (weights, *halves):
+                own = each.log_piece(head, rows, first, size, causal)
+                if gap:  # what is left out is not seen
+                    own = own.masked_fill(left_out, -math.inf)
+                log_w.append(torch.cat([each.log_sinks(head, rows, sinks, causal), own], -1) if sinks else own)
+            _attend_piece(flat, head, rows - offset, slots, log_w, scale, q.shape, k.shape, out, lse, spread)
+    return out.view(q.shape), *(None if x is None else x.view(q.shape[:3]) for x in (lse, spread))
 
 
 def _pieces(
@@ -79,8 +88,9 @@ def _chunks(weights: Weights, begin: int, stop: int, device: torch.device) -> It
             yield stop - whole, members, torch.tensor([whole], device=device)
 
 
-def _attend_piece(flat, head, rows, slots, log_w, scale, q_shape, k_shape, out, lse):
-    """Rows (G, C) of q against slots (G, W) of k, written into out and lse; all tensors flattened to (-1, dim), which
+def _attend_piece(flat, head, rows, slots, log_w, scale, q_shape, k_shape, out, lse, spread):
+    """Rows (G, C) of q against slots (G, W) of k under the log-weights (G, C, W) of `log_w`, the first, written into
+    out and lse, and the two others', if there are any, into spread; all tensors flattened to (-1, dim), which
     index_select copies several times faster than indexing by (head, row) does."""
     batch, heads, queries, dim = q_shape
     kv_heads, keys = k_shape[1:3]
@@ -93,12 +103,19 @@ def _attend_piece(flat, head, rows, slots, log_w, scale, q_shape, k_shape, out, 
         x.index_select(0, index.reshape(-1)).view(*index.shape, dim).to(dtype)
         for x, index in zip(flat, (own, shared, shared), strict=True)
     )
-    bias = log_w.to(dtype if dtype == torch.float64 else torch.float32)[None]
+    bias, *others = (x.to(dtype if dtype == torch.float64 else torch.float32)[None] for x in log_w)
     result = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
-    out.index_copy_(0, own.reshape(-1), result.reshape(-1, dim).to(out.dtype))
+    own = own.reshape(-1)
+    out.index_copy_(0, own, result.reshape(-1, dim).to(out.dtype))
     if lse is not None:
         score = query.to(lse.dtype) @ key.to(lse.dtype).transpose(-1, -2) * scale + bias
-        lse.index_copy_(0, own.reshape(-1), torch.logsumexp(score, dim=-1).reshape(-1))
+        lse.index_copy_(0, own, torch.logsumexp(score, dim=-1).reshape(-1))
+    if others:
+        # torch's own pass again takes less time on a CPU than scores that are shared but written to memory
+        with torch.no_grad():
+            query, key, value = (x.to(_compute_dtype(out)) for x in (query, key, value))
+            halves = (F.scaled_dot_product_attention(query, key, value, attn_mask=x, scale=scale) for x in others)
+            spread.index_copy_(0, own, spread_of(*halves).reshape(-1))
 
 
 def _compute_dtype(q: torch.Tensor) -> torch.dtype:

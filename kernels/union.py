@@ -1,7 +1,7 @@
 """The weights of Positional LSH: on the union of S random masks."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -75,6 +75,28 @@ class PositionalLSH(Weights):
         """log w of a covered pair for "rb" and "exact": distance (N,) or (G, N) tokens -> (G, N) float64."""
         t = self.slopes[heads.cpu()].to(distance.device)[:, None] * distance.double()
         return -t if self.weights == "exact" else -t - log_coverage(t, self.count, self.sampler)
+
+    def halves(self) -> tuple["PositionalLSH", "PositionalLSH"]:
+        """The first and the second half of the masks, each with the weights of S / 2 masks. Raises ValueError for an
+        odd number of masks, for masks that are not independent, and for "exact", where fewer masks expect other
+        weights."""
+        if self.sampler != "gamma":
+            raise ValueError(
+                "return_spread=True needs independent masks, and those of sampler "
+                f"{self.sampler!r} are drawn together: use sampler='gamma'."
+            )
+        if self.weights == "exact":
+            raise ValueError(
+                "return_spread=True compares two estimates of the same weights, and weights='exact' are none, but a "
+                "window of random reach: use weights='count' or 'rb'."
+            )
+        if self.count % 2:
+            raise ValueError(
+                f"return_spread=True splits the masks into two halves, and {self.count} is odd: draw "
+                f"{self.count + 1} masks."
+            )
+        parts = (slice(None, self.count // 2), slice(self.count // 2, None))
+        return tuple(replace(self, masks=self.masks.some(part)) for part in parts)
 
     def log_dense(self, rows, columns):
         heads = torch.arange(self.heads)

@@ -59,6 +59,14 @@ class Weights(ABC):
         first = torch.zeros_like(rows[:, 0])
         return by_distance(Alibi(self.slopes)._log_distance, heads, rows, first, columns, causal)
 
+    def halves(self) -> tuple["Weights", "Weights"]:
+        """The same weights by each half of the masks, two independent estimates. Raises ValueError for weights without
+        two such halves."""
+        raise ValueError(
+            f"return_spread=True compares two halves of random masks, and {type(self).__name__} has none: use "
+            "PositionalLSH.draw(...), or leave it out."
+        )
+
     def matrix(self, tokens: int) -> torch.Tensor:
         """Dense w: (H, tokens, tokens) float64, not yet made causal. For small n."""
         position = torch.arange(tokens)

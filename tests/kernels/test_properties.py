@@ -34,10 +34,8 @@ def inputs(tokens=150, dim=8, seed=0, dtype=torch.float64):
 
 def passes(weights):
     """Each mask of a draw as attention of its own."""
-    m = weights.masks
     for s in range(weights.count):
-        one = Masks(m.width[:, s : s + 1], m.shift[:, s : s + 1], m.log_weight[:, s : s + 1])
-        yield PositionalLSH(weights.slopes, one, weights.sampler, "count")
+        yield PositionalLSH(weights.slopes, weights.masks.some(slice(s, s + 1)), weights.sampler, "count")
 
 
 def merge(parts):
@@ -166,9 +164,7 @@ def test_order_and_grouping_of_masks_do_not_matter(kernel):
     order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
 
     def chosen(index):
-        m = weights.masks
-        some = Masks(m.width[:, index], m.shift[:, index], m.log_weight[:, index])
-        return PositionalLSH(SLOPES, some, "gamma", "count")
+        return PositionalLSH(SLOPES, weights.masks.some(index), "gamma", "count")
 
     assert (attend(q, k, v, chosen(order), kernel=kernel) - want).abs().max() < CLOSE
     thirds = [attend(q, k, v, chosen(part), kernel=kernel, return_lse=True) for part in order.split(4)]
