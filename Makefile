@@ -1,13 +1,14 @@
-# make run | test | ...: each makes what it needs. PYTHON picks the interpreter; PIP_FLAGS is passed to every pip install, and
-# JOBS files of tests run at a time.
+# make run | test | ...: each makes what it needs. PYTHON picks the interpreter; PIP_FLAGS is passed to every pip install,
+# JOBS files of tests run at a time, and OUT is the folder of `make gpu`.
 PYTHON ?= python3
 PIP_FLAGS ?=
 JOBS ?= 2
+OUT ?= build/gpu
 VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: run report test test-oldest test-newest faults odd tables bench clean
+.PHONY: run report test test-oldest test-newest faults odd tables bench gpu clean
 
 # The page's address goes to stderr: the last line of stdout stays the run's JSON document.
 run: $(VENV)/.installed
@@ -36,6 +37,10 @@ faults: $(VENV)/.tested
 # Run odd checkpoints, tokenizers, configurations and data, and write docs/results/odd.json; three minutes.
 odd: $(VENV)/.tested
 	$(BIN)/python -m tests.odd
+
+# What is to be known of a GPU, in nine minutes, into the folder OUT; again with the same folder, what was left.
+gpu: $(VENV)/.installed
+	$(BIN)/python -m kernels.measure --minutes 9 --out $(OUT)
 
 # Rewrite the tables in README.md and docs/ from the committed records.
 tables: $(VENV)/.installed
