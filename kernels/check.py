@@ -5,7 +5,8 @@ number of masks meets every other and every head dimension, kind of call, paddin
 configurations that the bench measures: bfloat16 at head dimension 128, each law in every kind of call, with keys left
 out too. Both forward, decoding and backward, what a kernel should write poisoned beforehand. Most of the time goes into
 compiling: the parts run in processes of their own, side by side, and a kernel that crashes takes down its own part
-alone. Needs torch and triton only. Exits with 1 and says what failed if any error is larger than its limit.
+alone. Each part is printed and written as it ends. Needs torch and triton only. Exits with 1 and says what failed if
+any error is larger than its limit.
 Another kernel, and the CPU, can be checked too.
 """
 
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,15 +27,18 @@ import torch
 from kernels import Alibi, PositionalLSH, Weights, Window, alibi_slopes, attend
 from kernels.cases import EDGES, FACTORS, Case, pairwise
 from kernels.compare import case_errors, poisoned, relative
-from kernels.environment import environment, unwritable, written
+from kernels.environment import environment, replace_file, unwritable, written
 
-# largest error of out and of gradients, relative to their largest value, and of the log-sum-exp: a few roundings of
-# the dtype's products
+# largest error of out and of gradients, relative to their largest value: a few roundings of the dtype's products
 LIMITS = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-HEADS, KV_HEADS = 8, 4
+# largest error of the log-sum-exp, in nats, in every dtype: no rounding of a probability enters it, so that it shows a
+# pair too many or too few where the rounding of out would hide it
+LSE_LIMIT = 1e-4
+HEADS, GROUP = 8, 2  # query heads, and how many of them share a key head
 TOKENS = {"cuda": 777, "cpu": 131}
 DIMS = (64, 80, 96, 112, 128)  # of the matrix; the last one of what the bench measures
 MATRIX = "matrix "  # begins the names of parts of the matrix
+MANY = "count gamma S=16, 32 slopes"  # those of MPT
 LONGER = 16  # times as many keys where those out of reach are left out
 PATIENCE = 280  # seconds that a part may take
 
@@ -50,6 +54,8 @@ def all_weights() -> dict[str, Weights]:
     ]:  # fmt: skip
         weights = PositionalLSH.draw(slopes, masks, seed=1, sampler=sampler, weights=kind, sinks=sinks)
         found[f"{kind} {sampler} S={masks}" + (f", {sinks} sinks" if sinks else "")] = weights
+    # blocks of two tokens, more to a tile than HEADS slopes have
+    found[MANY] = PositionalLSH.draw(alibi_slopes(32), 16, seed=1)
     return found
 
 
@@ -96,7 +102,8 @@ def errors(
     def make(heads: int, length: int) -> torch.Tensor:
         return torch.randn(2, heads, length, dim, generator=generator).to(device, dtype)
 
-    inputs = [make(HEADS, queries), make(KV_HEADS, tokens), make(KV_HEADS, tokens)]
+    kv_heads = weights.heads // GROUP
+    inputs = [make(weights.heads, queries), make(kv_heads, tokens), make(kv_heads, tokens)]
     exact = [x.double() for x in inputs]
     with torch.no_grad():
         true, true_lse = attend(*exact, weights, kernel="exact", return_lse=True, **options)
@@ -108,7 +115,7 @@ def errors(
     off = (got_lse.double() - true_lse)[true_lse.isfinite()].abs().max()
     found = {"out": relative(got, true), "lse": float(off.nan_to_num(torch.inf))}
     if gradients:
-        toward, both = make(HEADS, queries), []
+        toward, both = make(weights.heads, queries), []
         for name, some in ((kernel, inputs), ("exact", exact)):
             some = [x.detach().requires_grad_() for x in some]
             with poisoned():
@@ -121,8 +128,8 @@ def errors(
 def without_unreached(inputs: list[torch.Tensor], weights: Weights) -> tuple[list[torch.Tensor] | None, dict]:
     """q, k and v without the keys after the sinks that no row reaches, and the option that says so."""
     q, k, v = inputs
-    heads, begin = torch.arange(HEADS, device=q.device), k.shape[2] - q.shape[2]
-    gap = int(weights.reach(heads, torch.full((HEADS, 1), begin, device=q.device))[0].min()) - weights.sinks
+    heads, begin = torch.arange(weights.heads, device=q.device), k.shape[2] - q.shape[2]
+    gap = int(weights.reach(heads, torch.full((len(heads), 1), begin, device=q.device))[0].min()) - weights.sinks
     if gap <= 0:
         return None, {}
     kept = [torch.cat([x[:, :, : weights.sinks], x[:, :, weights.sinks + gap :]], 2) for x in (k, v)]
@@ -130,8 +137,8 @@ def without_unreached(inputs: list[torch.Tensor], weights: Weights) -> tuple[lis
 
 
 def check(name: str, dtype: torch.dtype, *, kernel: str, device: str, tokens: int) -> list[dict]:
-    """One of the `parts`, all calls of one kind of weights in one dtype: a row for each, `worst` the largest error, or
-    why there is none."""
+    """One of the `parts`, all calls of one kind of weights in one dtype: a row for each, `worst` the largest error over
+    its limit, or why there is none."""
     if name.startswith(MATRIX):
         some = [case for case in matrix() if (MATRIX + case.rule, case.dtype) == (name, dtype)]
         jobs = [(case.id, case.dim, partial(case_errors, case, kernel, device)) for case in some]
@@ -140,18 +147,29 @@ def check(name: str, dtype: torch.dtype, *, kernel: str, device: str, tokens: in
         jobs = [(shape, DIMS[-1], partial(errors, *given, options)) for shape, options in calls(tokens).items()]
     rows = []
     for call, dim, measured in jobs:
-        row = {"weights": name, "call": call, "dtype": str(dtype)[6:], "dim": dim, "limit": LIMITS[dtype]}
+        row = blank(name, call, dtype, dim)
         try:
             found = measured()
             if found is None:
                 continue
-            found = {name: float(f"{value:.3g}") for name, value in found.items()}
-            row |= {"errors": found, "worst": max(found.values())}
+            row["errors"] = {name: float(f"{value:.3g}") for name, value in found.items()}
+            row["worst"] = max(float(f"{value / limit_of(row, name):.3g}") for name, value in found.items())
         except Exception as e:  # the others are checked all the same
             first = next(iter(str(e).splitlines()), "")
-            row |= {"errors": {}, "worst": None, "reason": f"{type(e).__name__}: {first}"}
+            row["reason"] = f"{type(e).__name__}: {first}"
         rows.append(row)
     return rows
+
+
+def blank(name: str, call: str, dtype: torch.dtype, dim: int) -> dict:
+    """A row without errors."""
+    about = {"weights": name, "call": call, "dtype": str(dtype)[6:], "dim": dim}
+    return about | {"limit": LIMITS[dtype], "lse_limit": LSE_LIMIT, "errors": {}, "worst": None}
+
+
+def limit_of(row: dict, error: str) -> float:
+    """The largest value that this error of a row may have."""
+    return row["lse_limit" if error == "lse" else "limit"]
 
 
 def failure(row: dict) -> str | None:
@@ -161,9 +179,9 @@ def failure(row: dict) -> str | None:
         return f"{where}: {row['reason']}"
     # in a file an error that is not finite is null
     off = {k: torch.inf if v is None else v for k, v in row["errors"].items()}
-    over = {k: v for k, v in off.items() if not v <= row["limit"]}
-    said = ", ".join(f"{k} {v:.1e}" for k, v in over.items())
-    return f"{where}: {said} > {row['limit']:.0e}" if over else None
+    over = {k: v for k, v in off.items() if not v <= limit_of(row, k)}
+    said = ", ".join(f"{k} {v:.1e} > {limit_of(row, k):.0e}" for k, v in over.items())
+    return f"{where}: {said}" if over else None
 
 
 def in_a_process(name: str, dtype: torch.dtype, kernel: str, device: str) -> list[dict]:
@@ -179,8 +197,7 @@ def in_a_process(name: str, dtype: torch.dtype, kernel: str, device: str) -> lis
             reason = f"took longer than {PATIENCE} s"
         if file.exists():
             return json.loads(file.read_text())["rows"]
-    row = {"weights": name, "call": "all", "dtype": str(dtype)[6:], "dim": 0, "limit": LIMITS[dtype]}
-    return [row | {"errors": {}, "worst": None, "reason": reason}]
+    return [blank(name, "all", dtype, 0) | {"reason": reason}]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -212,26 +229,37 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"--part: there are {known}.")
     workers = options.workers or (1 if options.device == "cpu" else min(16, os.cpu_count() or 1))
     here = options.part or (options.device == "cpu" and workers == 1)
-    begin, rows = time.perf_counter(), []
+    begin, ended = time.perf_counter(), {}
+    about = environment(options.device, "kernels.check", options.commit)
 
     def one(part: tuple[str, torch.dtype]) -> list[dict]:
         if here:
             return check(*part, kernel=kernel, device=options.device, tokens=TOKENS[options.device])
         return in_a_process(*part, kernel, options.device)
 
+    def kept() -> dict:
+        """What is known so far, written to the file."""
+        rows = [row for part in chosen for row in ended.get(part, [])]
+        failed = [said for row in rows if (said := failure(row))]
+        left = [f"{name}, {str(dtype)[6:]}" for name, dtype in chosen if (name, dtype) not in ended]
+        took = round(time.perf_counter() - begin)
+        known = {"environment": about, "kernel": kernel, "seconds": took, "failed": failed, "left": left, "rows": rows}
+        if options.json:
+            replace_file(options.json, written(known) + "\n")
+        return known
+
+    content = kept()
     with ThreadPoolExecutor(workers) as pool:
-        for (name, dtype), found in zip(chosen, pool.map(one, chosen), strict=True):
-            rows += found
+        running = {pool.submit(one, part): part for part in chosen}
+        for done in as_completed(running):
+            (name, dtype), found = running[done], done.result()
+            ended[name, dtype] = found
             worst = max((r["worst"] for r in found if r["worst"] is not None), default=torch.inf)
-            told = f"{name:30} {str(dtype)[6:]:9} {len(found)} calls, largest error {worst:.1e}"
+            told = f"{name:30} {str(dtype)[6:]:9} {len(found)} calls, largest error {worst:.2g} of its limit"
             print(told + "".join(f"\n  FAILED {said}" for r in found if (said := failure(r))), flush=True)
-    failed = [said for r in rows if (said := failure(r))]
-    took = time.perf_counter() - begin
-    print(f"{len(rows)} calls in {took:.0f} s: " + (f"{len(failed)} failed" if failed else "all right"))
-    if options.json:
-        about = environment(options.device, "kernels.check", options.commit)
-        content = {"environment": about, "kernel": kernel, "seconds": round(took), "failed": failed, "rows": rows}
-        options.json.write_text(written(content) + "\n")
+            content = kept()
+    failed, calls = content["failed"], len(content["rows"])
+    print(f"{calls} calls in {content['seconds']} s: " + (f"{len(failed)} failed" if failed else "all right"))
     return int(bool(failed))
 
 

@@ -64,6 +64,13 @@ def written(value: object, depth: int = 0) -> str:
     return f"{begin}\n" + ",\n".join(lines) + f"\n{' ' * depth}{end}"
 
 
+def replace_file(file: Path, text: str) -> None:
+    """Write a file as a whole: whoever stops the program keeps the text before or this one."""
+    new = file.with_name(file.name + ".new")
+    new.write_text(text)
+    new.replace(file)
+
+
 def _finite(value: object) -> object:
     """The same with null for what JSON has no number for."""
     if isinstance(value, dict):

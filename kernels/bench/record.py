@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from kernels.bench.plan import Work
-from kernels.environment import written
+from kernels.environment import replace_file, written
 
 # what must be the same for rows of two runs to stand in one record
 SAME = ("device", "gpu", "cpu", "threads", "torch", "triton", "python", "code")
@@ -79,9 +79,7 @@ class Record:
     def save(self) -> None:
         """Replace the file as a whole: whoever stops the bench loses nothing that was measured."""
         if self.file is not None:
-            new = self.file.with_name(self.file.name + ".new")
-            new.write_text(written(self.content) + "\n")
-            new.replace(self.file)
+            replace_file(self.file, written(self.content) + "\n")
 
 
 def _read(file: Path) -> dict:

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import torch
 
-from kernels import Window, check, compare
+from kernels import Window, alibi_slopes, check, compare
 from kernels.attend import attend
 from kernels.cases import FACTORS, Case
 from kernels.environment import written
@@ -36,7 +36,7 @@ def test_a_sound_kernel_passes_and_its_errors_are_written(tmp_path, capsys):
     assert "12 calls in" in capsys.readouterr().out
     found = json.loads(file.read_text())
     assert found["kernel"] == "sdpa" and found["failed"] == [] and found["environment"]["device"] == "cpu"
-    assert all(0 < row["worst"] < row["limit"] for row in found["rows"])
+    assert all(0 < row["worst"] < 1 and row["lse_limit"] == 1e-4 for row in found["rows"]) and found["left"] == []
     of_weights = [row for row in found["rows"] if row["weights"] == "window"]
     assert {(row["dtype"], row["dim"]) for row in of_weights} == {("bfloat16", 16)}
     assert {"causal", "padded", "decoding 1", "decoding 16", "chunk, gap"} <= {row["call"] for row in of_weights}
@@ -65,6 +65,7 @@ def test_the_matrix_meets_every_pair_of_levels_and_the_parts_hold_all_of_it(monk
     # what the bench measures: bfloat16 at head dimension 128, every law with gradients
     assert {(name, torch.bfloat16) for name in WEIGHTS()} <= set(parts) and check.DIMS[-1] == 128
     assert {"alibi", "window", "rb gamma S=16", "count gamma S=16"} <= set(WEIGHTS())
+    assert WEIGHTS()[check.MANY].slopes.tolist() == alibi_slopes(32).tolist()  # MPT's
     gradients = [name for name, call in check.calls(777).items() if call.get("gradients")]
     assert gradients == [
         "causal",
@@ -106,7 +107,7 @@ def test_a_wrong_kernel_is_found(wrong, monkeypatch, capsys):
     assert f"FAILED matrix count/gamma, {CASES[0].id}, head dimension 16, float32: " in capsys.readouterr().out
     rows = check.check("window", torch.float32, kernel="sdpa", device="cpu", tokens=40)
     rows += check.check("matrix count/gamma", torch.float32, kernel="sdpa", device="cpu", tokens=40)
-    over = {name for row in rows for name, error in row["errors"].items() if not error <= row["limit"]}
+    over = {name for row in rows for name, error in row["errors"].items() if not error <= check.limit_of(row, name)}
     assert shows <= over <= shows | {"dq", "dk", "dv"}
     if wrong != "padding":
         assert check.failure(rows[0]).startswith("window, causal, head dimension 16, float32: ")
@@ -127,6 +128,35 @@ def test_a_wrong_call_is_named_and_the_others_are_checked(monkeypatch, capsys):
     assert "FAILED window, decoding 1, head dimension 16, bfloat16: RuntimeError: out of resources\n" in printed
     assert "FAILED window, padded, head dimension 16, bfloat16: out " in printed
     assert printed.count("FAILED") == 3 and "9 calls in" in printed and "3 failed" in printed
+
+
+def test_a_log_sum_exp_that_is_off_shows_in_every_dtype(monkeypatch):
+    """Also where the products of the dtype are rounded more coarsely."""
+
+    def harmed(*inputs, kernel, **options):
+        found = attend(*inputs, kernel=kernel, **options)
+        return (found[0], found[1] + 3e-4) if kernel != "exact" and options.get("return_lse") else found
+
+    monkeypatch.setattr(check, "attend", harmed)
+    for dtype in check.LIMITS:
+        rows = check.check("window", dtype, kernel="sdpa", device="cpu", tokens=40)
+        assert rows and all(": lse 3" in check.failure(row) for row in rows)
+
+
+def test_parts_that_have_ended_are_kept_when_the_check_is_stopped(tmp_path, monkeypatch, capsys):
+    file, done = tmp_path / "check.json", check.check
+
+    def stopped(name, dtype, **options):
+        if dtype == torch.float16:
+            raise KeyboardInterrupt
+        return done(name, dtype, **options)
+
+    monkeypatch.setattr(check, "check", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        check.main(["--device", "cpu", "--json", str(file)])
+    found = json.loads(file.read_text())
+    assert found["left"] == ["matrix count/gamma, float16"] and len(found["rows"]) == 11 and found["failed"] == []
+    assert capsys.readouterr().out.count("of its limit\n") == 2
 
 
 def test_memory_is_poisoned_for_the_kernel_alone():
@@ -190,7 +220,7 @@ def test_no_gpu_is_said(monkeypatch, capsys):
 
 def test_an_error_that_is_not_finite_is_null_in_the_file():
     row = {"weights": "alibi", "call": "causal", "dtype": "float32", "dim": 16, "limit": 1e-5}
-    row |= {"errors": {"out": math.inf, "lse": 1e-7}, "worst": math.inf}
+    row |= {"lse_limit": 1e-4, "errors": {"out": math.inf, "lse": 1e-7}, "worst": math.inf}
     again = json.loads(written({"rows": [row]}), parse_constant=lambda name: pytest.fail(name))["rows"][0]
     assert again["errors"] == {"out": None, "lse": 1e-7}
     assert check.failure(again) == check.failure(row) == "alibi, causal, head dimension 16, float32: out inf > 1e-05"
