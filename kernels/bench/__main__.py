@@ -3,14 +3,16 @@
 import argparse
 import gc
 import math
+import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from kernels.bench.clock import DeviceLost, clock_for
-from kernels.bench.measure import measure, reason_of
+from kernels.bench.measure import blank, measure, reason_of
 from kernels.bench.methods import masked, maskless
 from kernels.bench.plan import CALLS, LENGTHS, MASKS, Work, head_sets, plan
 from kernels.bench.problem import SAMPLED, Problem
@@ -19,6 +21,7 @@ from kernels.bench.table import LEGEND, table
 from kernels.environment import environment, unwritable
 from kernels.host import keep_freed_memory
 
+BROKEN = "error: the process ended within this row, which --fresh alone tries again"
 DEFAULTS = {
     "cuda": {"heads": "mpt-7b,storywriter,bloom-7b1", "tokens": LENGTHS, "masks": MASKS, "calls": tuple(CALLS)},
     "cpu": {"heads": "small", "tokens": (16384, 4096), "masks": (16,), "calls": ("forward", "decode-1", "decode-16")},
@@ -77,18 +80,24 @@ def one_part(work: Work, device: str, record: Record, clock, stop) -> dict:
             methods += masked(problem, kernel, work.masks)
         except Exception as e:  # whatever it is, the other parts are measured
             failed = reason_of(e)
+        for method in methods:
+            if method.name == run.get("started"):
+                record.add(run, blank(method, BROKEN))
         known = {row["name"] for row in run["methods"]}
-        missing = [method for method in methods if method.name not in known]
+        missing = sorted((m for m in methods if m.name not in known), key=lambda m: m.rank)
         try:
             if failed:
                 gc.collect()
                 clock.release()
-            for row in measure(problem, missing, clock, stop) if missing else []:
+            for row in measure(problem, missing, clock, stop, partial(record.begin, run)) if missing else []:
                 at = row["name"]
                 record.add(run, row)
                 missing = missing[1:]
         except DeviceLost as e:
             sys.exit(f"{work.title}: {at} broke the GPU's context ({e}). The same command goes on after it.")
+        except (KeyboardInterrupt, SystemExit):
+            record.begin(run, None)  # it was stopped, and not by what it ran
+            raise
     if failed and not missing:  # otherwise what was ready is still to be measured
         record.fail(run, work, failed)
     elif not missing:
@@ -142,4 +151,5 @@ def _listed(given: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     main()

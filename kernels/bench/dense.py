@@ -1,8 +1,12 @@
 """Exact ALiBi by other means than this project's kernels: what a speed must be compared to."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
@@ -10,6 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
 from kernels.bench.problem import Problem
+from kernels.weights import Window
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask  # its import takes seconds
 
 BIAS_BYTES = 2 << 30  # the largest bias tensor that is built
 BLOCK = 128  # FlexAttention's own
@@ -21,13 +29,15 @@ class LeftOut(Exception):
 
 @dataclass
 class Prepared:
-    """A way to compute the attention. `call(*inputs)` gives the output, perhaps wider than the head dimension;
-    `tables` builds again what was prepared for the weights, to be timed apart; `extra` counts bytes that are moved
-    beside the inputs and the output."""
+    """A way to compute the attention. `call(*inputs)` is the whole call as a model makes it, and gives the output,
+    perhaps wider than the head dimension. Of one that builds tables, which are timed apart too, `tables` builds them,
+    and `kernel(*inputs)` is the call on tables built beforehand; `extra` counts bytes that are moved beside the inputs
+    and the output."""
 
     inputs: list[torch.Tensor]
     call: Callable[..., torch.Tensor]
     tables: Callable[[], object] | None = None
+    kernel: Callable[..., torch.Tensor] | None = None
     extra: int = 0
 
 
@@ -114,16 +124,69 @@ def flex(problem: Problem, backend: str | None = None) -> Prepared:
     return Prepared([problem.q, problem.k, problem.v], lambda q, k, v: compiled()(q, k, v, **options))
 
 
-def flash_attn(problem: Problem) -> Prepared:
-    """The package flash-attn, whose kernel takes the slopes."""
+def flex_window(problem: Problem, weights: Window) -> Prepared:
+    """FlexAttention, compiled, on the blocks that a window reaches, those that it holds whole without a mask."""
+    from kernels.flex import compiled
+
+    torch._dynamo.reset()
+    torch._functorch.config.donated_buffer = False
+    slope, offset = problem.heads.slopes.float().to(problem.device), problem.offset
+
+    def score(found, b, h, i, j):
+        return found + slope[h] * (j - i - offset)
+
+    options = {"score_mod": score, "block_mask": window_blocks(problem, weights)}
+    return Prepared([problem.q, problem.k, problem.v], lambda q, k, v: compiled()(q, k, v, **options))
+
+
+def window_blocks(problem: Problem, weights: Window) -> BlockMask:
+    """The blocks of FlexAttention that a window reaches."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    device, offset, tokens = problem.device, problem.offset, problem.tokens
+    reach = weights.tokens.to(device).clamp_max(tokens)
+    first = offset + torch.arange(0, problem.queries, BLOCK, device=device)  # of each block the first row and the last
+    last = (first + BLOCK - 1).clamp_max(tokens - 1)
+    low, high = ((first - reach[:, None]).clamp_min(0) // BLOCK, (last // BLOCK).expand(len(reach), -1))
+    # a block is held whole if the last row reaches its first key and the first row is not before its last one
+    whole = -(-(last - reach[:, None]).clamp_min(0) // BLOCK)
+    end = torch.maximum((first + 1) // BLOCK, whole)  # the first block after those
+    column = torch.arange(-(-tokens // BLOCK), device=device)
+    before, after = whole.minimum(high + 1) - low, (high + 1 - end).clamp_min(0)
+    part = torch.where(column < before[..., None], low[..., None] + column, (end - before)[..., None] + column)
+    parts = [before + after, part, end - whole, whole[..., None] + column]
+    parts = [x[None].clamp_max(len(column)).int() for x in parts]
+    for index in parts[1::2]:
+        index.clamp_max_(len(column) - 1)
+    return BlockMask.from_kv_blocks(
+        *parts,
+        BLOCK_SIZE=BLOCK,
+        mask_mod=lambda b, h, i, j: (i + offset >= j) & (i + offset - j <= reach[h]),
+        seq_lengths=(problem.queries, tokens),
+    )
+
+
+def flash_attn(problem: Problem, weights: Window | None = None) -> Prepared:
+    """The package flash-attn, whose kernel takes the slopes; a window too, but one for all heads of a launch."""
     try:
         from flash_attn import flash_attn_func
     except ImportError as e:
         raise LeftOut("the package flash-attn is not installed") from e
     slopes = problem.heads.slopes.float().to(problem.device)
 
+    reach = [-1] * len(slopes) if weights is None else weights.tokens.clamp_max(problem.tokens).tolist()
+    launches = [(tokens, list(heads)) for tokens, heads in groupby(range(len(slopes)), reach.__getitem__)]
+
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        swapped = (x.transpose(1, 2) for x in (q, k, v))
-        return flash_attn_func(*swapped, causal=True, alibi_slopes=slopes).transpose(1, 2)
+        out = torch.empty_like(q)
+        for tokens, heads in launches:
+            some = slice(heads[0], heads[-1] + 1)
+            swapped = (x[:, some].transpose(1, 2) for x in (q, k, v))
+            options = {"causal": True, "alibi_slopes": slopes[some], "window_size": (tokens, -1 if tokens < 0 else 0)}
+            found = flash_attn_func(*swapped, **options).transpose(1, 2)
+            if len(launches) == 1:
+                return found
+            out[:, some] = found
+        return out
 
     return Prepared([problem.q, problem.k, problem.v], call)

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -19,27 +20,33 @@ from kernels.bench.problem import Problem
 # the limit leaves room for what the augmented q and k lose to a bias of up to slope * tokens / 2.
 LIMITS = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10, torch.float32: 1e-3}
 GRADIENTS = 2.0  # times the limit
-SHORT = 1.0  # ms: a call whose launches may take longer than its work
+SHORT = 50.0  # ms: a longer call is not captured in a graph, since launching is nothing beside its work
 
 
 @dataclass
 class Run:
-    """A method that is ready: `outcome` computes what is compared with the truth, `timed` is what a clock may call."""
+    """A method that is ready: `outcome` computes what is compared with the truth, `timed` is what a clock may call, and
+    `kernel` the same on tables built beforehand, where there are any and they are part of the call."""
 
     method: Method
     prepared: Prepared
     outcome: Callable[[], list[torch.Tensor]]
     timed: Callable[[], object]
+    kernel: Callable[[], object] | None = None
 
 
 def measure(
-    problem: Problem, methods: list[Method], clock: HostClock | DeviceClock, stop: Callable[[], bool] = lambda: False
-) -> Iterator[dict]:
+    problem: Problem, methods: list[Method], clock: HostClock | DeviceClock, stop: Callable[[], bool] = lambda: False,
+    begin: Callable[[str], None] = lambda name: None,
+) -> Iterator[dict]:  # fmt: skip
     """The rows of `methods`, as soon as they are known. A method that fails its check or raises has `ms` None and says
-    in `status` why; `untimed` says why a time beside `ms` is missing. Nothing new is begun after `stop()` says so."""
+    in `status` why; `untimed` says why a time beside `ms` is missing. Nothing new is begun after `stop()` says so;
+    `begin(name)` hears of a row that is measured by itself before anything runs."""
     for batch in [methods] if clock.together else [[m] for m in methods]:
         if stop():
             return
+        if not clock.together:
+            begin(batch[0].name)
         rows, runs = [], []
         for method in batch:
             row, run = _ready(problem, method, clock)
@@ -64,15 +71,7 @@ def measure(
 
 def _ready(problem: Problem, method: Method, clock: HostClock | DeviceClock) -> tuple[dict, Run | None]:
     """The row without its times, and what is to be timed if the check allows it."""
-    row = {
-        "name": method.name,
-        "family": method.family,
-        "masks": method.masks,
-        "cutoff": method.cutoff,
-        "match": method.match,
-        "status": "ok",
-        "ms": None,
-    }
+    row = blank(method)
     try:
         costs = [cost(problem, weights) for weights in method.visited]
         row |= _counted(problem, method, costs)
@@ -94,6 +93,12 @@ def _ready(problem: Problem, method: Method, clock: HostClock | DeviceClock) -> 
     return row, None
 
 
+def blank(method: Method, status: str = "ok") -> dict:
+    """A row without times and errors."""
+    about = {name: getattr(method, name) for name in ("name", "family", "masks", "cutoff", "match", "by")}
+    return about | {"status": status, "ms": None}
+
+
 def prepare(problem: Problem, method: Method) -> Run:
     """Everything that is not timed. Backward, one forward pass serves all calls."""
     prepared, dim = method.prepare(), problem.heads.dim
@@ -103,7 +108,8 @@ def prepare(problem: Problem, method: Method) -> Run:
             out = prepared.call(*prepared.inputs)
             return [out[:, :, problem.rows, :dim]]
 
-        return Run(method, prepared, outcome, lambda: prepared.call(*prepared.inputs))
+        kernel = partial(prepared.kernel, *prepared.inputs) if prepared.kernel else None
+        return Run(method, prepared, outcome, lambda: prepared.call(*prepared.inputs), kernel)
     with torch.enable_grad():
         inputs = [x.detach().requires_grad_() for x in prepared.inputs]
         out = prepared.call(*inputs)[..., :dim]
@@ -151,15 +157,15 @@ def _counted(problem: Problem, method: Method, costs: list[Cost]) -> dict:
 
 
 def _more_times(problem: Problem, run: Run, ms: dict, clock: HostClock | DeviceClock) -> dict:
-    """Of building the tables and, for a short call or one that decodes, of both in a CUDA graph: many launches for
-    little work take longer than the work. Where one fails it is told in `untimed`, and the call keeps its time."""
-    wanted, tables = {}, run.prepared.tables
-    if tables is not None:
-        wanted["tables_ms"] = lambda: clock.quartiles([tables])[0]
+    """Of the kernel alone and of building the tables and, but for long calls and the backward pass, of all of them in a
+    CUDA graph: many launches for little work take longer than the work. Where one fails it is told in `untimed`, and
+    the call keeps its time."""
+    apart = {"kernel_": run.kernel, "tables_": run.prepared.tables}
+    apart = {name: call for name, call in apart.items() if call is not None}
+    wanted = {f"{name}ms": lambda call=call: clock.quartiles([call])[0] for name, call in apart.items()}
     if not problem.backward and (ms["median"] < SHORT or problem.queries < problem.tokens):
-        wanted["graph_ms"] = lambda: clock.graph(run.timed)
-        if tables is not None:
-            wanted["tables_graph_ms"] = lambda: clock.graph(tables)
+        whole = {"": run.timed} | apart
+        wanted |= {f"{name}graph_ms": lambda call=call: clock.graph(call) for name, call in whole.items()}
     found = {}
     for name, take in wanted.items():
         try:

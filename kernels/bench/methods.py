@@ -12,6 +12,8 @@ from kernels.cost import equal_cost_cutoff
 from kernels.union import PositionalLSH
 from kernels.weights import Weights, Window
 
+# in which order rows are worth their time, should it end early
+FIRST, OURS, REST, LAST = range(4)  # PLSH and windows of equal error, our exact kernel, what else is fast, what is slow
 SDPA = {"cuDNN": "CUDNN_ATTENTION", "FlashAttention": "FLASH_ATTENTION", "memory-efficient": "EFFICIENT_ATTENTION"}
 KINDS = ("count", "rb", "exact")
 
@@ -19,7 +21,8 @@ KINDS = ("count", "rb", "exact")
 @dataclass(frozen=True)
 class Method:
     """`prepare()` gives what is timed, or raises LeftOut; `family` is exact, window or plsh. A window tells its
-    `cutoff` and what it was made to `match`: fused or passes, or the name of the PLSH method whose error it has."""
+    `cutoff`, what it was made to `match`: fused or passes, or the name of the PLSH method whose error it has, and `by`
+    whose implementation it is if not by ours. Methods of a lower `rank` are measured first."""
 
     name: str
     family: str
@@ -28,6 +31,8 @@ class Method:
     masks: int | None = None
     cutoff: float | None = None
     match: str | None = None
+    by: str | None = None
+    rank: int = REST
     separate: bool = False  # whether it computes each mask by itself
 
     @property
@@ -38,20 +43,20 @@ class Method:
 
 def maskless(problem: Problem, kernel: str) -> list[Method]:
     """Exact ALiBi by every means, and the window that is exact to rounding."""
-    cuda = problem.device.type == "cuda"
-    ways = {}
-    if not cuda:
-        ways["alibi, augmented q k"] = partial(dense.augmented, problem)
+    exact = problem.exact
+    ways = {f"alibi, {kernel}": (OURS, partial(ours.one_pass, problem, exact, kernel))}
+    if problem.device.type != "cuda":
+        ways["alibi, augmented q k"] = (REST, partial(dense.augmented, problem))
     else:
         for name, backend in SDPA.items():
-            ways[f"alibi, augmented q k, {name}"] = partial(dense.augmented, problem, backend)
-        ways["alibi, FlexAttention"] = partial(dense.flex, problem)
-        ways["alibi, FlexAttention, FLASH"] = partial(dense.flex, problem, "FLASH")
-        ways["alibi, flash-attn"] = partial(dense.flash_attn, problem)
-    ways["alibi, bias tensor"] = partial(dense.with_bias, problem)
-    ways[f"alibi, {kernel}"] = partial(ours.one_pass, problem, problem.exact, kernel)
-    found = [Method(name, "exact", problem.exact, prepare) for name, prepare in ways.items()]
-    return [*found, window(problem, kernel, 20.0, "window T=20")]
+            rank = LAST if name == "memory-efficient" else REST
+            ways[f"alibi, augmented q k, {name}"] = (rank, partial(dense.augmented, problem, backend))
+        ways["alibi, flash-attn"] = (REST, partial(dense.flash_attn, problem))
+        ways["alibi, FlexAttention"] = (LAST, partial(dense.flex, problem))
+        ways["alibi, FlexAttention, FLASH"] = (LAST, partial(dense.flex, problem, "FLASH"))
+    ways["alibi, bias tensor"] = (LAST, partial(dense.with_bias, problem))
+    found = [Method(name, "exact", exact, prepare, rank=rank) for name, (rank, prepare) in ways.items()]
+    return found + windows(problem, kernel, 20.0, "window T=20")
 
 
 def masked(problem: Problem, kernel: str, masks: int) -> list[Method]:
@@ -64,25 +69,35 @@ def masked(problem: Problem, kernel: str, masks: int) -> list[Method]:
     for kind, options in kinds.items():
         weights = PositionalLSH.draw(slopes, masks, seed=0, **options)
         name = f"plsh {kind}, S={masks}"
-        found.append(Method(name, "plsh", weights, partial(ours.one_pass, problem, weights, kernel), masks))
+        found.append(Method(name, "plsh", weights, partial(ours.one_pass, problem, weights, kernel), masks, rank=FIRST))
         cutoff = problem.equal_error_cutoff(problem.output_error(weights))
         title = f"window T={cutoff:.2f}, as {kind}, S={masks}"
-        found.append(window(problem, kernel, cutoff, title, masks, name))
+        found += windows(problem, kernel, cutoff, title, masks, name, rank=FIRST, others=kind in ("count", "rb"))
     for match in ("fused", "passes"):
         cutoff = equal_cost_cutoff(slopes, masks, problem.tokens, match=match)
         title = f"window T={cutoff:.2f}, equal {match}, S={masks}"
-        found.append(window(problem, kernel, cutoff, title, masks, match))
+        found += windows(problem, kernel, cutoff, title, masks, match, others=False)
     count = found[0].weights
     prepare = partial(separate, problem, count, kernel)
     name = f"plsh count, merged passes, S={masks}"
-    return [*found, Method(name, "plsh", count, prepare, masks, separate=True)]
+    return [*found, Method(name, "plsh", count, prepare, masks, rank=LAST, separate=True)]
 
 
-def window(
-    problem: Problem, kernel: str, cutoff: float, name: str, masks: int | None = None, match: str | None = None
-) -> Method:
+def windows(
+    problem: Problem, kernel: str, cutoff: float, name: str, masks: int | None = None, match: str | None = None,
+    rank: int = REST, others: bool = True,
+) -> list[Method]:  # fmt: skip
+    """One window by our kernel and, with `others` on a GPU, by whoever else can compute it, so that a slow kernel of
+    ours cannot flatter masks."""
     weights = Window(problem.heads.slopes, cutoff)
-    return Method(name, "window", weights, partial(ours.one_pass, problem, weights, kernel), masks, cutoff, match)
+    ways = {None: (rank, partial(ours.one_pass, problem, weights, kernel))}
+    if others and problem.device.type == "cuda":
+        ways["FlexAttention"] = (REST, partial(dense.flex_window, problem, weights))
+        ways["flash-attn"] = (REST, partial(dense.flash_attn, problem, weights))
+    return [
+        Method(f"{name}, {by}" if by else name, "window", weights, prepare, masks, cutoff, match, by, own)
+        for by, (own, prepare) in ways.items()
+    ]
 
 
 def separate(problem: Problem, weights: PositionalLSH, kernel: str) -> Prepared:

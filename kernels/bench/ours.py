@@ -1,4 +1,4 @@
-"""This project's kernels with what they need for given weights prepared, so that its time is taken apart."""
+"""This project's kernels as a model calls them, and on tables built beforehand, so that their time is taken apart."""
 
 from functools import partial
 
@@ -8,20 +8,29 @@ from kernels.attend import attend
 from kernels.bench.cost import one_mask
 from kernels.bench.dense import Prepared
 from kernels.bench.problem import Problem
-from kernels.tables import Tables
+from kernels.tables import RowTables, Tables
 from kernels.union import PositionalLSH
 from kernels.weights import Weights
 
 
 def one_pass(problem: Problem, weights: Weights, kernel: str) -> Prepared:
-    """All of `weights` in one pass: kernel `triton` on tables built beforehand, or `sdpa`."""
+    """All of `weights` in one pass, by `attend`: what lives with the weights is there after the first call, and kernel
+    `triton` builds its tables at each."""
     inputs = [problem.q, problem.k, problem.v]
-    if kernel == "triton":
-        build, call = fused(problem, weights)
-        tables = build()
-        size = sum(x.numel() * x.element_size() for x in vars(tables).values() if isinstance(x, torch.Tensor))
-        return Prepared(inputs, lambda q, k, v: call(tables, q, k, v)[0], build, size)
-    return Prepared(inputs, lambda q, k, v: attend(q, k, v, weights, kernel=kernel))
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return attend(q, k, v, weights, kernel=kernel)
+
+    if kernel != "triton":
+        return Prepared(inputs, call)
+    build, on_tables = fused(problem, weights)
+    tables = build()
+    return Prepared(inputs, call, build, lambda q, k, v: on_tables(tables, q, k, v)[0], size_of([tables]))
+
+
+def size_of(some: list) -> int:
+    """Bytes of all tables."""
+    return sum(x.numel() * x.element_size() for one in some for x in vars(one).values() if isinstance(x, torch.Tensor))
 
 
 def fused(problem: Problem, weights: Weights):
@@ -52,32 +61,34 @@ def fused(problem: Problem, weights: Weights):
 def passes(problem: Problem, weights: PositionalLSH, kernel: str) -> Prepared:
     """Positional LSH as stated: every mask as attention of its own over the slices of its blocks, merged by log-sum-exp
     in float32. `triton`: the gradients too are the sum of S passes, each from the merged output and log-sum-exp."""
-    each = [one_mask(weights, s) for s in range(weights.count)]
+    each, inputs = [one_mask(weights, s) for s in range(weights.count)], [problem.q, problem.k, problem.v]
     merge = torch.compile(merged) if problem.device.type == "cuda" else merged
-    tables, size, gradients = None, 0, None
-    if kernel == "triton":
-        both = [fused(problem, one) for one in each]
-        held = [build() for build, _ in both]
-        tables = lambda: [build() for build, _ in both]  # noqa: E731
-        size = sum(x.numel() * x.element_size() for t in held for x in vars(t).values() if isinstance(x, torch.Tensor))
-        gradients = partial(summed_gradients, held, problem.heads.dim**-0.5)
 
-        def part(s: int, q, k, v) -> tuple[torch.Tensor, torch.Tensor]:
-            return both[s][1](held[s], q, k, v)
-    else:
-
-        def part(s: int, q, k, v) -> tuple[torch.Tensor, torch.Tensor]:
-            return attend(q, k, v, each[s], kernel=kernel, return_lse=True)
-
-    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def whole(part, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """part(s, q, k, v): out and log-sum-exp under mask s."""
         out, total = part(0, q, k, v)
         out = out.float()
         for s in range(1, weights.count):
             out, total = merge(out, total, *part(s, q, k, v))
         return out.to(q.dtype), total
 
-    whole = call if gradients is None else partial(Passes.apply, call, gradients)
-    return Prepared([problem.q, problem.k, problem.v], lambda q, k, v: whole(q, k, v)[0], tables, size)
+    if kernel != "triton":
+
+        def part(s: int, q, k, v) -> tuple[torch.Tensor, torch.Tensor]:
+            return attend(q, k, v, each[s], kernel=kernel, return_lse=True)
+
+        return Prepared(inputs, lambda q, k, v: whole(part, q, k, v)[0])
+    both = [fused(problem, one) for one in each]
+
+    def tables() -> list[Tables | RowTables]:
+        return [build() for build, _ in both]
+
+    def on_tables(held: list, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        call = partial(whole, lambda s, *some: both[s][1](held[s], *some))
+        return Passes.apply(call, partial(summed_gradients, held, problem.heads.dim**-0.5), q, k, v)[0]
+
+    held = tables()
+    return Prepared(inputs, lambda *some: on_tables(tables(), *some), tables, partial(on_tables, held), size_of(held))
 
 
 class Passes(torch.autograd.Function):

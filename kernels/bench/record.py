@@ -45,6 +45,7 @@ class Record:
                 "itemsize": dtype.itemsize,
                 "masks": [],
                 "failed": [],
+                "started": None,
                 "methods": [],
             }
             self.content["runs"].append(known)
@@ -70,9 +71,15 @@ class Record:
         same = (r for r in self.content["runs"] if (r["heads"], r["call"], r["shape"]) == (work.name, work.call, shape))
         return next(same, None)
 
+    def begin(self, run: dict, name: str | None) -> None:
+        """This row runs from now on, or none does: whoever finds it in the file knows what the process died in."""
+        run["started"] = name
+        self.save()
+
     def add(self, run: dict, row: dict) -> None:
         """One more row; what all rows are compared to may have changed with it."""
         run["methods"].append(rounded(row))
+        run["started"] = None
         relate(run, self.content["environment"]["memory_gb_s"])
         self.save()
 
@@ -96,46 +103,68 @@ def _read(file: Path) -> dict:
 
 def relate(run: dict, rate: float) -> None:
     """Fill in what follows from the times: TFLOP/s, of the pairs that are visited (`actual`) and of those that exact
-    ALiBi visits (`effective`); the time over that of the byte floor at `rate` GB/s; the speed over that of the fastest
-    exact way and, for PLSH, of the window of equal error. Two rows are compared by their times in a CUDA graph where
-    both have one, and so is a row to the floor where it has one: launching from Python is no part of a kernel."""
+    ALiBi visits (`effective`); the time over that of the byte floor at `rate` GB/s, and over that of the issue floor
+    where it is known (`issue_ms`); the speed over that of the fastest exact way and, for PLSH, of the fastest window of
+    equal error. All are of the whole call, what it builds included; `kernel` says the ratios of the kernels alone.
+    Two rows are compared by their times in a CUDA graph where both have one, and so is a row to the floors where it has
+    one: launching from Python is no part of a kernel."""
     timed = [r for r in run["methods"] if r["ms"]]
     exact = [r for r in timed if r["family"] == "exact"]
-    windows = {r["match"]: r for r in timed if r["family"] == "window"}
+    windows = [r for r in timed if r["family"] == "window"]
     for row in timed:
-        ms = (row.get("graph_ms") or row["ms"])["median"]
-        floor = row["floor_bytes"] / rate / 1e6
+        ms = best(row)
+        floors = {"floor": row["floor_bytes"] / rate / 1e6, "issue": row.get("issue_ms")}
         row["actual_tflops"] = row["operations"] / ms / 1e9
         row["effective_tflops"] = row["dense_operations"] / ms / 1e9
-        row["floor_ms"], row["over_floor"] = floor, ms / floor
-        row["speedup"] = min((ratio(other, row) for other in exact), default=None)
-        if row["family"] == "plsh":
-            row["equal_error"] = against(row, windows.get(row["name"]))
+        row["floor_ms"] = floors["floor"]
+        equal = [w for w in windows if w["match"] == row["name"]] if row["family"] == "plsh" else []
+        window = min(equal, key=best, default=None)
+        for into, kernel in ((row, False), (row.setdefault("kernel", {}), True)):
+            into["speedup"] = min((ratio(other, row, kernel) for other in exact), default=None)
+            into |= {f"over_{name}": best(row, kernel) / floor for name, floor in floors.items() if floor}
+            if row["family"] == "plsh":
+                into["equal_error"] = against(row, window, kernel)
+        if not row.get("kernel_ms"):  # nothing is built
+            del row["kernel"]
         row.update(rounded({k: row[k] for k in row if k not in ("ms", "name")}))
 
 
-def alike(row: dict, other: dict) -> str:
-    """Which times of two rows may be compared."""
-    return "graph_ms" if row.get("graph_ms") and other.get("graph_ms") else "ms"
+def times(row: dict, kernel: bool = False) -> dict[str, dict]:
+    """The times of a row by kind, `ms` and perhaps `graph_ms`: of the whole call, or of its kernel alone, which is the
+    same where nothing is built."""
+    begin = "kernel_" if kernel and row.get("kernel_ms") else ""
+    return {kind: row[begin + kind] for kind in ("ms", "graph_ms") if row.get(begin + kind)}
 
 
-def ratio(row: dict, other: dict) -> float:
+def best(row: dict, kernel: bool = False) -> float:
+    """ms of a row by itself: in a graph where it has been timed in one."""
+    found = times(row, kernel)
+    return found.get("graph_ms", found["ms"])["median"]
+
+
+def pair(row: dict, other: dict, kernel: bool = False) -> tuple[dict, dict]:
+    """The times of two rows that may be compared."""
+    own, its = times(row, kernel), times(other, kernel)
+    kind = "graph_ms" if "graph_ms" in own and "graph_ms" in its else "ms"
+    return own[kind], its[kind]
+
+
+def ratio(row: dict, other: dict, kernel: bool = False) -> float:
     """How many times as long the call of `row` takes as that of `other`."""
-    by = alike(row, other)
-    return row[by]["median"] / other[by]["median"]
+    own, its = pair(row, other, kernel)
+    return own["median"] / its["median"]
 
 
-def against(row: dict, window: dict | None) -> dict | None:
+def against(row: dict, window: dict | None, kernel: bool = False) -> dict | None:
     """The window of equal error, the narrowest that errs no more, beside a PLSH row: its name and error, how many times
     as long it takes, and whether the row is "faster", "slower" or, where the middle halves of the times overlap,
     "even"."""
     if window is None:
         return None
-    by = alike(row, window)
-    own, other = row[by], window[by]
-    verdict = "faster" if own["high"] < other["low"] else "slower" if own["low"] > other["high"] else "even"
+    own, its = pair(row, window, kernel)
+    verdict = "faster" if own["high"] < its["low"] else "slower" if own["low"] > its["high"] else "even"
     error = window["rms_relative_error"]
-    return {"window": window["name"], "error": error, "ratio": ratio(window, row), "verdict": verdict}
+    return {"window": window["name"], "error": error, "ratio": its["median"] / own["median"], "verdict": verdict}
 
 
 def rounded(value):

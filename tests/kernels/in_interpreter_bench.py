@@ -29,6 +29,9 @@ def test_passes_merge_into_the_attention_under_all_masks(call: str):
     assert len({one.floor for one in costs}) == (3 if "decode" in call else 1)  # each mask has blocks of its own
     sizes = [x.numel() * x.element_size() for own in method.visited for x in tensors(ours.fused(p, own)[0]())]
     assert run.prepared.extra == sum(sizes)
+    if run.kernel is not None:  # on the tables built beforehand, as the whole call
+        assert torch.equal(run.kernel(), run.timed())
+    assert (run.kernel is None) == (call == "backward")
 
 
 def tensors(tables) -> list[torch.Tensor]:

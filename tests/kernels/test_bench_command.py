@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernels.bench import __main__ as command
-from kernels.bench import methods, record, table
+from kernels.bench import measure, methods, record, table
 from kernels.bench.clock import DeviceLost, HostClock
 from kernels.bench.plan import head_sets, plan
 from kernels.environment import written
@@ -58,7 +58,7 @@ def test_rows_of_the_file_are_kept_unless_asked_or_measured_elsewhere(quick, tmp
     kept["runs"][0]["methods"][0]["ms"]["median"] = 1234.5
     file.write_text(json.dumps(kept))
     again = main(arguments)["runs"][0]
-    assert again["methods"][0]["ms"]["median"] == 1234.5 and again["masks"] == [16]
+    assert again["methods"][0]["ms"]["median"] == 1234.5 and again["masks"] == [16] and again["started"] is None
     assert [r["name"] for r in again["methods"]] == [r["name"] for r in first["runs"][0]["methods"]]
     assert again["methods"][-1]["name"] == lost["name"]
     monkeypatch.setattr(methods, "maskless", None)  # nothing is measured twice
@@ -70,6 +70,34 @@ def test_rows_of_the_file_are_kept_unless_asked_or_measured_elsewhere(quick, tmp
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2 and "another code: name another file, or use --fresh" in capsys.readouterr().err
+
+
+def test_a_row_that_the_process_died_in_is_not_run_again(quick, tmp_path, monkeypatch, capsys):
+    """It stands in the file before it runs; whoever stops the bench in a row clears it."""
+    file = tmp_path / "bench.json"
+    arguments = ["--device", "cpu", "--heads", "2x8", "--calls", "decode-1", "--tokens", "64", "--json", str(file)]
+    monkeypatch.setattr(command, "clock_for", lambda *_: SingleClock(1))
+    prepare, kept = measure.prepare, []
+
+    def interrupted(problem, method):
+        kept.append((method.name, json.loads(file.read_text())["runs"][0]["started"]))
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+        return prepare(problem, method)
+
+    monkeypatch.setattr(measure, "prepare", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(arguments)
+    assert [name for name, _ in kept] == [started for _, started in kept]
+    stopped = json.loads(file.read_text())
+    assert stopped["runs"][0]["started"] is None
+    stopped["runs"][0]["started"] = kept[1][0]  # as it is where the process died
+    file.write_text(json.dumps(stopped))
+    run = main(arguments)["runs"][0]
+    assert run["masks"] == [16] and len(run["methods"]) == 17 and kept[1][0] not in [name for name, _ in kept[2:]]
+    status = "error: the process ended within this row, which --fresh alone tries again"
+    assert [(row["name"], row["status"]) for row in run["methods"] if row["status"] == status] == [(kept[1][0], status)]
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize("text", ["{broken", "[]", '{"environment": {}}', '{"environment": {}, "runs": [{}]}', "\x00"])
@@ -230,6 +258,34 @@ def test_rows_are_compared_by_what_both_of_them_have():
     assert (of["plsh"]["equal_error"]["ratio"], of["plsh"]["equal_error"]["verdict"]) == (2.0, "faster")
     assert (of["plsh 2"]["equal_error"]["ratio"], of["plsh 2"]["equal_error"]["verdict"]) == (0.75, "slower")
     assert "speedup" not in of["failed"]
+
+
+def test_ratios_are_of_the_whole_call_and_the_kernels_alone_stand_beside_them():
+    def times(median: float) -> dict:
+        return {"median": median, "low": 0.99 * median, "high": 1.01 * median}
+
+    common = {"floor_bytes": 10**6, "operations": 10, "dense_operations": 10, "rms_relative_error": 0.2, "masks": 4}
+    rows = [
+        {"name": "alibi", "family": "exact", "match": None, "ms": times(60.0), "kernel_ms": times(59.0)},
+        {"name": "plsh rb, S=4", "family": "plsh", "match": None, "issue_ms": 1.5},
+        {"name": "window T=2, as rb, S=4", "family": "window", "match": "plsh rb, S=4", "ms": times(2.0)},
+        {"name": "window T=2, as rb, S=4, FlexAttention", "family": "window", "match": "plsh rb, S=4"},
+    ]
+    rows[1] |= {"ms": times(5.0), "kernel_ms": times(2.5), "graph_ms": times(3.0), "kernel_graph_ms": times(2.0)}
+    rows[3] |= {"ms": times(1.0)}  # the fastest implementation counts
+    run = {"call": "forward", "methods": [common | row for row in rows]}
+    record.relate(run, 1.0)
+    record.relate(run, 1.0)  # again with each row
+    own = run["methods"][1]
+    assert (own["speedup"], own["over_floor"], own["over_issue"], own["equal_error"]["ratio"]) == (12.0, 3.0, 2.0, 0.2)
+    assert own["kernel"]["speedup"] == pytest.approx(59 / 2.5) and own["kernel"]["equal_error"]["ratio"] == 0.4
+    assert own["kernel"]["over_floor"] == 2.0 and own["kernel"]["over_issue"] == pytest.approx(2 / 1.5, rel=1e-4)
+    assert "kernel" in run["methods"][0] and "kernel" not in run["methods"][2]  # which builds nothing
+    (said,) = table.verdicts(run)
+    assert said.startswith("plsh rb, S=4: slower than the window of equal error (window T=2 by FlexAttention, ")
+    assert said.endswith(
+        "0.20 times its speed with its tables, which the window does not need; 0.40 by the kernels alone."
+    )
 
 
 def test_a_record_is_json_with_a_line_for_each_row():
