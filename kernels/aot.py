@@ -21,6 +21,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
+from kernels.sass import path
+from kernels.slopes import alibi_slopes
 from kernels.triton_causal import LAWS, causal_constants, causal_kernel
 from kernels.triton_decode import MERGED, decode_kernel, merge_kernel, tile_constants
 from kernels.triton_delta import ROWS as DELTA_ROWS
@@ -118,7 +120,8 @@ def every() -> list[Configuration]:
 
 def build(configuration: Configuration) -> dict:
     """Compile one configuration: registers of a thread, bytes that it spills, shared memory and warps of a block,
-    instructions, and those of the tensor cores (`mma`), of the kind `unit`: HGMMA is wgmma, HMMA mma.sync."""
+    instructions, and those of the tensor cores (`mma`), of the kind `unit`: HGMMA is wgmma, HMMA mma.sync; and the
+    executed `path` (`kernels.sass`)."""
     return _resources(compiled(configuration))
 
 
@@ -216,6 +219,7 @@ def _resources(compiled) -> dict:
         "instructions": len(kinds),
         "mma": kinds.count(unit),
         "unit": unit,
+        "path": path(code),
     }
 
 
@@ -228,13 +232,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("only", nargs="?", default="", help="configurations with this in their name, dkdv-sm90 say")
     parser.add_argument("--write", action="store_true", help="renew docs/results/aot.json")
-    parser.add_argument("--table", action="store_true", help="print the table of docs/kernels.md from the record")
+    parser.add_argument("--table", action="store_true", help="print the tables of docs/kernels.md from the record")
     parser.add_argument("-j", "--jobs", type=int, default=1, help="compile in so many processes")
     options = parser.parse_args()
     if options.jobs < 1:
         parser.error("-j takes whole numbers from 1 on.")
     if options.table:
-        print(table(json.loads(RECORD.read_text())["kernels"]))
+        from kernels.bench.issue import table as floors  # which reads this record
+
+        print(table(json.loads(RECORD.read_text())["kernels"]), floors(alibi_slopes(32), 131072), sep="\n\n")
         return 0
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {"triton": None, "kernels": {}}
     chosen = [configuration for configuration in every() if options.only in configuration.id]

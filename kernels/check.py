@@ -54,8 +54,8 @@ def all_weights() -> dict[str, Weights]:
     ]:  # fmt: skip
         weights = PositionalLSH.draw(slopes, masks, seed=1, sampler=sampler, weights=kind, sinks=sinks)
         found[f"{kind} {sampler} S={masks}" + (f", {sinks} sinks" if sinks else "")] = weights
-    # blocks of two tokens, more to a tile than HEADS slopes have
-    found[MANY] = PositionalLSH.draw(alibi_slopes(32), 16, seed=1)
+    # a draw in which pairs that are seen lie 32 blocks of a mask apart: the highest bit of a tile's ranks
+    found[MANY] = PositionalLSH.draw(alibi_slopes(32), 16, seed=9)
     return found
 
 

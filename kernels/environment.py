@@ -21,11 +21,14 @@ def environment(device: str, program: str, commit: str | None = None) -> dict:
     files = sorted(Path(__file__).parent.rglob("*.py"))
     status = _output("git", "status", "--porcelain", "--untracked-files=no")
     cuda = device == "cuda"
+    clock = _output("nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits") if cuda else None
     return {
         "device": device,
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else None,
         "cuda": torch.version.cuda if cuda else None,
+        "multiprocessors": torch.cuda.get_device_properties(0).multi_processor_count if cuda else None,
+        "clock_mhz": float(clock.split()[0]) if clock and clock.split()[0].isdecimal() else None,  # the highest
         "cpu": models[0].split(":")[1].strip() if models else platform.processor(),
         "threads": torch.get_num_threads(),
         "load": [round(x, 2) for x in os.getloadavg()],

@@ -20,6 +20,7 @@ from kernels.bench.problem import Problem
 # the limit leaves room for what the augmented q and k lose to a bias of up to slope * tokens / 2.
 LIMITS = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10, torch.float32: 1e-3}
 GRADIENTS = 2.0  # times the limit
+CAPABILITY = 9  # of the GPUs whose machine code is recorded
 SHORT = 50.0  # ms: a longer call is not captured in a graph, since launching is nothing beside its work
 
 
@@ -85,6 +86,8 @@ def _ready(problem: Problem, method: Method, clock: HostClock | DeviceClock) -> 
         if clock.together and took > SLOWEST:
             raise LeftOut(f"a call takes {took:.0f} s, above the limit of {SLOWEST:.0f}")
         row["bytes"] = sum(one.floor for one in costs) + run.prepared.extra
+        if (issued := _issued(problem, method, run.prepared)) is not None:
+            row["issued"] = issued
         return row, run
     except LeftOut as e:
         row["status"] = f"left out: {e}"
@@ -154,6 +157,19 @@ def _counted(problem: Problem, method: Method, costs: list[Cost]) -> dict:
         "dense_operations": operations(problem, costs[0].dense),
         "floor_bytes": cost(problem, method.weights).floor if len(costs) > 1 else costs[0].floor,
     }
+
+
+def _issued(problem: Problem, method: Method, prepared: Prepared) -> dict[str, int] | None:
+    """Instructions of warps that the kernels of a forward call of kernel `triton` issue at least, where their machine
+    code is recorded."""
+    on_record = problem.device.type == "cuda" and torch.cuda.get_device_capability(problem.device)[0] == CAPABILITY
+    if not on_record or prepared.tables is None or method.separate or problem.backward:
+        return None
+    if problem.queries < problem.tokens:
+        return None
+    from kernels.bench.issue import issued  # triton exists on Linux only
+
+    return issued(method.weights, problem.tokens, problem.heads.dim, problem.dtype)
 
 
 def _more_times(problem: Problem, run: Run, ms: dict, clock: HostClock | DeviceClock) -> dict:

@@ -8,6 +8,7 @@ import torch
 from kernels.bench.plan import Work
 from kernels.environment import replace_file, written
 
+SCHEDULERS = 4  # of a multiprocessor: each issues one instruction of a warp a cycle
 # what must be the same for rows of two runs to stand in one record
 SAME = ("device", "gpu", "cpu", "threads", "torch", "triton", "python", "code")
 
@@ -80,7 +81,8 @@ class Record:
         """One more row; what all rows are compared to may have changed with it."""
         run["methods"].append(rounded(row))
         run["started"] = None
-        relate(run, self.content["environment"]["memory_gb_s"])
+        about = self.content["environment"]
+        relate(run, about["memory_gb_s"], issue_rate(about))
         self.save()
 
     def save(self) -> None:
@@ -101,27 +103,38 @@ def _read(file: Path) -> dict:
     return before
 
 
-def relate(run: dict, rate: float) -> None:
+def issue_rate(about: dict) -> float | None:
+    """Instructions of warps that the GPU issues in a ms at its highest clock, None where that is not known."""
+    if not about.get("multiprocessors") or not about.get("clock_mhz"):
+        return None
+    return SCHEDULERS * about["multiprocessors"] * about["clock_mhz"] * 1e3
+
+
+def relate(run: dict, rate: float, issue: float | None = None) -> None:
     """Fill in what follows from the times: TFLOP/s, of the pairs that are visited (`actual`) and of those that exact
-    ALiBi visits (`effective`); the time over that of the byte floor at `rate` GB/s, and over that of the issue floor
-    where it is known (`issue_ms`); the speed over that of the fastest exact way and, for PLSH, of the fastest window of
-    equal error. All are of the whole call, what it builds included; `kernel` says the ratios of the kernels alone.
-    Two rows are compared by their times in a CUDA graph where both have one, and so is a row to the floors where it has
-    one: launching from Python is no part of a kernel."""
+    ALiBi visits (`effective`); the time over that of the byte floor at `rate` GB/s, and over that of the issue floor at
+    `issue` instructions a ms where it is known; the speed over that of the fastest exact way and, for PLSH, of the
+    fastest window of equal error. All are of the whole call, what it builds included; `kernel` says the ratios of the
+    kernels alone. Two rows are compared by their times in a CUDA graph where both have one, and so is a row to the
+    floors where it has one: launching from Python is no part of a kernel."""
     timed = [r for r in run["methods"] if r["ms"]]
     exact = [r for r in timed if r["family"] == "exact"]
     windows = [r for r in timed if r["family"] == "window"]
     for row in timed:
         ms = best(row)
-        floors = {"floor": row["floor_bytes"] / rate / 1e6, "issue": row.get("issue_ms")}
         row["actual_tflops"] = row["operations"] / ms / 1e9
         row["effective_tflops"] = row["dense_operations"] / ms / 1e9
-        row["floor_ms"] = floors["floor"]
+        row["floor_ms"] = row["floor_bytes"] / rate / 1e6
+        if issue and row.get("issued"):
+            row["issue_ms"] = sum(row["issued"].values()) / issue
         equal = [w for w in windows if w["match"] == row["name"]] if row["family"] == "plsh" else []
         window = min(equal, key=best, default=None)
         for into, kernel in ((row, False), (row.setdefault("kernel", {}), True)):
             into["speedup"] = min((ratio(other, row, kernel) for other in exact), default=None)
-            into |= {f"over_{name}": best(row, kernel) / floor for name, floor in floors.items() if floor}
+            into["over_floor"] = best(row, kernel) / row["floor_ms"]
+            if issue and row.get("issued"):
+                counted = row["issued"]["forward"] if kernel else sum(row["issued"].values())
+                into["over_issue"] = best(row, kernel) / (counted / issue)
             if row["family"] == "plsh":
                 into["equal_error"] = against(row, window, kernel)
         if not row.get("kernel_ms"):  # nothing is built

@@ -34,7 +34,8 @@ class SingleClock(HostClock):
 
 def test_a_lost_gpu_costs_one_row_and_the_next_run_goes_on_after_it(quick, tmp_path, monkeypatch, capsys):
     file = tmp_path / "bench.json"
-    arguments = ["--device", "cpu", "--heads", "2x8", "--calls", "decode-1", "--tokens", "64", "--json", str(file)]
+    arguments = ["--device", "cpu", "--heads", "2x8", "--calls", "decode-1", "--tokens", "64", "--repeats", "1"]
+    arguments += ["--json", str(file)]
     clock = SingleClock(1)
     monkeypatch.setattr(command, "clock_for", lambda *_: clock)
     clock.lost = True
@@ -75,7 +76,8 @@ def test_rows_of_the_file_are_kept_unless_asked_or_measured_elsewhere(quick, tmp
 def test_a_row_that_the_process_died_in_is_not_run_again(quick, tmp_path, monkeypatch, capsys):
     """It stands in the file before it runs; whoever stops the bench in a row clears it."""
     file = tmp_path / "bench.json"
-    arguments = ["--device", "cpu", "--heads", "2x8", "--calls", "decode-1", "--tokens", "64", "--json", str(file)]
+    arguments = ["--device", "cpu", "--heads", "2x8", "--calls", "decode-1", "--tokens", "64", "--repeats", "1"]
+    arguments += ["--json", str(file)]
     monkeypatch.setattr(command, "clock_for", lambda *_: SingleClock(1))
     prepare, kept = measure.prepare, []
 
@@ -267,19 +269,21 @@ def test_ratios_are_of_the_whole_call_and_the_kernels_alone_stand_beside_them():
     common = {"floor_bytes": 10**6, "operations": 10, "dense_operations": 10, "rms_relative_error": 0.2, "masks": 4}
     rows = [
         {"name": "alibi", "family": "exact", "match": None, "ms": times(60.0), "kernel_ms": times(59.0)},
-        {"name": "plsh rb, S=4", "family": "plsh", "match": None, "issue_ms": 1.5},
+        {"name": "plsh rb, S=4", "family": "plsh", "match": None, "issued": {"forward": 2, "tables": 4}},
         {"name": "window T=2, as rb, S=4", "family": "window", "match": "plsh rb, S=4", "ms": times(2.0)},
         {"name": "window T=2, as rb, S=4, FlexAttention", "family": "window", "match": "plsh rb, S=4"},
     ]
     rows[1] |= {"ms": times(5.0), "kernel_ms": times(2.5), "graph_ms": times(3.0), "kernel_graph_ms": times(2.0)}
     rows[3] |= {"ms": times(1.0)}  # the fastest implementation counts
     run = {"call": "forward", "methods": [common | row for row in rows]}
-    record.relate(run, 1.0)
-    record.relate(run, 1.0)  # again with each row
+    rate = record.issue_rate({"multiprocessors": 2, "clock_mhz": 0.0005})
+    assert rate == 4.0 and record.issue_rate({}) is None  # instructions a ms
+    record.relate(run, 1.0, rate)
+    record.relate(run, 1.0, rate)  # again with each row
     own = run["methods"][1]
     assert (own["speedup"], own["over_floor"], own["over_issue"], own["equal_error"]["ratio"]) == (12.0, 3.0, 2.0, 0.2)
     assert own["kernel"]["speedup"] == pytest.approx(59 / 2.5) and own["kernel"]["equal_error"]["ratio"] == 0.4
-    assert own["kernel"]["over_floor"] == 2.0 and own["kernel"]["over_issue"] == pytest.approx(2 / 1.5, rel=1e-4)
+    assert own["kernel"]["over_floor"] == 2.0 and own["issue_ms"] == 1.5 and own["kernel"]["over_issue"] == 4.0
     assert "kernel" in run["methods"][0] and "kernel" not in run["methods"][2]  # which builds nothing
     (said,) = table.verdicts(run)
     assert said.startswith("plsh rb, S=4: slower than the window of equal error (window T=2 by FlexAttention, ")

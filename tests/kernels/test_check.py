@@ -65,7 +65,6 @@ def test_the_matrix_meets_every_pair_of_levels_and_the_parts_hold_all_of_it(monk
     # what the bench measures: bfloat16 at head dimension 128, every law with gradients
     assert {(name, torch.bfloat16) for name in WEIGHTS()} <= set(parts) and check.DIMS[-1] == 128
     assert {"alibi", "window", "rb gamma S=16", "count gamma S=16"} <= set(WEIGHTS())
-    assert WEIGHTS()[check.MANY].slopes.tolist() == alibi_slopes(32).tolist()  # MPT's
     gradients = [name for name, call in check.calls(777).items() if call.get("gradients")]
     assert gradients == [
         "causal",
@@ -73,6 +72,23 @@ def test_the_matrix_meets_every_pair_of_levels_and_the_parts_hold_all_of_it(monk
         "padded",
         "chunk",
     ]
+
+
+def test_one_part_tells_all_ranks_of_a_tile_apart():
+    """With MPT's slopes: pairs within a tile of 64 that a row sees and the highest bit of the ranks alone keeps apart.
+    Without it a mask more would count."""
+    weights = WEIGHTS()[check.MANY]
+    assert weights.slopes.tolist() == alibi_slopes(32).tolist()
+    row = torch.arange(768)
+    first = weights.reach(torch.arange(32), row[None].expand(32, -1))[0].view(32, 12, 64)
+    opened = (weights.masks.starts(torch.arange(32), row[None].expand(32, -1)) == row[:, None]) & (row % 64 > 0)[
+        :, None
+    ]
+    rank = opened.view(32, 12, 64, 16).cumsum(2)
+    distance = torch.arange(64)[:, None] - torch.arange(64)
+    seen = (distance >= 0) & (row.view(12, 1, 64) >= first[..., None])
+    alike = sum(((rank[..., s][..., :, None] - rank[..., s][..., None, :]) == 32) for s in range(16)) > 0
+    assert (alike & seen).flatten(1).any(1).sum() >= 3
 
 
 def only_in_part(out: torch.Tensor) -> torch.Tensor:

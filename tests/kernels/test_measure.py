@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from test_isolation import FOREIGN
 
 from kernels import measure
 from kernels.measure import Step
@@ -44,7 +45,10 @@ def state(folder: Path) -> dict:
 
 
 def test_a_dry_run_takes_every_step_and_a_second_one_takes_none(tmp_path, monkeypatch, capsys):
+    """With torch and triton alone: importing anything else ends with the error of a package that is not installed."""
     folder = tmp_path / "gpu"
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules |= dict.fromkeys({FOREIGN})\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert measure.main(arguments(folder, 3)) == 0
     assert list(state(folder)) == ["first", "check", "forward", "attend", "decode"]

@@ -1,0 +1,102 @@
+"""The executed path of machine code, and the issue floor that follows from it, against counts by hand."""
+
+import pytest
+import torch
+
+from kernels import PositionalLSH, Window, alibi_slopes
+from kernels.sass import path
+
+pytest.importorskip("triton", reason="Triton exists on Linux only")
+
+from kernels.bench import issue
+
+# an early end, a side path of two instructions, a loop with a side path of its own, and a subroutine
+CODE = """
+    /*0000*/                   LDC R1, c[0x0][0x28] ;      /* 0x00000a00ff017b82 */
+    /*0010*/               @P0 EXIT ;
+    /*0020*/                   HGMMA.64x64x16.F32 R24, gdesc[UR4], R24 ;
+    /*0030*/              @!P4 BRA 0x60 ;
+    /*0040*/                   MOV R2, R3 ;
+    /*0050*/                   CALL.REL.NOINC 0x120 ;
+    /*0060*/               @P1 BRA 0xf0 ;
+    /*0070*/                   MOV R4, R5 ;
+    /*0080*/                   HGMMA.64x64x16.F32 R24, gdesc[UR4], R24 ;
+    /*0090*/               @P2 BRA P3, 0xb0 ;
+    /*00a0*/                   FADD R1, R2, R3 ;
+    /*00b0*/                   BSSY B1, 0xd0 ;
+    /*00c0*/                   FADD R1, R2, R3 ;
+    /*00d0*/              @!P5 BRA 0x80 ;
+    /*00e0*/                   MOV R6, R7 ;
+    /*00f0*/                   STG.E [R2.64], R3 ;
+    /*0100*/                   EXIT ;
+    /*0110*/                   BRA 0x110;
+    /*0120*/                   FADD R1, R2, R3 ;
+    /*0130*/                   RET.REL.NODEC R6 0x0 ;
+"""
+
+
+def test_the_executed_path_is_the_shortest_through_every_loop():
+    found = path(CODE)
+    # 80, 90, b0, c0, d0; through it 00 .. 30, 60, 70, then e0, f0, 100; around it 00 .. 30, 60, f0, 100
+    assert found == {"straight": [9, 1], "none": [7, 1], "loops": [[5, 1]]}
+    assert path(CODE.replace("BRA 0x80 ;", "BRA 0x90 ;"))["loops"] == [[4, 0]]
+    assert path(CODE.replace("@!P5 BRA 0x80 ;", "NOP ;"))["loops"] == []
+    assert path(CODE.replace("@P1 BRA 0xf0", "BRX R2 -0x10")) is None and path("") is None
+
+
+def test_a_loop_that_ends_in_its_middle_and_loops_in_a_loop():
+    code = CODE.replace("@!P5 BRA 0x80 ;", "BRA 0x80 ;").replace("BSSY B1, 0xd0 ;", "@P3 BRA 0xe0 ;")
+    # a turn takes 80, 90, b0, c0, d0, and the last one leaves after b0
+    assert path(code) == {"straight": [9 - 2, 1], "none": [7, 1], "loops": [[5, 1]]}
+    inner = CODE.replace("BSSY B1, 0xd0 ;", "@P3 BRA 0x90 ;")
+    assert path(inner)["loops"] == [[5, 1]]
+
+
+def record(way: dict) -> dict:
+    tables = {"straight": [7, 0], "none": [3, 0], "loops": [[20, 0]]}
+    laws = {"count-S16": way, "rb-S16": way, "linear": way}
+    found = {f"forward-sm90-{law}-d64-bf16": {"warps": 4, "path": own} for law, own in laws.items()}
+    return found | {f"tables-sm90-{law}": {"warps": 8, "path": tables} for law in ("count", "rb")}
+
+
+@pytest.mark.parametrize(
+    ("way", "expected"),
+    [
+        # the diagonal written out; one loop for all; a loop for each
+        (
+            {"straight": [100, 8], "none": [90, 8], "loops": [[30, 8]]},
+            lambda n, idle, far: 100 * n - 10 * idle + 30 * far,
+        ),
+        ({"straight": [100, 0], "none": [130, 8], "loops": [[30, 8]]}, lambda n, idle, far: 100 * n + 30 * (n + far)),
+        (
+            {"straight": [100, 0], "none": [115, 8], "loops": [[5, 0], [25, 8], [30, 8]]},
+            lambda n, idle, far: 100 * n - 10 * idle + 25 * n + 30 * far,
+        ),
+    ],
+)
+def test_instructions_are_those_of_the_tiles_that_are_visited(way, expected, monkeypatch):
+    """Counted on dense weights."""
+    monkeypatch.setattr(issue, "_recorded", lambda: record(way))
+    slopes = alibi_slopes(4)
+    for weights in (PositionalLSH.draw(slopes, 16, seed=2), PositionalLSH.draw(slopes, 16, seed=2, weights="rb"),
+                    Window(slopes, 1.0)):  # fmt: skip
+        first = (weights.matrix(640).tril() > 0).int().argmax(-1)[:, ::64]  # of the first row of each tile of 64
+        steps = torch.arange(10) - first // 64
+        programs, idle, far = steps.numel(), int((steps == 0).sum()), int(steps.sum())
+        assert 0 < idle < programs
+        found = issue.issued(weights, 640, 64, torch.bfloat16)
+        assert found["forward"] == 4 * expected(programs, idle, far)
+        assert found["tables"] == 8 * programs * (3 if isinstance(weights, Window) else 27)
+
+
+def test_what_is_not_recorded_has_no_floor(monkeypatch):
+    monkeypatch.setattr(issue, "_recorded", lambda: record({"straight": [9, 0], "none": [9, 0], "loops": []}))
+    slopes = alibi_slopes(4)
+    assert issue.issued(Window(slopes, 1.0), 640, 64, torch.bfloat16) is None  # without a loop over tiles
+    assert issue.issued(PositionalLSH.draw(slopes, 4, seed=0), 640, 64, torch.bfloat16) is None
+    assert issue.issued(Window(slopes, 1.0), 640, 80, torch.float16) is None
+
+
+def test_the_page_has_the_floors_of_the_record():
+    page = (issue.RECORD.parents[1] / "kernels.md").read_text()
+    assert issue.table(alibi_slopes(32), 131072) in page
