@@ -122,7 +122,10 @@ class Measurement:
 
     def of(self, step: Step) -> dict:
         blank = {"status": "left", "seconds": 0.0, "tries": 0, "stops": 0}
-        return self.content["steps"].setdefault(step.name, blank)
+        known = self.content["steps"].setdefault(step.name, blank)
+        if known["status"] == "left" and not step.lasting and known["stops"] >= STOPS:
+            known["status"] = "failed"
+        return known
 
     def remaining(self) -> float:
         return self.seconds - (time.monotonic() - self.begin)
@@ -137,8 +140,7 @@ class Measurement:
 
     def open(self, step: Step) -> bool:
         """Whether the step has not finished and may still do so."""
-        known = self.of(step)
-        return known["status"] in ("left", "absent") and (step.lasting or known["stops"] < STOPS)
+        return self.of(step)["status"] in ("left", "absent")
 
     def take(self, step: Step) -> None:
         """Run the step within its share of the minutes."""
@@ -155,9 +157,7 @@ class Measurement:
         known["seconds"] = round(known["seconds"] + time.monotonic() - begin, 1)
         known["code"] = code
         known["stops"] -= code is not None
-        if code is None and not step.lasting and known["stops"] >= STOPS:
-            known["status"] = "failed"
-        elif code is not None:
+        if code is not None:
             left = step.left(self.folder)
             # 2 is a wrong command; with anything else a bench goes on after the row that broke it
             again = step.lasting and code != 2 and (code != 0 or left != [])
@@ -206,7 +206,7 @@ def run(command: list[str], folder: Path, limit: float, say: Callable[[str], Non
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, sign)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(2)
+                process.wait(5)
         listener.join(5)
 
 
