@@ -24,6 +24,7 @@ from triton.compiler import ASTSource, CompiledKernel
 from kernels.sass import path
 from kernels.slopes import alibi_slopes
 from kernels.triton_causal import LAWS, causal_constants, causal_kernel
+from kernels.triton_causal_backward import backward_constants, causal_key_kernel, causal_query_kernel
 from kernels.triton_decode import MERGED, decode_kernel, merge_kernel, tile_constants
 from kernels.triton_delta import ROWS as DELTA_ROWS
 from kernels.triton_delta import delta_kernel
@@ -32,11 +33,12 @@ from kernels.triton_dq import query_kernel
 from kernels.triton_dsinks import sink_constants, sink_kernel
 from kernels.triton_forward import forward_kernel
 from kernels.triton_launch import constants, tile_of
-from kernels.triton_tables import BLOCK, LAUNCH, tables_kernel
+from kernels.triton_tables import table_constants, tables_kernel
 
 RECORD = Path(__file__).parents[1] / "docs/results/aot.json"
 KERNELS = {"forward": forward_kernel, "decode": decode_kernel, "dq": query_kernel, "dkdv": key_kernel}
-STREAMED = {"causal": causal_kernel}  # by the copy engine of sm_90, which takes tensor descriptors
+# on sm_90 alone: their tiles are fetched by its copy engine, which takes tensor descriptors
+STREAMED = {"causal": causal_kernel, "causal_dq": causal_query_kernel, "causal_dkdv": causal_key_kernel}
 TABLES = {"tables": tables_kernel}  # knows no head dimension, and no dtype but its own
 UNLAWFUL = {"delta": delta_kernel, "merge": merge_kernel, "dsinks": sink_kernel}  # know no law
 ALL = KERNELS | STREAMED | TABLES | UNLAWFUL
@@ -113,6 +115,10 @@ def every() -> list[Configuration]:
         found += [Configuration("causal", 90, law, sinks=sinks) for sinks in (4, 70)]
         many = {"linear": (), "rb": (1, 4, 32, 64), "count": (1, 4, 32)}[law]
         found += [Configuration("causal", 90, law, masks=masks) for masks in many]
+        for kernel in ("causal_dq", "causal_dkdv"):
+            found += [Configuration(kernel, 90, law, dim) for dim in (64, 128)]
+            found += [Configuration(kernel, 90, law, masks=32) for _ in many[:1]]
+        found.append(Configuration("causal_dq", 90, law, sinks=4))
     for cap, law in itertools.product(caps, ("rb", "count")):
         found += [Configuration("tables", cap, law), Configuration("tables", cap, law, causal=False)]
     return found
@@ -130,9 +136,11 @@ def compiled(configuration: Configuration) -> CompiledKernel:
     c = configuration
     kernel, tile = ALL[c.kernel], tile_of(DTYPES[c.dtype], c.cap // 10)
     if c.kernel in TABLES:
-        fixed = {"LAW": c.law, "CAUSAL": c.causal, "TILE": tile, "BLOCK": BLOCK, **LAUNCH}
-    elif c.kernel in STREAMED:
+        fixed = table_constants(c.law, c.masks, c.causal, tile)
+    elif c.kernel == "causal":
         fixed = causal_constants(c.law, c.masks, c.sinks, c.dim, DTYPES[c.dtype], tile)
+    elif c.kernel in STREAMED:
+        fixed = backward_constants(c.kernel, c.law, c.masks, c.sinks, c.dim, DTYPES[c.dtype], tile)
     else:
         fixed = constants(c.kernel, c.law, c.masks, c.sinks, c.causal, c.dim, DTYPES[c.dtype], tile, c.gaps)
     if c.kernel == "decode":
@@ -151,7 +159,8 @@ def compiled(configuration: Configuration) -> CompiledKernel:
         if name in fixed:
             signature[name] = "constexpr"
         elif c.kernel in STREAMED and name in TENSORS:
-            rows = fixed["STEP"] if name in ("K", "V") else tile
+            of_keys = c.kernel == "causal_dkdv"
+            rows = tile if (name in ("K", "V", "Dk", "Dv")) == of_keys else fixed["STEP"]
             signature[name] = f"tensordesc<{c.dtype}[1, 1, {rows}, {fixed['WIDE']}]>"
         elif name in (*TENSORS, "OutRows"):
             signature[name] = f"*{c.dtype}"

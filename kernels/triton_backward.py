@@ -8,6 +8,8 @@ score's gradient is ``p * (dout . v - delta)``. The masks and slopes get no grad
 import torch
 
 from kernels.tables import LOG2E, Tables
+from kernels.triton_causal import streams
+from kernels.triton_causal_backward import causal_gradients
 from kernels.triton_delta import delta_of
 from kernels.triton_dkdv import key_kernel
 from kernels.triton_dq import query_kernel
@@ -43,17 +45,20 @@ def backward(
         dk[sequence, :, :pad] = dv[sequence, :, :pad] = 0.0
     since, until = visitors(tables)
     inputs = (q, k, v, dout)
-    strides = [stride for x in inputs for stride in x.stride()[:3]]
-    sizes = (heads, heads // kv_heads, queries, keys, tables.first.shape[1], tables.bias.shape[-1])
     places = places_on((tuple(pads), tuple(starts)), q.device)
-    common = (places, *pointers(tables), *strides, *sizes, scale, scale * LOG2E)
-    kind = (tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tile)
-    query_kernel[((queries + 2 * tile - 2) // tile, batch, heads)](
-        *inputs, dq, lse, delta, *common, **constants("dq", *kind)
-    )
-    key_kernel[(batch, tables.first.shape[1] // tile, heads)](
-        *inputs, dk, dv, lse, delta, since, until, *common, **constants("dkdv", *kind)
-    )
+    if streams(*inputs, tables=tables, gaps=False):
+        causal_gradients(*inputs, lse, delta, dq, dk, dv, until, tables, places, scale)
+    else:
+        strides = [stride for x in inputs for stride in x.stride()[:3]]
+        sizes = (heads, heads // kv_heads, queries, keys, tables.first.shape[1], tables.bias.shape[-1])
+        common = (places, *pointers(tables), *strides, *sizes, scale, scale * LOG2E)
+        kind = (tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tile)
+        query_kernel[((queries + 2 * tile - 2) // tile, batch, heads)](
+            *inputs, dq, lse, delta, *common, **constants("dq", *kind)
+        )
+        key_kernel[(batch, tables.first.shape[1] // tile, heads)](
+            *inputs, dk, dv, lse, delta, since, until, *common, **constants("dkdv", *kind)
+        )
     if sinks := min(tables.sinks, keys):
         parts = sink_gradients(
             *inputs, lse, delta, tables.slope, places, sinks=sinks, causal=tables.causal, scale=scale

@@ -67,6 +67,58 @@ def geometric(q, number: tl.constexpr):
     return found
 
 
+@triton.jit
+def factors_of(
+    positions, base, slope, corner,
+    LAW: tl.constexpr, MASKS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """What each position of the tile that begins at `base`, of rows (ROWS) or of keys, brings to the weights of its
+    pairs: under "rb" a factor of exp(-slope * d), under "count" which masks' pivot blocks, `corner`, it can lie in."""
+    found = positions
+    if LAW == "rb":
+        after = (positions - base - TILE // 2).to(tl.float32)
+        found = tl.exp2(slope * (-after if ROWS else after))
+    if LAW == "count":
+        lane = tl.arange(0, lanes_of_product(MASKS))
+        if ROWS:
+            ends = tl.load(corner + MASKS + lane, mask=lane < MASKS, other=0)
+            found = (ends[None, :] > positions[:, None]).to(DTYPE)
+        else:
+            begins = tl.load(corner + lane, mask=lane < MASKS, other=2147483647)
+            found = (begins[None, :] <= positions[:, None]).to(DTYPE)
+    return found
+
+
+@triton.jit
+def weighed(
+    score, seen, diagonal, of_tile, limits, place, positions, base, slope, planes, share,
+    LAW: tl.constexpr, MASKS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
+    ASM: tl.constexpr,
+):  # fmt: skip
+    """Scores (tile, step), HIDDEN where a pair is not `seen`, and the factors of their exponentials. The tile, of rows
+    if ROWS, begins at `base`, and `of_tile` is of `factors_of`; the step lies at `positions`, whether within the tile
+    (`diagonal`) or not. `limits`: where the pivot blocks begin (ROWS) or end."""
+    factor = score
+    if LAW == "count":
+        if diagonal:
+            factor = tl.where(seen, weigh_near(planes, place, positions - base, share, LAW, MASKS, TILE, ASM), 0.0)
+        else:
+            of_step = limits[:, None] <= positions[None, :] if ROWS else limits[:, None] > positions[None, :]
+            factor = tl.dot(of_tile, of_step.to(of_tile.dtype), input_precision=PRECISION)
+        score = tl.where(factor > 0, score, HIDDEN)
+    else:
+        if LAW == "rb":
+            ahead = (positions - base).to(tl.float32) * (slope if ROWS else -slope)
+            half = slope * (TILE // 2)
+            if half <= LARGEST:
+                like = of_tile[:, None] * tl.exp2(ahead - (half if ROWS else -half))[None, :]
+            else:
+                like = tl.exp2(ahead[None, :] - (place.to(tl.float32) * (slope if ROWS else -slope))[:, None])
+            factor = reciprocal(geometric(tl.maximum(1.0 - like, 0.0), MASKS), ASM)
+        score = tl.where(seen, score, HIDDEN)
+    return score, factor
+
+
 @triton.jit(do_not_specialize=ANY)
 def causal_kernel(
     Q, K, V, Out, OutRows, Lse, Places, Order, First, Slope, Bias, Planes, Corners, Share,
@@ -102,14 +154,11 @@ def causal_kernel(
         head.to(tl.int64), tile - origin // TILE, Slope, Bias, Share, Planes, Corners, padded // TILE, 0,
         LAW, MASKS, TILE,
     )  # fmt: skip
-    LANES: tl.constexpr = lanes_of_product(MASKS)
-    if LAW == "count":  # a mask holds row i and key j before the tile iff its block of row i0 ends after i, begins by j
-        lane = tl.arange(0, LANES)
+    # a mask holds row i and key j before the tile iff its block of row i0, the pivot, ends after i and begins by j
+    of_rows, begins = factors_of(rows, i0, slope, corner, LAW, MASKS, TILE, True, q.dtype), place
+    if LAW == "count":
+        lane = tl.arange(0, lanes_of_product(MASKS))
         begins = tl.load(corner + lane, mask=lane < MASKS, other=2147483647)
-        ends = tl.load(corner + MASKS + lane, mask=lane < MASKS, other=0)
-        of_rows = (ends[None, :] > rows[:, None]).to(q.dtype)
-    if LAW == "rb":
-        of_rows = tl.exp2(-slope * (place - TILE // 2).to(tl.float32))
     top = tl.full([TILE], HIDDEN, tl.float32)
     total = tl.zeros([TILE], tl.float32)
     acc = tl.zeros([TILE, WIDE], tl.float32)
@@ -123,26 +172,12 @@ def causal_kernel(
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         # in one comparison: a column before the first is a large number without sign
         seen = (columns[None, :] - first[:, None]).to(tl.uint32) < visited[:, None]
-        factor = score
-        if LAW == "count":
-            if j0 >= i0:
-                factor = weigh_near(planes, place, columns - i0, share, LAW, MASKS, TILE, ASM)
-                factor = tl.where(seen, factor, 0.0)
-            else:
-                of_columns = (begins[:, None] <= columns[None, :]).to(q.dtype)
-                factor = tl.dot(of_rows, of_columns, input_precision=PRECISION)
-            score = tl.where(factor > 0, score, HIDDEN)
-        else:
-            if LAW == "linear":
-                score += (slope * (columns - i0).to(tl.float32))[None, :]
-            else:
-                if slope * (TILE // 2) <= LARGEST:
-                    of_columns = tl.exp2(slope * (columns - i0 - TILE // 2).to(tl.float32))
-                    like = of_rows[:, None] * of_columns[None, :]
-                else:
-                    like = tl.exp2(slope * (columns[None, :] - rows[:, None]).to(tl.float32))
-                factor = reciprocal(geometric(tl.maximum(1.0 - like, 0.0), MASKS), ASM)
-            score = tl.where(seen, score, HIDDEN)
+        if LAW == "linear":
+            score += (slope * (columns - i0).to(tl.float32))[None, :]
+        score, factor = weighed(
+            score, seen, j0 >= i0, of_rows, begins, place, columns, i0, slope, planes, share,
+            LAW, MASKS, TILE, True, PRECISION, ASM,
+        )  # fmt: skip
         acc, total, top = absorb(acc, total, top, score, factor, v, LAW, PRECISION)
 
     # the sinks: a row that saw nothing so far has a maximum of HIDDEN, which what it sees here wipes out
@@ -210,12 +245,13 @@ def causal_constants(law: str, masks: int, sinks: int, dim: int, dtype: torch.dt
     }
 
 
-def streams(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tables: Tables, gaps: bool) -> bool:
-    """Whether this kernel can do the call, and is the faster one: what it takes was chosen by times on an H200."""
+def streams(*inputs: torch.Tensor, tables: Tables, gaps: bool) -> bool:
+    """Whether the kernels for causal calls on Hopper can take these inputs, (B, H, T, D) with dense last dimensions."""
+    q = inputs[0]
     able = INTERPRETED or q.is_cuda and torch.cuda.get_device_capability(q.device)[0] == 9
     lawful = tables.law in ("linear", "rb") or tables.law == "count" and tables.masks <= WORD
     kind = able and tables.causal and not gaps and lawful and q.dtype != torch.float32
-    return kind and all(map(streamed, (q, k, v)))
+    return kind and all(map(streamed, inputs))
 
 
 def streamed(x: torch.Tensor) -> bool:

@@ -181,7 +181,7 @@ def forward(
     batch, heads, queries, dim = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    if streams(q, k, v, tables, len(places) == 3):
+    if streams(q, k, v, tables=tables, gaps=len(places) == 3):
         causal_forward(q, k, v, out, lse, tables, places, scale=scale)
         return out, lse
     strides, alike = strides_of(q, k, v, out)

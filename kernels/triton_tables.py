@@ -58,14 +58,13 @@ def edge_of(bucket, width, shift, doubt, EXACT: tl.constexpr):
 @triton.jit
 def fill_block(
     Numbers, First, Last, Planes, Corners, head, masks, padded, origin, tokens, sinks, row, here, doubt,
-    LAW: tl.constexpr, CAUSAL: tl.constexpr, TILE: tl.constexpr, EXACT: tl.constexpr,
+    LAW: tl.constexpr, CAUSAL: tl.constexpr, TILE: tl.constexpr, WORDS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Write the tables of the rows `row` places after `origin`, of which those are there that are `here`. Returns
     `doubt`, true where rounding could have decided."""
     place, tile = row % TILE, head * (padded // TILE) + row // TILE
     i0 = origin + row - place
     rows = (origin + row).to(tl.float64)
-    words = (masks + LANES - 1) // LANES
     first = tl.full(row.shape, FARTHEST, tl.float64)
     last = tl.zeros(row.shape, tl.float64)
     if masks == 0:
@@ -74,11 +73,10 @@ def fill_block(
     of_head = Numbers + head * (1 + 4 * masks) + 1
     pivot = here & ((place == 0) | (place == TILE - 1))
     corner = Corners + (tile * 4 + tl.where(place == 0, 0, 2)) * masks
-    for word in range(words):
+    for word in tl.static_range(WORDS):
         p0, p1, p2 = tl.zeros(row.shape, tl.int32), tl.zeros(row.shape, tl.int32), tl.zeros(row.shape, tl.int32)
         p3, p4, p5 = p0, p0, p0
-        for lane in range(0, tl.minimum(masks - word * LANES, LANES)):
-            s = word * LANES + lane
+        for s in range(word * LANES, tl.minimum(masks, word * LANES + LANES) if counts(LAW) else masks):
             width, shift = tl.load(of_head + s), tl.load(of_head + masks + s)
             if EXACT:
                 own = bucket_of(rows, width, shift)
@@ -96,7 +94,7 @@ def fill_block(
             if counts(LAW):
                 begin = start.to(tl.int32)
                 code = tl.maximum(begin - i0, 0)
-                bit = tl.full([1], 1, tl.int32) << lane
+                bit = tl.full([1], 1, tl.int32) << (s - word * LANES)
                 p0 |= tl.where((code & 1) != 0, bit, 0)
                 p1 |= tl.where((code & 2) != 0, bit, 0)
                 p2 |= tl.where((code & 4) != 0, bit, 0)
@@ -107,7 +105,7 @@ def fill_block(
                 tl.store(corner + masks + s, tl.minimum(end, FARTHEST).to(tl.int32), mask=pivot)
         if counts(LAW):
             DEPTH: tl.constexpr = tile_depth(TILE)
-            plane = Planes + (tile * words + word) * (DEPTH * TILE) + place
+            plane = Planes + (tile * WORDS + word) * (DEPTH * TILE) + place
             tl.store(plane, p0, mask=here)
             tl.store(plane + TILE, p1, mask=here & (DEPTH > 1))
             tl.store(plane + 2 * TILE, p2, mask=here & (DEPTH > 2))
@@ -123,21 +121,21 @@ def fill_block(
 @triton.jit(do_not_specialize=ANY)
 def tables_kernel(
     Numbers, First, Last, Planes, Corners, masks, padded, origin, tokens, sinks,
-    LAW: tl.constexpr, CAUSAL: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+    LAW: tl.constexpr, CAUSAL: tl.constexpr, TILE: tl.constexpr, WORDS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (blocks of rows, heads). Numbers as of `kernels.triton_numbers`. The rest are `Tables` of `padded` rows:
-    those that the law does not need are never written."""
+    those that the law does not need are never written. WORDS: of the masks where the law counts, else 1."""
     head = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = row < padded
     doubt = fill_block(
         Numbers, First, Last, Planes, Corners, head, masks, padded, origin, tokens, sinks, row, here, row < 0,
-        LAW, CAUSAL, TILE, False,
+        LAW, CAUSAL, TILE, WORDS, False,
     )  # fmt: skip
     if tl.max(doubt.to(tl.int32)) > 0:
         fill_block(
             Numbers, First, Last, Planes, Corners, head, masks, padded, origin, tokens, sinks, row, here, doubt,
-            LAW, CAUSAL, TILE, True,
+            LAW, CAUSAL, TILE, WORDS, True,
         )  # fmt: skip
 
 
@@ -145,9 +143,15 @@ def tables_kernel(
 LAUNCH = {"num_warps": 8, "enable_fp_fusion": False}
 
 
+def table_constants(law: str, masks: int, causal: bool, tile: int) -> dict:
+    """What the kernel is compiled for, and how it is launched."""
+    words = triton.cdiv(masks, LANES.value) if counts(law) else 1
+    return {"LAW": law, "CAUSAL": causal, "TILE": tile, "WORDS": words, "BLOCK": BLOCK} | LAUNCH
+
+
 @functools.cache
-def _launcher(law: str, causal: bool, tile: int) -> Launcher:
-    return Launcher(tables_kernel, LAW=law, CAUSAL=causal, TILE=tile, BLOCK=BLOCK, **LAUNCH)
+def _launcher(law: str, masks: int, causal: bool, tile: int) -> Launcher:
+    return Launcher(tables_kernel, **table_constants(law, masks, causal, tile))
 
 
 def build(
@@ -158,7 +162,7 @@ def build(
     first = held["first"]
     heads, padded = first.shape
     last, planes, corners = (held[x] if held[x].numel() else first for x in ("last", "planes", "corners"))
-    _launcher(law, causal, tile)(
+    _launcher(law, masks, causal, tile)(
         (triton.cdiv(padded, BLOCK), heads), numbers.device,
         numbers, first, last, planes, corners, masks, padded, origin, tokens, sinks,
     )  # fmt: skip

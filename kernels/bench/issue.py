@@ -14,8 +14,9 @@ from kernels.aot import RECORD, Configuration
 from kernels.bench.measure import CAPABILITY
 from kernels.bench.record import SCHEDULERS
 from kernels.tables import law_of
-from kernels.triton_launch import step_of, tile_of
-from kernels.triton_tables import LANES
+from kernels.triton_causal import STEP
+from kernels.triton_launch import tile_of
+from kernels.triton_tables import BLOCK
 from kernels.union import PositionalLSH
 from kernels.weights import Weights, Window
 
@@ -26,44 +27,31 @@ def issued(weights: Weights, tokens: int, dim: int, dtype: torch.dtype) -> dict[
     """Instructions of warps that a causal forward call on all `tokens`, batch 1, issues at least: of the forward kernel
     and of the kernel that builds its tables. None where no machine code of these is recorded."""
     law, masks = law_of(weights), weights.count if isinstance(weights, PositionalLSH) else 0
-    named = Configuration("forward", 90, law, dim, NAMES[dtype], masks)
+    causal = Configuration("causal", 90, law, dim, NAMES[dtype], masks)
     # without masks the kernel of the tables does the same under every law
     of_tables = Configuration("tables", 90, law if law in ("rb", "count") else "rb")
-    forward, tables = (_recorded().get(c.id) for c in (named, of_tables))
-    if not forward or not tables or law not in ("rb", "count", "linear") or weights.sinks:
+    forward, tables = (_recorded().get(c.id) for c in (causal, of_tables))
+    if not forward or not tables or weights.sinks:
         return None
     tile = tile_of(dtype, CAPABILITY)
-    step = step_of("forward", law, masks, True, dim, dtype, tile, 0, False)
-    programs = weights.heads * -(-tokens // tile)
-    far = idle = 0  # steps before the diagonal tile, and programs without any
     rows = torch.arange(0, tokens, tile)
+    steps = weights.heads * len(rows) * tile // STEP  # on the diagonal
     for head in range(weights.heads):
         first, _ = weights.reach(torch.tensor([head]), rows[None])
-        steps = rows // step - first[0].clamp_min(0) // step
-        far, idle = far + int(steps.sum()), idle + int((steps == 0).sum())
-    count = _forward(forward["path"], programs, programs * tile // step, far, idle)
-    way = tables["path"]
-    if count is None or len(way["loops"]) > 1:
+        steps += int((rows // STEP - first[0].clamp_min(0) // STEP).sum())
+    products = [instructions for instructions, mma in forward["path"]["loops"] if mma]
+    if len(products) != 1:
         return None
-    one = way["straight"][0] + sum(-(-masks // LANES.value) * loop for loop, _ in way["loops"])
-    if not masks and way["loops"]:
-        one = way["none"][0]
-    return {"forward": forward["warps"] * count, "tables": tables["warps"] * programs * one}
+    count = weights.heads * len(rows) * forward["path"]["straight"][0] + steps * products[0]
+    built = weights.heads * -(-tokens // BLOCK) * (tables["path"]["none"][0] + _turns(tables["path"]["loops"], masks))
+    return {"forward": forward["warps"] * count, "tables": tables["warps"] * built}
 
 
-def _forward(way: dict, programs: int, near: int, far: int, idle: int) -> int | None:
-    """Instructions of all programs, which take `near` steps on the diagonal and `far` before it, `idle` of them none of
-    the latter; the loops over these are those with products. None for code that looks otherwise."""
-    products = [instructions for instructions, mma in way["loops"] if mma]
-    (straight, written_out), (none, _) = way["straight"], way["none"]
-    if len(products) == 1 and written_out:  # the diagonal
-        return (programs - idle) * straight + idle * none + far * products[0]
-    if len(products) == 1:
-        return programs * straight + (near + far) * products[0]
-    if len(products) == 2 and not written_out:  # the way without the second loop holds one turn of the first
-        of_idle = min(straight, none - products[0])
-        return (programs - idle) * straight + idle * of_idle + near * products[0] + far * products[1]
-    return None
+def _turns(loops: list[list[int]], masks: int) -> int:
+    """Instructions of the loop over the masks, the first; the last is run where rounding could decide. With one between
+    them the compiler takes four masks in a turn, and one in a turn of the second."""
+    first, *rest = (instructions for instructions, _ in loops)
+    return masks // 4 * first + masks % 4 * rest[0] if len(rest) > 1 else masks * first
 
 
 @functools.cache

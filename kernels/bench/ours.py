@@ -8,20 +8,20 @@ from kernels.attend import attend
 from kernels.bench.cost import one_mask
 from kernels.bench.dense import Prepared
 from kernels.bench.problem import Problem
-from kernels.tables import RowTables, Tables
+from kernels.tables import Tables
 from kernels.union import PositionalLSH
 from kernels.weights import Weights
 
 
 def one_pass(problem: Problem, weights: Weights, kernel: str) -> Prepared:
     """All of `weights` in one pass, by `attend`: what lives with the weights is there after the first call, and kernel
-    `triton` builds its tables at each."""
+    `triton` builds its tables at each that is more than decoding."""
     inputs = [problem.q, problem.k, problem.v]
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return attend(q, k, v, weights, kernel=kernel)
 
-    if kernel != "triton":
+    if kernel != "triton" or decodes(problem):
         return Prepared(inputs, call)
     build, on_tables = fused(problem, weights)
     tables = build()
@@ -33,24 +33,21 @@ def size_of(some: list) -> int:
     return sum(x.numel() * x.element_size() for one in some for x in vars(one).values() if isinstance(x, torch.Tensor))
 
 
+def decodes(problem: Problem) -> bool:
+    """Whether kernel `triton` takes the call as decoding, without tables."""
+    from kernels.triton_decode import ROWS  # triton exists on Linux only
+
+    return problem.queries <= ROWS
+
+
 def fused(problem: Problem, weights: Weights):
     """(build, call): tables for these rows, and kernel `triton` on them: call(tables, q, k, v) -> out, lse."""
     from kernels.tables import build_tables
     from kernels.triton_attend import capability  # triton exists on Linux only
-    from kernels.triton_decode import ROWS
     from kernels.triton_launch import tile_of
-    from kernels.triton_numbers import bias_on, numbers_on
-    from kernels.triton_ops import decoded
     from kernels.triton_ops import fused as attend_fused
 
     q, scale, places = problem.q, problem.heads.dim**-0.5, ((0,), (problem.offset,))
-    if problem.queries <= ROWS:
-        return (
-            lambda: numbers_on(weights, torch.device(problem.device)),
-            lambda numbers, q, k, v: decoded(
-                q, k, v, numbers, bias_on(weights, problem.tokens, numbers), places, scale
-            ),
-        )
     tile = tile_of(q.dtype, capability(q))
     return (
         lambda: build_tables(weights, problem.tokens, tile=tile, causal=True, device=problem.device),
@@ -72,7 +69,7 @@ def passes(problem: Problem, weights: PositionalLSH, kernel: str) -> Prepared:
             out, total = merge(out, total, *part(s, q, k, v))
         return out.to(q.dtype), total
 
-    if kernel != "triton":
+    if kernel != "triton" or decodes(problem):
 
         def part(s: int, q, k, v) -> tuple[torch.Tensor, torch.Tensor]:
             return attend(q, k, v, each[s], kernel=kernel, return_lse=True)
@@ -80,7 +77,7 @@ def passes(problem: Problem, weights: PositionalLSH, kernel: str) -> Prepared:
         return Prepared(inputs, lambda q, k, v: whole(part, q, k, v)[0])
     both = [fused(problem, one) for one in each]
 
-    def tables() -> list[Tables | RowTables]:
+    def tables() -> list[Tables]:
         return [build() for build, _ in both]
 
     def on_tables(held: list, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

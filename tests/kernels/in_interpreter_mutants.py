@@ -93,7 +93,18 @@ def test_wrong_tables_fail(mutant, verdict, monkeypatch):
 
 
 def test_rows_of_the_step_before_fail(verdict, monkeypatch):
-    """In decoding: tables that were not built anew."""
-    right = triton_ops.row_tables
-    monkeypatch.setattr(triton_ops, "row_tables", lambda *a, **k: right(*a[:4], a[4] - 1, **k))
+    """In decoding: a place that was not brought up to date."""
+    right = triton_attend.decoded
+
+    def late(q, k, v, numbers, bias, places, scale):
+        return right(q, k, v, numbers, bias, (places[0], tuple(start - 1 for start in places[1])), scale)
+
+    monkeypatch.setattr(triton_attend, "decoded", late)
+    assert verdict() == ["decoding 3"]
+
+
+def test_masks_of_the_draw_before_fail(verdict, monkeypatch):
+    """In decoding, which has no tables."""
+    stale_numbers = triton_attend.numbers_on(OTHER, torch.device("cpu"))
+    monkeypatch.setattr(triton_attend, "numbers_on", lambda weights, device: stale_numbers)
     assert verdict() == ["decoding 3"]
