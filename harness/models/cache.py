@@ -51,7 +51,8 @@ class KVLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         batch, heads, _, dim = key_states.shape
-        self.keys, self.values = (x.new_empty(batch, heads, self.size, dim) for x in (key_states, value_states))
+        # zeros: what a kernel multiplies by nothing must be a number
+        self.keys, self.values = (x.new_zeros(batch, heads, self.size, dim) for x in (key_states, value_states))
         self.is_initialized = True
 
     def update(self, key_states, value_states, pads: list[int] | None = None, weights: Weights | None = None, **_):
@@ -59,18 +60,32 @@ class KVLayer(CacheLayerMixin):
         sequence and the layer's `weights` say what may be dropped; what stock attention adds (its own arguments, which
         other caches take) is not needed. ValueError if there is no room."""
         more = key_states.shape[2]
-        if self.seen + more > self.capacity:
-            raise ValueError(
-                f"The KV cache has room for {self.capacity} tokens and got {self.seen + more}: make it with a larger "
-                "capacity."
-            )
+        self.reserve(more, pads, weights)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         stop = self.filled + more
         self.keys[:, :, self.filled : stop] = key_states
         self.values[:, :, self.filled : stop] = value_states
-        self.filled, self.seen, self.peak = stop, self.seen + more, max(self.peak, stop)
+        self.advance(more)
         return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def reserve(self, more: int, pads: list[int] | None = None, weights: Weights | None = None) -> None:
+        """Make room for so many tokens. ValueError if there is none."""
+        if self.seen + more > self.capacity:
+            raise ValueError(
+                f"The KV cache has room for {self.capacity} tokens and got {self.seen + more}: make it with a larger "
+                "capacity."
+            )
+
+    def write(self, key_states: torch.Tensor, value_states: torch.Tensor, slots: torch.Tensor) -> None:
+        """Write keys and values (batch, heads, tokens, head_dim) to slots (tokens,) of the buffer, on its device."""
+        self.keys.index_copy_(2, slots, key_states)
+        self.values.index_copy_(2, slots, value_states)
+
+    def advance(self, more: int) -> None:
+        """Count so many tokens that were written."""
+        self.filled, self.seen = self.filled + more, self.seen + more
+        self.peak = max(self.peak, self.filled)
 
     def place(self, pads: list[int]) -> Place:
         """Where the last update's keys lie."""
@@ -111,8 +126,8 @@ class EvictingLayer(KVLayer):
         self.floor = 0  # `crop` must not go below
         self.sinks = 0
 
-    def update(self, key_states, value_states, pads: list[int] | None = None, weights: Weights | None = None, **_):
-        more = key_states.shape[2]
+    def reserve(self, more: int, pads: list[int] | None = None, weights: Weights | None = None) -> None:
+        super().reserve(more)
         if pads is None or weights is None or weights.span is None:
             raise ValueError("A cache that evicts needs weights that forget (window, plsh): make it with evict=False.")
         if more > self.chunk:
@@ -122,10 +137,9 @@ class EvictingLayer(KVLayer):
             self.size = min(self.capacity, weights.sinks + weights.span + self.rewind + self.chunk)
         if self.filled + more > self.size:
             self.pack(pads, weights)
-        return super().update(key_states, value_states)
 
     def pack(self, pads: list[int], weights: Weights) -> None:
-        """Drop what cannot be reached: gather the sinks, move the tail up to them. `update` does it when it must."""
+        """Drop what cannot be reached: gather the sinks, move the tail up to them. `reserve` does it when it must."""
         oldest = max(0, self.seen - self.rewind)
         heads = torch.arange(weights.heads)
         rows = torch.tensor([max(0, oldest - pad) for pad in pads]).expand(len(heads), -1)
@@ -177,12 +191,31 @@ class EvictingLayer(KVLayer):
         self.begin = self.floor = 0
 
 
+class Steps(dict):
+    """The `harness.models.steps.Step` of a cache by (batch, rows). They belong to its buffers: a copy makes its own."""
+
+    def __deepcopy__(self, memo) -> "Steps":
+        return Steps()
+
+
 class KVCache(Cache):
     """A layer's cache for each layer of a model. `chunk`: how many tokens a forward may take, None for any number."""
 
     def __init__(self, layers: list[KVLayer], chunk: int | None):
         super().__init__(layers=layers)
         self.chunk = chunk
+        self.steps = Steps()
+        self.step = None  # the one that runs, which says where keys are written
+
+    def reserve(self, more: int, pads: list[int], weights: Sequence[Weights]) -> None:
+        """Make room for so many tokens in every layer, under the `weights` of each."""
+        for layer, own in zip(self.layers, weights, strict=True):
+            layer.reserve(more, pads, own)
+
+    def advance(self, more: int) -> None:
+        """Count so many tokens that every layer has been written."""
+        for layer in self.layers:
+            layer.advance(more)
 
     def pack(self, pads: list[int], weights: Sequence[Weights]) -> None:
         """Pack every layer now, under the `weights` of each. For caches that evict."""

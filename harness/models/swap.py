@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from transformers import AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import causal_mask_function, create_masks_for_generate
 
 from harness.errors import UserError
-from harness.models.cache import KVCache
+from harness.models.cache import ARGUMENT, KVCache
 from harness.models.family import Family
+from harness.models.steps import MOST, Step
 from kernels import Alibi, Weights, attend
 
 MASK_NAME = "harness_padding_only"
+STEPPING = "_harness_stepping"  # set in the configuration of a forward whose padding is known already
 # the cache in the calls of the attention modules, by version and family of transformers
 CACHE_NAMES = ("cache", "past_key_values", "layer_past")
 
@@ -31,6 +33,7 @@ def _padding_only(
     q_offset: int | torch.Tensor,
     mask_function: Callable,
     attention_mask: torch.Tensor | None = None,
+    config: PreTrainedConfig | None = None,
     **_,
 ) -> torch.Tensor:
     """The slots that some sequence begins with as padding, (batch, longest padding) bool on the host, false in padding.
@@ -41,9 +44,15 @@ def _padding_only(
             "Replaced attention is causal over one sequence in each row, and a further mask was asked for: give each "
             "sequence a row of its own, with an attention_mask for its padding, and no position_ids."
         )
-    if attention_mask is None:
+    if attention_mask is None or getattr(config, STEPPING, False):
         return torch.ones(batch_size, 0, dtype=torch.bool)
-    tokens = int(q_offset) + q_length
+    pads = padding_of(attention_mask, int(q_offset) + q_length)
+    return torch.arange(max(pads)) >= torch.tensor(pads)[:, None]
+
+
+def padding_of(attention_mask: torch.Tensor, tokens: int) -> list[int]:
+    """Slots of padding that each sequence begins with by a mask (batch, at least that many tokens). ValueError for a
+    mask with holes."""
     if attention_mask.shape[1] < tokens:
         raise ValueError(
             f"The padding mask covers {attention_mask.shape[1]} tokens, the cache and the new tokens are {tokens}: "
@@ -57,8 +66,7 @@ def _padding_only(
             "not compute. Put all padding of a row before its tokens (padding_side='left', as generation needs it), or "
             "all of it after them."
         )
-    pads = (begun == 0).sum(1)
-    return mask[:, : int(pads.max())].cpu()
+    return (begun == 0).sum(1).tolist()
 
 
 AttentionMaskInterface.register(MASK_NAME, _padding_only)
@@ -77,6 +85,7 @@ class SwappedAttention:
         self._weights: Sequence[Weights] = [Alibi(slopes)] * layers
         self._compute: Callable = attend
         self._wants_probabilities = False
+        self.graphs = True  # whether a GPU may replay steps of generation as CUDA graphs
         base = model.base_model
         self._stock = [_own_forward(module) for module in (base, *modules)]
         stock = self._stock[0][2]
@@ -137,9 +146,47 @@ class SwappedAttention:
         base.config = copy.copy(own)
         base.config._attn_implementation_internal = MASK_NAME  # the setter would write to what both configurations hold
         try:
+            if self._is_step(named, own):
+                setattr(base.config, STEPPING, True)
+                return self._stepped(stock, named["input_ids"], named[ARGUMENT], named.get("attention_mask"))
             return stock(*args, **kwargs)
         finally:
             base.config, self._wants_probabilities = own, False
+
+    def _is_step(self, named: dict, config: PreTrainedConfig) -> bool:
+        """Whether a forward is a step of generation from a cache that has begun, and nothing but it is asked for."""
+        ids, cache = named.get("input_ids"), named.get(ARGUMENT)
+        if not isinstance(cache, KVCache) or ids is None or ids.ndim != 2 or not 0 < ids.shape[1] <= MOST:
+            return False
+        known = ("input_ids", "attention_mask", "position_ids", "use_cache", "return_dict", ARGUMENT)
+        if any(value is not None and value is not False for name, value in named.items() if name not in known):
+            return False
+        first, returned = cache.layers[0], named.get("return_dict")
+        return not (
+            (config.return_dict if returned is None else returned) is False
+            or config.output_hidden_states
+            or self._wants_probabilities
+            or self._compute is not attend  # which wants to see every call
+            or self._stock[0][1] != "forward"  # accelerate moves what the layers get
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or not first.is_initialized
+            or len(first.keys) != len(ids)
+            or first.keys.device != ids.device
+        )
+
+    def _stepped(self, stock: Callable, ids: torch.Tensor, cache: KVCache, mask: torch.Tensor | None):
+        """Such a forward as a `Step`, whose padding is looked up beforehand."""
+        pads = [0] * len(ids) if mask is None else padding_of(mask, cache.get_seq_length() + ids.shape[1])
+        step = cache.steps.get(ids.shape)
+        if step is None or not step.fits(cache, self._weights):
+            graphs = self.graphs and ids.is_cuda and self.kernel in ("auto", "triton")
+
+            def forward(given: torch.Tensor, held: KVCache):
+                return stock(input_ids=given, use_cache=True, return_dict=True, **held.argument)
+
+            step = cache.steps[ids.shape] = Step(cache, self._weights, *ids.shape, forward, ids.device, graphs=graphs)
+        return step(cache, ids, pads)
 
     def _attention(self, family: Family, module: torch.nn.Module, *args, attention_mask=None, **named):
         """In place of an attention module's forward: its own arguments, its own return value."""
@@ -167,6 +214,9 @@ class SwappedAttention:
         pads, gaps = [0] * len(q), [0] * len(q)
         if mask.shape[1]:  # accelerate takes it to the device of the layer: without padding it is not looked at
             pads = (~mask).sum(1).tolist()
+        if isinstance(cache, KVCache) and cache.step is not None:
+            k, v, places = cache.step.keys(cache.layers[layer], layer, k, v)
+            return self._compute(q, k, v, weights, scale=scale, kernel=self.kernel, places=places), None
         if isinstance(cache, KVCache):
             k, v = cache.update(k, v, layer, pads, weights)
             place = cache.layers[layer].place(pads)
@@ -176,7 +226,8 @@ class SwappedAttention:
             if cache.is_compileable:  # a static cache hands out its whole buffer, filled or not
                 filled = int(cache.get_seq_length(layer))
                 k, v = k[:, :, :filled], v[:, :, :filled]
-        options = {"scale": scale, "kernel": self.kernel, "padding": torch.tensor(pads), "gap": torch.tensor(gaps)}
+        padding, gap = pads if any(pads) else None, gaps if any(gaps) else 0
+        options = {"scale": scale, "kernel": self.kernel, "padding": padding, "gap": gap}
         dropout = dropout if module.training else 0.0
         if not self._wants_probabilities and not dropout:
             return self._compute(q, k, v, weights, **options), None

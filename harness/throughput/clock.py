@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,14 +14,15 @@ from kernels import attend
 @dataclass(frozen=True)
 class Lap:
     """Milliseconds from the first instruction until the device has done all of it; `attention_ms` of them within
-    `kernels.attend`, which leaves out projections and the writing of the KV cache."""
+    `kernels.attend`, which leaves out projections and the writing of the KV cache; 0 where that was not timed."""
 
     ms: float
     attention_ms: float
 
 
-def lap(attention: SwappedAttention, device: torch.device, work: Callable[[], object]) -> Lap:
-    """Run `work` once. On CUDA attention is timed by events on the stream, so that nothing waits in between."""
+def lap(attention: SwappedAttention, device: torch.device, work: Callable[[], object], *, within: bool = True) -> Lap:
+    """Run `work` once. On CUDA attention is timed by events on the stream, so that nothing waits in between. within:
+    whether it is timed apart, which a CUDA graph cannot be."""
     cuda = device.type == "cuda"
     marks = []
 
@@ -40,7 +42,7 @@ def lap(attention: SwappedAttention, device: torch.device, work: Callable[[], ob
     if cuda:
         torch.cuda.synchronize(device)
     begin = time.perf_counter()
-    with attention.through(timed):
+    with attention.through(timed) if within else nullcontext():
         work()
     if cuda:
         torch.cuda.synchronize(device)

@@ -64,13 +64,16 @@ class Session:
     @torch.inference_mode()
     def timed(self, kind: str, rows: int) -> dict:
         """One repeat of a measurement (see harness.tasks.throughput.Measurement) as figures. Of decoding the median
-        step, with the share of attention in all of them, and the slowest. A cache that evicts packs what it keeps
+        step, with the share of attention in all of them, and the slowest; where steps are replayed as CUDA graphs, the
+        share is that of the same steps launched one by one. A cache that evicts packs what it keeps
         once in `chunk` tokens: each step bears its part of one packing, which is timed by itself."""
         batch = len(self.ids)
         with self.loaded.attention.use(self.weights):
             if kind == "decode":
                 laps = self._steps(rows)
                 share = sum(x.attention_ms for x in laps) / sum(x.ms for x in laps)
+                if self.device.type == "cuda":
+                    laps = self._steps(rows, within=False)
                 step, packing = statistics.median(x.ms for x in laps), self._packing()
                 times = {"attention_ms": share * step, "slowest_ms": max(x.ms for x in laps), "packing_ms": packing}
                 step += (packing or 0.0) * rows / self.chunk
@@ -106,14 +109,19 @@ class Session:
             logits = self._forward(piece, self.cache, 1)
         return logits
 
-    def _steps(self, rows: int) -> list[Lap]:
+    def _steps(self, rows: int, *, within: bool = True) -> list[Lap]:
         """As many forwards of `rows` tokens each as there are tokens to decode; the cache as before afterwards."""
         if self.cache is None:
             self._chunked_prefill()
+        if not within:  # the second step is captured, and all after it are replayed
+            for _ in range(2):
+                self._forward(self.ids[:, self.context : self.context + rows], self.cache, rows)
+                self.cache.crop(-rows)
         laps = []
         for at in range(self.context, self.ids.shape[1] - rows + 1, rows):
             piece = self.ids[:, at : at + rows]
-            laps.append(lap(self.loaded.attention, self.device, lambda p=piece: self._forward(p, self.cache, rows)))
+            work = lambda p=piece: self._forward(p, self.cache, rows)  # noqa: E731
+            laps.append(lap(self.loaded.attention, self.device, work, within=within))
         self.cache.crop(-rows * len(laps))
         return laps
 

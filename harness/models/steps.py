@@ -1,0 +1,116 @@
+"""Steps of generation: a few new tokens of each sequence after what a KV cache holds.
+
+Nothing of a step depends on where its tokens lie but numbers in memory, which are written before each: a GPU captures
+the forward once as a CUDA graph and replays it wherever the next tokens lie. Launched one by one, the kernels of a
+small step take the host longer than the device. On a CPU the same code runs as it is.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers.utils import ModelOutput
+
+from harness.models.cache import KVCache, KVLayer
+from kernels import Weights
+
+MOST = 16  # tokens of each sequence: what the kernels decode at a time
+
+
+def replayable(run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
+    """What `run` returns, and what computes it anew in its place; the first time has yet to come."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+    return out, graph.replay
+
+
+class Step:
+    """A forward of `rows` tokens for each of `batch` sequences, under `weights`, one for each layer of the cache.
+    forward: (ids (batch, rows), cache) -> the base model's outputs. graphs: whether it may be captured; the kernels
+    then take whole buffers, of which they read what is filled. It belongs to a cache, which it does not keep alive."""
+
+    def __init__(
+        self,
+        cache: KVCache,
+        weights: Sequence[Weights],
+        batch: int,
+        rows: int,
+        forward: Callable[[torch.Tensor, KVCache], ModelOutput],
+        device: torch.device,
+        *,
+        graphs: bool,
+    ):
+        self.weights, self.rows, self.forward, self.graphs = weights, rows, forward, graphs
+        self.buffers = [layer.keys for layer in cache.layers]
+        self.gapped = cache.chunk is not None
+        # layers that evict hold different keys, others the same
+        self.layers = cache.layers if self.gapped else cache.layers[:1]
+        self._split = (3 if self.gapped else 2) * batch
+        with torch.inference_mode(False):
+            self._ids = torch.zeros(batch, rows, dtype=torch.long, device=device)
+            self._numbers = torch.zeros(len(self.layers), self._split + rows, dtype=torch.long, device=device)
+        self._places = None
+        self._hidden = self._replay = None
+        self._warm = False
+
+    def fits(self, cache: KVCache, weights: Sequence[Weights]) -> bool:
+        """Whether this is still a step of the cache, in its buffers and under these weights."""
+        held = all(layer.keys is keys for layer, keys in zip(cache.layers, self.buffers, strict=True))
+        return held and weights is self.weights
+
+    def __call__(self, cache: KVCache, ids: torch.Tensor, pads: list[int]) -> ModelOutput:
+        """Outputs for the next tokens; `pads` the slots of padding that each sequence begins with."""
+        cache.reserve(self.rows, pads, self.weights)
+        found = [self._where(layer, pads) for layer in self.layers]
+        cuda = self._ids.is_cuda
+        self._numbers.copy_(torch.tensor(found, pin_memory=cuda), non_blocking=True)
+        self._ids.copy_(ids)
+        if self.graphs and self._warm and self._replay is None:
+            self._capture(cache)
+        if self._replay is not None:
+            self._replay()
+            hidden = self._hidden.clone()  # the next step writes there
+            out = self._kind(last_hidden_state=hidden, **dict.fromkeys(self._names, cache))
+        else:
+            out = self._run(cache)
+            self._kind, self._names = type(out), [name for name, value in out.items() if value is cache]
+            self._warm = True  # what is compiled or kept at a first call is there
+        cache.advance(self.rows)
+        return out
+
+    def keys(
+        self, own: KVLayer, layer: int, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The new keys and values (batch, heads, rows, head_dim) of a layer written to its cache `own`: all that it
+        holds, and the step's places, as `kernels.attend` takes them."""
+        at = layer if self.gapped else 0
+        own.write(k, v, self._numbers[at, self._split :])
+        stop = own.size if self.graphs else own.filled + self.rows
+        return own.keys[:, :, :stop], own.values[:, :, :stop], self._places[at]
+
+    def _where(self, layer: KVLayer, pads: list[int]) -> list[int]:
+        place, stop = layer.place(pads), layer.filled + self.rows
+        starts = [layer.filled - pad + gap for pad, gap in zip(place.padding, place.gap, strict=True)]
+        gaps = place.gap if self.gapped else []
+        return [*place.padding, *starts, *gaps, *range(layer.filled, stop)]
+
+    def _run(self, cache: KVCache) -> ModelOutput:
+        held = self._numbers[:, : self._split]
+        self._places = held.int().view(len(self.layers), -1, len(self._ids))
+        cache.step = self
+        try:
+            return self.forward(self._ids, cache)
+        finally:
+            cache.step = self._places = None
+
+    def _capture(self, cache: KVCache) -> None:
+        try:
+            self._hidden, self._replay = replayable(lambda: self._run(cache).last_hidden_state)
+        except RuntimeError as error:
+            self.graphs = False
+            warnings.warn(
+                "No CUDA graph of a step of generation could be captured, so its kernels are launched one by one: "
+                f"{(str(error).splitlines() or [''])[0]}",
+                stacklevel=2,
+            )
