@@ -148,6 +148,7 @@ def decode_kernel(
             acc, total, top = _absorb(acc, total, top, score, factor, seen, v, LAW, PRECISION)
     # a block that reaches from a key before the first row to another row holds the first row: it is the pivot
     row_word, row_word_2, own, own_2 = place, place, place, place
+    share = Share + head * ((MASKS + 31) // 32 * 4 * 256)
     if counts(LAW):
         own, row_word = _own(starts, place, LANES), _word(starts <= start, LANES)
         if MASKS > 32:
@@ -159,7 +160,6 @@ def decode_kernel(
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         seen = here[None, :] & (columns[None, :] <= rows[:, None]) & (columns[None, :] >= first[:, None])
         if counts(LAW):
-            share = Share + head * ((MASKS + 31) // 32 * 4 * 256)
             if (queries == 1) | (j0 + COLUMNS <= start):
                 held = row_word[:, None] & _word(own[None, :] <= columns[:, None], LANES)[None, :]
                 factor = weigh(held, share, LAW, MASKS, 0, ASM)

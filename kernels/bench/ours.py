@@ -47,7 +47,10 @@ def fused(problem: Problem, weights: Weights):
     from kernels.triton_launch import tile_of
     from kernels.triton_ops import fused as attend_fused
 
-    q, scale, places = problem.q, problem.heads.dim**-0.5, ((0,), (problem.offset,))
+    q, scale = problem.q, problem.heads.dim**-0.5
+    # on the device no call looks at them; backward passes do, and would wait for it
+    where = "cpu" if problem.backward else problem.device
+    places = torch.tensor([[0], [problem.offset]], dtype=torch.int32, device=where)
     tile = tile_of(q.dtype, capability(q))
     return (
         lambda: build_tables(weights, problem.tokens, tile=tile, causal=True, device=problem.device),

@@ -1,8 +1,11 @@
 """Steps of generation from a KV cache."""
 
+import copy
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,22 @@ def test_a_few_tokens_from_a_cache_are_a_step(family: str):
     assert set(cache.steps) == {(2, 1)}
     model(ids(2, 2), **cache.argument, use_cache=True)
     assert set(cache.steps) == {(2, 1), (2, 2)} and cache.get_seq_length() == 34 + 2 + 17 + 1 + 2
+
+
+@torch.inference_mode()
+def test_a_cache_is_freed_with_its_steps():
+    """At once: two caches of a long context may not fit."""
+    model = BUILD["mpt"]()
+    swapped(model)
+    cache = new_cache(model, 30)
+    for at in (20, 1, 1):
+        model(ids(2, at), **cache.argument, use_cache=True)
+    assert cache.steps and not copy.deepcopy(cache).steps
+    held = weakref.ref(cache.layers[0].keys)
+    gc.disable()
+    del cache
+    gc.enable()
+    assert held() is None
 
 
 @torch.inference_mode()
