@@ -277,7 +277,7 @@ def causal_forward(
     batch, heads, queries, dim = q.shape
     step, tile = min(STEP, tables.tile), tables.tile
     named = (getattr(tables, name) for name in ("order", "first", "slope", "bias", "planes", "corners", "share"))
-    strides, alike = strides_of(out)
+    strides, alike = strides_of(out, places=places)
     _launcher(tables.law, tables.masks, tables.sinks, dim, q.dtype, tile)(
         ((queries + 2 * tile - 2) // tile, batch, heads), q.device,
         descriptor(q, tile), descriptor(k, step), descriptor(v, step), descriptor(out, tile),

@@ -188,7 +188,7 @@ def causal_gradients(
     pointers = [x if x.numel() else tables.first for x in named]
     sizes = (heads, heads // k.shape[1], queries, k.shape[2], padded, scale, scale * LOG2E)
     of_rows, of_keys = _launchers(tables.law, tables.masks, tables.sinks, dim, q.dtype, tile)
-    _, alike = strides_of(lse, delta)
+    _, alike = strides_of(lse, delta, places=places)
     of_rows(
         ((queries + 2 * tile - 2) // tile, batch, heads), q.device,
         descriptor(q, tile), descriptor(k, step), descriptor(v, step), descriptor(dout, tile), descriptor(dq, tile),

@@ -263,7 +263,7 @@ def decode(
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=device)
     part = torch.empty(batch * heads * queries * splits * (dim + 1), dtype=torch.float32, device=device)
-    strides, alike = strides_of(q, k, v)
+    strides, alike = strides_of(q, k, v, places=places)
     parts(
         (splits, batch, heads), device,
         q, k, v, part, places, numbers.numbers, numbers.slope, bias, numbers.share, *strides,
@@ -273,7 +273,7 @@ def decode(
     merging(
         (batch, heads, queries), device,
         part, out, lse, places, heads * queries * dim, queries * dim, dim, heads, queries, splits,
-        alike=dim % 16 == 0,
+        alike=alike and dim % 16 == 0,
     )  # fmt: skip
     return out, lse
 

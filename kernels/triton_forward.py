@@ -184,7 +184,7 @@ def forward(
     if streams(q, k, v, tables=tables, gaps=len(places) == 3):
         causal_forward(q, k, v, out, lse, tables, places, scale=scale)
         return out, lse
-    strides, alike = strides_of(q, k, v, out)
+    strides, alike = strides_of(q, k, v, out, places=places)
     launcher = _launcher(
         tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tables.tile, len(places) == 3
     )

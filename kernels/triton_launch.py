@@ -76,9 +76,9 @@ def watched() -> bool:
     return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls)
 
 
-def strides_of(*tensors: torch.Tensor) -> tuple[list[int], bool]:
-    """Strides of all dimensions but the last, and whether launches with these tensors are alike."""
-    strides, bits, largest = [], 0, 0
+def strides_of(*tensors: torch.Tensor, places: torch.Tensor) -> tuple[list[int], bool]:
+    """Strides of all dimensions but the last, and whether launches with these tensors and places are alike."""
+    strides, bits, largest = [], places.data_ptr(), 0
     for x in tensors:
         each = x.stride()[:-1]
         strides += each

@@ -46,7 +46,8 @@ class Step:
         self.gapped = cache.chunk is not None
         # layers that evict hold different keys, others the same
         self.layers = cache.layers if self.gapped else cache.layers[:1]
-        self._split = (3 if self.gapped else 2) * batch
+        self._count = (3 if self.gapped else 2) * batch
+        self._split = -(-self._count // 4) * 4  # so that the kernels find a layer's places at a multiple of 16 bytes
         with torch.inference_mode(False):
             self._ids = torch.zeros(batch, rows, dtype=torch.long, device=device)
             self._numbers = torch.zeros(len(self.layers), self._split + rows, dtype=torch.long, device=device)
@@ -87,17 +88,17 @@ class Step:
         at = layer if self.gapped else 0
         own.write(k, v, self._numbers[at, self._split :])
         stop = own.size if self.graphs else own.filled + self.rows
-        return own.keys[:, :, :stop], own.values[:, :, :stop], self._places[at]
+        places = self._places[at, : self._count].view(-1, len(self._ids))
+        return own.keys[:, :, :stop], own.values[:, :, :stop], places
 
     def _where(self, layer: KVLayer, pads: list[int]) -> list[int]:
         place, stop = layer.place(pads), layer.filled + self.rows
         starts = [layer.filled - pad + gap for pad, gap in zip(place.padding, place.gap, strict=True)]
-        gaps = place.gap if self.gapped else []
-        return [*place.padding, *starts, *gaps, *range(layer.filled, stop)]
+        gaps, room = place.gap if self.gapped else [], [0] * (self._split - self._count)
+        return [*place.padding, *starts, *gaps, *room, *range(layer.filled, stop)]
 
     def _run(self, cache: KVCache) -> ModelOutput:
-        held = self._numbers[:, : self._split]
-        self._places = held.int().view(len(self.layers), -1, len(self._ids))
+        self._places = self._numbers[:, : self._split].int()
         cache.step = self
         try:
             return self.forward(self._ids, cache)

@@ -13,6 +13,7 @@ from triton.runtime.jit import JITFunction
 
 from kernels import PositionalLSH, Window, alibi_slopes, attend, triton_attend, triton_decode, triton_forward
 from kernels import triton_tables as tables
+from kernels.triton_numbers import numbers_on
 
 HEADS, KEYS, DIM = 32, 256, 128
 SLOPES = alibi_slopes(HEADS)
@@ -110,9 +111,11 @@ def test_launches_that_are_alike_share_what_triton_compiles(launched):
     assert [len(kernel.device_caches[0][0]) for kernel in KERNELS] == [1, 1, 1, 1]
     q, k, v = inputs(1)
     odd = torch.zeros(k.numel() + 1, dtype=k.dtype)[1:].view_as(k)
+    numbers, places = numbers_on(weights, q.device), torch.zeros(3, dtype=torch.int32)[1:].view(2, 1)
     for _ in range(2):
         attend(q, odd, v, weights, kernel="triton")
-    assert len(triton_decode.decode_kernel.device_caches[0][0]) == 2
+        triton_decode.decode(q, k, v, numbers, numbers.share, places, scale=1.0)
+    assert len(triton_decode.decode_kernel.device_caches[0][0]) == 3
 
 
 @pytest.mark.parametrize("queries, most", [(1, 60), (KEYS, 90)])
