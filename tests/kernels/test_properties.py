@@ -7,7 +7,7 @@ import torch
 from cases import KERNELS
 from torch.nn import functional as F
 
-from kernels import Alibi, PositionalLSH, Window, attend
+from kernels import Alibi, PositionalLSH, Window, attend, sdpa
 from kernels.masks import Masks
 
 SLOPES = torch.tensor([0.4, 1 / 16, 1 / 50], dtype=torch.float64)
@@ -205,3 +205,16 @@ def test_bucket_codes_appended_to_q_and_k_reproduce_a_mask():
     longer_q, longer_k = torch.cat([q, code * 1e3], -1), torch.cat([k, code], -1)
     with_codes = F.scaled_dot_product_attention(longer_q, longer_k, v, is_causal=True, scale=scale)
     assert (with_codes - attend(q, k, v, lsh(masks=1), kernel="exact")).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("room", [1 << 24, 1 << 16, 0])
+def test_what_a_window_keeps_is_right_for_later_calls(room, monkeypatch):
+    """Other lengths, places and directions: under a `room` for all, for some and for none of its log-weights."""
+    monkeypatch.setattr(sdpa, "KEPT", room)
+    window = Window(SLOPES, 4.0)
+    q, k, v = inputs(tokens=700)
+    for tokens, first, causal in [(70, 0, True), (700, 0, True), (700, 0, False), (333, 332, True), (700, 600, False)]:
+        given = q[:, :, first:tokens], k[:, :, :tokens], v[:, :, :tokens]
+        found, want = (attend(*given, window, kernel=kernel, causal=causal) for kernel in ("sdpa", "exact"))
+        assert (found - want).abs().max() < CLOSE
+        assert sum(x.numel() for x in vars(window)["_log_pieces"].values()) <= room
