@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from harness.models.spec import ModelSpec
 from harness.store import short_hash
 from kernels import Alibi, PositionalLSH, Weights, Window, equal_cost_cutoff, expected_pairs
-from kernels.cost import window_pairs
+from kernels.cost import align_bias, window_pairs
 
 SCHEMA = 1
 DRAWS = 8  # of the masks, where the configuration does not say
@@ -19,7 +19,8 @@ ATTENTIONS = ("alibi", "plsh", "window", "stock")
 @dataclass(frozen=True)
 class Attention:
     """What is computed. Fields that cannot matter for `name` are None; a window's cutoff is a number. sinks: the first
-    tokens that stay visible with exact weight. evict: generation drops the keys that nothing can reach any more."""
+    tokens that stay visible with exact weight. evict: generation drops the keys that nothing can reach any more. align:
+    tokens of the grid on which the masks of flat heads begin and end, 0 for none."""
 
     name: str
     masks: int | None = None
@@ -28,6 +29,7 @@ class Attention:
     cutoff: float | None = None
     sinks: int = 0
     evict: bool = False
+    align: int = 0
 
     @property
     def random(self) -> bool:
@@ -43,13 +45,15 @@ class Attention:
         more += ", evicting" if self.evict else ""
         if self.name == "window":
             return f"window T={self.cutoff:.3g}{more}"
-        return f"PLSH S={self.masks} {self.sampler} {self.weights}{more}"
+        grid = f", grid of {self.align}" if self.align else ""
+        return f"PLSH S={self.masks} {self.sampler} {self.weights}{more}{grid}"
 
     @property
     def identity(self) -> dict:
         """What came after the first records is in it only where it is in use: their ids stay what they are."""
         fields = {field: getattr(self, field) for field in ("name", "masks", "sampler", "weights", "cutoff")}
-        return {**fields, **{field: getattr(self, field) for field in ("sinks", "evict") if getattr(self, field)}}
+        later = {field: getattr(self, field) for field in ("sinks", "evict", "align")}
+        return {**fields, **{field: value for field, value in later.items() if value}}
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ class Cell:
                 sampler=attention.sampler,
                 weights=attention.weights,
                 sinks=attention.sinks,
+                align=attention.align,
             )
             for layer in range(layers)
         ]
@@ -119,17 +124,26 @@ class Cell:
             return {"fused": (self.context - 1) / 2}
         if attention.name == "window":
             return {"fused": window_pairs(slopes, attention.cutoff, self.context, sinks=attention.sinks) / rows}
-        options = {"sampler": attention.sampler, "sinks": attention.sinks}
+        options = {"sampler": attention.sampler, "sinks": attention.sinks, "align": attention.align}
         return {
             match: expected_pairs(slopes, attention.masks, self.context, match=match, **options) / rows
             for match in ("fused", "passes")
         }
 
+    def alignment(self) -> dict[str, float] | None:
+        """Of masks on a grid how many heads are on it, and how far at most an expected weight is off from theirs under
+        ALiBi: {"heads": ..., "bias": ...}; None for others."""
+        if not self.attention.align:
+            return None
+        off = align_bias(self.model.slopes, self.attention.align)
+        return {"heads": int((off > 0).sum()), "bias": float(off.max())}
+
 
 def matched_window(
-    model: ModelSpec, *, masks: int, sampler: str, context: int, match: str, sinks: int = 0
+    model: ModelSpec, *, masks: int, sampler: str, context: int, match: str, sinks: int = 0, align: int = 0
 ) -> Attention:
     """The window that visits as many pairs as the masks do, both with the same sinks. Six digits: the cutoff is part of
     the cell's identity, and its last bits may differ between machines."""
-    cutoff = equal_cost_cutoff(model.slopes, masks, context, match=match, sampler=sampler, sinks=sinks)
+    options = {"match": match, "sampler": sampler, "sinks": sinks, "align": align}
+    cutoff = equal_cost_cutoff(model.slopes, masks, context, **options)
     return Attention("window", cutoff=float(f"{cutoff:.6g}"), sinks=sinks)

@@ -13,7 +13,7 @@ from harness.overrides import word
 from harness.reader import Record
 
 KEPT = ("model.", "device=", "batch=", "results=", "task.")  # of a recorded command, for its neighbours
-OPTIONS = ("sampler", "weights", "cutoff", "sinks", "evict")  # of an attention
+OPTIONS = ("sampler", "weights", "cutoff", "sinks", "evict", "align")  # of an attention
 SWEPT = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")  # Hydra's functions of several values
 
 

@@ -50,6 +50,7 @@ class AttnConfig:
     cutoff: float | None = None
     sinks: int = 0
     evict: bool = False
+    align: int = 0
 
 
 @dataclass

@@ -17,7 +17,7 @@ from harness.config import CONF, ArchitectureConfig, AttnConfig, ModelConfig, Ru
 from harness.errors import CannotLoad, UserError, choose, nearest
 from harness.machine import device_of, memory_sentence, store, writable
 from harness.models.spec import ModelSpec, resolve_model
-from harness.refusals import refuse_kernel, refuse_length, refuse_model, refuse_ranks
+from harness.refusals import refuse_align, refuse_kernel, refuse_length, refuse_model, refuse_ranks
 from harness.tasks.base import PlannedTask
 from harness.tasks.registry import family_of
 from harness.tracking import tracker
@@ -195,18 +195,21 @@ def _attention(config: RunConfig, model: ModelSpec) -> Attention:
             raise UserError(f"attn.evict=true drops keys that nothing reaches any more, and attn={name} reaches all.")
         return Attention(name)
     kept = {"sinks": attn.sinks, "evict": attn.evict}
+    matched = name == "window" and attn.cutoff is None
+    if attn.align and (name == "plsh" or matched):
+        refuse_align(attn, sampler, model)
     if name == "plsh":
         weights = attn.weights or "count"
         if weights == "rb" and sampler == "fixed":
             raise UserError("attn.weights=rb needs random masks: use attn.sampler=gamma or systematic.")
         masks = 1 if sampler == "fixed" else config.masks  # all its masks are one and the same
-        return Attention("plsh", masks=masks, sampler=sampler, weights=weights, **kept)
-    if attn.cutoff is not None:
+        return Attention("plsh", masks=masks, sampler=sampler, weights=weights, **kept, align=attn.align)
+    if not matched:
         if not 0 <= attn.cutoff < math.inf:
             raise UserError(f"attn.cutoff must be a number of at least 0, not {attn.cutoff}; attn=alibi has no cutoff.")
         return Attention("window", cutoff=attn.cutoff, **kept)
     cost = {"masks": config.masks, "sampler": sampler, "context": config.context, "match": attn.match or "fused"}
-    return replace(matched_window(model, **cost, sinks=attn.sinks), evict=attn.evict)
+    return replace(matched_window(model, **cost, sinks=attn.sinks, align=attn.align), evict=attn.evict)
 
 
 def _references(masks: int, cell: Cell) -> dict[str, Attention]:
@@ -215,7 +218,7 @@ def _references(masks: int, cell: Cell) -> dict[str, Attention]:
     if cell.attention.name == "plsh":
         for match in MATCHES:
             cost = {"masks": masks, "sampler": cell.attention.sampler, "context": cell.context, "match": match}
-            window = matched_window(cell.model, **cost, sinks=cell.attention.sinks)
+            window = matched_window(cell.model, **cost, sinks=cell.attention.sinks, align=cell.attention.align)
             found[f"window {match}"] = replace(window, evict=cell.attention.evict)
     return found
 

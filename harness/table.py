@@ -209,6 +209,9 @@ def _label(record: Record) -> str:
     remarks = [] if record.status == "ok" else [record.status]
     if record.attention["name"] == "plsh" and record.cell["identity"]["draws"] == 1:
         remarks.append("one draw: intervals leave out the masks' variance")
+    if grid := record.cell.get("alignment"):
+        heads = f"{grid['heads']} head{'s' * (grid['heads'] > 1)} on the grid"
+        remarks.append(f"{heads}: expected weights, at most 1, are off by up to {grid['bias']:.2g}")
     return record.cell["label"] + (f" ({'; '.join(remarks)})" if remarks else "")
 
 

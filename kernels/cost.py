@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from kernels.masks import SAMPLERS, systematic_shape, systematic_width
+from kernels.masks import SAMPLERS, aligned, systematic_shape, systematic_width
 
 MATCHES = ("fused", "passes")
 _HOST = {"dtype": torch.float64, "device": "cpu"}
@@ -41,11 +41,30 @@ def log_coverage(distance: torch.Tensor, masks: int, sampler: str) -> torch.Tens
     )
 
 
+def align_bias(slopes: torch.Tensor, align: int) -> torch.Tensor:
+    """How far the expected weight of a pair may be from L = exp(-m d) with masks on a grid of `align` tokens, by head
+    (H,) float64: ``(align m)^2 / 8`` for the heads that it takes (`kernels.masks.aligned`), 0 for the others.
+
+    The expectation is the linear interpolation of exp(-m x) between multiples of `align`: never below L, equal to it at
+    the multiples, and within an interval of length h at most ``h^2 / 8 max |f''|`` off, f'' = m^2 exp(-m x) <= m^2.
+    """
+    slopes = slopes.double().cpu()
+    return torch.where(aligned(slopes, align), (align * slopes).square() / 8, 0.0)
+
+
 def expected_pairs(
-    slopes: torch.Tensor, masks: int, tokens: int, *, match: str = "fused", sampler: str = "gamma", sinks: int = 0
+    slopes: torch.Tensor,
+    masks: int,
+    tokens: int,
+    *,
+    match: str = "fused",
+    sampler: str = "gamma",
+    sinks: int = 0,
+    align: int = 0,
 ) -> float:
     """Expected visited pairs of all heads over a causal context of `tokens`: of the union ("fused"), or of the S blocks
-    counted one by one ("passes"); with each sink once."""
+    counted one by one ("passes"); with each sink once. `align` as in `draw_masks`: what a pair's probability is between
+    the multiples of it is then their linear interpolation."""
     _check(masks, tokens, match, sampler)
     slopes = slopes.double().cpu()
     if sampler == "fixed":
@@ -57,15 +76,20 @@ def expected_pairs(
     pairs, tokens = sink_pairs(len(slopes), tokens, sinks), max(tokens - sinks, 1)
     distance = torch.arange(1, tokens, dtype=torch.float64)
     rows = tokens - distance  # how many rows have a key at this distance
-    for slope in slopes:
-        t = slope * distance
+
+    def visits(t: torch.Tensor) -> torch.Tensor:
+        """How often a pair t sigmas apart is visited."""
         if match == "fused":
-            probability = log_coverage(t, masks, sampler).exp()
-        elif sampler == "gamma":
-            probability = masks * torch.exp(-t)
+            return log_coverage(t, masks, sampler).exp()
+        return masks * (torch.exp(-t) if sampler == "gamma" else _lone_coverage(t))
+
+    for slope, flat in zip(slopes, aligned(slopes, align), strict=True):
+        if flat:
+            nearer = distance // align * align
+            each = torch.lerp(visits(slope * nearer), visits(slope * (nearer + align)), (distance - nearer) / align)
         else:
-            probability = masks * _lone_coverage(t)
-        pairs += float((rows * probability).sum())
+            each = visits(slope * distance)
+        pairs += float((rows * each).sum())
     return pairs
 
 
@@ -85,7 +109,14 @@ def window_pairs(slopes: torch.Tensor, cutoff: float, tokens: int, *, sinks: int
 
 
 def equal_cost_cutoff(
-    slopes: torch.Tensor, masks: int, tokens: int, *, match: str = "fused", sampler: str = "gamma", sinks: int = 0
+    slopes: torch.Tensor,
+    masks: int,
+    tokens: int,
+    *,
+    match: str = "fused",
+    sampler: str = "gamma",
+    sinks: int = 0,
+    align: int = 0,
 ) -> float:
     """The cutoff T at which exact ALiBi cut at ``slope * distance > T`` visits as many pairs as `masks` masks do, both
     with the same sinks.
@@ -93,7 +124,7 @@ def equal_cost_cutoff(
     Solves ``window_pairs(slopes, T, tokens) = expected_pairs(...)``. Where the masks cost more than every pair there
     is, T is the smallest that sees them all. Returns T in units of sigma.
     """
-    target = expected_pairs(slopes, masks, tokens, match=match, sampler=sampler, sinks=sinks)
+    target = expected_pairs(slopes, masks, tokens, match=match, sampler=sampler, sinks=sinks, align=align)
     # a hair more than the whole context, so that dividing by a slope again does not round to one token less
     low, high = 0.0, float(slopes.max()) * max(tokens - sinks - 1, 0) * (1 + 1e-12)
     if target >= window_pairs(slopes, high, tokens, sinks=sinks):

@@ -13,7 +13,7 @@ from kernels.triton_launch import tile_of
 from kernels.triton_numbers import bias_on, numbers_on
 from kernels.triton_ops import decoded, fused, tables_on_device
 from kernels.triton_weights import INTERPRETED
-from kernels.union import PositionalLSH
+from kernels.union import GRIDLESS, PositionalLSH
 from kernels.weights import Weights
 
 WIDEST = 128  # head dimension: a tile of 256 does not leave room for a second block
@@ -81,6 +81,8 @@ def _capability(index: int) -> int:
 
 def obstacle(q: torch.Tensor, weights: Weights) -> str | None:
     """Why this kernel cannot compute the call, in a sentence that says what to do; None if it can."""
+    if isinstance(weights, PositionalLSH) and weights.masks.grid is not None:
+        return GRIDLESS
     counted = weights.count if isinstance(weights, PositionalLSH) and weights.weights == "count" else 0
     return hindrance(q.device, q.dtype, q.shape[3], counted)
 

@@ -7,7 +7,7 @@ from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor
 
 from kernels.tables import bias_by_distance, bias_of, fixed_tables, law_of, reach_of
-from kernels.union import PositionalLSH
+from kernels.union import GRIDLESS, PositionalLSH
 from kernels.weights import Weights, Window
 
 ENDLESS = 2.0**52  # tokens, a whole number in float64
@@ -37,6 +37,8 @@ def numbers_of(weights: Weights, device: torch.device) -> Numbers:
     """The numbers of the weights on a device, made anew."""
     slopes = weights.slopes[:, None]
     if isinstance(weights, PositionalLSH):
+        if weights.masks.grid is not None:
+            raise ValueError(GRIDLESS)
         masks, width = weights.count, weights.masks.width
         columns = (width, weights.masks.shift, weights.masks.log_weight.exp(), width.reciprocal())
     else:

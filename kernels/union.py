@@ -10,6 +10,7 @@ from kernels.masks import Masks, draw_masks
 from kernels.weights import Alibi, Weights, by_distance, check_slopes, check_whole
 
 UNION_WEIGHTS = ("count", "rb", "exact")
+GRIDLESS = "kernel='triton' knows no masks on a grid: use kernel='sdpa' or 'flex' with align."  # of its tables
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class PositionalLSH(Weights):
     alike: bool = field(init=False, repr=False, compare=False)  # no mask weighs more than another
 
     def __post_init__(self):
-        object.__setattr__(self, "span", math.ceil(float(self.masks.width.max())))
+        object.__setattr__(self, "span", self.masks.span)
         object.__setattr__(self, "alike", bool((self.masks.log_weight == 0).all()))
 
     @classmethod
@@ -50,15 +51,26 @@ class PositionalLSH(Weights):
         sampler: str = "gamma",
         weights: str = "count",
         sinks: int = 0,
+        align: int = 0,
     ) -> "PositionalLSH":
         """Draw `masks` masks per head; a pure function of (seed, draw, layer, head) and the options.
 
-        Raises ValueError for masks < 1, sinks < 0, an unknown sampler or weights, or "rb" with the sampler "fixed".
+        align: put the blocks of flat heads on a grid of so many tokens (`draw_masks`). The count is then one number for
+        each pair of cells, which any block-sparse kernel can take, and its expectation is off L by at most
+        `kernels.cost.align_bias`.
+
+        Raises ValueError for masks < 1, sinks < 0, an unknown sampler or weights, "rb" with the sampler "fixed", and
+        `align` with that sampler or with other weights than "count".
         """
         slopes = check_slopes(slopes)
         if weights not in UNION_WEIGHTS:
             raise ValueError(f"Unknown weights {weights!r}: choose one of {', '.join(UNION_WEIGHTS)}.")
-        drawn = draw_masks(slopes, masks, seed=seed, draw=draw, layer=layer, sampler=sampler)
+        if align and weights != "count":
+            raise ValueError(
+                f"A grid is for counts: weights {weights!r} know masks off the grid only. Use weights='count' with "
+                "align, or align=0."
+            )
+        drawn = draw_masks(slopes, masks, seed=seed, draw=draw, layer=layer, sampler=sampler, align=align)
         if weights == "rb":
             log_coverage(torch.zeros(1), masks, sampler)  # says which samplers have one
         return cls(slopes, drawn, sampler, weights, check_whole("sinks", sinks, 0))

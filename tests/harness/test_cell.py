@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 
 from harness.cell import matched_window
 from harness.config import CONF, ROOT, register
+from harness.execute import describe_cell
 from harness.models.spec import resolve_model
 from harness.plan import plan, typed
 from kernels import Alibi, PositionalLSH, Window, equal_cost_cutoff, expected_pairs
@@ -34,7 +35,7 @@ def test_identity_has_what_the_results_depend_on():
 
 
 MATTERS = "masks=8 context=256 seed=1 draws=4 data_seed=1 dtype=bfloat16 kernel=sdpa attn.weights=rb model=tiny-plain"
-MATTERS += " attn.sampler=systematic attn=alibi attn=window attn.sinks=4 attn.evict=true"
+MATTERS += " attn.sampler=systematic attn=alibi attn=window attn.sinks=4 attn.evict=true attn.align=64"
 
 
 @pytest.mark.parametrize("change", MATTERS.split())
@@ -120,6 +121,21 @@ def test_windows_of_equal_cost_have_the_sinks_of_the_masks():
     slopes = found.cell.model.slopes
     seen = Window(slopes, fused.attention.cutoff, 4).pairs(1024).sum() / (1024 * len(slopes))
     assert fused.cost()["fused"] == pytest.approx(float(seen), abs=0.5)  # a window's edge is rounded to a token
+
+
+def test_a_grid_is_in_the_weights_the_label_and_what_is_told_of_the_cell():
+    base, found = cell(), cell("attn.align=64")
+    assert "align" not in base.identity["attn"] and cell("attn.align=0").cell_id == base.cell_id
+    assert found.identity["attn"]["align"] == 64 and found.attention.label.endswith(", grid of 64")
+    assert found.weights(1)[1].masks.grid[:, 0].tolist() == [1.0] * 7 + [64.0]  # of slopes down to 1/256
+    assert found.alignment() == {"heads": 1, "bias": pytest.approx((64 / 256) ** 2 / 8)} and base.alignment() is None
+    assert describe_cell(found)["alignment"] == found.alignment() and "alignment" not in describe_cell(base)
+    fused = planned("attn.align=64").references["window fused"]
+    assert fused.cost()["fused"] == pytest.approx(found.cost()["fused"], rel=1e-5)
+    assert found.cost()["fused"] != base.cost()["fused"]
+    assert fused.cell_id == cell("attn=window", "attn.align=64").cell_id
+    for other in ("attn=alibi", "attn=window attn.cutoff=3"):
+        assert cell(*other.split(), "attn.align=64").cell_id == cell(*other.split()).cell_id
 
 
 @pytest.mark.parametrize("group", ["model", "attn", "kernel", "task"])

@@ -14,6 +14,7 @@ from harness.sweep.grid import Grid, read
 
 RICH = {
     "attn": ("alibi", "plsh", "window", "stock"),
+    "attn.align": ("0", "64"),
     "attn.cutoff": ("null", "2.5", "4"),
     "attn.evict": ("false", "true"),
     "attn.match": ("fused", "passes"),

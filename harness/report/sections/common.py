@@ -92,9 +92,10 @@ def sampler_of(masks: Record) -> list[str]:
 
 
 def kept_keys(record: Record) -> list[str]:
-    """Sinks and eviction, where there are any."""
-    sinks = record.attention.get("sinks")
-    return [f"{sinks} sinks"] * bool(sinks) + ["evicting"] * bool(record.attention.get("evict"))
+    """Sinks, eviction and the grid of the masks, where there are any."""
+    sinks, align = record.attention.get("sinks"), record.attention.get("align")
+    kept = [f"{sinks} sinks"] * bool(sinks) + ["evicting"] * bool(record.attention.get("evict"))
+    return kept + [f"grid of {align}"] * bool(align)
 
 
 def look(method: Method, record: Record) -> Method:
