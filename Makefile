@@ -28,7 +28,8 @@ test: $(VENV)/.tested
 test-oldest test-newest: test-%:
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/pip install -q $(PIP_FLAGS) -c constraints-$*.txt -e '.[test]'
-	.venv-$*/bin/python -m pytest -n $(JOBS) --dist loadfile tests/models tests/lmeval tests/test_versions.py
+	.venv-$*/bin/python -m pytest -n $(JOBS) --dist loadfile tests/models tests/lmeval tests/test_versions.py \
+		tests/kernels/test_aot.py
 
 # Break 1,000 runs in every way that a machine, W&B and Slurm know, and write docs/results/faults.json; half an hour.
 faults: $(VENV)/.tested

@@ -26,7 +26,7 @@ import torch
 
 from kernels import Alibi, PositionalLSH, Weights, Window, alibi_slopes, attend
 from kernels.cases import EDGES, FACTORS, Case, pairwise
-from kernels.compare import case_errors, poisoned, relative
+from kernels.compare import case_errors, poisoned, relative, turns
 from kernels.environment import environment, replace_file, unwritable, written
 
 # largest error of out and of gradients, relative to their largest value: a few roundings of the dtype's products
@@ -110,17 +110,20 @@ def errors(
         short, held = without_unreached(inputs, weights) if gap else (inputs, {})
         if short is None:
             return None
-        with poisoned():
-            got, got_lse = attend(*short, weights, kernel=kernel, return_lse=True, **options, **held)
+        for _ in range(turns(device)):
+            with poisoned():
+                got, got_lse = attend(*short, weights, kernel=kernel, return_lse=True, **options, **held)
     off = (got_lse.double() - true_lse)[true_lse.isfinite()].abs().max()
     found = {"out": relative(got, true), "lse": float(off.nan_to_num(torch.inf))}
     if gradients:
         toward, both = make(weights.heads, queries), []
         for name, some in ((kernel, inputs), ("exact", exact)):
             some = [x.detach().requires_grad_() for x in some]
-            with poisoned():
-                out = attend(*some, weights, kernel=name, **options)
-                both.append(torch.autograd.grad(out, some, toward.to(out.dtype)))
+            for _ in range(turns(device)):
+                with poisoned():
+                    out = attend(*some, weights, kernel=name, **options)
+                    gradients = torch.autograd.grad(out, some, toward.to(out.dtype))
+            both.append(gradients)
         found |= {name: relative(*pair) for name, *pair in zip(("dq", "dk", "dv"), *both, strict=True)}
     return found
 

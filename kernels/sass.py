@@ -1,14 +1,17 @@
 """The executed path of a kernel, read off its machine code: instructions outside of its loops and in a turn of each.
 
 Instructions are counted along the shortest way through the code, so that a side path that may not run (a division's
-slow case, say) does not count: what is found is a lower bound. A loop is what a backward branch closes.
+slow case, say) does not count: what is found is a lower bound. A loop is what a backward branch closes whose goal every
+way to it passes. One that waits for the copy engine is no loop: its turns are not the program's.
 """
 
 import re
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 
 LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?\w+ )?([A-Z][A-Z0-9_]*)(\.[\w.]*)?([^;]*);")
+WAIT = "SYNCS"  # begins a loop that waits for a barrier in shared memory
 MATRIX = ("HGMMA", "HMMA", "IMMA", "QGMMA")  # of the tensor cores
 
 
@@ -55,6 +58,9 @@ def path(code: str) -> dict | None:
     reached = set(_ways(code_of, 0, range(len(code_of))))
     spans: list[list[int]] = []
     for first, last in sorted((to, at) for at in reached for to in code_of[at].after if to < at):
+        outside = set(range(len(code_of))) - {first}
+        if code_of[first].name == WAIT or first and last in _ways(code_of, 0, outside):
+            continue
         if spans and first <= spans[-1][1]:
             spans[-1][1] = max(spans[-1][1], last)
         else:
@@ -87,7 +93,7 @@ def path(code: str) -> dict | None:
     return {"straight": straight, "none": count(none), "loops": loops}
 
 
-def _ways(code: list[Instruction], begin: int, within: range) -> dict[int, int]:
+def _ways(code: list[Instruction], begin: int, within: Collection[int]) -> dict[int, int]:
     """For each place that can be reached from `begin` the one before it on a shortest way."""
     before, waiting = {begin: -1}, deque([begin])
     while waiting:

@@ -106,7 +106,7 @@ def constants(
         "STEP": step_of(kernel, law, masks, causal, dim, dtype, tile, sinks, gaps),
         "PRECISION": precision_of(dtype),
         "ASM": not INTERPRETED,
-        "num_warps": warps_of(kernel, dim, dtype, tile),
+        "num_warps": warps_of(kernel, law, masks, causal, dim, dtype, tile),
         "num_stages": 2,
         "enable_fp_fusion": True,  # the default changes with Triton's version
     }
@@ -120,9 +120,11 @@ def step_of(
     looked_up, words = law in ("distance", "sum"), law in ("count", "sum") and masks > WORD
     if kernel != "forward":
         more = law in ("rb", "distance", "sum") and not causal or words and (law == "sum" or kernel == "dkdv")
+        more |= law == "distance" and sinks > 0
         halvings = int(width_of(dim) > 64) + int(more)
     elif dtype == torch.float32 or tile == 64:
-        many = sinks > LEAST and law in ("rb", "sum")  # a loop over sinks, which fewer would be no loop for
+        # a loop over sinks, which fewer would be no loop for
+        many = law == "rb" and sinks > 0 or law == "sum" and sinks > LEAST
         more = law == "sum" and (not causal or many)
         halvings = int(dtype == torch.float32 or looked_up or words or not causal or gaps or many) + int(more)
     else:
@@ -130,13 +132,15 @@ def step_of(
     return max(LEAST, tile >> halvings)
 
 
-def warps_of(kernel: str, dim: int, dtype: torch.dtype, tile: int) -> int:
-    """4 where two programs shall share a multiprocessor. dk and dv take too many registers for that on sm_90, and
-    float32, which is not multiplied by the tensor cores, has all operands in registers."""
+def warps_of(kernel: str, law: str, masks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int) -> int:
+    """4 where two programs shall share a multiprocessor. dk and dv take too many registers for that on sm_90, as do two
+    words of masks that are summed in both directions, and float32, which is not multiplied by the tensor cores, has all
+    operands in registers."""
+    summed = law == "sum" and masks > WORD and not causal
     backward = kernel != "forward" and width_of(dim) > 64
     if dtype == torch.float32:
         return 16 if backward else 8
-    return 8 if backward and kernel == "dkdv" and tile == 64 else 4
+    return 8 if backward and (kernel == "dkdv" or summed) and tile == 64 else 4
 
 
 def width_of(dim: int) -> int:

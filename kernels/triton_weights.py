@@ -40,9 +40,8 @@ def gather(table, index, ASM: tl.constexpr):
 def holding(corner, positions, WORD: tl.constexpr, MASKS: tl.constexpr, STARTING: tl.constexpr):
     """Word of masks whose pivot block starts at or before each position (STARTING), or ends after it. `corner`: the
     starts, then the ends."""
-    LANES: tl.constexpr = lanes_of(MASKS)
-    lane = WORD * 32 + tl.arange(0, LANES)
-    one = tl.full([LANES], 1, tl.int32) << tl.arange(0, LANES)
+    lane = WORD * 32 + tl.arange(0, 32)
+    one = tl.full([32], 1, tl.int32) << tl.arange(0, 32)
     if STARTING:
         held = tl.load(corner + lane, mask=lane < MASKS, other=2147483647)[None, :] <= positions[:, None]
     else:
@@ -208,12 +207,6 @@ def near_stages(law, masks):
 def packed(law, masks, causal):
     """Whether two words of masks are looked up in both directions: what the steps of a loop share would spill."""
     return law == "sum" and masks > 32 and not causal
-
-
-@triton.constexpr_function
-def lanes_of(masks):
-    """Bits of a word that masks are compared in: half of them are enough for 16 masks."""
-    return 16 if masks <= 16 else 32
 
 
 @triton.constexpr_function

@@ -21,6 +21,7 @@ MEASURED = {
     "scale.json": "harness.sweep.scale",
     "faults.json": "harness.report.faults",
     "odd.json": "harness.report.odd",
+    "h200_first.json": "harness.report.gpu_first",
     "measured.json": "harness.tiny.books_card",
     "overhead.json": "harness.bench_overhead",
     "flat.json": "harness.throughput.flat",

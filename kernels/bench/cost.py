@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 
 from kernels.bench.problem import Problem
-from kernels.masks import Masks
 from kernels.union import PositionalLSH
 from kernels.weights import Weights
 
@@ -47,6 +46,4 @@ def operations(problem: Problem, pairs: int) -> int:
 
 def one_mask(weights: PositionalLSH, s: int) -> PositionalLSH:
     """Mask s of `weights` alone."""
-    m = weights.masks
-    own = Masks(m.width[:, s : s + 1], m.shift[:, s : s + 1], m.log_weight[:, s : s + 1])
-    return PositionalLSH(weights.slopes, own, weights.sampler, weights.weights)
+    return PositionalLSH(weights.slopes, weights.masks.some(slice(s, s + 1)), weights.sampler, weights.weights)

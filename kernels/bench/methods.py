@@ -16,6 +16,7 @@ from kernels.weights import Weights, Window
 FIRST, OURS, REST, LAST = range(4)  # PLSH and windows of equal error, our exact kernel, what else is fast, what is slow
 SDPA = {"cuDNN": "CUDNN_ATTENTION", "FlashAttention": "FLASH_ATTENTION", "memory-efficient": "EFFICIENT_ATTENTION"}
 KINDS = ("count", "rb", "exact")
+GRID = 64  # tokens of a cell, on which the blocks of flat heads begin and end
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def masked(problem: Problem, kernel: str, masks: int) -> list[Method]:
     kinds = {kind: {"weights": kind} for kind in KINDS}
     if masks == 16:
         kinds |= {f"{kind}, systematic": {"weights": kind, "sampler": "systematic"} for kind in ("count", "rb")}
+        if kernel != "triton":  # which knows no grid
+            kinds[f"count, grid of {GRID}"] = {"align": GRID}
     for kind, options in kinds.items():
         weights = PositionalLSH.draw(slopes, masks, seed=0, **options)
         name = f"plsh {kind}, S={masks}"

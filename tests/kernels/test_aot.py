@@ -9,19 +9,22 @@ pytest.importorskip("triton", reason="Triton exists on Linux only")
 
 import triton
 
-from kernels import aot
+from kernels import aot, triton_tables
 from kernels.aot import Configuration, blocks_per_sm, build, compare, every
 
 RECORD = json.loads(aot.RECORD.read_text())
 LAWS = ("linear", "rb", "distance", "count", "sum")
 CHOSEN = [
-    *(Configuration("forward", 90, law) for law in LAWS),
+    *(Configuration("causal", 90, law) for law in ("linear", "rb", "count")),
+    Configuration("causal_dq", 90, "count"),
+    *(Configuration("causal_dkdv", 90, law) for law in ("rb", "count")),
+    *(Configuration("forward", 90, law) for law in ("distance", "count", "sum")),
     Configuration("forward", 90, "count", 64, "fp16"),
     Configuration("forward", 90, "count", masks=64),
     Configuration("forward", 90, "sum", causal=False),
     Configuration("forward", 90, "sum", dtype="fp32"),
     Configuration("forward", 80, "count"),
-    *(Configuration("dq", 90, law) for law in LAWS),
+    *(Configuration("dq", 90, law) for law in ("distance", "sum")),
     Configuration("dq", 90, "sum", masks=64, causal=False),
     Configuration("dq", 90, "distance", causal=False),
     Configuration("dq", 90, "count", sinks=4),
@@ -36,7 +39,7 @@ POSITIONS = [c for c in CHOSEN if c.kernel in aot.TABLES]
 
 
 def check_unit(c: Configuration, found: dict):
-    if c.kernel in (*aot.KERNELS, "dsinks"):
+    if c.kernel in (*aot.KERNELS, *aot.STREAMED, "dsinks"):
         # few query rows or sinks at a time are no work for wgmma, and float32 is none for the tensor cores
         few = c.kernel in ("decode", "dsinks")
         unit = "none" if c.dtype == "fp32" else "HGMMA" if c.cap == 90 and not few else "HMMA"
@@ -45,8 +48,9 @@ def check_unit(c: Configuration, found: dict):
 
 def check_limits(c: Configuration, found: dict):
     assert found["spilled"] == 0
-    if c.cap == 90 and c.kernel in ("forward", "dq") and c.dtype != "fp32":
-        assert blocks_per_sm(found) >= 2
+    if c.cap == 90 and c.kernel in ("forward", "dq", *aot.STREAMED) and c.dtype != "fp32":
+        few = c.kernel not in ("causal", "causal_dq") or c.law == "count" and c.masks > 16
+        assert blocks_per_sm(found) >= (2 if few else 3)
 
 
 @pytest.mark.parametrize("configuration", CHOSEN, ids=lambda configuration: configuration.id)
@@ -89,7 +93,7 @@ def test_decoding_divides_positions_as_torch_does():
 
 
 def test_contraction_would_show(monkeypatch):
-    monkeypatch.setitem(aot.LAUNCH, "enable_fp_fusion", True)
+    monkeypatch.setitem(triton_tables.LAUNCH, "enable_fp_fusion", True)
     assert "fma.rn.f64" in aot.compiled(POSITIONS[0]).asm["ptx"]
 
 

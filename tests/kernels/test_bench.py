@@ -54,7 +54,7 @@ def test_report_has_every_method_side_by_side(tmp_path, capsys):
     assert 0.1 < report["environment"]["memory_gb_s"] < 1e4
     assert [run["call"] for run in report["runs"]] == ["forward", "decode-1", "decode-16"]
     starts = []  # PLSH and the windows of equal error first, what is slow last
-    for kind in ("count", "rb", "exact", "count, systematic", "rb, systematic"):
+    for kind in ("count", "rb", "exact", "count, systematic", "rb, systematic", "count, grid of 64"):
         starts += [f"plsh {kind}, S=16", "window T="]
     starts += ["alibi, sdpa", "alibi, augmented", "window T=20", "window T=", "window T="]
     starts += ["alibi, bias", "plsh count, merged passes"]
