@@ -125,7 +125,7 @@ def step_of(
     elif dtype == torch.float32 or tile == 64:
         # a loop over sinks, which fewer would be no loop for
         many = law == "rb" and sinks > 0 or law == "sum" and sinks > LEAST
-        more = law == "sum" and (not causal or many)
+        more = law == "sum" and (not causal or many or gaps)
         halvings = int(dtype == torch.float32 or looked_up or words or not causal or gaps or many) + int(more)
     else:
         halvings = 0
