@@ -90,7 +90,7 @@ def query_kernel(
         )  # fmt: skip
         dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
     word, word_2 = words_of(corner, rows, LAW, MASKS, False)
-    for j0 in tl.range(lowest, i0, STEP, num_stages=1 if packed(LAW, MASKS, CAUSAL) else None):
+    for j0 in tl.range(lowest, i0, STEP, disable_licm=packed(LAW, MASKS, CAUSAL)):
         columns = j0 + step
         k, v = load_pair(key_base, value_base, k_t, v_t, j0, None, DIM, WIDE, STEP)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2

@@ -106,8 +106,9 @@ def constants(
         "STEP": step_of(kernel, law, masks, causal, dim, dtype, tile, sinks, gaps),
         "PRECISION": precision_of(dtype),
         "ASM": not INTERPRETED,
-        "num_warps": warps_of(kernel, law, masks, causal, dim, dtype, tile),
-        "num_stages": 2,
+        "num_warps": warps_of(kernel, dim, dtype, tile),
+        # what two words of masks that are summed in both directions would fetch ahead would spill
+        "num_stages": 1 if kernel == "dq" and law == "sum" and masks > WORD and not causal else 2,
         "enable_fp_fusion": True,  # the default changes with Triton's version
     }
 
@@ -132,15 +133,13 @@ def step_of(
     return max(LEAST, tile >> halvings)
 
 
-def warps_of(kernel: str, law: str, masks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int) -> int:
-    """4 where two programs shall share a multiprocessor. dk and dv take too many registers for that on sm_90, as do two
-    words of masks that are summed in both directions, and float32, which is not multiplied by the tensor cores, has all
-    operands in registers."""
-    summed = law == "sum" and masks > WORD and not causal
+def warps_of(kernel: str, dim: int, dtype: torch.dtype, tile: int) -> int:
+    """4 where two programs shall share a multiprocessor. dk and dv take too many registers for that on sm_90, and
+    float32, which is not multiplied by the tensor cores, has all operands in registers."""
     backward = kernel != "forward" and width_of(dim) > 64
     if dtype == torch.float32:
         return 16 if backward else 8
-    return 8 if backward and (kernel == "dkdv" or summed) and tile == 64 else 4
+    return 8 if backward and kernel == "dkdv" and tile == 64 else 4
 
 
 def width_of(dim: int) -> int:
