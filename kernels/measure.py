@@ -36,7 +36,7 @@ STOPS = 2  # after so many stops by its limit a step that begins anew each time 
 ROUNDS = 4  # in one call: a bench goes on after a row that took its process down
 SECTIONS = ("SpeedOfLight", "WarpStateStats", "Occupancy", "MemoryWorkloadAnalysis")
 ATTEND = "kernels.bench.attend"
-KERNELS = "regex:forward|tables|decode"
+KERNELS = "regex:causal|forward|tables|decode"
 SIZES = {
     "cuda": ("mpt-7b", "32768,131072", "--masks", "16", "--repeats", "5"),
     "cpu": ("2x16", "64,128", "--masks", "4", "--repeats", "1"),
