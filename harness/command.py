@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import yaml
 
+from harness.attentions.base import RUN
+from harness.attentions.registry import attention_of
 from harness.config import CONF
 from harness.lmeval.catalogue import RULER
 from harness.overrides import word
 from harness.reader import Record
 
 KEPT = ("model.", "device=", "batch=", "results=", "task.")  # of a recorded command, for its neighbours
-OPTIONS = ("sampler", "weights", "cutoff", "sinks", "evict", "align")  # of an attention
 SWEPT = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")  # Hydra's functions of several values
 
 
@@ -27,17 +28,15 @@ def beside(record: Record, attention: dict, context: int | None = None) -> str:
     """The command for another attention or context under the conditions of this record: same model, seeds, task."""
     identity = record.cell["identity"]
     words = ["python", "-m", "harness.run", *model(record), f"attn={attention['name']}"]
-    if attention.get("masks"):
-        words.append(f"masks={attention['masks']}")
-    for option in OPTIONS:
-        if attention.get(option) not in (None, False):
-            words.append(f"attn.{option}={_value(attention[option])}")
+    for option, value in attention_of(attention).identity.items():
+        if option != "name" and value not in (None, False):
+            words.append(f"{'' if option in RUN else 'attn.'}{option}={_value(value)}")
     given = _given(record)
     words += [f"context={context or identity['context']}", *_task(record), f"dtype={identity['dtype']}"]
     if record.rows_are == "samples" and record.rows:
         words.append(f"samples={len(record.rows)}")
     words.append(f"data_seed={identity['data_seed']}")
-    if attention["name"] == "plsh" and identity.get("seed") is not None:
+    if attention["name"] == record.attention["name"] and identity.get("seed") is not None:
         words += [f"seed={identity['seed']}", f"draws={identity['draws']}"]
     if identity.get("kernel") not in (None, "auto"):
         words.append(f"kernel={identity['kernel']}")

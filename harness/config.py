@@ -1,7 +1,8 @@
 """The configuration's types. Hydra checks names and types against these; `harness.plan` checks what they mean
 together."""
 
-from dataclasses import dataclass, field
+import functools
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,9 @@ class ModelConfig:
 
 @dataclass
 class AttnConfig:
+    """`attn_config` is this with the options of all methods."""
+
     name: str = MISSING
-    sampler: str | None = None
-    weights: str | None = None
-    match: str | None = None
-    cutoff: float | None = None
-    sinks: int = 0
-    evict: bool = False
-    align: int = 0
 
 
 @dataclass
@@ -71,7 +67,7 @@ class TrackingConfig:
 @dataclass
 class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
-    attn: AttnConfig = field(default_factory=AttnConfig)
+    attn: AttnConfig = field(default_factory=lambda: attn_config()())  # attn.* of all methods, whichever is chosen
     kernel: KernelConfig = field(default_factory=KernelConfig)
     task: dict[str, Any] = field(default_factory=dict)  # each task types its own options
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -87,6 +83,27 @@ class RunConfig:
     results: str = "results"
     lease: float = 0.0
     references: str | None = None
+
+
+def attn_config() -> type[AttnConfig]:
+    """The type of `RunConfig.attn`: attn.* of every method of `harness.attentions.registry`, so that a sweep over
+    methods may name the options of each."""
+    from harness.attentions import registry
+
+    return _with_options(tuple((f.name, f.type, f.default) for f in registry.options()))
+
+
+@functools.cache
+def _with_options(options: tuple[tuple[str, Any, Any], ...]) -> type[AttnConfig]:
+    made = make_dataclass("AttnOptions", [(n, kind, field(default=d)) for n, kind, d in options], bases=(AttnConfig,))
+    made.__module__ = __name__  # where a pickled configuration looks for it
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    if name == "AttnOptions":
+        return attn_config()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def register() -> None:

@@ -240,5 +240,5 @@ def describe_cell(cell: Cell) -> dict:
         "architecture": cell.model.architecture.as_dict(),
         "label": cell.attention.label,
         "pairs_per_row": cell.cost(),
-        **({"alignment": cell.alignment()} if cell.attention.align else {}),
+        **cell.attention.facts(cell.model),
     }

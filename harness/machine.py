@@ -51,7 +51,7 @@ def memory_sentence(
         return memory.check(need, device, kernel=kernel, spread=model.device_map is not None)
 
     size = {"itemsize": model.torch_dtype.itemsize, "batch": batch, "tokens": config.context}
-    size |= {"masks": config.masks if config.attn.name == "plsh" else 1, "draws": config.draws or DRAWS}
+    size |= {"masks": cell.attention.masks_drawn, "draws": config.draws or DRAWS}
     if cell.attention.evict and not keeps_all:
         checked(**size, reach=0)  # the masks, before they are drawn
         spans = (weights.span for draw in range(cell.draws) for weights in cell.weights(draw))

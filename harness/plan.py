@@ -12,18 +12,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness import environment
-from harness.cell import ATTENTIONS, DRAWS, Attention, Cell, matched_window
-from harness.config import CONF, ArchitectureConfig, AttnConfig, ModelConfig, RunConfig, TrackingConfig
+from harness.attentions.registry import EXACT, chosen
+from harness.cell import DRAWS, Cell
+from harness.config import CONF, ArchitectureConfig, ModelConfig, RunConfig, TrackingConfig, attn_config
 from harness.errors import CannotLoad, UserError, choose, nearest
 from harness.machine import device_of, memory_sentence, store, writable
-from harness.models.spec import ModelSpec, resolve_model
-from harness.refusals import refuse_align, refuse_kernel, refuse_length, refuse_model, refuse_ranks
+from harness.models.spec import resolve_model
+from harness.refusals import refuse_kernel, refuse_length, refuse_model, refuse_ranks
 from harness.tasks.base import PlannedTask
 from harness.tasks.registry import family_of
 from harness.tracking import tracker
-from kernels.cost import MATCHES
-from kernels.masks import SAMPLERS
-from kernels.union import UNION_WEIGHTS
 
 REFERENCES = ("compute", "read", "none")
 
@@ -31,7 +29,7 @@ REFERENCES = ("compute", "read", "none")
 @dataclass(frozen=True)
 class Plan:
     cell: Cell
-    references: dict[str, Cell]  # role ("exact", "window fused", "window passes") -> cell, the main cell not among them
+    references: dict[str, Cell]  # role ("exact", "window fused", ...) -> cell, the main cell not among them
     compute_references: bool
     tasks: list[PlannedTask]
     samples: int
@@ -55,7 +53,7 @@ def plan(cfg: DictConfig) -> Plan:
 
 def typed(cfg: DictConfig) -> RunConfig:
     """The composed configuration as objects. Raises UserError for an option that there is not."""
-    parts = (cfg, "", RunConfig), (cfg.model, "model.", ModelConfig), (cfg.attn, "attn.", AttnConfig)
+    parts = (cfg, "", RunConfig), (cfg.model, "model.", ModelConfig), (cfg.attn, "attn.", attn_config())
     parts += ((cfg.model.architecture or {}, "model.architecture.", ArchitectureConfig),)
     for part, name, kind in (*parts, (cfg.tracking, "tracking.", TrackingConfig)):
         known = [f"{name}{field}" for field in kind.__dataclass_fields__]
@@ -104,7 +102,8 @@ class Planner:
         model = self._once(("model", *named), lambda: resolve_model(config.model, config.dtype))
         kernel = choose("kernel", config.kernel.name, self._kernels)
         given = (*named, repr(config.attn), config.masks, config.context)
-        attention = self._once(("attention", *given), lambda: _attention(config, model))
+        sizes = {"masks": config.masks, "context": config.context, "model": model}
+        attention = self._once(("attention", *given), lambda: chosen(config.attn, **sizes))
         draws = (config.draws or DRAWS) if attention.random else 1
         cell = Cell(model, attention, kernel, config.context, config.seed, draws, config.data_seed)
         # with random weights nothing but speed is asked for, and a speed is compared within one run
@@ -112,7 +111,7 @@ class Planner:
         wanted = choose("references", config.references or own, REFERENCES)
         placed = ("device", config.device, model.device_map)
         device = self._once(placed, lambda: device_of(config.device, model.device_map, here=self.here))
-        if self.here and attention.name != "stock":
+        if self.here and not attention.native:
             refuse_kernel(kernel, attention, model, device)
         tasks = self._once(("tasks", repr(config.task), device), lambda: _tasks(config.task, device))
         if not tasks:
@@ -134,7 +133,7 @@ class Planner:
             # exact ALiBi keeps all keys: the reference, and what a timing stands beside
             keeps_all = wanted == "compute" or any(t.task.rows_are == "repeats" for t in tasks)
             # stock and its reference by turns: the larger of the two
-            method = "stock" if attention.name == "stock" else kernel
+            method = attention.name if attention.native else kernel
             how = {"batch": max(batches), "keeps_all": keeps_all}
             size = (*given, method, *how.values(), config.draws, *placed, cell.cell_id * attention.evict)
             sentence = self._once(("memory", *size), lambda: memory_sentence(config, cell, method, device, **how))
@@ -143,8 +142,9 @@ class Planner:
             self._once(("check", *seen), lambda p=planned: self._check(p, cell, named))
         beside = {}
         if wanted != "none":
-            cost = (*named, attention, config.masks, config.context)
-            beside = self._once(("references", *cost), lambda: _references(config.masks, cell))
+            cost = (*named, attention, config.context)
+            beside = self._once(("references", *cost), lambda: attention.references(model, config.context))
+            beside = {"exact": EXACT, **beside}
         references = {role: cell.with_attention(reference) for role, reference in beside.items()}
         return Plan(
             cell=cell,
@@ -180,47 +180,6 @@ class Planner:
         if error is not None:
             raise UserError(str(error))
         return found
-
-
-def _attention(config: RunConfig, model: ModelSpec) -> Attention:
-    attn = config.attn
-    name = choose("attn", attn.name, ATTENTIONS)
-    sampler = choose("attn.sampler", attn.sampler or "gamma", SAMPLERS)
-    choose("attn.weights", attn.weights or "count", UNION_WEIGHTS)
-    choose("attn.match", attn.match or "fused", MATCHES)
-    if not 0 <= attn.sinks <= config.context:
-        raise UserError(f"attn.sinks must be from 0 to context={config.context}, not {attn.sinks}.")
-    if name in ("alibi", "stock"):
-        if attn.evict:
-            raise UserError(f"attn.evict=true drops keys that nothing reaches any more, and attn={name} reaches all.")
-        return Attention(name)
-    kept = {"sinks": attn.sinks, "evict": attn.evict}
-    matched = name == "window" and attn.cutoff is None
-    if attn.align and (name == "plsh" or matched):
-        refuse_align(attn, sampler, model)
-    if name == "plsh":
-        weights = attn.weights or "count"
-        if weights == "rb" and sampler == "fixed":
-            raise UserError("attn.weights=rb needs random masks: use attn.sampler=gamma or systematic.")
-        masks = 1 if sampler == "fixed" else config.masks  # all its masks are one and the same
-        return Attention("plsh", masks=masks, sampler=sampler, weights=weights, **kept, align=attn.align)
-    if not matched:
-        if not 0 <= attn.cutoff < math.inf:
-            raise UserError(f"attn.cutoff must be a number of at least 0, not {attn.cutoff}; attn=alibi has no cutoff.")
-        return Attention("window", cutoff=attn.cutoff, **kept)
-    cost = {"masks": config.masks, "sampler": sampler, "context": config.context, "match": attn.match or "fused"}
-    return replace(matched_window(model, **cost, sinks=attn.sinks, align=attn.align), evict=attn.evict)
-
-
-def _references(masks: int, cell: Cell) -> dict[str, Attention]:
-    """What stands beside the cell in every table: exact ALiBi, and for PLSH both windows of equal cost."""
-    found = {"exact": Attention("alibi")}
-    if cell.attention.name == "plsh":
-        for match in MATCHES:
-            cost = {"masks": masks, "sampler": cell.attention.sampler, "context": cell.context, "match": match}
-            window = matched_window(cell.model, **cost, sinks=cell.attention.sinks, align=cell.attention.align)
-            found[f"window {match}"] = replace(window, evict=cell.attention.evict)
-    return found
 
 
 def _tasks(chosen: dict[str, dict | None], device: torch.device) -> list[PlannedTask]:

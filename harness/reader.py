@@ -2,16 +2,17 @@
 and never stored."""
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from harness.attentions.base import Attention
+from harness.attentions.registry import EXACT, attention_of, place_of
 from harness.stats import Difference, paired_difference
 from harness.store import TaskStore, read_json, status_of, write_atomic
-
-ORDER = {"alibi": 0, "stock": 1, "plsh": 2, "window": 3}  # of attentions in a table
 
 SCORES = ("fraction", "score")  # units of metrics of which more is better
 MACHINE = ("device", "threads", "torch", "triton", "commit")  # what is in a timing's id beside its options
@@ -56,13 +57,19 @@ class Record:
     def attention(self) -> dict:
         return self.cell["identity"]["attn"]
 
+    @cached_property
+    def method(self) -> Attention:
+        """The attention as an object, to be shown."""
+        return attention_of(self.attention)
+
     @property
     def context(self) -> int:
         return self.cell["identity"]["context"]
 
     @property
     def pairs(self) -> dict[str, float]:
-        """Visited pairs per row and head: {"fused": ...} and for masks also {"passes": ...}."""
+        """Visited pairs per row and head: {"fused": ...} and for masks also {"passes": ...}, as far as they
+        are known."""
         return self.cell["pairs_per_row"]
 
     @property
@@ -178,7 +185,7 @@ class Question:
     @cached_property
     def exact(self) -> Record | None:
         """Exact ALiBi, if it has an outcome."""
-        found = (r for r in self.records if r.attention["name"] == "alibi" and r.metrics)
+        found = (r for r in self.records if r.method == EXACT and r.metrics)
         return next(found, None)
 
     def windows(self, masks: Record) -> dict[str, Record]:
@@ -188,13 +195,8 @@ class Question:
         for match, wanted in masks.pairs.items():
             wanted = min(wanted, (self.context - 1) / 2)
             for r in self.records:
-                alike = all(r.attention.get(option) == masks.attention.get(option) for option in ("sinks", "evict"))
-                if (
-                    r.attention["name"] == "window"
-                    and alike
-                    and r.metrics
-                    and abs(r.pairs["fused"] - wanted) < 1e-4 * wanted
-                ):
+                pairs = r.pairs.get("fused", math.inf)
+                if r.method.costs_as_much_as(masks.method) and r.metrics and abs(pairs - wanted) < 1e-4 * wanted:
                     found[match] = r
         return found
 
@@ -216,7 +218,7 @@ def questions(found: Iterable[Record]) -> list[Question]:
         first = group[0]
         name, known = first.cell["model"], identities[first.cell["model"]]
         model = name if len(known) == 1 else f"{name} ({_digest(first.cell['identity']['model'])})"
-        group.sort(key=lambda r: (ORDER.get(r.attention["name"], len(ORDER)), r.pairs["fused"], r.cell["label"]))
+        group.sort(key=lambda r: (place_of(r.method), r.pairs.get("fused", math.inf), r.cell["label"]))
         made.append((model, first.task, first.context, str(question), group))
     return [
         Question(model, task, context, group) for model, task, context, _, group in sorted(made, key=lambda m: m[:4])
@@ -252,4 +254,4 @@ def difference(this: Record, reference: Record, field: str = "score") -> Differe
 def reference_of(record: Record, among: Iterable[Record]) -> Record | None:
     """The record of exact ALiBi that asks the same question."""
     question = same_question(record)
-    return next((r for r in among if r.attention["name"] == "alibi" and same_question(r) == question), None)
+    return next((r for r in among if r.method == EXACT and same_question(r) == question), None)

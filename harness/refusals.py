@@ -4,19 +4,16 @@ import re
 
 import torch
 
-from harness.cell import Attention, Cell
-from harness.config import AttnConfig
+from harness.attentions.base import Attention
+from harness.cell import Cell
 from harness.errors import UserError
 from harness.models.spec import ModelSpec
 from harness.ranks import ranks
 from harness.tasks.base import Task
-from kernels.masks import FLAT, aligned
-from kernels.union import GRIDLESS
 
 
 def refuse_kernel(kernel: str, attention: Attention, model: ModelSpec, device: torch.device) -> None:
     """UserError if this kernel cannot compute this attention of this model here."""
-    reason = None
     if kernel == "triton":
         try:
             from kernels.triton_attend import hindrance
@@ -24,14 +21,14 @@ def refuse_kernel(kernel: str, attention: Attention, model: ModelSpec, device: t
             raise UserError(
                 "kernel=triton needs the package triton, which is not installed: use kernel=sdpa."
             ) from None
-        if attention.align:
-            raise UserError(_in_options(GRIDLESS))
-        counted = attention.masks if attention.name == "plsh" and attention.weights == "count" else 0
-        reason = hindrance(device, model.torch_dtype, model.architecture.head_dim, counted)
+        shape = model.torch_dtype, model.architecture.head_dim
+        reason = attention.refusal(kernel) or hindrance(device, *shape, attention.masks_counted)
     elif kernel == "flex":
         from kernels import flex  # its import takes seconds
 
-        reason = flex.hindrance(device, model.torch_dtype)
+        reason = attention.refusal(kernel) or flex.hindrance(device, model.torch_dtype)
+    else:
+        reason = attention.refusal(kernel)
     if reason:
         raise UserError(_in_options(reason))
 
@@ -39,23 +36,6 @@ def refuse_kernel(kernel: str, attention: Attention, model: ModelSpec, device: t
 def _in_options(reason: str) -> str:
     """A sentence of `kernels` in the words of the command line."""
     return re.sub(r"kernel='(\w+)'", r"kernel=\1", reason)
-
-
-def refuse_align(attn: AttnConfig, sampler: str, model: ModelSpec) -> None:
-    """UserError if masks on a grid of attn.align tokens cannot be drawn, or would be those without a grid."""
-    if attn.align < 2:
-        raise UserError(f"attn.align must be 0 or at least 2 tokens, not {attn.align}.")
-    if sampler == "fixed":
-        raise UserError("attn.align needs random masks: use attn.sampler=gamma or systematic.")
-    if attn.name == "plsh" and attn.weights not in ("count", None):
-        raise UserError(f"attn.align is for counts: use attn.weights=count with it, not {attn.weights}.")
-    if not bool(aligned(model.slopes, attn.align).any()):
-        flattest, most = float(model.slopes.min()), (8 * FLAT) ** 0.5
-        raise UserError(
-            f"attn.align={attn.align} would move no mask of {model.name}: it takes heads whose weights it moves by at "
-            f"most {FLAT:.0%}, of slopes up to {most / attn.align:.2g}, and the flattest has {flattest:.2g}. "
-            + (f"Use at most attn.align={int(most / flattest)}." if most / flattest >= 2 else "Leave it out.")
-        )
 
 
 def refuse_model(task: Task, model: ModelSpec) -> None:
@@ -91,9 +71,9 @@ def refuse_ranks(task: Task, model: ModelSpec) -> None:
 def refuse_length(cell: Cell, task: Task) -> None:
     """UserError if the checkpoint's own attention cannot see the prompt and what the task generates after it."""
     limit = cell.model.architecture.positions
-    if cell.attention.name == "stock" and limit and cell.context + task.generates > limit:
+    if cell.attention.native and limit and cell.context + task.generates > limit:
         raise UserError(
-            f"attn=stock fails beyond this checkpoint's max_seq_len of {limit} tokens: task={task.name} needs "
-            f"{cell.context + task.generates} (context={cell.context}, and what it generates). Use attn=alibi, which "
-            "has no such bound, or a smaller context."
+            f"attn={cell.attention.name} fails beyond this checkpoint's max_seq_len of {limit} tokens: "
+            f"task={task.name} needs {cell.context + task.generates} (context={cell.context}, and what it generates). "
+            "Use attn=alibi, which has no such bound, or a smaller context."
         )

@@ -190,7 +190,7 @@ def headline(record: Record) -> str:
 
 
 def pairs(cost: dict[str, float]) -> str:
-    text = f"{cost['fused']:.1f}"
+    text = f"{cost['fused']:.1f}" if "fused" in cost else ""
     return f"{text} ({cost['passes']:.1f} in passes)" if "passes" in cost else text
 
 
@@ -207,11 +207,7 @@ def _in_markdown(cell: str) -> str:
 def _label(record: Record) -> str:
     """The attention, and what must be said of its numbers."""
     remarks = [] if record.status == "ok" else [record.status]
-    if record.attention["name"] == "plsh" and record.cell["identity"]["draws"] == 1:
-        remarks.append("one draw: intervals leave out the masks' variance")
-    if grid := record.cell.get("alignment"):
-        heads = f"{grid['heads']} head{'s' * (grid['heads'] > 1)} on the grid"
-        remarks.append(f"{heads}: expected weights, at most 1, are off by up to {grid['bias']:.2g}")
+    remarks += record.method.remarks(record.cell)
     return record.cell["label"] + (f" ({'; '.join(remarks)})" if remarks else "")
 
 

@@ -121,17 +121,22 @@ def equal_cost_cutoff(
     """The cutoff T at which exact ALiBi cut at ``slope * distance > T`` visits as many pairs as `masks` masks do, both
     with the same sinks.
 
-    Solves ``window_pairs(slopes, T, tokens) = expected_pairs(...)``. Where the masks cost more than every pair there
-    is, T is the smallest that sees them all. Returns T in units of sigma.
+    Solves ``window_pairs(slopes, T, tokens) = expected_pairs(...)`` by `cutoff_of`. Returns T in units of sigma.
     """
     target = expected_pairs(slopes, masks, tokens, match=match, sampler=sampler, sinks=sinks, align=align)
+    return cutoff_of(slopes, target, tokens, sinks=sinks)
+
+
+def cutoff_of(slopes: torch.Tensor, pairs: float, tokens: int, *, sinks: int = 0) -> float:
+    """The cutoff T, in units of sigma, at which a window visits so many pairs: ``window_pairs(slopes, T, tokens) =
+    pairs``, or the smallest that sees every pair where there are fewer."""
     # a hair more than the whole context, so that dividing by a slope again does not round to one token less
     low, high = 0.0, float(slopes.max()) * max(tokens - sinks - 1, 0) * (1 + 1e-12)
-    if target >= window_pairs(slopes, high, tokens, sinks=sinks):
+    if pairs >= window_pairs(slopes, high, tokens, sinks=sinks):
         return high
     for _ in range(200):  # the function is increasing and continuous; 200 halvings exhaust float64
         middle = (low + high) / 2
-        if window_pairs(slopes, middle, tokens, sinks=sinks) < target:
+        if window_pairs(slopes, middle, tokens, sinks=sinks) < pairs:
             low = middle
         else:
             high = middle

@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import CONF, GROUPS, AttnConfig, RunConfig, register
+from harness.config import CONF, GROUPS, RunConfig, attn_config, register
 from harness.errors import UserError
 from harness.index import Key
 from harness.mistakes import explain
@@ -24,7 +24,7 @@ from harness.plan import Plan, Planner, typed
 from harness.sweep.grid import Grid
 from harness.sweep.rows import Rows
 
-TYPED = {f.name for f in fields(RunConfig)} - GROUPS | {f"attn.{f.name}" for f in fields(AttnConfig)}
+TYPED = {f.name for f in fields(RunConfig)} - GROUPS
 
 
 class Mistakes(UserError):
@@ -42,6 +42,7 @@ class Composer:
         register()
         self._open()
         self._schema = OmegaConf.structured(RunConfig)
+        self._typed = TYPED | {f"attn.{f.name}" for f in fields(attn_config())}
         self._composed: dict[tuple[str, ...], RunConfig | UserError] = {}
         self._set: dict[str, Any] = {}
         return self
@@ -54,10 +55,10 @@ class Composer:
 
         Raises UserError with a line for each mistake.
         """
-        simple = [o for o in overrides if _simple(o)]
+        simple = [o for o in overrides if self._simple(o)]
         said, values, base = [], {}, None
         try:
-            base = self._base(tuple(o for o in overrides if not _simple(o)))
+            base = self._base(tuple(o for o in overrides if not self._simple(o)))
         except UserError as error:
             said.append(str(error))
         for override in simple:
@@ -94,6 +95,9 @@ class Composer:
         self._hydra = initialize_config_dir(str(CONF), version_base="1.3")
         self._hydra.__enter__()
 
+    def _simple(self, override: str) -> bool:
+        return override.partition("=")[0] in self._typed and "${" not in override
+
     def _value(self, override: str) -> Any:
         """The value with the type that the option has."""
         if override not in self._set:
@@ -110,10 +114,6 @@ class Composer:
         if isinstance(found, UserError):
             raise UserError(str(found))
         return found
-
-
-def _simple(override: str) -> bool:
-    return override.partition("=")[0] in TYPED and "${" not in override
 
 
 def expand(grid: Grid, *, results: str = "results", here: bool = True) -> Rows:

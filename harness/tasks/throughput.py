@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.attentions.registry import EXACT
 from harness.cell import Cell
 from harness.errors import UserError
 from harness.stats import Metric
 from harness.tasks.base import PlannedTask, TaskContext
 from harness.throughput.figures import figures
-from kernels import Alibi
 
 DRAW = 0  # of the masks: the one that is timed
 SHORTEST = 32  # tokens: the check samples rows at each quarter
@@ -74,10 +74,10 @@ class Throughput:
                 f"task.throughput.rows must be numbers from 2 to {most}, the smaller of decode_tokens and chunk, not "
                 f"{list(options.rows)}; one row at a time is always measured."
             )
-        if cell.attention.name == "stock":
+        if cell.attention.native:
             raise UserError(
-                "task=throughput is refused with attn=stock: a speed is recorded only beside its error, and the "
-                "checkpoint's own attention gives none that could be checked. Use attn=alibi."
+                f"task=throughput is refused with attn={cell.attention.name}: a speed is recorded only beside its "
+                "error, and the checkpoint's own attention gives none that could be checked. Use attn=alibi."
             )
         if cell.context < SHORTEST:
             raise UserError(f"task=throughput needs a context of at least {SHORTEST} tokens, not {cell.context}.")
@@ -97,7 +97,7 @@ class Throughput:
         sessions = {
             exact: Session(
                 loaded,
-                [Alibi(cell.model.slopes)] * arch.layers if exact else cell.weights(DRAW),
+                cell.with_attention(EXACT).weights(DRAW) if exact else cell.weights(DRAW),
                 ids,
                 cell.context,
                 options.chunk,
@@ -133,7 +133,7 @@ class Throughput:
 def measurements(options: Options, cell: Cell) -> list[Measurement]:
     """In the order of their rows: prefills next to each other, decoding after the chunked prefill that fills its cache.
     A cache that evicts is filled in chunks, so that there is no prefill in one piece."""
-    beside = [True] if options.beside_exact and cell.attention.name != "alibi" else []
+    beside = [True] if options.beside_exact and cell.attention != EXACT else []
     kinds = [False, *beside]
     rows = [1, *sorted(set(options.rows))]
     found = [] if cell.attention.evict else [Measurement("prefill", 0, exact) for exact in kinds]

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from harness import stats
-from harness.cell import Attention, Cell, matched_window
+from harness.attentions.alibi import EXACT
+from harness.attentions.base import Attention
+from harness.attentions.plsh import Plsh
+from harness.cell import Cell
 from harness.config import ModelConfig
 from harness.models.load import LoadedModel, load_model
 from harness.models.spec import ModelSpec, resolve_model
 from harness.tiny import bits, books
 from harness.tiny.books_train import stream
-from kernels.cost import MATCHES
 
 CONTEXTS = (256, 512, 1024, 2048)
 CONTEXT, MASKS, DRAWS, CHUNKS = 1024, 16, 8, 160
@@ -27,7 +29,7 @@ def measure(folder: Path, texts: dict[books.Book, str], log: Callable[[str], Non
     """All figures of the card, for the model in `folder`, as plain JSON."""
     spec = resolve_model(ModelConfig(name=folder.name, path=str(folder)), None)
     loaded = load_model(spec, device=torch.device("cpu"), kernel="auto")
-    exact = Cell(spec, Attention("alibi"), "auto", CONTEXT, 0, 1, 0).weights(0)
+    exact = Cell(spec, EXACT, "auto", CONTEXT, 0, 1, 0).weights(0)
     sizes = bits.byte_counts(loaded.tokenizer)
     read = [text for book, text in texts.items() if book.part == "train"]
     trained = stream(loaded.tokenizer, read)
@@ -91,6 +93,5 @@ def compare(
 
 def attentions(spec: ModelSpec) -> list[Attention]:
     """Exact ALiBi first, then both weights of Positional LSH, then the windows of equal cost."""
-    random = [Attention("plsh", masks=MASKS, sampler="gamma", weights=weights) for weights in ("count", "rb")]
-    same = {"masks": MASKS, "sampler": "gamma", "context": CONTEXT}
-    return [Attention("alibi"), *random, *(matched_window(spec, **same, match=match) for match in MATCHES)]
+    random = [Plsh(MASKS, "gamma", weights) for weights in ("count", "rb")]
+    return [EXACT, *random, *random[0].references(spec, CONTEXT).values()]

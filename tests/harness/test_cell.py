@@ -7,7 +7,6 @@ import sys
 import pytest
 from hydra import compose, initialize_config_dir
 
-from harness.cell import matched_window
 from harness.config import CONF, ROOT, register
 from harness.execute import describe_cell
 from harness.models.spec import resolve_model
@@ -97,7 +96,7 @@ def test_cost_is_pairs_per_row_and_head():
     slopes, rows = base.model.slopes, 1024 * 8
     assert base.cost()["fused"] == pytest.approx(expected_pairs(slopes, 16, 1024) / rows)
     assert cell("attn=alibi").cost() == {"fused": 255.5}
-    window = base.with_attention(matched_window(base.model, masks=16, sampler="gamma", context=1024, match="fused"))
+    window = planned("context=1024").references["window fused"]
     assert window.cost()["fused"] == pytest.approx(base.cost()["fused"], rel=1e-4)
     assert window.cost()["fused"] == pytest.approx(window_pairs(slopes, window.attention.cutoff, 1024) / rows)
 
@@ -128,8 +127,8 @@ def test_a_grid_is_in_the_weights_the_label_and_what_is_told_of_the_cell():
     assert "align" not in base.identity["attn"] and cell("attn.align=0").cell_id == base.cell_id
     assert found.identity["attn"]["align"] == 64 and found.attention.label.endswith(", grid of 64")
     assert found.weights(1)[1].masks.grid[:, 0].tolist() == [1.0] * 7 + [64.0]  # of slopes down to 1/256
-    assert found.alignment() == {"heads": 1, "bias": pytest.approx((64 / 256) ** 2 / 8)} and base.alignment() is None
-    assert describe_cell(found)["alignment"] == found.alignment() and "alignment" not in describe_cell(base)
+    assert describe_cell(found)["alignment"] == {"heads": 1, "bias": pytest.approx((64 / 256) ** 2 / 8)}
+    assert "alignment" not in describe_cell(base)
     fused = planned("attn.align=64").references["window fused"]
     assert fused.cost()["fused"] == pytest.approx(found.cost()["fused"], rel=1e-5)
     assert found.cost()["fused"] != base.cost()["fused"]

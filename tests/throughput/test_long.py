@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.cell import matched_window
+from harness.attentions.plsh import Plsh
 from harness.models.family import Architecture
 from harness.models.load import LoadedModel, random_model
 from harness.throughput.memory import peak_bytes
@@ -27,8 +27,8 @@ def methods(loaded, tokens: int) -> dict:
     slopes = loaded.attention.slopes
     # any model of two heads has these slopes
     model = spec("model=random", *(f"model.architecture.{n}={v}" for n, v in (("heads", 2), ("width", 32))))
-    cost = {"masks": MASKS, "sampler": "gamma", "context": tokens}
-    windows = {m: Window(slopes, matched_window(model, **cost, match=m).cutoff) for m in ("fused", "passes")}
+    beside = Plsh(MASKS, "gamma", "count").references(model, tokens)
+    windows = {m: Window(slopes, beside[f"window {m}"].cutoff) for m in ("fused", "passes")}
     masks = {f"plsh {w}": PositionalLSH.draw(slopes, MASKS, seed=0, weights=w) for w in ("count", "rb")}
     return {"exact": Alibi(slopes), **masks, **windows}
 

@@ -1,6 +1,7 @@
 """Every cell of the store with its status, failed and missing ones included, and where its record came from."""
 
 from harness import command, table
+from harness.attentions.alibi import Alibi
 from harness.reader import Question, Record, difference
 from harness.report.describe import Grid, Section, Tags
 from harness.report.methods import EXACT
@@ -17,7 +18,8 @@ def section(questions: list[Question]) -> Section:
     rows = []
     for (q, r), row in zip(found, drawn.rows, strict=True):
         change = difference(r, q.exact) if q.exact not in (None, r) and r.score else None
-        rows.append([row[0][:8], q.model, *row[2:], table.signed(change), f"{r.pairs['fused']:.1f}"])
+        visited = f"{r.pairs['fused']:.1f}" if "fused" in r.pairs else ""
+        rows.append([row[0][:8], q.model, *row[2:], table.signed(change), visited])
     tags = [common.tags_of(r, q.model) for q, r in found]
     details = [_details(r) for _, r in found]
     for model_questions in common.by_model(_newest(questions)).values():
@@ -63,7 +65,7 @@ def _missing(group: list[Question]) -> list[tuple[list[str], Tags, str]]:
     seen: dict[str, Record] = {}
     for q in group:
         for r in q.records:
-            if r.attention["name"] in ("alibi", "stock", "plsh") and r.outcome:
+            if r.method.any_context and r.outcome:
                 seen.setdefault(r.cell["label"], r)
     gaps = []
     for q in group:
@@ -74,7 +76,7 @@ def _missing(group: list[Question]) -> list[tuple[list[str], Tags, str]]:
         if q.exact is None and EXACT.name not in own and EXACT.name not in seen:
             wanted.append((EXACT.name, q.records[0]))
         for label, example in wanted:
-            attention = example.attention if label != EXACT.name else {"name": "alibi"}
+            attention = example.attention if label != EXACT.name else Alibi().identity
             made_by = command.beside(example, attention, q.context)
             tags = Tags(q.model, q.task, attention.get("sampler") or "", attention.get("weights") or "")
             row = ["", q.model, label, str(q.context), q.task, "missing", "0", "", "", ""]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from harness import command
 from harness.reader import Question, Record
 from harness.report.describe import Axis, Group, Heat, Live, Panel, Point, Series, Tags, finite, points
-from harness.report.methods import EXACT, WINDOW_FUSED, WINDOW_PASSES, Method, method_of
+from harness.report.methods import EXACT, WINDOW_FUSED, WINDOW_PASSES, Method
 from harness.table import heading, interval
 
 WINDOWS: dict[str, Method] = {"fused": WINDOW_FUSED, "passes": WINDOW_PASSES}
@@ -69,8 +69,8 @@ def masks_series(q: Question) -> dict[tuple[Method, str], list[Record]]:
     plsh = [r for r in q.named("plsh") if r.metrics]
     varying = [name for name in VARYING if len({r.cell["identity"].get(name) for r in plsh}) > 1]
     for r in plsh:
-        remark = [*kept_keys(r), *(f"{name} {r.cell['identity'].get(name)}" for name in varying)]
-        found[look(method_of(r), r), ", ".join(remark)].append(r)
+        remark = [*r.method.variant, *(f"{name} {r.cell['identity'].get(name)}" for name in varying)]
+        found[look(r.method.style, r), ", ".join(remark)].append(r)
     return {key: sorted(records, key=lambda r: r.attention["masks"]) for key, records in found.items()}
 
 
@@ -79,7 +79,7 @@ def windows(q: Question) -> dict[tuple[str, Tags, str], dict[int, Record]]:
     what is kept of the keys, with what must be said of the latter two."""
     found: dict[tuple[str, Tags, str], dict[int, Record]] = defaultdict(dict)
     for r in (r for records in masks_series(q).values() for r in records):
-        remark = ", ".join([*sampler_of(r), *kept_keys(r)])
+        remark = ", ".join([*sampler_of(r), *r.method.variant])
         for match, window in q.windows(r).items():
             found[match, Tags(sampler=r.attention["sampler"]), remark][r.attention["masks"]] = window
     return found
@@ -91,18 +91,11 @@ def sampler_of(masks: Record) -> list[str]:
     return [] if sampler == "gamma" else [f"{sampler} masks"]
 
 
-def kept_keys(record: Record) -> list[str]:
-    """Sinks, eviction and the grid of the masks, where there are any."""
-    sinks, align = record.attention.get("sinks"), record.attention.get("align")
-    kept = [f"{sinks} sinks"] * bool(sinks) + ["evicting"] * bool(record.attention.get("evict"))
-    return kept + [f"grid of {align}"] * bool(align)
-
-
 def look(method: Method, record: Record) -> Method:
     """The method with open markers for a cache that evicts, and another line with sinks."""
-    kept = record.attention
-    symbol = f"{method.symbol.removesuffix('-open')}-open" if kept.get("evict") else method.symbol
-    return replace(method, symbol=symbol, dash="dashdot" if kept.get("sinks") else method.dash)
+    kept = record.method
+    symbol = f"{method.symbol.removesuffix('-open')}-open" if kept.evict else method.symbol
+    return replace(method, symbol=symbol, dash="dashdot" if kept.sinks else method.dash)
 
 
 def size_of(masks: int | None) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from harness import command
 from harness.reader import Question, Record
 from harness.report.describe import QUARTILES, Axis, Group, Guide, Live, Panel, Section, Series, Tags, points
-from harness.report.methods import Method, method_of
+from harness.report.methods import Method
 from harness.report.sections import common
 
 MEASURES = {
@@ -61,8 +61,8 @@ def _lines(q: Question) -> Iterator[tuple[Record, Line]]:
     for r in q.records:
         if any(name in r.metrics for name in MEASURES):
             said = [f"S={r.attention['masks']}"] if r.attention.get("masks") else []
-            method, masks = common.look(method_of(r), r), r.attention.get("masks")
-            own = method, ", ".join(said + common.kept_keys(r)), common.tags_of(r, q.model), masks
+            method, masks = common.look(r.method.style, r), r.attention.get("masks")
+            own = method, ", ".join(said + r.method.variant), common.tags_of(r, q.model), masks
             yield from ((r, line) for line in matched[r.cell_id] or [own])
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from harness import command, table
+from harness.attentions.plsh import Plsh
 from harness.reader import Question, Record
 from harness.report.describe import Axis, Live, Panel, Point, Section, Series, Tags, finite, points
-from harness.report.methods import EXACT, STOCK, WINDOW, Method
+from harness.report.methods import Method
 from harness.report.sections import common
 
 # times of task=throughput, in the order of preference: a cache that evicts has no prefill in one piece
@@ -53,14 +54,14 @@ def _panels(q: Question, title: str, timed: dict[str, dict[tuple, Record]]) -> l
     on, own = max(here.items(), key=lambda x: len(x[1]), default=("", {}))
     told = f" on {on}" if len([1 for found in here.values() if found]) > 1 else ""
 
-    def passes(r: Record) -> dict:
-        return _counted(r.pairs.get("passes", r.pairs["fused"]))
+    def passes(r: Record) -> dict | None:
+        return _counted(r.pairs.get("passes", r.pairs.get("fused")))
 
     def cache(r: Record) -> dict | None:
         return r.metrics.get(f"{r.task}/kv_allocated_bytes")
 
     found = [
-        _panel(q, f"{title}, visited pairs", "visited pairs per row", lambda r: _counted(r.pairs["fused"])),
+        _panel(q, f"{title}, visited pairs", "visited pairs per row", lambda r: _counted(r.pairs.get("fused"))),
         _panel(q, f"{title}, each mask by itself", "visited pairs per row", passes),
         _panel(q, f"{title}, KV cache", "KV cache of a sequence", cache),
     ]
@@ -82,11 +83,11 @@ def _panel(
 ) -> Panel | None:
     """Scores against `cost`, a metric; of times, beside the error of the record in `timed` that they are from."""
     lines: list[tuple[Method, str, Tags, list[Record]]] = []
-    for name, method in (("window", WINDOW), ("alibi", EXACT), ("stock", STOCK)):
-        kinds: dict[str, list[Record]] = defaultdict(list)
-        for r in q.named(name):
-            kinds[", ".join(common.kept_keys(r))].append(r)
-        lines += [(common.look(method, of[0]), remark, Tags(), of) for remark, of in kinds.items()]
+    kinds: dict[tuple[Method, str], list[Record]] = defaultdict(list)
+    for r in sorted(q.records, key=lambda r: r.method.any_context):  # windows first: they lie behind the rest
+        if not isinstance(r.method, Plsh):
+            kinds[common.look(r.method.style, r), ", ".join(r.method.variant)].append(r)
+    lines += [(method, remark, Tags(), of) for (method, remark), of in kinds.items()]
     for (method, remark), records in common.masks_series(q).items():
         lines.append((method, remark, common.tags_of(records[0], q.model), records))
     series = []
@@ -111,8 +112,8 @@ def _at(cost: dict | None, r: Record, timed: dict[tuple, Record] | None) -> Poin
     return replace(found, x_ends=ends) if found and finite(ends[0]) and finite(ends[1]) else found
 
 
-def _counted(pairs: float) -> dict:
-    return {"value": pairs, "low": None, "high": None, "unit": "pairs"}
+def _counted(pairs: float | None) -> dict | None:
+    return None if pairs is None else {"value": pairs, "low": None, "high": None, "unit": "pairs"}
 
 
 def _first(r: Record | None, names: Sequence[str]) -> dict | None:

@@ -224,5 +224,5 @@ def _side_by_side(asked: list[Question]) -> list[Grid]:
 def _short(record: Record, varying: Sequence[str]) -> str:
     a = record.attention
     sampler = "" if a["sampler"] == "gamma" else f" {a['sampler']}"
-    others = [*common.kept_keys(record), *(f"{name} {record.cell['identity'].get(name)}" for name in varying)]
+    others = [*record.method.variant, *(f"{name} {record.cell['identity'].get(name)}" for name in varying)]
     return ", ".join([f"S={a['masks']} {a['weights']}{sampler}", *others])

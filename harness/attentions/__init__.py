@@ -1,0 +1,1 @@
+"""The attention methods, one file each, and their registry (docs/architecture.md)."""

@@ -1,0 +1,137 @@
+"""attn=plsh: Positional LSH (arXiv 2605.09472), weights on the union of random masks."""
+
+from dataclasses import dataclass
+
+from harness.attentions.base import Attention, Style, one_of
+from harness.attentions.window import samplers, windows_beside
+from harness.errors import UserError
+
+SYMBOLS = {"gamma": "circle", "systematic": "triangle-down", "fixed": "cross"}
+DASHES = {"gamma": "solid", "systematic": "dash", "fixed": "dot"}
+
+
+def _weights():
+    from kernels.union import UNION_WEIGHTS
+
+    return UNION_WEIGHTS
+
+
+@dataclass
+class Options:
+    sampler: str | None = one_of(samplers)  # gamma
+    weights: str | None = one_of(_weights)  # count
+    sinks: int = 0
+    evict: bool = False
+    align: int = 0
+
+
+@dataclass(frozen=True)
+class Plsh(Attention):
+    """weights: "count", "rb" or "exact" (`kernels.PositionalLSH`). align: tokens of the grid on which the masks of flat
+    heads begin and end, 0 for none."""
+
+    name = "plsh"
+    Options = Options
+
+    masks: int
+    sampler: str
+    weights: str
+    sinks: int = 0
+    evict: bool = False
+    align: int = 0
+
+    @classmethod
+    def chosen(cls, options, *, masks, context, model):
+        sampler, weights = options.sampler or "gamma", options.weights or "count"
+        if options.align:
+            refuse_align(options.align, sampler, model, weights)
+        if weights == "rb" and sampler == "fixed":
+            raise UserError("attn.weights=rb needs random masks: use attn.sampler=gamma or systematic.")
+        masks = 1 if sampler == "fixed" else masks  # all its masks are one and the same
+        return cls(masks, sampler, weights, options.sinks, options.evict, options.align)
+
+    @property
+    def random(self):
+        return self.sampler != "fixed"
+
+    @property
+    def label(self):
+        grid = f", grid of {self.align}" if self.align else ""
+        return f"PLSH S={self.masks} {self.sampler} {self.weights}{self.kept}{grid}"
+
+    @property
+    def style(self):
+        key = f"plsh-{self.weights}" if self.weights in ("count", "rb", "exact") else "plsh"
+        symbol, dash = SYMBOLS.get(self.sampler, "circle"), DASHES.get(self.sampler, "solid")
+        return Style(key, f"PLSH {self.sampler} {self.weights}", symbol, dash)
+
+    @property
+    def variant(self):
+        return super().variant + [f"grid of {self.align}"] * bool(self.align)
+
+    def weights_of(self, model, *, seed, draw):
+        from kernels import PositionalLSH
+
+        options = {"sampler": self.sampler, "weights": self.weights, "sinks": self.sinks, "align": self.align}
+        return [
+            PositionalLSH.draw(model.slopes, self.masks, seed=seed, draw=draw, layer=layer, **options)
+            for layer in range(model.architecture.layers)
+        ]
+
+    def pairs(self, model, context):
+        from kernels.cost import MATCHES, expected_pairs
+
+        options = {"sampler": self.sampler, "sinks": self.sinks, "align": self.align}
+        return {match: expected_pairs(model.slopes, self.masks, context, match=match, **options) for match in MATCHES}
+
+    def references(self, model, context):
+        return windows_beside(self, model, context)
+
+    @property
+    def masks_drawn(self):
+        return self.masks
+
+    @property
+    def masks_counted(self):
+        return self.masks if self.weights == "count" else 0
+
+    def refusal(self, kernel):
+        from kernels.union import GRIDLESS
+
+        return GRIDLESS if kernel == "triton" and self.align else None
+
+    def facts(self, model):
+        """Of masks on a grid how many heads are on it, and how far at most an expected weight is off from theirs under
+        ALiBi."""
+        from kernels.cost import align_bias
+
+        if not self.align:
+            return {}
+        off = align_bias(model.slopes, self.align)
+        return {"alignment": {"heads": int((off > 0).sum()), "bias": float(off.max())}}
+
+    def remarks(self, cell):
+        said = ["one draw: intervals leave out the masks' variance"] * (cell["identity"]["draws"] == 1)
+        if grid := cell.get("alignment"):
+            heads = f"{grid['heads']} head{'s' * (grid['heads'] > 1)} on the grid"
+            said.append(f"{heads}: expected weights, at most 1, are off by up to {grid['bias']:.2g}")
+        return said
+
+
+def refuse_align(align: int, sampler: str, model, weights: str = "count") -> None:
+    """UserError if masks on a grid of `align` tokens cannot be drawn, or would be those without a grid."""
+    from kernels.masks import FLAT, aligned
+
+    if align < 2:
+        raise UserError(f"attn.align must be 0 or at least 2 tokens, not {align}.")
+    if sampler == "fixed":
+        raise UserError("attn.align needs random masks: use attn.sampler=gamma or systematic.")
+    if weights != "count":
+        raise UserError(f"attn.align is for counts: use attn.weights=count with it, not {weights}.")
+    if not bool(aligned(model.slopes, align).any()):
+        flattest, most = float(model.slopes.min()), (8 * FLAT) ** 0.5
+        raise UserError(
+            f"attn.align={align} would move no mask of {model.name}: it takes heads whose weights it moves by at "
+            f"most {FLAT:.0%}, of slopes up to {most / align:.2g}, and the flattest has {flattest:.2g}. "
+            + (f"Use at most attn.align={int(most / flattest)}." if most / flattest >= 2 else "Leave it out.")
+        )
