@@ -6,7 +6,7 @@ from kernels.auto import choose
 from kernels.exact import attend_exact
 from kernels.places import check_places, held_places, places_of
 from kernels.sdpa import attend_sdpa
-from kernels.weights import Alibi, Weights
+from kernels.weights import Weights
 
 KERNELS = ("auto", "exact", "sdpa", "flex", "triton")
 
@@ -86,7 +86,7 @@ def attend(
     else:
         raise ValueError("places say what padding, q_offset and gap would: pass the one or the others.")
     gapped = len(where) == 3
-    if gapped and (not causal or isinstance(weights, Alibi)):
+    if gapped and (not causal or weights.span is None):
         raise ValueError("A gap needs causal=True and weights that forget (Window, PositionalLSH): pass every key.")
     if return_spread and kernel in ("flex", "triton"):
         raise ValueError(f"kernel={kernel!r} gives no spread: use kernel='sdpa' or 'exact'.")

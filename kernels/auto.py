@@ -17,6 +17,7 @@ from kernels.weights import Alibi, Weights, Window
 
 TOKENS, LEFT_OUT = 200, 64  # of the short case: a few tiles of every kernel
 MANY = 32  # queries, with more of which all calls are of one kind
+CLASSES: dict[str, type[Weights]] = {"alibi": Alibi, "window": Window, "plsh": PositionalLSH}  # by `Weights.kind`
 CHOSEN: set[str] = set()  # what "auto" has come to, for whoever wants to record it
 
 
@@ -48,7 +49,7 @@ def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, 
         str(q.device),
         str(q.dtype).removeprefix("torch."),
         q.shape[3],
-        kind_of(weights),
+        weights.kind,
         ROWS if causal and q.shape[2] <= ROWS and not differentiated else TOKENS - LEFT_OUT,
         causal,
         differentiated,
@@ -56,22 +57,11 @@ def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, 
     )
 
 
-def kind_of(weights: Weights) -> tuple:
-    """What the compiled kernels know of weights, in plain words: (class, kind, sampler, masks, sinks)."""
-    if isinstance(weights, PositionalLSH):
-        return "plsh", weights.weights, weights.sampler, weights.count, weights.sinks
-    return type(weights).__name__.lower(), "", "", 0, weights.sinks
-
-
 def like(kind: tuple, heads: int, *, near: bool) -> Weights:
-    """Weights of that kind; `near`: that reach a few tokens only."""
-    name, weights, sampler, masks, sinks = kind
+    """Weights of that kind (`Weights.kind`); `near`: that reach a few tokens only."""
+    name, *options = kind
     slopes = alibi_slopes(heads)
-    if near:
-        slopes = slopes / slopes.min()
-    if name == "plsh":
-        return PositionalLSH.draw(slopes, masks, seed=0, sampler=sampler, weights=weights, sinks=sinks)
-    return Alibi(slopes) if name == "alibi" else Window(slopes, 5.0, sinks)
+    return CLASSES[name].example(slopes / slopes.min() if near else slopes, *options)
 
 
 def broken(device: str) -> bool:

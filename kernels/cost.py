@@ -1,44 +1,31 @@
 """What a set of masks costs in expectation, and the window that costs the same.
 
 Pairs are (query, key) with key < query: the diagonal is in every method. All figures are expectations over draws, in
-closed form (the systematic sampler: a one-dimensional quadrature), so that they do not depend on the draw at hand.
+closed form (the systematic sampler: a one-dimensional quadrature), so that they do not depend on the draw at hand. A
+sampler without such a form (`kernels.samplers`) has none.
 
 Sinks are visited once by every later row under either method, and no mask, nor the window, is charged for them again:
 what is left is a context without its first `sinks` tokens. A window of equal cost has the same sinks, which cancel.
 """
 
-import functools
-import math
-
 import torch
 
-from kernels.masks import SAMPLERS, aligned, systematic_shape, systematic_width
-
-MATCHES = ("fused", "passes")
-_HOST = {"dtype": torch.float64, "device": "cpu"}
+from kernels.masks import aligned
+from kernels.samplers import MATCHES, sampler_of
 
 
 def log_coverage(distance: torch.Tensor, masks: int, sampler: str) -> torch.Tensor:
     """Log-probability that at least one of the masks connects two tokens `distance` apart.
 
     Args: distance in units of sigma (= slope * tokens), >= 0, any shape. Returns float64 of that shape.
-    For "gamma" this is ``log(1 - (1 - exp(-d))**masks)``. Raises ValueError for "fixed", where the probability depends
-    on the position of the pair.
+    For "gamma" this is ``log(1 - (1 - exp(-d))**masks)``. Raises ValueError for samplers that have no such formula:
+    with "fixed" the probability depends on the position of the pair.
     """
-    t = distance.double()
-    if sampler == "gamma":
-        likely = torch.log(-torch.expm1(masks * torch.log1p(-torch.exp(-t))))
-        # beyond t = 30 the masks' events are disjoint to 13 digits, and exp(-t) underflows further out
-        return torch.where(t > 30.0, math.log(masks) - t, likely)
-    if sampler == "systematic":
-        grid, log_p = _coverage_on(masks, t.device)
-        place = (torch.searchsorted(grid, t, right=True) - 1).clamp_(0, len(grid) - 2)
-        part = ((t - grid[place]) / (grid[place + 1] - grid[place])).clamp_max_(1.0)
-        return torch.lerp(log_p[place], log_p[place + 1], part)
-    raise ValueError(
-        f"The coverage of sampler {sampler!r} depends on the position, not on the distance alone: use weights 'count' "
-        "or 'exact' with it."
-    )
+    law = sampler_of(sampler)
+    if law.log_coverage is None:
+        reason = "has no formula" if law.pairs is None else "depends on the position, not on the distance alone"
+        raise ValueError(f"The coverage of sampler {sampler!r} {reason}: use weights 'count' or 'exact' with it.")
+    return law.log_coverage(distance.double(), masks)
 
 
 def align_bias(slopes: torch.Tensor, align: int) -> torch.Tensor:
@@ -65,23 +52,19 @@ def expected_pairs(
     """Expected visited pairs of all heads over a causal context of `tokens`: of the union ("fused"), or of the S blocks
     counted one by one ("passes"); with each sink once. `align` as in `draw_masks`: what a pair's probability is between
     the multiples of it is then their linear interpolation."""
-    _check(masks, tokens, match, sampler)
-    slopes = slopes.double().cpu()
-    if sampler == "fixed":
-        position = torch.arange(tokens, dtype=torch.float64)
-        width = 2.0 / slopes[:, None]
-        start = torch.ceil(torch.floor(position / width) * width).clamp_min(sinks)
-        pairs = float((position - start).clamp_min(0).sum()) * (masks if match == "passes" else 1)
-        return pairs + sink_pairs(len(slopes), tokens, sinks)
+    _check(masks, tokens, match)
+    law, slopes = sampler_of(sampler), slopes.double().cpu()
+    if match not in law.matches:
+        raise ValueError(f"The pairs that sampler {sampler!r} visits ({match}) have no formula: count those of a draw.")
+    if law.pairs is not None:
+        return law.pairs(slopes, masks, tokens, match, sinks) + sink_pairs(len(slopes), tokens, sinks)
     pairs, tokens = sink_pairs(len(slopes), tokens, sinks), max(tokens - sinks, 1)
     distance = torch.arange(1, tokens, dtype=torch.float64)
     rows = tokens - distance  # how many rows have a key at this distance
 
     def visits(t: torch.Tensor) -> torch.Tensor:
         """How often a pair t sigmas apart is visited."""
-        if match == "fused":
-            return log_coverage(t, masks, sampler).exp()
-        return masks * (torch.exp(-t) if sampler == "gamma" else _lone_coverage(t))
+        return law.log_coverage(t, masks).exp() if match == "fused" else masks * law.lone_coverage(t)
 
     for slope, flat in zip(slopes, aligned(slopes, align), strict=True):
         if flat:
@@ -143,44 +126,8 @@ def cutoff_of(slopes: torch.Tensor, pairs: float, tokens: int, *, sinks: int = 0
     return high
 
 
-def _check(masks: int, tokens: int, match: str, sampler: str) -> None:
+def _check(masks: int, tokens: int, match: str) -> None:
     if masks < 1 or tokens < 1:
         raise ValueError(f"masks and tokens must be at least 1, not {masks} and {tokens}.")
     if match not in MATCHES:
         raise ValueError(f"Unknown match {match!r}: choose one of {', '.join(MATCHES)}.")
-    if sampler not in SAMPLERS:
-        raise ValueError(f"Unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}.")
-
-
-@functools.lru_cache(maxsize=32)
-def _coverage_on(masks: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """`_systematic_coverage` where it is looked up: a copy from the host at every call would stall the stream."""
-    with torch.inference_mode(False):
-        grid, log_p = (x.to(device) for x in _systematic_coverage(masks))
-    return grid, log_p
-
-
-@functools.lru_cache(maxsize=32)
-def _systematic_coverage(masks: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distances in sigma, and the log of the probability that the union covers each: an integral over the sampler's one
-    uniform U of (0, 1), finer towards 1, where the widest mask grows."""
-    tail = torch.linspace(0.0, 30.0, 2001, **_HOST)  # 1 - exp(-30) is still below 1 in float64
-    node = -torch.expm1(-(tail[1:] + tail[:-1]) / 2)
-    mass = torch.exp(-tail[:-1]) - torch.exp(-tail[1:])
-    grid = torch.cat([torch.arange(0.0, 8.0, 1 / 64, **_HOST), torch.arange(8.0, 60.0, 1 / 8, **_HOST)])
-    widths, shifts = systematic_shape(masks)
-    missed = torch.ones(len(grid), len(node), **_HOST)
-    for k in range(widths):
-        x, _ = systematic_width((k + node) / widths)
-        # R equispaced shifts of a width b: a row's farthest block start is uniform over the last b/R of its reach
-        missed *= 1.0 - ((1.0 - grid[:, None] / x) * shifts).clamp_(0.0, 1.0)
-    covered = (1.0 - missed) @ mass / mass.sum()
-    return grid, covered.clamp_(torch.finfo(torch.float64).tiny, 1.0).log()
-
-
-def _lone_coverage(t: torch.Tensor) -> torch.Tensor:
-    """P(one mask of the systematic sampler covers t): E[max(0, 1 - t / x)] over its width x, summed over wider ones."""
-    x, _ = systematic_width((torch.arange(20_000, **_HOST) + 0.5) / 20_000)
-    narrower = torch.searchsorted(x, t, right=True)
-    inverse = torch.cat([x.reciprocal().flip(0).cumsum(0).flip(0), torch.zeros(1, **_HOST)])
-    return (len(x) - narrower - t * inverse[narrower]) / len(x)

@@ -10,14 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from kernels.philox import uniforms
+from kernels.samplers import sampler_of
 from kernels.weights import check_whole
-
-SAMPLERS = ("gamma", "systematic", "fixed")
-
-# Mean width of the systematic sampler in units of the mean that plain importance sampling of Gamma(2) would use: 2 puts
-# the knots of the piecewise-linear interpolant of exp(-x) where its curvature asks for them, and keeps the expected
-# pairs of S masks at those of the gamma sampler.
-SYSTEMATIC_SPREAD = 2.0
 
 # How near a block's edge may come to a whole position before rounding could decide: 40 times the rounding error of a
 # float64 position of ten million tokens.
@@ -133,9 +127,7 @@ def draw_masks(
     """Draw `masks` masks for each head, a pure function of (seed, draw, layer, head): on every machine from the same
     uniform numbers, so that at most the rounding of a logarithm differs.
 
-    "gamma" is the paper's sampler, "systematic" places widths on an importance-weighted lattice and gives each width
-    equispaced shifts (unbiased, far less variance), "fixed" is the authors' ablation (width 2 sigma, shift 0; biased).
-    For "gamma" and "fixed" the first S of 2S masks are the same masks.
+    sampler: a name of `kernels.samplers.SAMPLERS`.
 
     align: tokens of a cell of the grid on which the blocks of flat heads (`aligned`) begin and end, 0 for none. The
     masks are those without a grid, each edge moved to the nearest edge of a cell, and all S masks of a head have one
@@ -143,18 +135,14 @@ def draw_masks(
     r / align, and a mask connects middles of cells that are x apart with probability exp(-m x). So the expectation of a
     pair's weight is the linear interpolation of exp(-m x) between x = align q and align (q + 1).
     """
-    masks = check_whole("masks", masks, 1)
-    if sampler not in SAMPLERS:
-        raise ValueError(f"Unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}.")
-    if check_whole("align", align, 0) == 1 or (align and sampler == "fixed"):
-        raise ValueError("align must be 0 or at least 2 tokens, and 0 with the sampler 'fixed', which has no offsets.")
+    masks, law = check_whole("masks", masks, 1), sampler_of(sampler)
+    if check_whole("align", align, 0) == 1 or (align and not law.random):
+        offsets = "" if law.random else f", and 0 with the sampler {sampler!r}, which has no offsets"
+        raise ValueError(f"align must be 0 or at least 2 tokens{offsets}.")
     words = [check_whole(name, word, 0, 2**64) for name, word in (("seed", seed), ("draw", draw), ("layer", layer))]
     sigma = slopes.double().cpu().reciprocal()[:, None]
-    if sampler == "fixed":
-        width = (2.0 * sigma).repeat(1, masks)
-        return Masks(width, torch.zeros_like(width), torch.zeros_like(width))
     uniform = uniforms([[*words, head] for head in range(len(sigma))], 3 * masks)
-    width, shift, log_weight = (_gamma if sampler == "gamma" else _systematic)(masks, uniform)
+    width, shift, log_weight = law.draw(masks, uniform)
     drawn = Masks(width * sigma, shift * width * sigma, log_weight)
     return replace(drawn, grid=_grid(slopes, align, words)) if align else drawn
 
@@ -167,30 +155,3 @@ def _grid(slopes: torch.Tensor, align: int, words: list[int]) -> torch.Tensor | 
     offset = uniforms([[*words, OFFSETS + head] for head in range(len(flat))], 1)[:, 0].mul_(align).floor_()
     grid = torch.stack([torch.full_like(offset, align), offset, torch.full_like(offset, align / 2)], 1)
     return torch.where(flat[:, None], grid, torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
-
-
-def systematic_shape(masks: int) -> tuple[int, int]:
-    """(widths G, shifts per width R) of the systematic sampler, G * R = masks: more shifts where there are more masks,
-    and the largest count that divides `masks` (a width with R equispaced shifts is a staircase of its triangle)."""
-    wanted = max(1, 2 ** round(math.log2(max(masks, 2)) / 2 - 0.25))
-    shifts = next(r for r in range(min(wanted, masks), 0, -1) if masks % r == 0)
-    return masks // shifts, shifts
-
-
-def systematic_width(uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Width in units of sigma at a uniform of (0, 1), and the log of its importance weight: widths are drawn from
-    Exp(spread) in place of Gamma(2, 1), so the weight is ``spread * x * exp(-x (1 - 1/spread))``."""
-    x = -SYSTEMATIC_SPREAD * torch.log1p(-uniform)
-    return x, torch.log(SYSTEMATIC_SPREAD * x) - x * (1.0 - 1.0 / SYSTEMATIC_SPREAD)
-
-
-def _gamma(masks: int, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    u, u_2, shift = uniform.view(-1, masks, 3).unbind(-1)
-    return -torch.log(u * u_2), shift, torch.zeros_like(shift)
-
-
-def _systematic(masks: int, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    widths, shifts = systematic_shape(masks)
-    width, log_weight = systematic_width((torch.arange(widths, device=uniform.device) + uniform[:, :1]) / widths)
-    phase = (torch.arange(shifts, device=uniform.device) + uniform[:, 1 : 1 + widths, None]) / shifts
-    return width.repeat_interleave(shifts, 1), phase.flatten(1), log_weight.repeat_interleave(shifts, 1)

@@ -26,9 +26,8 @@ import torch
 
 from kernels.cost import log_coverage
 from kernels.union import PositionalLSH
-from kernels.weights import Alibi, Weights, Window
+from kernels.weights import Law, Weights, no_tables
 
-LAWS = ("linear", "rb", "distance", "count", "sum")
 LOG2E = 1.4426950408889634
 WORD = 32  # masks in a word
 MOST = 2 * WORD  # a kernel holds two words of a row
@@ -79,17 +78,11 @@ class Tables:
         return sum(x.numel() * x.element_size() for x in self.tensors)
 
 
-def law_of(weights: Weights) -> str:
-    """Which of LAWS the weights follow. Raises ValueError for weights of another class."""
-    if isinstance(weights, (Alibi, Window)):
-        return "linear"
-    if not isinstance(weights, PositionalLSH):
-        raise ValueError(f"No tables for {type(weights).__name__}: use kernel='sdpa' or 'exact' with it.")
-    if weights.weights == "exact":
-        return "linear"
-    if weights.weights == "rb":
-        return "rb" if weights.sampler == "gamma" else "distance"
-    return "count" if weights.alike else "sum"
+def law_of(weights: Weights) -> Law:
+    """`Weights.law`. Raises ValueError for weights without one."""
+    if weights.law is None:
+        raise ValueError(no_tables(weights))
+    return weights.law
 
 
 def reach_of(weights: Weights, tokens: int) -> int:
@@ -116,7 +109,7 @@ def build_tables(
         from kernels.triton_ops import tables_on_device  # triton exists on Linux only
 
         return tables_on_device(weights, tokens, tile=tile, causal=causal, device=device, origin=origin)
-    law, masks = law_of(weights), weights.count if isinstance(weights, PositionalLSH) else 0
+    law, masks = law_of(weights), weights.count
     slopes = weights.slopes.to(device)
     shares = weights.masks.log_weight.exp().to(device) if masks else slopes[:, None]
     order, slope, share = fixed_tables(law, slopes, shares)

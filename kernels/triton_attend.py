@@ -13,8 +13,8 @@ from kernels.triton_launch import tile_of
 from kernels.triton_numbers import bias_on, numbers_on
 from kernels.triton_ops import decoded, fused, tables_on_device
 from kernels.triton_weights import INTERPRETED
-from kernels.union import GRIDLESS, PositionalLSH
-from kernels.weights import Weights
+from kernels.union import GRIDLESS
+from kernels.weights import Weights, no_tables
 
 WIDEST = 128  # head dimension: a tile of 256 does not leave room for a second block
 
@@ -81,10 +81,11 @@ def _capability(index: int) -> int:
 
 def obstacle(q: torch.Tensor, weights: Weights) -> str | None:
     """Why this kernel cannot compute the call, in a sentence that says what to do; None if it can."""
-    if isinstance(weights, PositionalLSH) and weights.masks.grid is not None:
+    if weights.law is None:
+        return no_tables(weights)
+    if weights.gridded:
         return GRIDLESS
-    counted = weights.count if isinstance(weights, PositionalLSH) and weights.weights == "count" else 0
-    return hindrance(q.device, q.dtype, q.shape[3], counted)
+    return hindrance(q.device, q.dtype, q.shape[3], weights.counted)
 
 
 def hindrance(device: torch.device, dtype: torch.dtype, dim: int, counted: int) -> str | None:

@@ -7,17 +7,12 @@ from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor
 
 from kernels.tables import bias_by_distance, bias_of, fixed_tables, law_of, reach_of
-from kernels.union import GRIDLESS, PositionalLSH
-from kernels.weights import Weights, Window
-
-ENDLESS = 2.0**52  # tokens, a whole number in float64
+from kernels.weights import Weights
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """`numbers`: (H, 1 + 4 S) float64, slope, then widths, shifts, weights and reciprocal widths of the masks, or
-    (H, 2), slope and reach, of weights without masks (masks = 0). `order`, `slope` and `share` as in
-    `kernels.tables.Tables`."""
+    """`numbers`: `Weights.pack`. `order`, `slope` and `share` as in `kernels.tables.Tables`."""
 
     law: str
     masks: int
@@ -35,16 +30,7 @@ class Numbers:
 
 def numbers_of(weights: Weights, device: torch.device) -> Numbers:
     """The numbers of the weights on a device, made anew."""
-    slopes = weights.slopes[:, None]
-    if isinstance(weights, PositionalLSH):
-        if weights.masks.grid is not None:
-            raise ValueError(GRIDLESS)
-        masks, width = weights.count, weights.masks.width
-        columns = (width, weights.masks.shift, weights.masks.log_weight.exp(), width.reciprocal())
-    else:
-        masks = 0
-        columns = (weights.tokens.double()[:, None] if isinstance(weights, Window) else slopes * 0 + ENDLESS,)
-    law, numbers = law_of(weights), torch.cat([slopes, *columns], 1)
+    law, masks, numbers = law_of(weights), weights.count, weights.pack()
     tensors = (numbers, *fixed_tables(law, weights.slopes, numbers[:, 1 + 2 * masks : 1 + 3 * masks]))
     return Numbers(law, masks, weights.sinks, *(x.to(device) for x in tensors))
 
@@ -69,16 +55,16 @@ def bias_on(weights: Weights, tokens: int, numbers: Numbers) -> torch.Tensor:
     if numbers.law != "distance":
         return numbers.slope.new_empty(0)
     if torch.compiler.is_compiling() or detect_fake_mode(numbers.numbers) is not None:
-        return bias_op(numbers.numbers, weights.count, reach_of(weights, tokens))
+        return bias_op(numbers.numbers, weights.count, weights.sampler, reach_of(weights, tokens))
     return bias_of(weights, tokens, numbers.numbers[:, 0])
 
 
 @torch.library.custom_op("positional_lsh::bias", mutates_args=())
-def bias_op(numbers: torch.Tensor, masks: int, reach: int) -> torch.Tensor:
+def bias_op(numbers: torch.Tensor, masks: int, sampler: str, reach: int) -> torch.Tensor:
     """`bias_by_distance` where `numbers` are: nothing that torch.compile would do well to look into."""
-    return bias_by_distance(numbers[:, 0], masks, "systematic", reach)
+    return bias_by_distance(numbers[:, 0], masks, sampler, reach)
 
 
 @bias_op.register_fake
-def _(numbers, masks, reach):
+def _(numbers, masks, sampler, reach):
     return numbers.new_empty(len(numbers), reach, dtype=torch.float32)

@@ -7,6 +7,7 @@ import torch
 
 from kernels.cost import log_coverage
 from kernels.masks import Masks, draw_masks
+from kernels.samplers import sampler_of
 from kernels.weights import Alibi, Weights, by_distance, check_slopes, check_whole
 
 UNION_WEIGHTS = ("count", "rb", "exact")
@@ -75,9 +76,36 @@ class PositionalLSH(Weights):
             log_coverage(torch.zeros(1), masks, sampler)  # says which samplers have one
         return cls(slopes, drawn, sampler, weights, check_whole("sinks", sinks, 0))
 
+    @classmethod
+    def example(cls, slopes, kind, sampler, masks, sinks):
+        return cls.draw(slopes, masks, seed=0, sampler=sampler, weights=kind, sinks=sinks)
+
     @property
     def count(self) -> int:
         return self.masks.width.shape[1]
+
+    @property
+    def law(self):
+        if self.weights == "exact":
+            return "linear"
+        if self.weights == "rb":
+            return "rb" if sampler_of(self.sampler).independent else "distance"
+        return "count" if self.alike else "sum"
+
+    @property
+    def gridded(self) -> bool:
+        return self.masks.grid is not None
+
+    @property
+    def kind(self):
+        return "plsh", self.weights, self.sampler, self.count, self.sinks
+
+    def pack(self):
+        if self.gridded:
+            raise ValueError(GRIDLESS)
+        width = self.masks.width
+        columns = width, self.masks.shift, self.masks.log_weight.exp(), width.reciprocal()
+        return torch.cat([self.slopes[:, None], *columns], 1)
 
     @property
     def numbers_per_row(self) -> int:
@@ -92,7 +120,7 @@ class PositionalLSH(Weights):
         """The first and the second half of the masks, each with the weights of S / 2 masks. Raises ValueError for an
         odd number of masks, for masks that are not independent, and for "exact", where fewer masks expect other
         weights."""
-        if self.sampler != "gamma":
+        if not sampler_of(self.sampler).independent:
             raise ValueError(
                 "return_spread=True needs independent masks, and those of sampler "
                 f"{self.sampler!r} are drawn together: use sampler='gamma'."

@@ -13,8 +13,14 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+
+# How a fused kernel weighs a pair: see `kernels.tables`.
+Law = Literal["linear", "rb", "distance", "count", "sum"]
+
+ENDLESS = 2.0**52  # tokens, a whole number in float64
 
 
 class Weights(ABC):
@@ -25,6 +31,9 @@ class Weights(ABC):
     span: int | None = (
         None  # how far back any row of any head can reach at most, in tokens, sinks apart; None: no bound
     )
+    law: Law | None = None  # None: fused kernels have no tables for these weights
+    count: int = 0  # masks, 0 of weights without
+    gridded: bool = False  # masks on a grid (`kernels.masks.Masks.grid`)
 
     @property
     def heads(self) -> int:
@@ -59,6 +68,26 @@ class Weights(ABC):
         first = torch.zeros_like(rows[:, 0])
         return by_distance(Alibi(self.slopes)._log_distance, heads, rows, first, columns, causal)
 
+    @property
+    def counted(self) -> int:
+        """How many masks a fused kernel counts pair by pair, 0 where a formula or a table gives the weight."""
+        return self.count if self.law in ("count", "sum") else 0
+
+    @property
+    def kind(self) -> tuple:
+        """What compiled kernels know of the weights, in plain words: (class, kind, sampler, masks, sinks)."""
+        return type(self).__name__.lower(), "", "", 0, self.sinks
+
+    @classmethod
+    def example(cls, slopes: torch.Tensor, kind: str, sampler: str, masks: int, sinks: int) -> "Weights":
+        """Weights of the class with that `kind`, for a check of kernels."""
+        raise ValueError(f"{cls.__name__} has no example.")
+
+    def pack(self) -> torch.Tensor:
+        """What a fused kernel reads of the weights: (H, 1 + 4 S) float64, slope, then widths, shifts, weights and
+        reciprocal widths of the masks, or (H, 2), slope and farthest distance, of weights without masks."""
+        raise ValueError(no_tables(self))
+
     def halves(self) -> tuple["Weights", "Weights"]:
         """The same weights by each half of the masks, two independent estimates. Raises ValueError for weights without
         two such halves."""
@@ -77,6 +106,11 @@ class Weights(ABC):
         rows = torch.arange(tokens)[None].expand(self.heads, -1)
         first, _ = self.reach(torch.arange(self.heads), rows)
         return (rows - first).clamp_min(0).sum(1) + rows.clamp_max(self.sinks).sum(1)
+
+
+def no_tables(weights: Weights) -> str:
+    """Why fused kernels cannot compute weights whose law is None."""
+    return f"No tables for {type(weights).__name__}: use kernel='sdpa' or 'exact' with it."
 
 
 def check_slopes(slopes: torch.Tensor) -> torch.Tensor:
@@ -133,8 +167,17 @@ class Alibi(Weights):
 
     slopes: torch.Tensor
 
+    law = "linear"
+
     def __post_init__(self):
         object.__setattr__(self, "slopes", check_slopes(self.slopes))
+
+    @classmethod
+    def example(cls, slopes, kind, sampler, masks, sinks):
+        return cls(slopes)
+
+    def pack(self):
+        return torch.stack([self.slopes, torch.full_like(self.slopes, ENDLESS)], 1)
 
     def log_dense(self, rows, columns):
         distance = (rows[:, None] - columns[None, :]).abs().double()
@@ -159,11 +202,20 @@ class Window(Weights):
     cutoff: float
     sinks: int = 0
 
+    law = "linear"
+
     def __post_init__(self):
         object.__setattr__(self, "sinks", check_whole("sinks", self.sinks, 0))
         object.__setattr__(self, "slopes", check_slopes(self.slopes))
         if not self.cutoff >= 0:
             raise ValueError(f"cutoff must be at least 0 (in units of 1/slope), not {self.cutoff}.")
+
+    @classmethod
+    def example(cls, slopes, kind, sampler, masks, sinks):
+        return cls(slopes, 5.0, sinks)
+
+    def pack(self):
+        return torch.stack([self.slopes, self.tokens.double()], 1)
 
     @property
     def tokens(self) -> torch.Tensor:

@@ -45,14 +45,19 @@ class Plsh(Attention):
         sampler, weights = options.sampler or "gamma", options.weights or "count"
         if options.align:
             refuse_align(options.align, sampler, model, weights)
-        if weights == "rb" and sampler == "fixed":
-            raise UserError("attn.weights=rb needs random masks: use attn.sampler=gamma or systematic.")
-        masks = 1 if sampler == "fixed" else masks  # all its masks are one and the same
+        law = samplers()[sampler]
+        if weights == "rb" and law.log_coverage is None:
+            known = " or ".join(name for name, one in samplers().items() if one.log_coverage is not None)
+            needs = (
+                "random masks" if not law.random else "the probability that the masks cover a pair, which is not known"
+            )
+            raise UserError(f"attn.weights=rb needs {needs}: use attn.sampler={known}.")
+        masks = masks if law.random else 1  # all masks of a draw are one and the same
         return cls(masks, sampler, weights, options.sinks, options.evict, options.align)
 
     @property
     def random(self):
-        return self.sampler != "fixed"
+        return samplers()[self.sampler].random
 
     @property
     def label(self):
@@ -62,7 +67,7 @@ class Plsh(Attention):
     @property
     def style(self):
         key = f"plsh-{self.weights}" if self.weights in ("count", "rb", "exact") else "plsh"
-        symbol, dash = SYMBOLS.get(self.sampler, "circle"), DASHES.get(self.sampler, "solid")
+        symbol, dash = SYMBOLS.get(self.sampler, "star"), DASHES.get(self.sampler, "solid")
         return Style(key, f"PLSH {self.sampler} {self.weights}", symbol, dash)
 
     @property
@@ -79,10 +84,11 @@ class Plsh(Attention):
         ]
 
     def pairs(self, model, context):
-        from kernels.cost import MATCHES, expected_pairs
+        from kernels.cost import expected_pairs
 
         options = {"sampler": self.sampler, "sinks": self.sinks, "align": self.align}
-        return {match: expected_pairs(model.slopes, self.masks, context, match=match, **options) for match in MATCHES}
+        known = samplers()[self.sampler].matches
+        return {match: expected_pairs(model.slopes, self.masks, context, match=match, **options) for match in known}
 
     def references(self, model, context):
         return windows_beside(self, model, context)
@@ -124,8 +130,9 @@ def refuse_align(align: int, sampler: str, model, weights: str = "count") -> Non
 
     if align < 2:
         raise UserError(f"attn.align must be 0 or at least 2 tokens, not {align}.")
-    if sampler == "fixed":
-        raise UserError("attn.align needs random masks: use attn.sampler=gamma or systematic.")
+    if not samplers()[sampler].random:
+        known = " or ".join(name for name, one in samplers().items() if one.random)
+        raise UserError(f"attn.align needs random masks: use attn.sampler={known}.")
     if weights != "count":
         raise UserError(f"attn.align is for counts: use attn.weights=count with it, not {weights}.")
     if not bool(aligned(model.slopes, align).any()):

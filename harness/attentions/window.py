@@ -8,13 +8,13 @@ from harness.errors import UserError
 
 
 def _matches():
-    from kernels.cost import MATCHES
+    from kernels.samplers import MATCHES
 
     return MATCHES
 
 
 def samplers():
-    from kernels.masks import SAMPLERS
+    from kernels.samplers import SAMPLERS
 
     return SAMPLERS
 
@@ -55,6 +55,12 @@ class Window(Attention):
                 )
             return cls(options.cutoff, **kept)
         match, sampler = options.match or "fused", options.sampler or "gamma"
+        if match not in samplers()[sampler].matches:
+            known = " or ".join(name for name, one in samplers().items() if match in one.matches)
+            raise UserError(
+                f"attn.match={match} needs the expected pairs of the masks, for which attn.sampler={sampler} has no "
+                f"formula: use attn.sampler={known}, or give attn.cutoff."
+            )
         if options.align:
             refuse_align(options.align, sampler, model)
         drawn = {"match": match, "sampler": sampler, "sinks": options.sinks, "align": options.align}

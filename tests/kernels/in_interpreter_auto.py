@@ -27,11 +27,11 @@ def small(monkeypatch):
 
 @pytest.mark.parametrize("weights", ALL)
 def test_the_short_case_is_of_the_same_kind_and_right(weights):
-    kind = auto.kind_of(weights)
+    kind = weights.kind
     own = auto.like(kind, 2, near=True)
     first, _ = own.reach(torch.arange(2), torch.full((2, 1), own.sinks + 2 * auto.LEFT_OUT))
     assert type(own) is Alibi or bool((first >= own.sinks + auto.LEFT_OUT).all())  # no row reaches what is left out
-    assert auto.kind_of(own) == kind and type(own) is type(weights)
+    assert own.kind == kind and type(own) is type(weights)
     gap = weights.span is not None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -39,7 +39,7 @@ def test_the_short_case_is_of_the_same_kind_and_right(weights):
 
 
 def test_a_kernel_that_is_wrong_or_does_not_run_is_not_taken(monkeypatch):
-    call = ("cpu", "float32", 16, auto.kind_of(ALL[2]), 20, True, True, False)
+    call = ("cpu", "float32", 16, ALL[2].kind, 20, True, True, False)
     assert auto.is_right(*call)
     monkeypatch.setattr(check, "LIMITS", {torch.float32: 1e-12})
     assert auto.is_right(*call)  # found out once
@@ -53,7 +53,7 @@ def test_a_kernel_that_is_wrong_or_does_not_run_is_not_taken(monkeypatch):
 
 
 def test_code_that_is_compiled_learns_the_answer_beforehand():
-    kind = auto.kind_of(ALL[0])
+    kind = ALL[0].kind
 
     def function(x):
         return x + 1 if auto.is_right("cpu", "float32", 16, kind, 16, True, False, False) else x

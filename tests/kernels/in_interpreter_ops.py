@@ -32,7 +32,7 @@ def test_torch_finds_nothing_wrong_with_the_operators(rule: str):
     places = torch.stack([case.pads(), -case.pads()])
     rest = (tables.law, tables.masks, tables.sinks, 16, 0, 0.25)
     torch.library.opcheck(tables_op, (own.numbers, *own.kind.values(), 16, 20, 16, causal))
-    torch.library.opcheck(bias_op, (own.numbers, weights.count, 32))
+    torch.library.opcheck(bias_op, (own.numbers, weights.count, weights.sampler, 32))
     out, lse = forward_op(*inputs, tables.tensors, places, *rest)
     toward, slant = torch.ones_like(out), torch.ones_like(lse)
     torch.library.opcheck(backward_op, (*inputs, out, lse, toward, slant, tables.tensors, places, *rest))
@@ -119,7 +119,7 @@ def test_weights_by_distance_are_kept_for_all_draws_while_one_lives():
     assert not isinstance(kept, FakeTensor)  # what is only traced is not kept
     with torch.inference_mode():
         assert bias_on(other, 40, numbers_on(other, CPU)) is kept is bias_on(one, 33, numbers)
-    assert kept.shape == (2, 64) and torch.equal(kept[:, :40], bias_op(numbers.numbers, 4, 40))
+    assert kept.shape == (2, 64) and torch.equal(kept[:, :40], bias_op(numbers.numbers, 4, "systematic", 40))
     assert torch.equal(kept, bias_by_distance(slopes, 4, "systematic", 64))
     assert bias_on(one, 65, numbers).shape == (2, 128) and bias_on(one, 40, numbers) is kept
     kept = weakref.ref(kept)

@@ -177,9 +177,9 @@ def test_what_a_grid_cannot_be_combined_with(options, hint):
 
 def test_the_fused_kernel_refuses_a_grid():
     triton_attend = pytest.importorskip("kernels.triton_attend")
-    from kernels.triton_ops import numbers_of
+    from kernels.triton_numbers import numbers_of
 
     assert "use kernel='sdpa'" in triton_attend.obstacle(torch.zeros(1, 4, 1, 8), drawn())
     with pytest.raises(ValueError, match="use kernel='sdpa' or 'flex' with align"):
-        numbers_of(drawn())
-    assert numbers_of(replace(drawn(), masks=draw_masks(SLOPES, 8, seed=3)))[1]["masks"] == 8
+        numbers_of(drawn(), torch.device("cpu"))
+    assert numbers_of(replace(drawn(), masks=draw_masks(SLOPES, 8, seed=3)), torch.device("cpu")).masks == 8

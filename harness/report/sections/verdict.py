@@ -136,7 +136,10 @@ def _match(q: Question, title: str, record: Record) -> Match:
 
 def _gap(q: Question, matches: Sequence[Match]) -> tuple[str, str] | None:
     """What the cells of a question lack to be compared with, and the command for the first of them."""
-    absent = [[method.name for other, method in OTHERS.items() if other not in m.against] for m in matches]
+    absent = [
+        [method.name for other, method in OTHERS.items() if other in {"exact", *m.record.pairs} - {*m.against}]
+        for m in matches
+    ]
     lacking = [(m.record, names) for m, names in zip(matches, absent, strict=True) if names]
     if not lacking:
         return None
