@@ -90,7 +90,7 @@ def attn_config() -> type[AttnConfig]:
     methods may name the options of each."""
     from harness.attentions import registry
 
-    return _with_options(tuple((f.name, f.type, f.default) for f in registry.options()))
+    return _with_options(tuple(option[:3] for option in registry.options()))
 
 
 @functools.cache

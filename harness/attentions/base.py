@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import MISSING, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from harness.errors import UserError
 
@@ -24,6 +24,15 @@ class Style:
     name: str
     symbol: str
     dash: str = "solid"
+
+
+class Option(NamedTuple):
+    """Of the command line, attn.NAME. known: gives the words that it may hold, if it holds words of a list."""
+
+    name: str
+    type: Any
+    default: Any
+    known: Callable[[], Iterable[str]] | None
 
 
 class Attention(ABC):
@@ -72,6 +81,8 @@ class Attention(ABC):
         sense together."""
         cls.refuse_evict(options)
         given = {f.name: masks if f.name in RUN else getattr(options, f.name) for f in fields(cls)}
+        if absent := [f.name for f in fields(cls) if f.default is MISSING and given[f.name] is None]:
+            raise UserError(f"attn={cls.name} needs a value of {' and '.join(f'attn.{name}' for name in absent)}.")
         return cls(**{name: value for name, value in given.items() if value is not None})
 
     @classmethod
@@ -83,9 +94,15 @@ class Attention(ABC):
             )
 
     @classmethod
-    def options(cls) -> "list[Field]":
-        """What can be set as attn.NAME."""
-        return [f for f in fields(cls.Options or cls) if f.name not in RUN]
+    def options(cls) -> list[Option]:
+        """What can be set as attn.NAME; null stands for the method's default."""
+        declared = [f for f in fields(cls.Options or cls) if f.name not in RUN]
+        return [
+            Option(f.name, f.type | None, None, f.metadata.get("known"))  # type: ignore[operator]
+            if f.default is MISSING
+            else Option(f.name, f.type, f.default, f.metadata.get("known"))
+            for f in declared
+        ]
 
     @property
     def identity(self) -> dict:

@@ -48,9 +48,7 @@ class Plsh(Attention):
         law = samplers()[sampler]
         if weights == "rb" and law.log_coverage is None:
             known = " or ".join(name for name, one in samplers().items() if one.log_coverage is not None)
-            needs = (
-                "random masks" if not law.random else "the probability that the masks cover a pair, which is not known"
-            )
+            needs = f"P(covered), for which {sampler} has no formula" if law.random else "random masks"
             raise UserError(f"attn.weights=rb needs {needs}: use attn.sampler={known}.")
         masks = masks if law.random else 1  # all masks of a draw are one and the same
         return cls(masks, sampler, weights, options.sinks, options.evict, options.align)

@@ -2,11 +2,11 @@
 one file in conf/attn."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
 from harness.attentions.alibi import EXACT, Alibi
-from harness.attentions.base import Attention, Unknown
+from harness.attentions.base import Attention, Option, Unknown
 from harness.attentions.plsh import Plsh
 from harness.attentions.stock import Stock
 from harness.attentions.window import Window
@@ -20,13 +20,13 @@ ATTENTIONS: dict[str, type[Attention]] = {kind.name: kind for kind in (Alibi, St
 __all__ = ["ATTENTIONS", "EXACT", "attention_of", "chosen", "options", "place_of"]
 
 
-def options() -> list[Field]:
+def options() -> list[Option]:
     """attn.* of all methods, each once: options of one name are of one type and have one default."""
-    found: dict[str, Field] = {}
+    found: dict[str, Option] = {}
     for kind in ATTENTIONS.values():
         for own in kind.options():
             first = found.setdefault(own.name, own)
-            assert (first.type, first.default) == (own.type, own.default), f"attn.{own.name} is declared in two ways"
+            assert first[:3] == own[:3], f"attn.{own.name} is declared in two ways"
     return list(found.values())
 
 
@@ -34,9 +34,9 @@ def chosen(given: Any, *, masks: int, context: int, model: "ModelSpec") -> Atten
     """The attention of a configuration, whose attn.* are `given`. Raises UserError."""
     kind = ATTENTIONS[choose("attn", given.name, ATTENTIONS)]
     for option in options():
-        known, value = option.metadata.get("known"), getattr(given, option.name)
-        if known is not None and value is not None:
-            choose(f"attn.{option.name}", value, known())
+        value = getattr(given, option.name)
+        if option.known is not None and value is not None:
+            choose(f"attn.{option.name}", value, option.known())
     if not 0 <= given.sinks <= context:
         raise UserError(f"attn.sinks must be from 0 to context={context}, not {given.sinks}.")
     return kind.chosen(given, masks=masks, context=context, model=model)

@@ -6,22 +6,12 @@ import torch
 
 from kernels import PositionalLSH, alibi_slopes, attend, expected_pairs
 from kernels.cost import log_coverage
-from kernels.samplers import SAMPLERS, Sampler
+from kernels.samplers import SAMPLERS
 from kernels.samplers.gamma import Gamma
 from kernels.triton_numbers import bias_on, bias_op, numbers_of
+from tests.extension.antithetic import Antithetic
 
 SLOPES = alibi_slopes(4)
-
-
-class Antithetic(Sampler):
-    """Masks in pairs, of uniforms u and 1 - u: nothing but the draw is known."""
-
-    name = "antithetic"
-
-    def draw(self, masks, uniform):
-        half = uniform[:, : 3 * ((masks + 1) // 2)].unflatten(1, (-1, 3))
-        u, u_2, shift = torch.stack([half, 1 - half], 2).flatten(1, 2)[:, :masks].unbind(-1)
-        return -torch.log(u * u_2), shift, torch.zeros_like(shift)
 
 
 class Copies(Gamma):

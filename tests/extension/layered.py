@@ -1,0 +1,35 @@
+"""A method that the harness lacks, as a user would add it: every second layer exact, a window in the others."""
+
+from dataclasses import dataclass
+
+from harness.attentions.alibi import EXACT
+from harness.attentions.base import Attention, Style
+from harness.attentions.window import Window, windows_beside
+
+
+@dataclass(frozen=True)
+class Layered(Attention):
+    """reach: of the window, in units of 1/slope. every: of so many layers the last is exact."""
+
+    name = "layered"
+    style = Style("other", "layered", "star")
+
+    reach: float
+    every: int = 2
+
+    @property
+    def label(self):
+        return f"layered T={self.reach:g}"
+
+    def weights_of(self, model, *, seed, draw):
+        exact, window = (a.weights_of(model, seed=seed, draw=draw) for a in (EXACT, Window(self.reach)))
+        return [(window if (layer + 1) % self.every else exact)[layer] for layer in range(model.architecture.layers)]
+
+    def pairs(self, model, context):
+        layers = model.architecture.layers
+        exact, window = (a.pairs(model, context)["fused"] for a in (EXACT, Window(self.reach)))
+        share = (layers // self.every) / layers
+        return {"fused": share * exact + (1 - share) * window}
+
+    def references(self, model, context):
+        return windows_beside(self, model, context)

@@ -1,0 +1,94 @@
+"""docs/architecture.md promises that an attention method is one file, one line and one YAML, a sampler one file and one
+line. Both are added here as a user would, and run through everything that a cell passes."""
+
+import json
+import re
+
+import pytest
+
+from harness import reader
+from harness.attentions.registry import ATTENTIONS
+from harness.report.__main__ import main as report
+from harness.tracking.content import content_of
+from kernels import Window
+from kernels.samplers import SAMPLERS
+from tests.conftest import ROOT
+from tests.extension.antithetic import Antithetic
+from tests.extension.layered import Layered
+
+FAST = ("context=160", "samples=8", "references=compute")
+
+
+@pytest.fixture(autouse=True)
+def added(monkeypatch):
+    monkeypatch.setitem(ATTENTIONS, Layered.name, Layered)
+    monkeypatch.setitem(SAMPLERS, Antithetic.name, Antithetic())
+
+
+@pytest.fixture
+def page(tmp_path, capsys):
+    """The page of the store tmp_path / "store" as text."""
+
+    def made() -> str:
+        assert report([str(tmp_path / "store"), "--out", str(tmp_path / "page")]) == 0
+        capsys.readouterr()
+        return (tmp_path / "page" / "index.html").read_text()
+
+    return made
+
+
+def test_a_method_runs_from_the_command_to_the_table_the_page_and_tracking(run, tmp_path, page):
+    options = ("--config-dir", str(ROOT / "tests" / "extension" / "conf"), "attn=layered", "attn.reach=0.75")
+    code, document, out, err = run(*options, *FAST, f"results={tmp_path / 'store'}")
+    assert code == 0, err
+    assert set(document["references"]) == {"exact", "window fused"}
+    cell = json.loads((tmp_path / "store" / document["cell_id"] / "cell.json").read_text())
+    own = {"name": "layered", "masks": None, "sampler": None, "weights": None, "cutoff": None, "reach": 0.75}
+    assert cell["identity"]["attn"] == own and cell["identity"]["draws"] is None
+    exact, window = (json.loads((tmp_path / "store" / document["references"][r] / "cell.json").read_text())
+                     for r in ("exact", "window fused"))  # fmt: skip
+    slopes = cell["identity"]["model"]["slopes"]
+    seen = Window(slopes, 0.75).pairs(160).sum() / (160 * len(slopes))  # its edge is rounded to a token
+    visited = cell["pairs_per_row"]["fused"]
+    assert visited == pytest.approx(float(seen + exact["pairs_per_row"]["fused"]) / 2, rel=0.02)
+    assert window["pairs_per_row"]["fused"] == pytest.approx(visited, rel=1e-4)
+    row = next(line for line in out.splitlines() if "layered T=0.75" in line)
+    assert f"{visited:.1f}" in row
+    config = content_of(tmp_path / "store", document["cell_id"])["config"]
+    assert config["attn"] == own and config["label"] == "layered T=0.75"
+    html = page()
+    assert "layered T=0.75" in html and re.search(r'"name": ?"layered"', html)  # a row, and a curve of its own
+    (record,) = (r for r in reader.records(tmp_path / "store") if r.cell_id == document["cell_id"])
+    assert record.method == Layered(0.75)
+    code, again, _, _ = run(*options, *FAST, "attn.every=2", "masks=3", "seed=9", f"results={tmp_path / 'store'}")
+    assert code == 0 and again["rows_written"] == 0  # options of other methods are not in its identity
+
+
+def test_a_sampler_without_formulas_runs_under_count_and_lacks_what_needs_them(run, tmp_path, page):
+    options = ("attn.sampler=antithetic", "masks=4", "draws=4", *FAST, f"results={tmp_path / 'store'}")
+    code, document, out, err = run(*options)
+    assert code == 0, err
+    assert list(document["references"]) == ["exact"] and document["tasks"] == {"retrieval": "ok"}
+    cell = json.loads((tmp_path / "store" / document["cell_id"] / "cell.json").read_text())
+    assert cell["pairs_per_row"] == {} and cell["identity"]["attn"]["sampler"] == "antithetic"
+    assert "PLSH S=4 antithetic count" in out
+    config = content_of(tmp_path / "store", document["cell_id"])["config"]
+    assert config["attn"]["sampler"] == "antithetic"
+    html = page()
+    assert "PLSH S=4 antithetic count" in html and "window of equal fused pairs not in the store" not in html
+    for more, needs in (("attn.weights=rb", "P(covered)"), ("attn=window", "the expected pairs of the masks")):
+        code, _, _, err = run(*options, more)
+        assert code == 2 and needs in err and "gamma or systematic" in err
+
+
+@pytest.mark.parametrize("file", ["layered.py", "antithetic.py", "conf/attn/layered.yaml"])
+def test_the_page_shows_this_very_code(file):
+    code = (ROOT / "tests" / "extension" / file).read_text()
+    if file.endswith(".py"):
+        code = code[code.index("\n\n") :]  # without the docstring
+    assert code.strip() in (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_a_method_that_is_not_there_is_named_with_its_neighbours(run):
+    code, _, _, err = run("attn=layred")
+    assert code == 2 and "There is no attn=layred" in err
