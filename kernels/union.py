@@ -60,8 +60,8 @@ class PositionalLSH(Weights):
         each pair of cells, which any block-sparse kernel can take, and its expectation is off L by at most
         `kernels.cost.align_bias`.
 
-        Raises ValueError for masks < 1, sinks < 0, an unknown sampler or weights, "rb" with the sampler "fixed", and
-        `align` with that sampler or with other weights than "count".
+        Raises ValueError for masks < 1, sinks < 0, an unknown sampler or weights, "rb" with a sampler that has no
+        `log_coverage`, and `align` with masks that are not random or with other weights than "count".
         """
         slopes = check_slopes(slopes)
         if weights not in UNION_WEIGHTS:

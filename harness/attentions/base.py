@@ -106,8 +106,9 @@ class Attention(ABC):
 
     @property
     def identity(self) -> dict:
-        own = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}
-        shown = {name: value for name, (value, default) in own.items() if default is MISSING or value != default}
+        always = {*FIRST, *(f.name for f in fields(self) if f.default is MISSING)}
+        own = [(f.name, getattr(self, f.name), f.default) for f in fields(self)]
+        shown = {name: value for name, value, default in own if name in always or value != default}
         return {"name": self.name, **dict.fromkeys(FIRST), **shown}
 
     @property

@@ -1,16 +1,20 @@
 """attn=plsh: Positional LSH (arXiv 2605.09472), weights on the union of random masks."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from harness.attentions.base import Attention, Style, one_of
 from harness.attentions.window import samplers, windows_beside
 from harness.errors import UserError
 
+if TYPE_CHECKING:
+    from harness.models.spec import ModelSpec
+
 SYMBOLS = {"gamma": "circle", "systematic": "triangle-down", "fixed": "cross"}
 DASHES = {"gamma": "solid", "systematic": "dash", "fixed": "dot"}
 
 
-def _weights():
+def _weights() -> tuple[str, ...]:
     from kernels.union import UNION_WEIGHTS
 
     return UNION_WEIGHTS
@@ -122,7 +126,7 @@ class Plsh(Attention):
         return said
 
 
-def refuse_align(align: int, sampler: str, model, weights: str = "count") -> None:
+def refuse_align(align: int, sampler: str, model: "ModelSpec", weights: str = "count") -> None:
     """UserError if masks on a grid of `align` tokens cannot be drawn, or would be those without a grid."""
     from kernels.masks import FLAT, aligned
 

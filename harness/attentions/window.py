@@ -2,18 +2,24 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from harness.attentions.base import Attention, Style, one_of
 from harness.errors import UserError
 
+if TYPE_CHECKING:
+    from harness.models.spec import ModelSpec
+    from kernels.samplers import Sampler
 
-def _matches():
+
+def _matches() -> tuple[str, ...]:
     from kernels.samplers import MATCHES
 
     return MATCHES
 
 
-def samplers():
+def samplers() -> "dict[str, Sampler]":
+    """By name (`kernels.samplers`)."""
     from kernels.samplers import SAMPLERS
 
     return SAMPLERS
@@ -67,7 +73,9 @@ class Window(Attention):
         return cls.of_cost(expected_pairs(model.slopes, masks, context, **drawn), model, context, **kept)
 
     @classmethod
-    def of_cost(cls, pairs: float, model, context: int, *, sinks: int = 0, evict: bool = False) -> "Window":
+    def of_cost(
+        cls, pairs: float, model: "ModelSpec", context: int, *, sinks: int = 0, evict: bool = False
+    ) -> "Window":
         """The window that visits so many pairs. Six digits: the cutoff is part of the cell's identity, and its last
         bits may differ between machines."""
         from kernels.cost import cutoff_of
@@ -92,7 +100,7 @@ class Window(Attention):
         return (self.sinks, self.evict) == (other.sinks, other.evict)
 
 
-def windows_beside(attention: Attention, model, context: int) -> dict[str, Attention]:
+def windows_beside(attention: Attention, model: "ModelSpec", context: int) -> dict[str, Attention]:
     """The windows with the sinks and the eviction of `attention` that visit as many pairs, by each way to count them:
     what an approximation of ALiBi should beat."""
     kept = {"sinks": attention.sinks, "evict": attention.evict}
