@@ -48,6 +48,7 @@ class Attention(ABC):
     Options: ClassVar[type | None] = None  # dataclass of attn.*, where these are not the fields themselves
     native: ClassVar[bool] = False  # computed by the checkpoint's own code: `kernel` does not apply
     any_context: ClassVar[bool] = True  # the same options are the same method at every context
+    beside_windows: ClassVar[bool] = False  # the windows of equal cost stand beside it, which it should beat
     sinks: ClassVar[int] = 0  # first tokens that stay visible with exact weight; a field of methods that have them
     evict: ClassVar[bool] = False  # generation drops keys that nothing reaches any more; likewise
     random: ClassVar[bool] = False  # cells have several draws
@@ -73,7 +74,9 @@ class Attention(ABC):
 
     def references(self, model: "ModelSpec", context: int) -> "dict[str, Attention]":
         """What a table shows beside this method, by role. Exact ALiBi ("exact") is always there."""
-        return {}
+        from harness.attentions.window import windows_beside
+
+        return windows_beside(self, model, context) if self.beside_windows else {}
 
     @classmethod
     def chosen(cls, options: Any, *, masks: int, context: int, model: "ModelSpec") -> "Attention":

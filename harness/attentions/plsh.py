@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.attentions.base import Attention, Style, one_of
-from harness.attentions.window import samplers, windows_beside
+from harness.attentions.window import samplers
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Plsh(Attention):
 
     name = "plsh"
     Options = Options
+    beside_windows = True
 
     masks: int
     sampler: str
@@ -91,9 +92,6 @@ class Plsh(Attention):
         options = {"sampler": self.sampler, "sinks": self.sinks, "align": self.align}
         known = samplers()[self.sampler].matches
         return {match: expected_pairs(model.slopes, self.masks, context, match=match, **options) for match in known}
-
-    def references(self, model, context):
-        return windows_beside(self, model, context)
 
     @property
     def masks_drawn(self):

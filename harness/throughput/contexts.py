@@ -48,8 +48,8 @@ def _by_context(lines: dict[str, dict[int, Record]], metric: str) -> Table:
 def _label(record: Record, question: Question) -> str:
     """The attention's label; of a window that costs as much as masks do, how it was matched, because its cutoff changes
     with the context."""
-    for masks in question.named("plsh"):
-        for match, window in question.windows(masks).items():
+    for other in (r for r in question.records if r.method.beside_windows):
+        for match, window in question.windows(other).items():
             if window is record:
                 return f"window of equal {match} cost" + ", evicting" * bool(record.attention.get("evict"))
     return record.cell["label"]

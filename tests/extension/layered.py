@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from harness.attentions.alibi import EXACT
 from harness.attentions.base import Attention, Style
-from harness.attentions.window import Window, windows_beside
+from harness.attentions.window import Window
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,7 @@ class Layered(Attention):
 
     name = "layered"
     style = Style("other", "layered", "star")
+    beside_windows = True
 
     reach: float
     every: int = 2
@@ -30,6 +31,3 @@ class Layered(Attention):
         exact, window = (a.pairs(model, context)["fused"] for a in (EXACT, Window(self.reach)))
         share = (layers // self.every) / layers
         return {"fused": share * exact + (1 - share) * window}
-
-    def references(self, model, context):
-        return windows_beside(self, model, context)

@@ -61,7 +61,7 @@ def _newest(questions: list[Question]) -> list[Question]:
 
 
 def _missing(group: list[Question]) -> list[tuple[list[str], Tags, str]]:
-    """Attentions that other contexts of this model and task have, and windows that masks should stand beside."""
+    """Attentions that other contexts of this model and task have, and windows of equal cost."""
     seen: dict[str, Record] = {}
     for q in group:
         for r in q.records:
@@ -81,10 +81,11 @@ def _missing(group: list[Question]) -> list[tuple[list[str], Tags, str]]:
             tags = Tags(q.model, q.task, attention.get("sampler") or "", attention.get("weights") or "")
             row = ["", q.model, label, str(q.context), q.task, "missing", "0", "", "", ""]
             gaps.append((row, tags, made_by))
-        for r in q.named("plsh"):
+        for r in (r for r in q.records if r.method.beside_windows):
             if r.score and (absent := [m for m in r.pairs if m not in q.windows(r)]):
                 names = " and ".join(OTHERS[m].name for m in absent)
-                row = ["", q.model, f"{names}, S={r.attention['masks']}", str(q.context), q.task, "missing"]
+                what = f"S={r.attention['masks']}" if r.attention.get("masks") else r.cell["label"]
+                row = ["", q.model, f"{names}, {what}", str(q.context), q.task, "missing"]
                 made_by = command.beside(r, r.attention) + " references=compute"
                 gaps.append((row + ["0", "", "", ""], Tags(q.model, q.task), made_by))
     return gaps
