@@ -90,9 +90,7 @@ class Planner:
 
     def plan(self, config: RunConfig) -> Plan:
         """Check everything that can be known without weights. Raises UserError."""
-        for name, least in (("masks", 1), ("context", 2), ("samples", 1), ("batch", 1), ("seed", 0), ("data_seed", 0)):
-            if not least <= getattr(config, name) < 2**63:
-                raise UserError(f"{name} must be at least {least} and below 2**63, not {getattr(config, name)}.")
+        refuse_ranges(config)
         if config.draws is not None and config.draws < 1:
             raise UserError(f"draws must be at least 1, not {config.draws}.")
         if not 0 <= config.lease < math.inf:
@@ -180,6 +178,13 @@ class Planner:
         if error is not None:
             raise UserError(str(error))
         return found
+
+
+def refuse_ranges(config: RunConfig) -> None:
+    """UserError for a number that is too small or too large."""
+    for name, least in (("masks", 1), ("context", 2), ("samples", 1), ("batch", 1), ("seed", 0), ("data_seed", 0)):
+        if not least <= getattr(config, name) < 2**63:
+            raise UserError(f"{name} must be at least {least} and below 2**63, not {getattr(config, name)}.")
 
 
 def _tasks(chosen: dict[str, dict | None], device: torch.device) -> list[PlannedTask]:

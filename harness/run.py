@@ -5,6 +5,8 @@ import functools
 import json
 import os
 import sys
+import types
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.errors import HydraException
@@ -21,6 +23,9 @@ from harness.signals import StopRequest, ignore_signals
 from harness.streams import print_in_any_encoding
 from harness.tracking.tracker import Tracker
 from kernels.host import keep_freed_memory
+
+if TYPE_CHECKING:
+    from harness.plan import Plan
 
 
 def main() -> int:
@@ -74,13 +79,18 @@ def main() -> int:
 def run_cell(cfg: DictConfig, stop: StopRequest, tracker: Tracker, team: Team) -> tuple[int, dict]:
     """Run one composed configuration: (exit code, the JSON document that was printed). UserError where no task of it
     could run. Of several ranks the first records, reports and prints."""
+    from harness.plan import plan
+
+    return run_plan(plan(cfg), stop, tracker, team)
+
+
+def run_plan(planned: "Plan", stop: StopRequest, tracker: Tracker, team: Team) -> tuple[int, dict]:
+    """As `run_cell`, of what was planned."""
     from harness import reader
     from harness.execute import run_task, share_task
     from harness.models.load import load_model
-    from harness.plan import plan
     from harness.progress import Progress
 
-    planned = plan(cfg)
     progress = Progress(quiet=not team.leads)
     if planned.memory:
         progress.say(planned.memory)
@@ -178,6 +188,17 @@ def _multirun() -> bool:
     modes = [parsed(a).value() for a in sys.argv[1:] if a.lstrip("+").startswith("hydra.mode=")]
     return modes[-1] == "MULTIRUN" if modes else any(a in ("-m", "--multirun") for a in sys.argv[1:])
 
+
+class _Callable(types.ModuleType):
+    """This module, which `from harness import run` gets: called, it is `harness.api.run`."""
+
+    def __call__(self, *words: str, **options: object):
+        from harness.api import run
+
+        return run(*words, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     ended = main()

@@ -23,7 +23,8 @@ def check(model: PreTrainedModel, attention: SwappedAttention, *, source: str) -
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
     drawn = torch.randint(vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(0))
-    ids = drawn.to(model.get_input_embeddings().weight.device)
+    place = model.get_input_embeddings().weight.device
+    ids = drawn if place.type == "meta" else drawn.to(place)  # accelerate brings them where it brings the weights
     whole = model(ids, use_cache=False).logits
     if not bool(torch.isfinite(whole).all()):
         raise CannotLoad(f"{source} computes NaN or infinite logits of its first tokens: its weights are damaged.")

@@ -10,6 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from transformers import AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
@@ -72,17 +73,35 @@ def padding_of(attention_mask: torch.Tensor, tokens: int) -> list[int]:
 AttentionMaskInterface.register(MASK_NAME, _padding_only)
 
 
-class SwappedAttention:
-    """The replaced attention of one model: exact ALiBi until `use` says otherwise."""
+@dataclass(eq=False)
+class Held:
+    """What a model computes until it is released. weights: one per layer, None for the checkpoint's own attention."""
 
-    def __init__(self, model: PreTrainedModel, family: Family, slopes: torch.Tensor, *, kernel: str):
+    weights: Sequence[Weights] | None
+    kernel: str
+
+
+class SwappedAttention:
+    """The replaced attention of one model: exact ALiBi until `use` or `hold` says otherwise."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        slopes: torch.Tensor,
+        *,
+        kernel: str,
+        removable: bool = False,
+    ):
+        """removable: nothing but what is held needs it, and whoever releases the last `hold` may `detach` it."""
         modules = [m for m in model.modules() if family.is_attention(m)]
         layers = model.config.num_hidden_layers
         assert len(modules) == layers, f"{len(modules)} attention modules found in a model of {layers} layers"
         self.kernel = kernel
         self.slopes = slopes
         self.layers = layers
-        self._weights: Sequence[Weights] = [Alibi(slopes)] * layers
+        self.removable = removable
+        self._weights = self.exact
         self._compute: Callable = attend
         self._wants_probabilities = False
         self.graphs = True  # whether a GPU may replay steps of generation as CUDA graphs
@@ -98,11 +117,71 @@ class SwappedAttention:
         name = "create_masks_for_generate"
         self._stock.append((model, name, getattr(model, name, create_masks_for_generate)))
         self._ours.append((model, name, _padding_as_it_is))
+        self._instance = [name in vars(module) for module, name, _ in self._stock]  # not of the class
+        self._held: list[Held] = []
         self._bind(self._ours)
+
+    @property
+    def exact(self) -> Sequence[Weights]:
+        """Exact ALiBi in every layer."""
+        return [Alibi(self.slopes)] * self.layers
+
+    @property
+    def held(self) -> bool:
+        """Whether any weights are held."""
+        return bool(self._held)
+
+    @staticmethod
+    def of(model: PreTrainedModel) -> "SwappedAttention | None":
+        """The replaced attention of this model, if it has one."""
+        base = model.base_model
+        forward = vars(base).get("_old_forward", vars(base).get("forward"))
+        owner = getattr(getattr(forward, "func", None), "__self__", None)
+        return owner if isinstance(owner, SwappedAttention) else None
 
     def _bind(self, replacements: list) -> None:
         for module, name, replacement in replacements:
             setattr(module, name, replacement)
+
+    def detach(self) -> None:
+        """Leave the model as it was before its attention was replaced."""
+        for (module, name, stock), instance in zip(self._stock, self._instance, strict=True):
+            if instance:
+                setattr(module, name, stock)
+            else:
+                delattr(module, name)
+
+    def hold(self, weights: Sequence[Weights] | None, kernel: str) -> Held:
+        """Run forwards under these weights until they are released or others are held over them. Unlike `use`, several
+        may be held and released in any order: the last that is still held counts."""
+        assert weights is None or len(weights) == self.layers
+        if not self._held:
+            self._held.append(Held(self._weights, self.kernel))
+        self._held.append(Held(weights, kernel))
+        self._apply()
+        return self._held[-1]
+
+    def release(self, held: Held) -> bool:
+        """Undo a `hold`; whether any other is left."""
+        self._held.remove(held)
+        self._apply()
+        if len(self._held) == 1:  # what was there before the first
+            self._held.clear()
+        return bool(self._held)
+
+    def change(self, held: Held, weights: Sequence[Weights]) -> None:
+        """Other weights in place of those that are held."""
+        held.weights = weights
+        self._apply()
+
+    def _apply(self) -> None:
+        top = self._held[-1]
+        self.kernel = top.kernel
+        if top.weights is None:
+            self._bind(self._stock)
+        else:
+            self._weights = top.weights
+            self._bind(self._ours)
 
     @contextmanager
     def use(self, weights: Sequence[Weights] | None) -> Iterator[None]:
