@@ -9,13 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from harness.config import CONF, register
+from harness.compose import composed
 from harness.errors import AGAIN, DONE, FAILED, UserError, refused
-from harness.mistakes import explain
 from harness.preflight import refuse_foreign_kernels
 from harness.streams import print_in_any_encoding
 from harness.table import Table
@@ -38,14 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
         refuse_foreign_kernels()
         from harness.plan import Planner, typed
 
-        register()
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("config", overrides=arguments)
-        plan = Planner(here=False).plan(typed(cfg))
+        plan = Planner(here=False).plan(typed(composed(arguments)))
         return prepare([plan], results=str(plan.results), models=False)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        sentence = str(error) if isinstance(error, UserError) else explain(error, arguments)
-        return refused(sentence)
+    except UserError as error:
+        return refused(str(error))
 
 
 def prepare(plans: Iterable["Plan"], *, results: str, models: bool) -> int:
