@@ -44,12 +44,17 @@ class Replacement:
         """As tables name it."""
         return self._cell.attention.label
 
+    @property
+    def random(self) -> bool:
+        """Whether it has masks, which another draw changes."""
+        return self._cell.attention.random
+
     def redraw(self, draw: int) -> None:
         """Use another draw of the masks. An attention without masks stays as it is."""
         _refuse_draw(draw)
         if not self._in_place:
             raise UserError("This attention was removed: replace it anew.")
-        if self._cell.attention.random and draw != self.draw:
+        if self.random and draw != self.draw:
             self._swapped.change(self._held, self._cell.weights(draw))
         self.draw = draw
 

@@ -1,0 +1,36 @@
+"""`python -m harness.lm_eval ...`: lm-eval's own command with the model `plsh`, whose attention is replaced.
+
+    python -m harness.lm_eval --model plsh --model_args pretrained=FOLDER,attn=plsh,masks=16 --tasks niah_single_1
+
+Everything else is lm-eval's. `register` adds the model in a program: lm_eval.simple_evaluate(model="plsh", ...).
+"""
+
+import sys
+
+from harness.errors import DONE, UserError, refused
+from harness.preflight import refuse_foreign_kernels
+
+
+def register() -> None:
+    """Make the model known to lm-eval by its name. A second call does nothing."""
+    from lm_eval.api.registry import model_registry
+
+    if "plsh" not in model_registry:
+        model_registry.register("plsh", target="harness.lmeval.replaced:ReplacedLM")
+
+
+def main() -> int:
+    """Run lm-eval's command from sys.argv. Returns 0, or 2 for a mistake in an option of the attention."""
+    try:
+        refuse_foreign_kernels()
+        register()
+        from lm_eval.__main__ import cli_evaluate
+
+        cli_evaluate()
+    except UserError as error:
+        return refused(str(error))
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
