@@ -1,6 +1,8 @@
 """lm-eval's tasks on small models: its own RULER, and definitions written to a temporary folder."""
 
+import functools
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,3 +142,29 @@ def language(checkpoint) -> str:
 
 def embedded(name: str) -> Path:
     return ROOT / "harness" / "embedded" / name
+
+
+def ruler(name: str) -> str:
+    import lm_eval
+
+    return str(Path(lm_eval.__file__).parent / "tasks" / "ruler" / f"{name}.yaml")
+
+
+@pytest.fixture
+def lm_eval(monkeypatch, capsys):
+    """Call lm-eval's command through ours: lm_eval("--tasks", ...) -> (exit code, last line of stdout, stderr)."""
+    import lm_eval.tasks
+
+    from harness.lm_eval import main
+
+    monkeypatch.setattr("lm_eval.__main__.setup_logging", lambda *_: None)
+    few = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)  # it reads 13,000 files else
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", few)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["harness.lm_eval", *arguments, "--device", "cpu", "--batch_size", "4"])
+        code = main()
+        out, err = capsys.readouterr()
+        return code, out.strip().splitlines()[-1], err
+
+    return call

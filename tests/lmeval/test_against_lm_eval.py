@@ -1,5 +1,6 @@
 """The runner's scores are lm-eval's: the same documents, requests and answers through its own simple_evaluate."""
 
+import json
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from harness.models.load import load_model
 from harness.models.spec import resolve_model
 from kernels import Window
 from tests.conftest import ROOT
-from tests.lmeval.conftest import embedded
+from tests.lmeval.conftest import embedded, ruler
 
 
 def simple_evaluate(loaded, tasks, *, manager, samples=None, max_length=4096):
@@ -51,12 +52,11 @@ def test_ruler_has_the_same_documents_answers_and_score(cell, tiny):
     from lm_eval.tasks import TaskManager
 
     metadata = {"tokenizer": str(embedded("tiny")), "max_seq_lengths": [512]}
-    yaml = str(next(iter(__import__("lm_eval").__path__)) + "/tasks/ruler/niah_multikey_2.yaml")
     manager = TaskManager(include_defaults=False, metadata=metadata)
     wanted = list(range(12))
     window = [Window(tiny.attention.slopes, 2.0)] * tiny.attention.layers
     with tiny.attention.use(window):
-        theirs = simple_evaluate(tiny, [yaml], manager=manager, samples={"niah_multikey_2": wanted})
+        theirs = simple_evaluate(tiny, [ruler("niah_multikey_2")], manager=manager, samples={"niah_multikey_2": wanted})
     options = ("model=tiny", "task=ruler", "task.ruler.names=[niah_multikey_2]", "context=512", "samples=12")
     code, document, rows, _ = cell(*options, "attn=window", "attn.cutoff=2.0", "references=none")
     assert code == 0
@@ -67,6 +67,25 @@ def test_ruler_has_the_same_documents_answers_and_score(cell, tiny):
     scores = [s["512"] for s in theirs["samples"]["niah_multikey_2"]]
     assert 0 < sum(scores) < len(scores), "all right or all wrong would show little"
     assert document["metrics"]["niah_multikey_2/accuracy"]["value"] == pytest.approx(sum(scores) / len(scores))
+
+
+def test_lm_evals_own_command_has_the_answers_and_scores_of_task_ruler(cell, lm_eval, tmp_path):
+    model = f"pretrained={embedded('tiny')},attn=plsh,masks=8,weights=rb,sinks=4,seed=3,draws=2"
+    options = ("--tasks", ruler("niah_multikey_2"), "--metadata", '{"max_seq_lengths": [512]}', "--limit", "12")
+    options += ("--log_samples", "--output_path", str(tmp_path / "out"))
+    assert lm_eval("--model", "plsh", "--model_args", model, *options)[0] == 0
+    (file,) = (tmp_path / "out").rglob("samples_*.jsonl")
+    theirs = {row["doc_id"]: row for row in map(json.loads, file.read_text().splitlines())}
+
+    options = ("model=tiny", "task=ruler", "task.ruler.names=[niah_multikey_2]", "context=512", "samples=12", "draws=2")
+    attn = ("masks=8", "attn.weights=rb", "attn.sinks=4", "seed=3", "references=none")
+    code, _, rows, _ = cell(*options, *attn)
+    ours = {row["key"]: row for row in rows["niah_multikey_2"]}
+    assert code == 0 and set(ours) == set(theirs) == set(range(12))
+    for number, row in theirs.items():
+        assert ours[number]["prediction"] == row["filtered_resps"][0]
+        assert ours[number]["score"] == row["512"]
+    assert 0 < sum(row["512"] for row in theirs.values()) < 12, "all right or all wrong would show little"
 
 
 def test_likelihoods_choices_and_generations_agree(cell, definitions, checkpoint, language):
