@@ -1,5 +1,6 @@
 """Tables of records: one description of the columns, drawn for a terminal or as Markdown."""
 
+import io
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,9 @@ class Table:
 
     def print(self) -> None:
         """To stdout; a pipe gets lines as wide as they need to be."""
-        console, drawn = Console(file=sys.stdout), self._drawn()
+        console, drawn = _stdout(), self._drawn()
         if not console.is_terminal:
-            console = Console(file=sys.stdout, width=Console(width=1000).measure(drawn).maximum)
+            console = _stdout(width=Console(width=1000).measure(drawn).maximum)
         console.print(drawn)
         say(*self.notes)
 
@@ -49,9 +50,15 @@ class Table:
         return "\n".join([*lines, "", *self.notes])
 
 
+def _stdout(width: int | None = None) -> Console:
+    """stdout in a notebook too, where a console would display by itself, and in colours wherever stdout goes."""
+    kept = isinstance(sys.stdout, io.StringIO)
+    return Console(file=sys.stdout, width=width, force_jupyter=False, force_terminal=False if kept else None)
+
+
 def say(*sentences: str) -> None:
     """Sentences to stdout, broken between words on a terminal and whole in a pipe."""
-    console = Console(file=sys.stdout)
+    console = _stdout()
     for sentence in sentences:
         console.print(sentence, highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
