@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, StaticCache
 
+from harness import attention
 from harness.errors import CannotLoad, UserError
 from harness.models import selfcheck
 from harness.models.cache import new_cache
@@ -30,7 +31,7 @@ def stock(name):
 @pytest.fixture
 def ours(name):
     model = BUILD[name]()
-    swapped(model)
+    attention(model, "alibi", kernel="sdpa", check=False)
     return model
 
 
