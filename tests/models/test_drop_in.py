@@ -351,15 +351,21 @@ class TestTraining:
 
 @torch.inference_mode()
 def test_compiled_it_computes_the_same():
-    """One family, for what torch's tracer takes. Without a mask transformers parts the rows by Falcon's position ids
-    when it is traced, whatever they are, which is refused."""
+    """One family, for what torch's tracer takes, and nothing that was compiled before a replacement is used after it.
+    Without a mask transformers parts the rows by Falcon's position ids when it is traced, whatever they are, which is
+    refused."""
     model = falcon(layers=1)
-    swapped(model)
     x, mask = padded(ids(2, 40), [0, 6])
-    expected = model(x, attention_mask=mask, use_cache=False).logits
+    options = {"attention_mask": mask, "use_cache": False}
+    stock = model(x, **options).logits
     torch._dynamo.reset()
-    found = torch.compile(model, backend="eager")(x, attention_mask=mask, use_cache=False).logits
-    assert difference(found, expected, mask) <= CLOSE
+    compiled = torch.compile(model, backend="eager")
+    assert difference(compiled(x, **options).logits, stock, mask) <= CLOSE
+    with attention(compiled, "window", cutoff=0.5, kernel="sdpa", check=False):
+        expected = model(x, **options).logits
+        assert difference(compiled(x, **options).logits, expected, mask) <= CLOSE
+        assert difference(expected, stock, mask) > 0.1
+    assert difference(compiled(x, **options).logits, stock, mask) <= CLOSE
 
 
 class TestArguments:

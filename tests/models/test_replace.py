@@ -204,6 +204,17 @@ class TestTransformers:
         assert torch.equal(wrapped(ids()).logits, expected)
 
     @torch.inference_mode()
+    def test_quantized_weights_are_computed_by_their_own_modules(self):
+        """Here by the range of all activations of a call: a token depends on what is computed beside it."""
+        model = torch.ao.quantization.quantize_dynamic(bloom(), {torch.nn.Linear})
+        expected = model(ids()).logits
+        assert difference(expected, bloom()(ids()).logits) > 10 * CLOSE
+        with pytest.raises(CannotLoad, match="KV cache"):
+            attention(model, "alibi")
+        with attention(model, "alibi", check=False):
+            assert difference(model(ids()).logits, expected) <= CLOSE
+
+    @torch.inference_mode()
     def test_weights_that_are_brought_in_layer_by_layer(self, model):
         """accelerate's hooks, as a device map sets them."""
         expected = model(ids()).logits
