@@ -151,7 +151,7 @@ def compiled(configuration: Configuration) -> CompiledKernel:
         fixed |= {"STEP": MERGED, "num_warps": 4, "num_stages": 3}
     elif c.kernel == "dsinks":
         fixed |= sink_constants(c.causal, c.dim, DTYPES[c.dtype])
-    fixed["GAPS"] = c.gaps
+    fixed |= {"GAPS": c.gaps, "GRID": False}
     chosen = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
     options = {name: fixed.pop(name) for name in chosen if name in fixed}
     signature, attributes = {}, {}

@@ -13,7 +13,6 @@ from kernels.triton_launch import tile_of
 from kernels.triton_numbers import bias_on, numbers_on
 from kernels.triton_ops import decoded, fused, tables_on_device
 from kernels.triton_weights import INTERPRETED
-from kernels.union import GRIDLESS
 from kernels.weights import Weights, no_tables
 
 WIDEST = 128  # head dimension: a tile of 256 does not leave room for a second block
@@ -83,8 +82,6 @@ def obstacle(q: torch.Tensor, weights: Weights) -> str | None:
     """Why this kernel cannot compute the call, in a sentence that says what to do; None if it can."""
     if weights.law is None:
         return no_tables(weights)
-    if weights.gridded:
-        return GRIDLESS
     return hindrance(q.device, q.dtype, q.shape[3], weights.counted)
 
 

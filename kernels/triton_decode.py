@@ -13,7 +13,7 @@ import triton.language as tl
 from kernels.tables import LOG2E
 from kernels.triton_launch import Launcher, precision_of, strides_of, width_of
 from kernels.triton_numbers import Numbers
-from kernels.triton_tables import FARTHEST, bucket_of, corrected
+from kernels.triton_tables import FARTHEST, bucket_of, corrected, grid_of, gridded, standing_for
 from kernels.triton_tiles import load_pair, load_tile, place_of, row_of
 from kernels.triton_weights import (
     ANY,
@@ -50,15 +50,22 @@ def _absorb(acc, total, top, score, factor, seen, value, LAW: tl.constexpr, PREC
 
 
 @triton.jit
-def _starts(Numbers, head, rows, begin, MASKS: tl.constexpr, LANES: tl.constexpr):
+def _starts(Numbers, head, rows, begin, MASKS: tl.constexpr, LANES: tl.constexpr, GRID: tl.constexpr):
     """First token of the block that holds each row, as `Masks.starts`, in the masks from `begin` on: (rows, LANES)
     int32, the largest where there is no mask. All are corrected, so that it does not matter how the edge is rounded."""
     lane = begin + tl.arange(0, LANES)
     live = (lane < MASKS)[None, :]
-    at = Numbers + head * (1 + 4 * MASKS) + 1 + lane[None, :]
+    at = Numbers + head * (1 + 4 * MASKS + 3 * GRID) + 1 + lane[None, :]
     width, shift = tl.load(at, mask=live, other=1.0), tl.load(at + MASKS, mask=live, other=0.0)
-    bucket = bucket_of(tl.maximum(rows, 0).to(tl.float64)[:, None], width, shift)
-    start = corrected(tl.ceil(bucket * width + shift), bucket, width, shift)
+    size, origin, middle = grid_of(Numbers, head, MASKS, GRID)
+    standing = standing_for(tl.maximum(rows, 0).to(tl.float64), size, origin, middle, GRID)
+    bucket = bucket_of(standing[:, None], width, shift)
+    edge = bucket * width + shift
+    if GRID:
+        edge = (edge - middle) / size
+    start = corrected(tl.ceil(edge), bucket, width, shift, size, middle, GRID)
+    if GRID:
+        start = start * size + origin
     return tl.where(live, tl.maximum(start, 0.0), FARTHEST).to(tl.int32)
 
 
@@ -86,8 +93,9 @@ def decode_kernel(
     Q, K, V, Part, Places, Numbers, Slope, Bias, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
     heads, group, queries, reach, scale2,
-    LAW: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, GAPS: tl.constexpr, DIM: tl.constexpr,
-    WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+    LAW: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, GAPS: tl.constexpr, GRID: tl.constexpr,
+    DIM: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
+    ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid (splits, batch, heads). Part (batch, heads, queries, splits, DIM) float32 and, after it, the same without
     DIM: the attention over the keys of one split (the first takes the sinks too) and its log-sum-exp in base 2. Places
@@ -103,15 +111,15 @@ def decode_kernel(
     # what each row reaches: the starts of its blocks, of which a law that counts keeps up to two words
     starts, starts_2 = place[:, None], place[:, None]
     if counts(LAW):
-        starts = _starts(Numbers, head, rows, 0, MASKS, LANES)
+        starts = _starts(Numbers, head, rows, 0, MASKS, LANES, GRID)
         first = tl.min(starts, 1)
         if MASKS > 32:
-            starts_2 = _starts(Numbers, head, rows, 32, MASKS, LANES)
+            starts_2 = _starts(Numbers, head, rows, 32, MASKS, LANES, GRID)
             first = tl.minimum(first, tl.min(starts_2, 1))
     elif MASKS > 0:
         first = tl.full([ROWS], FARTHEST, tl.int32)
         for lane in range(0, MASKS, LANES):
-            first = tl.minimum(first, tl.min(_starts(Numbers, head, rows, lane, MASKS, LANES), 1))
+            first = tl.minimum(first, tl.min(_starts(Numbers, head, rows, lane, MASKS, LANES, GRID), 1))
     else:
         first = tl.maximum(tl.maximum(rows, 0).to(tl.float64) - tl.load(Numbers + head * 2 + 1), 0.0).to(tl.int32)
     first = tl.where(mine, tl.maximum(first, SINKS), FARTHEST)
@@ -257,7 +265,9 @@ def decode(
     batch, heads, queries, dim = q.shape
     assert queries <= ROWS
     gaps, device = len(places) == 3, q.device
-    parts, merging = _launchers(numbers.law, numbers.masks, numbers.sinks, gaps, dim, q.dtype)
+    parts, merging = _launchers(
+        numbers.law, numbers.masks, numbers.sinks, gaps, gridded(numbers.numbers, numbers.masks), dim, q.dtype
+    )
     if splits is None:
         splits = min(-(-k.shape[2] // parts.fixed["COLUMNS"]), -(-PROGRAMS // (batch * heads)))
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -279,10 +289,12 @@ def decode(
 
 
 @functools.cache
-def _launchers(law: str, masks: int, sinks: int, gaps: bool, dim: int, dtype: torch.dtype) -> tuple[Launcher, Launcher]:
+def _launchers(
+    law: str, masks: int, sinks: int, gaps: bool, grid: bool, dim: int, dtype: torch.dtype
+) -> tuple[Launcher, Launcher]:
     """Of the parts and of their merging."""
     parts = Launcher(
-        decode_kernel, LAW=law, MASKS=masks, SINKS=sinks, GAPS=gaps, DIM=dim, WIDE=width_of(dim),
+        decode_kernel, LAW=law, MASKS=masks, SINKS=sinks, GAPS=gaps, GRID=grid, DIM=dim, WIDE=width_of(dim),
         PRECISION=precision_of(dtype), ASM=not INTERPRETED, **tile_constants(dtype),
     )  # fmt: skip
     return parts, Launcher(merge_kernel, DIM=dim, WIDE=width_of(dim), STEP=MERGED, enable_fp_fusion=True)

@@ -11,7 +11,6 @@ from kernels.samplers import sampler_of
 from kernels.weights import Alibi, Weights, by_distance, check_slopes, check_whole
 
 UNION_WEIGHTS = ("count", "rb", "exact")
-GRIDLESS = "kernel='triton' knows no masks on a grid: use kernel='sdpa' or 'flex' with align."  # of its tables
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,8 @@ class PositionalLSH(Weights):
         return cls(slopes, drawn, sampler, weights, check_whole("sinks", sinks, 0))
 
     @classmethod
-    def example(cls, slopes, kind, sampler, masks, sinks):
-        return cls.draw(slopes, masks, seed=0, sampler=sampler, weights=kind, sinks=sinks)
+    def example(cls, slopes, kind, sampler, masks, sinks, align=0):
+        return cls.draw(slopes, masks, seed=0, sampler=sampler, weights=kind, sinks=sinks, align=align)
 
     @property
     def count(self) -> int:
@@ -93,19 +92,14 @@ class PositionalLSH(Weights):
         return "count" if self.alike else "sum"
 
     @property
-    def gridded(self) -> bool:
-        return self.masks.grid is not None
-
-    @property
     def kind(self):
-        return "plsh", self.weights, self.sampler, self.count, self.sinks
+        grid = () if self.masks.grid is None else (int(self.masks.grid[:, 0].max()),)
+        return "plsh", self.weights, self.sampler, self.count, self.sinks, *grid
 
     def pack(self):
-        if self.gridded:
-            raise ValueError(GRIDLESS)
-        width = self.masks.width
+        width, grid = self.masks.width, self.masks.grid
         columns = width, self.masks.shift, self.masks.log_weight.exp(), width.reciprocal()
-        return torch.cat([self.slopes[:, None], *columns], 1)
+        return torch.cat([self.slopes[:, None], *columns, *([] if grid is None else [grid])], 1)
 
     @property
     def numbers_per_row(self) -> int:

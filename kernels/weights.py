@@ -33,7 +33,6 @@ class Weights(ABC):
     )
     law: Law | None = None  # None: fused kernels have no tables for these weights
     count: int = 0  # masks, 0 of weights without
-    gridded: bool = False  # masks on a grid (`kernels.masks.Masks.grid`)
 
     @property
     def heads(self) -> int:
@@ -85,7 +84,8 @@ class Weights(ABC):
 
     def pack(self) -> torch.Tensor:
         """What a fused kernel reads of the weights: (H, 1 + 4 S) float64, slope, then widths, shifts, weights and
-        reciprocal widths of the masks, or (H, 2), slope and farthest distance, of weights without masks."""
+        reciprocal widths of the masks, and after them the three of `Masks.grid`, if any; or (H, 2), slope and farthest
+        distance, of weights without masks."""
         raise ValueError(no_tables(self))
 
     def halves(self) -> tuple["Weights", "Weights"]:

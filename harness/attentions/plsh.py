@@ -101,11 +101,6 @@ class Plsh(Attention):
     def masks_counted(self):
         return self.masks if self.weights == "count" else 0
 
-    def refusal(self, kernel):
-        from kernels.union import GRIDLESS
-
-        return GRIDLESS if kernel == "triton" and self.align else None
-
     def facts(self, model):
         """Of masks on a grid how many heads are on it, and how far at most an expected weight is off from theirs under
         ALiBi."""

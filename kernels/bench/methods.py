@@ -67,8 +67,7 @@ def masked(problem: Problem, kernel: str, masks: int) -> list[Method]:
     kinds = {kind: {"weights": kind} for kind in KINDS}
     if masks == 16:
         kinds |= {f"{kind}, systematic": {"weights": kind, "sampler": "systematic"} for kind in ("count", "rb")}
-        if kernel != "triton":  # which knows no grid
-            kinds[f"count, grid of {GRID}"] = {"align": GRID}
+        kinds[f"count, grid of {GRID}"] = {"align": GRID}
     for kind, options in kinds.items():
         weights = PositionalLSH.draw(slopes, masks, seed=0, **options)
         name = f"plsh {kind}, S={masks}"

@@ -224,3 +224,15 @@ def test_the_bench_measures_this_kernel_on_prepared_tables(call: str):
         times = 3 if "passes" in row["name"] else 1
         tables = row["bytes"] - times * row["floor_bytes"]
         assert tables == 0 if "decode" in call else tables > 0
+
+
+@pytest.mark.parametrize("queries", [90, 3])
+def test_masks_on_a_grid(queries: int):
+    weights = PositionalLSH.draw(torch.tensor([0.5, 0.01]), 5, seed=1, sinks=2, align=12)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, n, 16, generator=generator).half() for n in (queries, 90, 90))
+    true, true_lse = attend(q.double(), k.double(), v.double(), weights, kernel="exact", return_lse=True)
+    out, lse = attend(q, k, v, weights, kernel="triton", return_lse=True)
+    assert (out - true).abs().max() < 4e-3 and (lse - true_lse).abs().max() < 1e-4
+    off = attend(q, k, v, PositionalLSH.draw(weights.slopes, 5, seed=1, sinks=2), kernel="triton")
+    assert (off - true)[:, 1].abs().max() > 0.01  # the flat head is on the grid

@@ -32,6 +32,8 @@ ALL = {
     "count 64": lsh(64, "gamma", "count"),
     "sum": lsh(16, "systematic", "count", 40),
     "fixed": lsh(4, "fixed", "count"),
+    "grid": PositionalLSH.draw(SLOPES, 33, seed=3, sinks=3, align=24),
+    "grid, sum": PositionalLSH.draw(SLOPES, 16, seed=3, sampler="systematic", align=32),
 }
 
 
@@ -54,10 +56,10 @@ def test_tables(name: str, causal: bool):
 
 
 @triton.jit
-def starts_kernel(Numbers, Rows, Out, MASKS: tl.constexpr, LANES: tl.constexpr):
+def starts_kernel(Numbers, Rows, Out, MASKS: tl.constexpr, LANES: tl.constexpr, GRID: tl.constexpr):
     place, lane = tl.arange(0, 16), tl.arange(0, LANES)
     for begin in range(0, MASKS, LANES):
-        found = _starts(Numbers, tl.program_id(0).to(tl.int64), tl.load(Rows + place), begin, MASKS, LANES)
+        found = _starts(Numbers, tl.program_id(0).to(tl.int64), tl.load(Rows + place), begin, MASKS, LANES, GRID)
         to = Out + (tl.program_id(0) * 16 + place)[:, None] * MASKS + begin + lane[None, :]
         tl.store(to, found, mask=(begin + lane < MASKS)[None, :])
 
@@ -66,7 +68,8 @@ def check_starts(weights: PositionalLSH, rows: list[int]) -> torch.Tensor:
     """Decoding makes the starts of its rows itself: as the masks have them."""
     heads, masks = weights.heads, weights.count
     got, own = torch.empty(heads, 16, masks, dtype=torch.int32), torch.tensor(rows)
-    starts_kernel[(heads,)](numbers_on(weights, CPU).numbers, own.int(), got, MASKS=masks, LANES=lanes(masks))
+    numbers, grid = numbers_on(weights, CPU).numbers, weights.masks.grid is not None
+    starts_kernel[(heads,)](numbers, own.int(), got, MASKS=masks, LANES=lanes(masks), GRID=grid)
     assert torch.equal(got.long(), weights.masks.starts(torch.arange(heads), own[None].expand(heads, -1)))
     return got
 

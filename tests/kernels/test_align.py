@@ -1,7 +1,6 @@
 """Masks on a grid: their edges, the expectation of their weights, their cost, and every kernel under them."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -173,13 +172,3 @@ def test_flex_counts_on_the_grid_what_the_definition_does():
 def test_what_a_grid_cannot_be_combined_with(options, hint):
     with pytest.raises(ValueError, match=hint):
         drawn(**options)
-
-
-def test_the_fused_kernel_refuses_a_grid():
-    triton_attend = pytest.importorskip("kernels.triton_attend")
-    from kernels.triton_numbers import numbers_of
-
-    assert "use kernel='sdpa'" in triton_attend.obstacle(torch.zeros(1, 4, 1, 8), drawn())
-    with pytest.raises(ValueError, match="use kernel='sdpa' or 'flex' with align"):
-        numbers_of(drawn(), torch.device("cpu"))
-    assert numbers_of(replace(drawn(), masks=draw_masks(SLOPES, 8, seed=3)), torch.device("cpu")).masks == 8
