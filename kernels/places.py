@@ -62,6 +62,8 @@ def check_places(places: Places, queries: int, keys: int, sinks: int) -> tuple[t
     pads, starts = rows[:2]
     gaps = rows[2] if len(rows) == 3 else (0,) * len(pads)
     for pad, start, left_out in zip(pads, starts, gaps, strict=True):
+        if left_out < 0:
+            raise ValueError(f"gap must be at least 0, not {list(gaps)}.")
         if not 0 <= pad <= keys:
             raise ValueError(
                 f"padding must hold one count in 0 .. {keys} for each of the {len(pads)} sequences, not {list(pads)}."

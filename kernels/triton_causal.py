@@ -26,7 +26,8 @@ from kernels.triton_weights import ANY, HIDDEN, INTERPRETED, LN2, between, count
 
 STEP = 32  # keys at a time
 LAWS = ("linear", "rb", "count")
-LARGEST = tl.constexpr(120.0)  # exponent of a factor of a row or column: their product stays within float32
+# exponent of a factor of a row or column: what is below float32 becomes 0, of a likelihood at most 2^(100 - 126)
+LARGEST = tl.constexpr(100.0)
 ALIGNED = 16  # bytes of which every address and stride must be a multiple
 
 
@@ -255,9 +256,10 @@ def streams(*inputs: torch.Tensor, tables: Tables, gaps: bool) -> bool:
 
 
 def streamed(x: torch.Tensor) -> bool:
-    """Whether the copy engine can fetch tiles of x, with a dense last dimension, as it lies in memory."""
+    """Whether the copy engine can fetch tiles of x, with a dense last dimension, as it lies in memory, and tiles of a
+    dense tensor like it."""
     sizes = zip(x.shape[:3], x.stride()[:3], strict=True)
-    strides = [stride for size, stride in sizes if size > 1]
+    strides = [stride for size, stride in sizes if size > 1] + [x.shape[3]]
     return x.data_ptr() % ALIGNED == 0 and all(
         stride > 0 and stride * x.element_size() % ALIGNED == 0 for stride in strides
     )
@@ -265,8 +267,9 @@ def streamed(x: torch.Tensor) -> bool:
 
 def descriptor(x: torch.Tensor, rows: int) -> TensorDescriptor:
     """Of tiles of `rows` tokens of one head of a sequence of x (B, H, T, D)."""
-    strides = [stride if size > 1 else x.stride(2) for size, stride in zip(x.shape[:2], x.stride()[:2], strict=True)]
-    return TensorDescriptor(x, list(x.shape), [*strides, *x.stride()[2:]], [1, 1, rows, width_of(x.shape[3])])
+    wide = width_of(x.shape[3])  # also the stride of a dimension of one, which may have had any
+    strides = [stride if size > 1 else wide for size, stride in zip(x.shape[:3], x.stride()[:3], strict=True)]
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, wide])
 
 
 def causal_forward(

@@ -5,6 +5,7 @@ the forward once as a CUDA graph and replays it wherever the next tokens lie. La
 small step take the host longer than the device. On a CPU the same code runs as it is.
 """
 
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -17,11 +18,17 @@ from kernels import Weights
 MOST = 16  # tokens of each sequence: what the kernels decode at a time
 
 
-def replayable(run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
-    """What `run` returns, and what computes it anew in its place; the first time has yet to come."""
+def replayable(run: Callable[[], torch.Tensor], device: torch.device) -> tuple[torch.Tensor, Callable[[], None]]:
+    """What `run`, which runs on `device`, returns, and what computes it anew in its place; the first time has yet to
+    come."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = run()
+    # on a stream of that device, which need not be the current one: another's would capture nothing; and a capture that
+    # fails would leave its own stream the current one
+    capturing = torch.cuda.graph(graph, stream=torch.cuda.Stream(device))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*graph is empty", category=UserWarning)
+        with torch.cuda.stream(torch.cuda.current_stream(device)), capturing:
+            out = run()
     return out, graph.replay
 
 
@@ -41,7 +48,7 @@ class Step:
         *,
         graphs: bool,
     ):
-        self.weights, self.rows, self.forward, self.graphs = weights, rows, forward, graphs
+        self.weights, self.rows, self.forward, self.graphs = tuple(weights), rows, forward, graphs
         self.buffers = [layer.keys for layer in cache.layers]
         self.gapped = cache.chunk is not None
         # layers that evict hold different keys, others the same
@@ -58,7 +65,7 @@ class Step:
     def fits(self, cache: KVCache, weights: Sequence[Weights]) -> bool:
         """Whether this is still a step of the cache, in its buffers and under these weights."""
         held = all(layer.keys is keys for layer, keys in zip(cache.layers, self.buffers, strict=True))
-        return held and weights is self.weights
+        return held and all(map(operator.is_, weights, self.weights))
 
     def __call__(self, cache: KVCache, ids: torch.Tensor, pads: list[int]) -> ModelOutput:
         """Outputs for the next tokens; `pads` the slots of padding that each sequence begins with."""
@@ -107,8 +114,8 @@ class Step:
 
     def _capture(self, cache: KVCache) -> None:
         try:
-            self._hidden, self._replay = replayable(lambda: self._run(cache).last_hidden_state)
-        except RuntimeError as error:
+            self._hidden, self._replay = replayable(lambda: self._run(cache).last_hidden_state, self._ids.device)
+        except (RuntimeError, UserWarning) as error:
             self.graphs = False
             warnings.warn(
                 "No CUDA graph of a step of generation could be captured, so its kernels are launched one by one: "

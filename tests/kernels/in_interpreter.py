@@ -21,6 +21,7 @@ from kernels.bench.plan import CALLS, HeadSet
 from kernels.bench.problem import Problem
 from kernels.compare import alone
 from kernels.tables import law_of
+from kernels.triton_causal import descriptor, streamed
 from kernels.triton_decode import decode
 from kernels.triton_delta import delta_of
 from kernels.triton_launch import step_of
@@ -236,3 +237,13 @@ def test_masks_on_a_grid(queries: int):
     assert (out - true).abs().max() < 4e-3 and (lse - true_lse).abs().max() < 1e-4
     off = attend(q, k, v, PositionalLSH.draw(weights.slopes, 5, seed=1, sinks=2), kernel="triton")
     assert (off - true)[:, 1].abs().max() > 0.01  # the flat head is on the grid
+
+
+def test_what_the_copy_engine_can_fetch():
+    """Addresses and strides in multiples of 16 bytes, those of a dense tensor of the same shape too; a dimension of one
+    may have any stride."""
+    x = torch.zeros(2, 3, 8, 32, dtype=torch.float16)
+    assert streamed(x) and streamed(x.mT.contiguous().mT[..., :8].contiguous()) and streamed(x[:, :, ::2])
+    assert not streamed(x[..., :12]) and not streamed(x[..., 1:9]) and not streamed(x[:, :1].expand(-1, 3, -1, -1))
+    one = torch.zeros(1000, dtype=torch.float16).as_strided((1, 3, 1, 32), (7, 64, 5, 1))
+    assert streamed(one) and descriptor(one, 16).strides == [32, 64, 32, 1]

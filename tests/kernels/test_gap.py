@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import KERNELS, Case
 
-from kernels import attend
+from kernels import Window, attend
 
 BASE = Case(heads=(4, 2), masks=4, shape=(301, 20, None), slopes="steep")
 GAPS = [
@@ -82,3 +82,9 @@ def test_a_gap_needs_weights_that_forget_and_causality():
             attend(q, k, v, wrong.weights(), gap=5, **options)
     with pytest.raises(ValueError, match="gap must be at least 0"):
         attend(q, k, v, replace(BASE, rule="window").weights(), gap=-1)
+
+
+def test_places_may_hold_no_gap_below_zero():
+    q = torch.zeros(1, 1, 2, 8)
+    with pytest.raises(ValueError, match="gap must be at least 0"):
+        attend(q, q, q, Window(torch.tensor([0.5]), 2.0), places=torch.tensor([[0], [0], [-1]]), kernel="sdpa")

@@ -43,7 +43,7 @@ def tapes(monkeypatch) -> list[Tape]:
     """Every step after the first of its kind is the replay of one of these."""
     made = []
 
-    def replayable(run):
+    def replayable(run, device):
         made.append(Tape())
         with made[-1]:
             out = run()
