@@ -1,19 +1,16 @@
 """lm-eval's model `plsh`: its HFLM with replaced attention, for lm-eval's own command and `simple_evaluate`."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from harness.attentions import registry
 from harness.cell import DRAWS
-from harness.config import AttnConfig
 from harness.errors import UserError
 from harness.models.replace import attention
-
-OWN = {field.name for field in fields(AttnConfig)} - {"name"}
 
 
 class ReplacedLM(HFLM):
@@ -36,7 +33,8 @@ class ReplacedLM(HFLM):
         kernel: str = "auto",
         **options: Any,
     ):
-        own = {name: options.pop(name) for name in OWN & set(options)}
+        names = {option.name for option in registry.options()}
+        own = {name: options.pop(name) for name in names & set(options)}
         super().__init__(pretrained, **{"softmax_dtype": "float32", **options})
         sizes = {"masks": masks, "context": context, "seed": seed, "kernel": kernel}
         self.replacement = attention(self.model, attn, **sizes, **own)
