@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from harness.cell import Cell
 from harness.collect import collect, row_of
 from harness.compose import composed, words_of
 from harness.errors import STATUSES, UserError
@@ -103,18 +104,16 @@ def load(results: str | Path = "results") -> pd.DataFrame:
 
 def _record(planned: Plan, status: str, document: dict, text: str) -> CellRecord:
     beside = {role: planned.references[role] for role in document.get("references", {})}
-    own, *others = (
-        {
-            task.task.name: record
-            for task in planned.tasks
-            for record in records(planned.results, [cell.cell_id])
-            if (record.task, record.store.task_id)
-            == (task.task.name, cell.task_id(task.task.name, task.identity(planned.cell)))
-        }
-        for cell in (planned.cell, *beside.values())
-    )
+    own, *others = (_tasks_of(planned, cell) for cell in (planned.cell, *beside.values()))
     folder = planned.results / planned.cell.cell_id
     return CellRecord(status, planned.cell.cell_id, folder, own, dict(zip(beside, others, strict=True)), text)
+
+
+def _tasks_of(planned: Plan, cell: Cell) -> dict[str, Record]:
+    """What the store has of a cell and the planned tasks."""
+    kept = {(record.task, record.store.task_id): record for record in records(planned.results, [cell.cell_id])}
+    names = [(t.task.name, cell.task_id(t.task.name, t.identity(planned.cell))) for t in planned.tasks]
+    return {name: kept[name, task_id] for name, task_id in names if (name, task_id) in kept}
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from harness.tasks.base import Task
 
 def refuse_kernel(kernel: str, attention: Attention, model: ModelSpec, device: torch.device) -> None:
     """UserError if this kernel cannot compute this attention of this model here."""
+    reason = None
     if kernel == "triton":
         try:
             from kernels.triton_attend import hindrance
@@ -21,21 +22,13 @@ def refuse_kernel(kernel: str, attention: Attention, model: ModelSpec, device: t
             raise UserError(
                 "kernel=triton needs the package triton, which is not installed: use kernel=sdpa."
             ) from None
-        shape = model.torch_dtype, model.architecture.head_dim
-        reason = attention.refusal(kernel) or hindrance(device, *shape, attention.masks_counted)
+        reason = hindrance(device, model.torch_dtype, model.architecture.head_dim, attention.masks_counted)
     elif kernel == "flex":
         from kernels import flex  # its import takes seconds
 
-        reason = attention.refusal(kernel) or flex.hindrance(device, model.torch_dtype)
-    else:
-        reason = attention.refusal(kernel)
+        reason = flex.hindrance(device, model.torch_dtype)
     if reason:
-        raise UserError(_in_options(reason))
-
-
-def _in_options(reason: str) -> str:
-    """A sentence of `kernels` in the words of the command line."""
-    return re.sub(r"kernel='(\w+)'", r"kernel=\1", reason)
+        raise UserError(re.sub(r"kernel='(\w+)'", r"kernel=\1", reason))  # in the words of the command line
 
 
 def refuse_model(task: Task, model: ModelSpec) -> None:

@@ -124,10 +124,6 @@ class Attention(ABC):
         """How many masks a kernel must count pair by pair, 0 where a formula gives the weight."""
         return 0
 
-    def refusal(self, kernel: str) -> str | None:
-        """Why this kernel cannot compute the method on any device, with what to use instead; None if it can."""
-        return None
-
     def facts(self, model: "ModelSpec") -> dict:
         """What the record of a cell says of the method beside its identity, as JSON."""
         return {}
