@@ -9,7 +9,7 @@ from torch.autograd.forward_ad import unpack_dual
 from kernels.places import Places, check_places
 from kernels.tables import MOST
 from kernels.triton_decode import ROWS
-from kernels.triton_launch import tile_of
+from kernels.triton_launch import capability, tile_of
 from kernels.triton_numbers import bias_on, numbers_on
 from kernels.triton_ops import decoded, fused, tables_on_device
 from kernels.triton_weights import INTERPRETED
@@ -66,16 +66,6 @@ def attend_triton(
         tables = tables_on_device(weights, tokens, tile=tile, causal=causal, device=q.device, origin=origin)
         out, lse = fused(q, k, v, tables, places, scale)
     return (out if out.dtype == dtype else out.to(dtype)), lse
-
-
-def capability(q: torch.Tensor) -> int:
-    """Major compute capability of q's GPU, 0 where there is none."""
-    return _capability(q.device.index) if q.is_cuda else 0
-
-
-@torch.compiler.assume_constant_result
-def _capability(index: int) -> int:
-    return torch.cuda.get_device_capability(index)[0]
 
 
 def obstacle(q: torch.Tensor, weights: Weights) -> str | None:

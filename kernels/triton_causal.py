@@ -20,9 +20,20 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.tables import LOG2E, WORD, Tables
-from kernels.triton_launch import Launcher, precision_of, strides_of, width_of
-from kernels.triton_tiles import clear_padding, place_of
-from kernels.triton_weights import ANY, HIDDEN, INTERPRETED, LN2, between, counts, scales, weigh_near, weights_of
+from kernels.triton_launch import Launcher, capability, pointers, precision_of, strides_of, width_of
+from kernels.triton_tiles import absorb, clear_padding, place_of
+from kernels.triton_weights import (
+    ANY,
+    HIDDEN,
+    INTERPRETED,
+    LN2,
+    between,
+    counts,
+    lanes,
+    to_sinks,
+    weigh_near,
+    weights_of,
+)
 
 STEP = 32  # keys at a time
 LAWS = ("linear", "rb", "count")
@@ -47,12 +58,6 @@ def doublings(number):
     return number.bit_length() - 1
 
 
-@triton.constexpr_function
-def lanes_of_product(masks):
-    """Columns of a product over the masks: a power of two that the tensor cores take."""
-    return max(16, 1 << (masks - 1).bit_length())
-
-
 @triton.jit
 def geometric(q, number: tl.constexpr):
     """1 + q + ... + q^(number - 1) for q from 0 to 1, all of whose terms are positive: nothing cancels."""
@@ -74,20 +79,21 @@ def factors_of(
     LAW: tl.constexpr, MASKS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """What each position of the tile that begins at `base`, of rows (ROWS) or of keys, brings to the weights of its
-    pairs: under "rb" a factor of exp(-slope * d), under "count" which masks' pivot blocks, `corner`, it can lie in."""
-    found = positions
+    pairs: under "rb" a factor of exp(-slope * d), under "count" which masks' pivot blocks, of which `corner` has the
+    begins and the ends, it can lie in. And what a step compares with there: where the blocks begin (ROWS) or end."""
+    found, limits = positions, positions
     if LAW == "rb":
         after = (positions - base - TILE // 2).to(tl.float32)
         found = tl.exp2(slope * (-after if ROWS else after))
     if LAW == "count":
-        lane = tl.arange(0, lanes_of_product(MASKS))
+        lane = tl.arange(0, lanes(MASKS))
+        begins = tl.load(corner + lane, mask=lane < MASKS, other=2147483647)
+        ends = tl.load(corner + MASKS + lane, mask=lane < MASKS, other=0)
         if ROWS:
-            ends = tl.load(corner + MASKS + lane, mask=lane < MASKS, other=0)
-            found = (ends[None, :] > positions[:, None]).to(DTYPE)
+            found, limits = (ends[None, :] > positions[:, None]).to(DTYPE), begins
         else:
-            begins = tl.load(corner + lane, mask=lane < MASKS, other=2147483647)
-            found = (begins[None, :] <= positions[:, None]).to(DTYPE)
-    return found
+            found, limits = (begins[None, :] <= positions[:, None]).to(DTYPE), ends
+    return found, limits
 
 
 @triton.jit
@@ -97,8 +103,8 @@ def weighed(
     ASM: tl.constexpr,
 ):  # fmt: skip
     """Scores (tile, step), HIDDEN where a pair is not `seen`, and the factors of their exponentials. The tile, of rows
-    if ROWS, begins at `base`, and `of_tile` is of `factors_of`; the step lies at `positions`, whether within the tile
-    (`diagonal`) or not. `limits`: where the pivot blocks begin (ROWS) or end."""
+    if ROWS, begins at `base`; `of_tile` and `limits` are of `factors_of`; the step lies at `positions`, whether within
+    the tile (`diagonal`) or not."""
     factor = score
     if LAW == "count":
         if diagonal:
@@ -118,6 +124,46 @@ def weighed(
             factor = reciprocal(geometric(tl.maximum(1.0 - like, 0.0), MASKS), ASM)
         score = tl.where(seen, score, HIDDEN)
     return score, factor
+
+
+@triton.jit
+def key_step(
+    q, K, V, sequence, head, lead, j0, step, i0, place, first, visited, of_rows, begins, slope, planes, share, scale2,
+    LAW: tl.constexpr, MASKS: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
+    PRECISION: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """Of STEP keys from `j0` on: keys, values, and scores and factors of the rows of the tile at `i0`, of which `first`
+    and `visited` are the first key and the number of keys; under "linear" the scores lack the row's part of the bias.
+    `step`: 0 to STEP - 1, made before the loop."""
+    columns = j0 + step
+    k = K.load([sequence, head, lead + j0, 0]).reshape([STEP, WIDE])
+    v = V.load([sequence, head, lead + j0, 0]).reshape([STEP, WIDE])
+    score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+    # in one comparison: a column before the first is a large number without sign
+    seen = (columns[None, :] - first[:, None]).to(tl.uint32) < visited[:, None]
+    if LAW == "linear":
+        score += (slope * (columns - i0).to(tl.float32))[None, :]
+    score, factor = weighed(
+        score, seen, j0 >= i0, of_rows, begins, place, columns, i0, slope, planes, share,
+        LAW, MASKS, TILE, True, PRECISION, ASM,
+    )  # fmt: skip
+    return k, v, score, factor
+
+
+@triton.jit
+def sink_step(
+    q, K, V, sequence, head, lead, j0, step, i0, rows, slope, scale2,
+    LAW: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, WIDE: tl.constexpr, STEP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The same of keys that are sinks, with scores as of `to_sinks`."""
+    columns = j0 + step
+    k = K.load([sequence, head, lead + j0, 0]).reshape([STEP, WIDE])
+    v = V.load([sequence, head, lead + j0, 0]).reshape([STEP, WIDE])
+    score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+    seen = (columns < SINKS)[None, :] & (columns[None, :] <= rows[:, None])
+    score, factor = to_sinks(score, between(rows, columns, i0, j0), seen, slope, LAW, MASKS)
+    return k, v, score, factor
 
 
 @triton.jit(do_not_specialize=ANY)
@@ -156,46 +202,29 @@ def causal_kernel(
         LAW, MASKS, TILE,
     )  # fmt: skip
     # a mask holds row i and key j before the tile iff its block of row i0, the pivot, ends after i and begins by j
-    of_rows, begins = factors_of(rows, i0, slope, corner, LAW, MASKS, TILE, True, q.dtype), place
-    if LAW == "count":
-        lane = tl.arange(0, lanes_of_product(MASKS))
-        begins = tl.load(corner + lane, mask=lane < MASKS, other=2147483647)
+    of_rows, begins = factors_of(rows, i0, slope, corner, LAW, MASKS, TILE, True, q.dtype)
     top = tl.full([TILE], HIDDEN, tl.float32)
     total = tl.zeros([TILE], tl.float32)
     acc = tl.zeros([TILE, WIDE], tl.float32)
 
     last = i0 + TILE - STEP
     for t in tl.range(0, (last - lowest) // STEP + 1, num_stages=STAGES, disable_licm=True):
-        j0 = last - t * STEP
-        columns = j0 + step
-        k = K.load([sequence, shared, lead + j0, 0]).reshape([STEP, WIDE])
-        v = V.load([sequence, shared, lead + j0, 0]).reshape([STEP, WIDE])
-        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-        # in one comparison: a column before the first is a large number without sign
-        seen = (columns[None, :] - first[:, None]).to(tl.uint32) < visited[:, None]
-        if LAW == "linear":
-            score += (slope * (columns - i0).to(tl.float32))[None, :]
-        score, factor = weighed(
-            score, seen, j0 >= i0, of_rows, begins, place, columns, i0, slope, planes, share,
-            LAW, MASKS, TILE, True, PRECISION, ASM,
+        k, v, score, factor = key_step(
+            q, K, V, sequence, shared, lead, last - t * STEP, step, i0, place, first, visited, of_rows, begins, slope,
+            planes, share, scale2, LAW, MASKS, WIDE, TILE, STEP, PRECISION, ASM,
         )  # fmt: skip
         acc, total, top = absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+    if LAW == "linear":  # the row's part of the bias, which its softmax did not need
+        top -= slope * place.to(tl.float32)
 
     # the sinks: a row that saw nothing so far has a maximum of HIDDEN, which what it sees here wipes out
     if SINKS > 0:
         of_head = tl.load(Slope + head)
         for j0 in tl.range(0, SINKS, STEP, num_stages=1):
-            columns = j0 + step
-            k = K.load([sequence, shared, lead + j0, 0]).reshape([STEP, WIDE])
-            v = V.load([sequence, shared, lead + j0, 0]).reshape([STEP, WIDE])
-            score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-            if LAW == "linear":
-                score += (slope * (columns - i0).to(tl.float32))[None, :]
-            else:
-                score += of_head * between(rows, columns, i0, j0)
-            seen = (columns < SINKS)[None, :] & (columns[None, :] <= rows[:, None])
-            score = tl.where(seen, score, HIDDEN)
-            factor = tl.full(score.shape, MASKS * 1.0 if counts(LAW) else 1.0, tl.float32)
+            k, v, score, factor = sink_step(
+                q, K, V, sequence, shared, lead, j0, step, i0, rows, of_head, scale2,
+                LAW, MASKS, SINKS, WIDE, STEP, PRECISION,
+            )  # fmt: skip
             acc, total, top = absorb(acc, total, top, score, factor, v, LAW, PRECISION)
 
     out = (acc * reciprocal(total, ASM)[:, None]).to(q.dtype)
@@ -203,54 +232,44 @@ def causal_kernel(
     lse = top + tl.log2(total)
     if counts(LAW):
         lse -= tl.log2(MASKS * 1.0)
-    if LAW == "linear":
-        lse -= slope * place.to(tl.float32)
     mine = (rows >= start) & (rows < start + queries)
     to = Lse + (sequence * heads + head).to(tl.int64) * queries + (rows - start)
     tl.store(to, lse * LN2, mask=mine)
 
 
-@triton.jit
-def absorb(
-    acc, total, top, score, factor, value,
-    LAW: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The running softmax (acc, total, top) with one more tile of base-2 scores and the factors of its exponentials."""
-    higher = tl.maximum(top, tl.max(score, 1))
-    p = tl.exp2(score - higher[:, None])
-    if scales(LAW):
-        p = p * factor
-    shrink = tl.exp2(top - higher)
-    total = total * shrink + tl.sum(p, 1)
-    acc = tl.dot(p.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
-    return acc, total, higher
-
-
-def causal_constants(law: str, masks: int, sinks: int, dim: int, dtype: torch.dtype, tile: int) -> dict:
-    """What the kernel is compiled for, and how it is launched: with the cap on registers and the stages that took the
-    least time on an H200. On sm_90 128 registers leave room for four blocks, 168 for three."""
+def streamed_constants(law: str, masks: int, dim: int, dtype: torch.dtype, tile: int, **own) -> dict:
+    """What the kernels of these tiles are compiled for, and how they are launched; `own`: what is a kernel's own."""
     return {
         "LAW": law,
         "MASKS": 0 if law == "linear" else masks,
-        "SINKS": sinks,
-        "DIM": dim,
         "WIDE": width_of(dim),
         "TILE": tile,
         "STEP": min(STEP, tile),
-        "STAGES": 3 if law == "rb" else 2,
+        "STAGES": 2,
         "PRECISION": precision_of(dtype),
         "ASM": not INTERPRETED,
         "num_warps": 4,
-        "maxnreg": 128 if law == "linear" and not sinks else 255 if law == "count" and masks > 16 else 168,
+        "maxnreg": 255 if law == "count" and masks > 16 else 168,
         "enable_fp_fusion": True,
-    }
+    } | own
+
+
+def causal_constants(law: str, masks: int, sinks: int, dim: int, dtype: torch.dtype, tile: int) -> dict:
+    """Of `causal_kernel`: with the cap on registers and the stages that took the least time on an H200. On sm_90 128
+    registers leave room for four blocks, 168 for three."""
+    own = {"SINKS": sinks, "DIM": dim}
+    if law == "rb":
+        own["STAGES"] = 3
+    if law == "linear" and not sinks:
+        own["maxnreg"] = 128
+    return streamed_constants(law, masks, dim, dtype, tile, **own)
 
 
 def streams(*inputs: torch.Tensor, tables: Tables, gaps: bool) -> bool:
     """Whether the kernels for causal calls on Hopper can take these inputs, (B, H, T, D) with dense last dimensions."""
     q = inputs[0]
-    able = INTERPRETED or q.is_cuda and torch.cuda.get_device_capability(q.device)[0] == 9
-    lawful = tables.law in ("linear", "rb") or tables.law == "count" and tables.masks <= WORD
+    able = INTERPRETED or capability(q) == 9
+    lawful = tables.law in LAWS and (tables.law != "count" or tables.masks <= WORD)
     kind = able and tables.causal and not gaps and lawful and q.dtype != torch.float32
     return kind and all(map(streamed, inputs))
 
@@ -279,12 +298,11 @@ def causal_forward(
     """As `kernels.triton_forward.forward`, written to `out` and `lse`."""
     batch, heads, queries, dim = q.shape
     step, tile = min(STEP, tables.tile), tables.tile
-    named = (getattr(tables, name) for name in ("order", "first", "slope", "bias", "planes", "corners", "share"))
     strides, alike = strides_of(out, places=places)
     _launcher(tables.law, tables.masks, tables.sinks, dim, q.dtype, tile)(
         ((queries + 2 * tile - 2) // tile, batch, heads), q.device,
         descriptor(q, tile), descriptor(k, step), descriptor(v, step), descriptor(out, tile),
-        out, lse, places, *(x if x.numel() else tables.first for x in named), *strides,
+        out, lse, places, *pointers(tables, last=False), *strides,
         heads, heads // k.shape[1], queries, k.shape[2], tables.first.shape[1], tables.origin, scale * LOG2E,
         alike=alike,
     )  # fmt: skip

@@ -8,10 +8,10 @@ import triton
 import triton.language as tl
 
 from kernels.tables import LOG2E, Tables
-from kernels.triton_causal import STEP, causal_constants, descriptor, factors_of, lanes_of_product, weighed
-from kernels.triton_launch import Launcher, strides_of
+from kernels.triton_causal import STEP, descriptor, factors_of, key_step, sink_step, streamed_constants, weighed
+from kernels.triton_launch import Launcher, pointers, strides_of
 from kernels.triton_tiles import place_of, row_values
-from kernels.triton_weights import ANY, HIDDEN, between, counts, scales, weights_of
+from kernels.triton_weights import ANY, scales, weights_of
 
 
 @triton.jit
@@ -56,27 +56,16 @@ def causal_query_kernel(
     slope, _, share, planes, corner = weights_of(
         head.to(tl.int64), tile, Slope, Bias, Share, Planes, Corners, padded // TILE, 0, LAW, MASKS, TILE
     )
-    of_rows, begins = factors_of(rows, i0, slope, corner, LAW, MASKS, TILE, True, q.dtype), place
-    if LAW == "count":
-        lane = tl.arange(0, lanes_of_product(MASKS))
-        begins = tl.load(corner + lane, mask=lane < MASKS, other=2147483647)
+    of_rows, begins = factors_of(rows, i0, slope, corner, LAW, MASKS, TILE, True, q.dtype)
     lse_of = lse
     if LAW == "linear":  # of scores that lack the row's part of the bias
         lse_of = lse + slope * place.to(tl.float32)
     dq = tl.zeros([TILE, WIDE], tl.float32)
     last = i0 + TILE - STEP
     for t in tl.range(0, (last - lowest) // STEP + 1, num_stages=STAGES, disable_licm=True):
-        j0 = last - t * STEP
-        columns = j0 + step
-        k = K.load([sequence, shared, lead + j0, 0]).reshape([STEP, WIDE])
-        v = V.load([sequence, shared, lead + j0, 0]).reshape([STEP, WIDE])
-        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-        seen = (columns[None, :] - first[:, None]).to(tl.uint32) < visited[:, None]
-        if LAW == "linear":
-            score += (slope * (columns - i0).to(tl.float32))[None, :]
-        score, factor = weighed(
-            score, seen, j0 >= i0, of_rows, begins, place, columns, i0, slope, planes, share,
-            LAW, MASKS, TILE, True, PRECISION, ASM,
+        k, v, score, factor = key_step(
+            q, K, V, sequence, shared, lead, last - t * STEP, step, i0, place, first, visited, of_rows, begins, slope,
+            planes, share, scale2, LAW, MASKS, WIDE, TILE, STEP, PRECISION, ASM,
         )  # fmt: skip
         p = attention_of(score, factor, lse_of[:, None], LAW)
         dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
@@ -84,14 +73,11 @@ def causal_query_kernel(
     if SINKS > 0:
         of_head = tl.load(Slope + head)
         for j0 in tl.range(0, SINKS, STEP, num_stages=1):
-            columns = j0 + step
-            k = K.load([sequence, shared, lead + j0, 0]).reshape([STEP, WIDE])
-            v = V.load([sequence, shared, lead + j0, 0]).reshape([STEP, WIDE])
-            score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-            score += of_head * between(rows, columns, i0, j0)
-            seen = (columns < SINKS)[None, :] & (columns[None, :] <= rows[:, None])
-            factor = tl.full(score.shape, MASKS * 1.0 if counts(LAW) else 1.0, tl.float32)
-            p = attention_of(tl.where(seen, score, HIDDEN), factor, lse[:, None], LAW)
+            k, v, score, factor = sink_step(
+                q, K, V, sequence, shared, lead, j0, step, i0, rows, of_head, scale2,
+                LAW, MASKS, SINKS, WIDE, STEP, PRECISION,
+            )  # fmt: skip
+            p = attention_of(score, factor, lse[:, None], LAW)
             dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
             dq = tl.dot((p * (dp - delta[:, None])).to(k.dtype), k, dq, input_precision=PRECISION)
     Dq.store([sequence, head, i0 - start, 0], (dq * scale).to(q.dtype).reshape([1, 1, TILE, WIDE]))
@@ -124,10 +110,7 @@ def causal_key_kernel(
         head.to(tl.int64), tile, Slope, Bias, Share, Planes, Corners, padded // TILE, 0, LAW, MASKS, TILE
     )
     corner += 2 * MASKS  # a block that reaches from a row after the tile back into it holds the tile's last token
-    of_keys, ends = factors_of(columns, j0, slope, corner, LAW, MASKS, TILE, False, k.dtype), place
-    if LAW == "count":
-        lane = tl.arange(0, lanes_of_product(MASKS))
-        ends = tl.load(corner + MASKS + lane, mask=lane < MASKS, other=0)
+    of_keys, ends = factors_of(columns, j0, slope, corner, LAW, MASKS, TILE, False, k.dtype)
     dk = tl.zeros([TILE, WIDE], tl.float32)
     dv = tl.zeros([TILE, WIDE], tl.float32)
     begin = tl.maximum(j0, start // STEP * STEP)
@@ -158,12 +141,10 @@ def causal_key_kernel(
 
 
 def backward_constants(kernel: str, law: str, masks: int, sinks: int, dim: int, dtype: torch.dtype, tile: int) -> dict:
-    """As `causal_constants`, for "causal_dq" or "causal_dkdv"."""
-    fixed = causal_constants(law, masks, sinks, dim, dtype, tile)
-    of_keys = kernel == "causal_dkdv"  # whose two sums take the registers of two blocks
-    known = (causal_key_kernel if of_keys else causal_query_kernel).arg_names
-    fixed |= {"STAGES": 2, "maxnreg": 255 if of_keys or law == "count" and masks > 16 else 168}
-    return {name: value for name, value in fixed.items() if name in known or name.islower()}
+    """Of the kernels for dq ("causal_dq"), and for dk and dv ("causal_dkdv"), whose two sums leave registers for two
+    blocks."""
+    own = {"SINKS": sinks} if kernel == "causal_dq" else {"maxnreg": 255}
+    return streamed_constants(law, masks, dim, dtype, tile, **own)
 
 
 @functools.cache
@@ -184,18 +165,17 @@ def causal_gradients(
     `kernels.triton_delta`, `until` of `kernels.triton_backward.visitors`."""
     batch, heads, queries, dim = q.shape
     tile, step, padded = tables.tile, min(STEP, tables.tile), tables.first.shape[1]
-    named = (getattr(tables, name) for name in ("order", "first", "slope", "bias", "planes", "corners", "share"))
-    pointers = [x if x.numel() else tables.first for x in named]
+    held = pointers(tables, last=False)
     sizes = (heads, heads // k.shape[1], queries, k.shape[2], padded, scale, scale * LOG2E)
     of_rows, of_keys = _launchers(tables.law, tables.masks, tables.sinks, dim, q.dtype, tile)
-    _, alike = strides_of(lse, delta, places=places)
+    _, alike = strides_of(lse.view(-1), delta.view(-1), places=places)
     of_rows(
         ((queries + 2 * tile - 2) // tile, batch, heads), q.device,
         descriptor(q, tile), descriptor(k, step), descriptor(v, step), descriptor(dout, tile), descriptor(dq, tile),
-        lse, delta, places, *pointers, *sizes, alike=alike,
+        lse, delta, places, *held, *sizes, alike=alike,
     )  # fmt: skip
     of_keys(
         (batch, padded // tile, heads), q.device,
         descriptor(q, step), descriptor(k, tile), descriptor(v, tile), descriptor(dout, step), descriptor(dk, tile),
-        descriptor(dv, tile), lse, delta, until, places, *pointers, *sizes, alike=alike,
+        descriptor(dv, tile), lse, delta, until, places, *held, *sizes, alike=alike,
     )  # fmt: skip

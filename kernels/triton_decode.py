@@ -13,7 +13,7 @@ import triton.language as tl
 from kernels.tables import LOG2E
 from kernels.triton_launch import Launcher, precision_of, strides_of, width_of
 from kernels.triton_numbers import Numbers
-from kernels.triton_tables import FARTHEST, bucket_of, corrected, grid_of, gridded, standing_for
+from kernels.triton_tables import FARTHEST, bucket_of, edge_of, grid_of, gridded, standing_for
 from kernels.triton_tiles import load_pair, load_tile, place_of, row_of
 from kernels.triton_weights import (
     ANY,
@@ -24,6 +24,7 @@ from kernels.triton_weights import (
     between,
     by_distance,
     counts,
+    lanes,
     scales,
     to_sinks,
     weigh,
@@ -60,12 +61,7 @@ def _starts(Numbers, head, rows, begin, MASKS: tl.constexpr, LANES: tl.constexpr
     size, origin, middle = grid_of(Numbers, head, MASKS, GRID)
     standing = standing_for(tl.maximum(rows, 0).to(tl.float64), size, origin, middle, GRID)
     bucket = bucket_of(standing[:, None], width, shift)
-    edge = bucket * width + shift
-    if GRID:
-        edge = (edge - middle) / size
-    start = corrected(tl.ceil(edge), bucket, width, shift, size, middle, GRID)
-    if GRID:
-        start = start * size + origin
+    start, _ = edge_of(bucket, width, shift, size, origin, middle, False, GRID, True)
     return tl.where(live, tl.maximum(start, 0.0), FARTHEST).to(tl.int32)
 
 
@@ -80,12 +76,6 @@ def _word(held, LANES: tl.constexpr):
 def _own(starts, place, LANES: tl.constexpr):
     """The starts (LANES,) of the first of these rows."""
     return tl.min(tl.where((place == 0)[:, None], starts, FARTHEST), 0)
-
-
-@triton.constexpr_function
-def lanes(masks):
-    """Masks at a time, one to each bit of a word."""
-    return 16 if masks <= 16 else 32
 
 
 @triton.jit(do_not_specialize=ANY)

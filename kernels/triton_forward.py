@@ -13,7 +13,7 @@ import triton.language as tl
 from kernels.tables import LOG2E, Tables
 from kernels.triton_causal import causal_forward, streams
 from kernels.triton_launch import Launcher, constants, pointers, strides_of
-from kernels.triton_tiles import clear_padding, load_pair, load_tile, place_of, row_of, sink_tile
+from kernels.triton_tiles import absorb, clear_padding, load_pair, load_tile, place_of, row_of, sink_tile
 from kernels.triton_weights import (
     ANY,
     HIDDEN,
@@ -25,26 +25,9 @@ from kernels.triton_weights import (
     near,
     near_stages,
     packed,
-    scales,
     weights_of,
     words_of,
 )
-
-
-@triton.jit
-def _absorb(
-    acc, total, top, score, factor, value,
-    LAW: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The running softmax (acc, total, top) with one more tile of base-2 scores and the factors of its exponentials."""
-    higher = tl.maximum(top, tl.max(score, 1))
-    p = tl.exp2(score - higher[:, None])
-    if scales(LAW):
-        p = p * factor
-    shrink = tl.exp2(top - higher)
-    total = total * shrink + tl.sum(p, 1)
-    acc = tl.dot(p.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
-    return acc, total, higher
 
 
 @triton.jit(do_not_specialize=ANY)
@@ -104,7 +87,7 @@ def forward_kernel(
         score, factor = near(
             score, rows, columns, seen, slope, bias, planes, share, i0, LAW, MASKS, TILE, ASM
         )  # fmt: skip
-        acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+        acc, total, top = absorb(acc, total, top, score, factor, v, LAW, PRECISION)
 
     # tiles before it: every key is a token, and none lies after a row
     word, word_2 = words_of(corner, rows, LAW, MASKS, False)
@@ -120,7 +103,7 @@ def forward_kernel(
             score, rows, columns, seen, slope, bias, share, word, word_2, corner, i0, j0,
             LAW, MASKS, True, bounded(SINKS, CAUSAL, GAPS), ASM,
         )  # fmt: skip
-        acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+        acc, total, top = absorb(acc, total, top, score, factor, v, LAW, PRECISION)
 
     # tiles after it
     if not CAUSAL:
@@ -139,7 +122,7 @@ def forward_kernel(
                 score, rows, columns, seen, slope, bias, share, word, word_2, corner, i0, j0,
                 LAW, MASKS, False, True, ASM,
             )  # fmt: skip
-            acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+            acc, total, top = absorb(acc, total, top, score, factor, v, LAW, PRECISION)
 
     # the sinks: a row that saw nothing so far has a maximum of HIDDEN, which what it sees here wipes out
     if SINKS > 0:
@@ -152,7 +135,7 @@ def forward_kernel(
                 q, key_base, value_base, k_t, v_t, rows, i0, j0, tokens, of_head, scale2,
                 LAW, CAUSAL, MASKS, SINKS, DIM, WIDE, SINK_STEP, PRECISION,
             )  # fmt: skip
-            acc, total, top = _absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+            acc, total, top = absorb(acc, total, top, score, factor, v, LAW, PRECISION)
 
     dims = tl.arange(0, WIDE)
     total = tl.where(mine, total, 1.0)

@@ -9,9 +9,10 @@ from kernels.triton_weights import INTERPRETED
 LEAST = 16  # rows or columns of a product's operand
 
 
-def pointers(tables: Tables) -> list[torch.Tensor]:
-    """The tables in the order in which the kernels take them; one that the law does not need is never read."""
-    named = ("order", "first", "last", "slope", "bias", "planes", "corners", "share")
+def pointers(tables: Tables, *, last: bool = True) -> list[torch.Tensor]:
+    """The tables in the order in which the kernels take them, those for causal calls alone without `last`; one that the
+    law does not need is never read."""
+    named = ("order", "first", *["last"] * last, "slope", "bias", "planes", "corners", "share")
     return [getattr(tables, name) if getattr(tables, name).numel() else tables.first for name in named]
 
 
@@ -150,6 +151,16 @@ def width_of(dim: int) -> int:
 def precision_of(dtype: torch.dtype) -> str:
     """How products of this type are computed: TF32 would keep 10 bits of a float32."""
     return "ieee" if dtype == torch.float32 else "tf32"
+
+
+def capability(q: torch.Tensor) -> int:
+    """Major compute capability of q's GPU, 0 where there is none."""
+    return _capability(q.device.index) if q.is_cuda else 0
+
+
+@torch.compiler.assume_constant_result
+def _capability(index: int) -> int:
+    return torch.cuda.get_device_capability(index)[0]
 
 
 def tile_of(dtype: torch.dtype, capability: int) -> int:

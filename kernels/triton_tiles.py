@@ -66,6 +66,22 @@ def load_pair(
 
 
 @triton.jit
+def absorb(
+    acc, total, top, score, factor, value,
+    LAW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The running softmax (acc, total, top) with one more tile of base-2 scores and the factors of its exponentials."""
+    higher = tl.maximum(top, tl.max(score, 1))
+    p = tl.exp2(score - higher[:, None])
+    if scales(LAW):
+        p = p * factor
+    shrink = tl.exp2(top - higher)
+    total = total * shrink + tl.sum(p, 1)
+    acc = tl.dot(p.to(value.dtype), value, acc * shrink[:, None], input_precision=PRECISION)
+    return acc, total, higher
+
+
+@triton.jit
 def row_values(Lse, Delta, at, rows, mine, LAW: tl.constexpr, MASKS: tl.constexpr):
     """Base-2 log-sum-exp of the weighted sum as the forward pass had it, and delta, of rows that begin at `at`."""
     lse = tl.load(Lse + at + rows, mask=mine, other=0.0) * 1.4426950408889634

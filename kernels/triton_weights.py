@@ -210,5 +210,11 @@ def packed(law, masks, causal):
 
 
 @triton.constexpr_function
+def lanes(masks):
+    """Masks at a time, up to 32, one to each bit of a word or column of a product."""
+    return 16 if masks <= 16 else 32
+
+
+@triton.constexpr_function
 def tile_depth(tile):
     return max(1, tile.bit_length() - 1)

@@ -43,8 +43,7 @@ def decodes(problem: Problem) -> bool:
 def fused(problem: Problem, weights: Weights):
     """(build, call): tables for these rows, and kernel `triton` on them: call(tables, q, k, v) -> out, lse."""
     from kernels.tables import build_tables
-    from kernels.triton_attend import capability  # triton exists on Linux only
-    from kernels.triton_launch import tile_of
+    from kernels.triton_launch import capability, tile_of  # triton exists on Linux only
     from kernels.triton_ops import fused as attend_fused
 
     q, scale = problem.q, problem.heads.dim**-0.5

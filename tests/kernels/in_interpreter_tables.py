@@ -8,9 +8,10 @@ import triton.language as tl
 from kernels import Alibi, PositionalLSH, Window
 from kernels.masks import Masks
 from kernels.tables import Tables, build_tables
-from kernels.triton_decode import _starts, lanes
+from kernels.triton_decode import _starts
 from kernels.triton_numbers import numbers_on
 from kernels.triton_ops import tables_on_device
+from kernels.triton_weights import lanes
 
 CPU = torch.device("cpu")
 SLOPES = torch.logspace(3, -9, 3, base=2.0, dtype=torch.float64)
