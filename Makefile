@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: run report test test-oldest test-newest faults odd tables bench gpu clean
+.PHONY: run report test test-interpreter test-oldest test-newest faults odd tables bench gpu clean
 
 # The page's address goes to stderr: the last line of stdout stays the run's JSON document.
 run: $(VENV)/.installed
@@ -22,13 +22,19 @@ report: $(VENV)/.installed
 test: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(MAKE) --no-print-directory test-interpreter
+
+# The Triton kernels in Triton's interpreter: a process of its own, since Triton decides at its import whether it
+# interprets.
+test-interpreter: $(VENV)/.tested
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) --dist load --timeout 600 tests/interpreter
 
 # The tests of what other packages' versions decide, and a run of the embedded model, with the oldest and the newest
 # releases that pyproject allows, each in an environment of its own.
 test-oldest test-newest: test-%:
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/pip install -q $(PIP_FLAGS) -c constraints-$*.txt -e '.[test]'
-	.venv-$*/bin/python -m pytest -n $(JOBS) --dist loadfile tests/models tests/lmeval tests/test_versions.py \
+	.venv-$*/bin/python -m pytest -n $(JOBS) --dist loadfile tests/models tests/tasks/lmeval tests/analysis/test_versions.py \
 		tests/kernels/test_aot.py
 
 # Break 1,000 runs in every way that a machine, W&B and Slurm know, and write docs/results/faults.json; half an hour.
@@ -41,11 +47,11 @@ odd: $(VENV)/.tested
 
 # What is to be known of a GPU, in nine minutes, into the folder OUT; again with the same folder, what was left.
 gpu: $(VENV)/.installed
-	$(BIN)/python -m kernels.measure --minutes 9 --out $(OUT)
+	$(BIN)/python -m kernels.gpu --minutes 9 --out $(OUT)
 
 # Rewrite the tables in README.md and docs/ from the committed records.
 tables: $(VENV)/.installed
-	$(BIN)/python -m harness.report --markdown README.md docs/*.md
+	$(BIN)/python -m tests.measure.tables README.md docs/*.md
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m kernels.bench --device cpu

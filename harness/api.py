@@ -1,4 +1,5 @@
-"""`run` and `load`: what the commands `harness.run` and `harness.collect` do, for a notebook or a program."""
+"""`run` and `load`: what the commands `harness.run` and `harness.collect` do, for a notebook or a
+program."""
 
 import contextlib
 import io
@@ -11,27 +12,28 @@ from pathlib import Path
 
 import pandas as pd
 
+from harness.analysis.reader import Record, records
 from harness.cell import Cell
 from harness.collect import collect, row_of
-from harness.compose import composed, words_of
-from harness.errors import STATUSES, UserError
-from harness.plan import Plan, plan
-from harness.preflight import refuse_foreign_kernels
-from harness.ranks import Team
-from harness.reader import Record, records
+from harness.common.errors import STATUSES, UserError
+from harness.common.preflight import refuse_foreign_kernels
+from harness.common.ranks import Team
+from harness.common.signals import StopRequest
+from harness.experiment.compose import composed, words_of
+from harness.experiment.plan import Plan, plan
 from harness.run import run_plan
-from harness.signals import StopRequest
 from harness.tracking.tracker import Tracker
-from kernels.host import keep_freed_memory
+from kernels.common.malloc import keep_freed_memory
 
 
 @dataclass(frozen=True)
 class CellRecord:
-    """A cell as the store has it, with what stands beside it. Printed, it is the tables that the command prints.
+    """A cell as the store has it, with what stands beside it. Printed, it is the tables that the
+    command prints.
 
     status: ok, failed (of a task that failed or ran out of memory the record says why) or invalid.
-    tasks: the record of each task. references: the same of each reference that is there: "exact", "window fused",
-    "window passes".
+    tasks: the record of each task. references: the same of each reference that is there: "exact",
+    "window fused", "window passes".
     """
 
     status: str
@@ -43,7 +45,8 @@ class CellRecord:
 
     @cached_property
     def metrics(self) -> dict[str, dict]:
-        """Every metric of the cell by its name, such as retrieval/accuracy: value, low, high, n, unit."""
+        """Every metric of the cell by its name, such as retrieval/accuracy: value, low, high, n,
+        unit."""
         return {name: metric for record in self.tasks.values() for name, metric in record.metrics.items()}
 
     def frame(self) -> pd.DataFrame:
@@ -59,16 +62,18 @@ def run(*words: str, **options: object) -> CellRecord:
     """Run one cell as `python -m harness.run` does, or find it in the store.
 
     Args:
-        words: options as on the command line: "attn.weights=rb".
-        options: options as Python values: model="tiny", masks=16. A mapping stands for the options of a group,
-            attn={"name": "plsh", "weights": "rb"}, and for tasks with theirs, task={"ruler": {"names": ["ruler_vt"]}}.
+        words: options as on the command line: "attn.weights=rb". options: options as Python values:
+        model="tiny", masks=16. A mapping stands for the options of a group,
+            attn={"name": "plsh", "weights": "rb"}, and for tasks with theirs, task={"ruler":
+            {"names": ["ruler_vt"]}}.
 
     Returns:
-        The record of the cell. A task that failed is a status and no exception, as it is on the command line.
+        The record of the cell. A task that failed is a status and no exception, as it is on the
+        command line.
 
     Raises:
-        UserError: for what the command answers with exit code 2.
-        KeyboardInterrupt: where a signal has stopped the run; what was computed is kept, and the same call goes on.
+        UserError: for what the command answers with exit code 2. KeyboardInterrupt: where a signal
+        has stopped the run; what was computed is kept, and the same call goes on.
     """
     arguments = [*words, *words_of(options)]
     refuse_foreign_kernels()
@@ -94,8 +99,8 @@ def run(*words: str, **options: object) -> CellRecord:
 
 
 def load(results: str | Path = "results") -> pd.DataFrame:
-    """All records of a results folder, a row for each task of a cell: the columns of `python -m harness.collect`.
-    Raises UserError if there is no such folder."""
+    """All records of a results folder, a row for each task of a cell: the columns of `python -m
+    harness.collect`. Raises UserError if there is no such folder."""
     folder = Path(results).expanduser()
     if not folder.is_dir():
         raise UserError(f"There is no folder {results}: call run() first, or name another folder.")

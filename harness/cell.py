@@ -1,6 +1,6 @@
-"""A cell: one model under one attention at one context. Its identity is a dictionary of what the results depend on;
-its id is a hash of exactly that, so options that cannot matter collapse to null and the same cell is never run
-twice."""
+"""A cell: one model under one attention at one context. Its identity is a dictionary of what the
+results depend on; its id is a hash of exactly that, so options that cannot matter collapse to null
+and the same cell is never run twice."""
 
 import functools
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from harness.attentions.base import Attention
 from harness.models.spec import ModelSpec
-from harness.store import short_hash
+from harness.results.store import short_hash
 from kernels import Weights
 
 SCHEMA = 1
@@ -51,10 +51,12 @@ class Cell:
         return replace(self, attention=attention, draws=draws)
 
     def weights(self, draw: int) -> Sequence[Weights] | None:
-        """The weights of every layer in one draw of the masks; None where the checkpoint's own code decides."""
+        """The weights of every layer in one draw of the masks; None where the checkpoint's own code
+        decides."""
         return self.attention.weights_of(self.model, seed=self.seed, draw=draw)
 
     def cost(self) -> dict[str, float]:
-        """Visited pairs per row and head, key before query, expected over draws (`Attention.pairs`)."""
+        """Visited pairs per row and head, key before query, expected over draws
+        (`Attention.pairs`)."""
         rows = self.context * len(self.model.slopes)
         return {match: pairs / rows for match, pairs in self.attention.pairs(self.model, self.context).items()}

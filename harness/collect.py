@@ -1,8 +1,10 @@
-"""`python -m harness.collect [RESULTS] --out FILE.parquet|.csv`: the store as one table, a row for each task of a cell.
+"""`python -m harness.collect [RESULTS] --out FILE.parquet|.csv`: the store as one table, a row for
+each task of a cell.
 
-Columns: what was run (cell, task, the cell's identity flattened, options), its status, each metric with its interval
-(retrieval/accuracy, _low, _high, _n), and where it was made (environment.*). Unfinished and failed tasks are rows too.
-A copy is kept in results/index/, and only what has changed since is read again.
+Columns: what was run (cell, task, the cell's identity flattened, options), its status, each metric
+with its interval (retrieval/accuracy, _low, _high, _n), and where it was made (environment.*).
+Unfinished and failed tasks are rows too. A copy is kept in results/index/, and only what has
+changed since is read again.
 """
 
 import argparse
@@ -16,10 +18,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from harness import reader
-from harness.errors import refused
-from harness.index import FOLDER
-from harness.streams import print_in_any_encoding
+from harness.analysis import reader
+from harness.common.errors import refused
+from harness.common.streams import print_in_any_encoding
+from harness.results.index import FOLDER
 
 FIRST = ("cell_id", "task", "task_id", "status", "samples", "why", "model", "label")
 CHUNK = 1000  # rows that are held as Python objects at one time

@@ -1,6 +1,7 @@
-"""`python -m harness.data task=... [the options of harness.run]`: make or fetch the tasks' data where there is a
-network, and hash it. It lies in the results folder; copied with it, nodes without a network read the same samples.
-For all rows of a sweep, the models too: python -m harness.sweep FILE --prepare."""
+"""`python -m harness.data task=... [the options of harness.run]`: make or fetch the tasks' data
+where there is a network, and hash it. It lies in the results folder; copied with it, nodes without
+a network read the same samples. For all rows of a sweep, the models too: python -m harness.sweep
+FILE --prepare."""
 
 import json
 import sys
@@ -9,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.compose import composed
-from harness.errors import AGAIN, DONE, FAILED, UserError, refused
-from harness.preflight import refuse_foreign_kernels
-from harness.streams import print_in_any_encoding
-from harness.table import Table
+from harness.common.errors import AGAIN, DONE, FAILED, UserError, refused
+from harness.common.preflight import refuse_foreign_kernels
+from harness.common.streams import print_in_any_encoding
+from harness.common.table import Table
+from harness.experiment.compose import composed
 
 if TYPE_CHECKING:
-    from harness.plan import Plan
+    from harness.experiment.plan import Plan
 
 COLUMNS = ("what", "model", "context", "status", "samples", "sha256", "place")
 DIGITS = 16  # of a hash that the table shows
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         refuse_foreign_kernels()
-        from harness.plan import Planner, typed
+        from harness.experiment.plan import Planner, typed
 
         plan = Planner(here=False).plan(typed(composed(arguments)))
         return prepare([plan], results=str(plan.results), models=False)
@@ -40,12 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def prepare(plans: Iterable["Plan"], *, results: str, models: bool) -> int:
-    """Have on this machine what runs of these plans read, each distinct piece once, and print what and where: the data
-    of their tasks, and with models=True the files of the models that come from the Hub.
+    """Have on this machine what runs of these plans read, each distinct piece once, and print what
+    and where: the data of their tasks, and with models=True the files of the models that come from
+    the Hub.
 
-    Returns 0, 1 if something could not be had, or 75 if it was interrupted. Raises UserError before anything is made.
+    Returns 0, 1 if something could not be had, or 75 if it was interrupted. Raises UserError before
+    anything is made.
     """
-    from harness.machine import writable
+    from harness.experiment.machine import writable
 
     wanted = _wanted(plans, models=models)
     writable(results)
@@ -63,7 +66,8 @@ def prepare(plans: Iterable["Plan"], *, results: str, models: bool) -> int:
 
 
 def _wanted(plans: Iterable["Plan"], *, models: bool) -> dict[Hashable, tuple[dict, Callable]]:
-    """What is to be had, each piece by what it depends on: the beginning of its row, and what makes it."""
+    """What is to be had, each piece by what it depends on: the beginning of its row, and what makes
+    it."""
     from harness.models.load import download
 
     found: dict[Hashable, tuple[dict, Callable]] = {}

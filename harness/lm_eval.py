@@ -1,14 +1,17 @@
-"""`python -m harness.lm_eval ...`: lm-eval's own command with the model `plsh`, whose attention is replaced.
+"""`python -m harness.lm_eval ...`: lm-eval's own command with the model `plsh`, whose attention is
+replaced.
 
-    python -m harness.lm_eval --model plsh --model_args pretrained=FOLDER,attn=plsh,masks=16 --tasks niah_single_1
+    python -m harness.lm_eval --model plsh --model_args pretrained=FOLDER,attn=plsh,masks=16 --tasks
+    niah_single_1
 
-Everything else is lm-eval's. `register` adds the model in a program: lm_eval.simple_evaluate(model="plsh", ...).
+Everything else is lm-eval's. `register` adds the model in a program:
+lm_eval.simple_evaluate(model="plsh", ...).
 """
 
 import sys
 
-from harness.errors import DONE, UserError, refused
-from harness.preflight import refuse_foreign_kernels
+from harness.common.errors import DONE, UserError, refused
+from harness.common.preflight import refuse_foreign_kernels
 
 
 def register() -> None:
@@ -16,11 +19,12 @@ def register() -> None:
     from lm_eval.api.registry import model_registry
 
     if "plsh" not in model_registry:
-        model_registry.register("plsh", target="harness.lmeval.replaced:ReplacedLM")
+        model_registry.register("plsh", target="harness.tasks.lmeval.replaced:ReplacedLM")
 
 
 def main() -> int:
-    """Run lm-eval's command from sys.argv. Returns 0, or 2 for a mistake in an option of the attention."""
+    """Run lm-eval's command from sys.argv. Returns 0, or 2 for a mistake in an option of the
+    attention."""
     try:
         refuse_foreign_kernels()
         register()

@@ -1,4 +1,5 @@
-"""`python -m harness.run`: compose one cell with Hydra, run its tasks, print the table and one JSON line."""
+"""`python -m harness.run`: compose one cell with Hydra, run its tasks, print the table and one JSON
+line."""
 
 import contextlib
 import functools
@@ -13,23 +14,25 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import CONF, register
-from harness.errors import AGAIN, DONE, FAILED, MISTAKE, STATUSES, CannotLoad, UserError, refused
-from harness.mistakes import explain, refuse_unknown_flags
-from harness.overrides import parsed, settled
-from harness.preflight import refuse_foreign_kernels
-from harness.ranks import Team
-from harness.signals import StopRequest, ignore_signals
-from harness.streams import print_in_any_encoding
+from harness.common.errors import AGAIN, DONE, FAILED, MISTAKE, STATUSES, CannotLoad, UserError, refused
+from harness.common.paths import CONF
+from harness.common.preflight import refuse_foreign_kernels
+from harness.common.ranks import Team
+from harness.common.signals import StopRequest, ignore_signals
+from harness.common.streams import print_in_any_encoding
+from harness.experiment.config import register
+from harness.experiment.mistakes import explain, refuse_unknown_flags
+from harness.experiment.overrides import parsed, settled
 from harness.tracking.tracker import Tracker
-from kernels.host import keep_freed_memory
+from kernels.common.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
-    from harness.plan import Plan
+    from harness.experiment.plan import Plan
 
 
 def main() -> int:
-    """Run from sys.argv. Returns the exit code: 0 done, 1 a task failed, 2 a mistake, 75 stopped (run again)."""
+    """Run from sys.argv. Returns the exit code: 0 done, 1 a task failed, 2 a mistake, 75 stopped
+    (run again)."""
     print_in_any_encoding()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to us instead of Hydra's own report
     register()
@@ -77,19 +80,19 @@ def main() -> int:
 
 
 def run_cell(cfg: DictConfig, stop: StopRequest, tracker: Tracker, team: Team) -> tuple[int, dict]:
-    """Run one composed configuration: (exit code, the JSON document that was printed). UserError where no task of it
-    could run. Of several ranks the first records, reports and prints."""
-    from harness.plan import plan
+    """Run one composed configuration: (exit code, the JSON document that was printed). UserError
+    where no task of it could run. Of several ranks the first records, reports and prints."""
+    from harness.experiment.plan import plan
 
     return run_plan(plan(cfg), stop, tracker, team)
 
 
 def run_plan(planned: "Plan", stop: StopRequest, tracker: Tracker, team: Team) -> tuple[int, dict]:
     """As `run_cell`, of what was planned."""
-    from harness import reader
-    from harness.execute import run_task, share_task
+    from harness.analysis import reader
+    from harness.common.progress import Progress
+    from harness.experiment.execute import run_task, share_task
     from harness.models.load import load_model
-    from harness.progress import Progress
 
     progress = Progress(quiet=not team.leads)
     if planned.memory:
@@ -138,7 +141,8 @@ def run_plan(planned: "Plan", stop: StopRequest, tracker: Tracker, team: Team) -
 
 def _report(planned, statuses: dict, code: int, *, rows_written: int) -> dict:
     """Print the tables and the JSON line, from the store alone."""
-    from harness import reader, table
+    from harness.analysis import reader, table
+    from harness.common.table import say
 
     own = planned.cell
     beside = dict(planned.references)
@@ -166,7 +170,7 @@ def _report(planned, statuses: dict, code: int, *, rows_written: int) -> dict:
                 depths.print()
     if len(by_task) > 1:
         table.across_tasks([list(shown.values()) for shown in by_task]).print()
-    table.say(*table.notes({task.task.rows_are for task in planned.tasks}))
+    say(*table.notes({task.task.rows_are for task in planned.tasks}))
     missing = [role for role in planned.references if role not in present]
     if missing:
         print(f"Not in {planned.results}: {', '.join(missing)}. Add references=compute to compute what is missing.")

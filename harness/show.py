@@ -1,13 +1,15 @@
-"""`python -m harness.show [CELL_ID]`: print the record of a cell again, or list the cells of a results folder."""
+"""`python -m harness.show [CELL_ID]`: print the record of a cell again, or list the cells of a
+results folder."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from harness import reader, table
-from harness.errors import nearest, refused
-from harness.streams import print_in_any_encoding
+from harness.analysis import reader, table
+from harness.common.errors import nearest, refused
+from harness.common.streams import print_in_any_encoding
+from harness.common.table import Table
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,7 +47,7 @@ def _print_record(record: reader.Record, found: list[reader.Record]) -> None:
     table.comparison(shown, title=title).print()
     metrics = [[n, table.interval(m), str(m["n"]), m["unit"]] for n, m in record.metrics.items()]
     if metrics:
-        table.Table("", ["metric", "value", "n", "unit"], metrics, []).print()
+        Table("", ["metric", "value", "n", "unit"], metrics, []).print()
     if message := record.outcome.get("message"):
         print(f"{record.outcome['error']}: {message}")
     environment = record.outcome.get("environment", {})

@@ -1,14 +1,15 @@
-"""`python -m harness.sync [RESULTS]`: upload to W&B what the store holds and W&B does not have yet. Call it as often as
-you like: what is there is left alone, what has grown since continues its run."""
+"""`python -m harness.sync [RESULTS]`: upload to W&B what the store holds and W&B does not have yet.
+Call it as often as you like: what is there is left alone, what has grown since continues its
+run."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from harness import reader
-from harness.errors import nearest, refused
-from harness.streams import print_in_any_encoding
+from harness.analysis import reader
+from harness.common.errors import nearest, refused
+from harness.common.streams import print_in_any_encoding
 from harness.tracking.mirror import Outcome, mirror
 
 DONE, FAILED = 0, 1

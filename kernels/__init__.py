@@ -1,10 +1,11 @@
-"""ALiBi attention, exact, windowed and by Positional LSH: the mathematics and its kernels, on torch and triton."""
+"""ALiBi attention, exact, windowed and by Positional LSH: the mathematics and its kernels, on torch
+and triton."""
 
 from kernels.attend import attend
-from kernels.cost import equal_cost_cutoff, expected_pairs
-from kernels.slopes import alibi_slopes
-from kernels.union import PositionalLSH
-from kernels.weights import Alibi, Weights, Window
+from kernels.methods.cost import equal_cost_cutoff, expected_pairs
+from kernels.methods.plsh import PositionalLSH
+from kernels.methods.slopes import alibi_slopes
+from kernels.methods.weights import Alibi, Weights, Window
 
 __all__ = [
     "Alibi",

@@ -3,10 +3,10 @@
 import torch
 
 from kernels.auto import choose
-from kernels.exact import attend_exact
-from kernels.places import check_places, held_places, places_of
-from kernels.sdpa import attend_sdpa
-from kernels.weights import Weights
+from kernels.impl.geometry import check_places, held_places, places_of
+from kernels.impl.reference import attend_exact
+from kernels.impl.sdpa import attend_sdpa
+from kernels.methods.weights import Weights
 
 KERNELS = ("auto", "exact", "sdpa", "flex", "triton")
 
@@ -30,44 +30,58 @@ def attend(
     """Attention under `weights`: row-normalised ``exp(q.k * scale) * w`` times v.
 
     Args:
-        q: (batch, heads, queries, head_dim); k, v: (batch, kv_heads, keys, head_dim), kv_heads dividing heads.
-        scale: default 1/sqrt(head_dim).
-        kernel: "exact" (dense, fp32 or fp64), "sdpa" (visited pairs only), "flex" (FlexAttention, compiled at the
-            first call of a kind), "triton" (one fused pass, on a GPU), "auto" (triton on a GPU where it can do
-            the call and its first one of the kind agrees with the oracle, else sdpa: `kernels.auto`).
-        q_offset: token coordinate of q's first row, one number or (batch,); default keys - queries - padding + gap, as
-            in decoding with a cache. The queries must lie among the keys; negative coordinates are padding.
-        padding: (batch,) how many leading slots of k are padding. Token coordinates count from the first real token,
+        q: (batch, heads, queries, head_dim); k, v: (batch, kv_heads, keys, head_dim), kv_heads
+        dividing heads. scale: default 1/sqrt(head_dim). kernel: "exact" (dense, fp32 or fp64),
+        "sdpa" (visited pairs only), "flex" (FlexAttention, compiled at the
+            first call of a kind), "triton" (one fused pass, on a GPU), "auto" (triton on a GPU
+            where it can do the call and its first one of the kind agrees with the oracle, else
+            sdpa: `kernels.auto`).
+        q_offset: token coordinate of q's first row, one number or (batch,); default keys - queries
+        - padding + gap, as
+            in decoding with a cache. The queries must lie among the keys; negative coordinates are
+            padding.
+        padding: (batch,) how many leading slots of k are padding. Token coordinates count from the
+        first real token,
             so a padded row equals the same row alone. Rows of padding give 0.
-        gap: how many tokens k and v leave out after the sinks, one number or (batch,): a cache that has dropped what no
-            row will reach again holds the first `weights.sinks` tokens, then token sinks + gap and all after it. Causal
-            only, and every query comes after what is left out, which it does not see: the result is that of all keys
-            where nothing is left out that the first query reaches (`weights.reach`).
-        places: padding, q_offset and, where keys are left out, gap, as the rows of one tensor (2 or 3, batch) of whole
-            numbers, in place of the three. Those of a CUDA tensor are not looked at on the host and so not checked: a
-            CUDA graph that holds the call reads them at every replay. int32 on q's device is taken as it is.
-        return_lse: also return the log-sum-exp of each row, (batch, heads, queries), float32 or float64 as computed;
+        gap: how many tokens k and v leave out after the sinks, one number or (batch,): a cache that
+        has dropped what no
+            row will reach again holds the first `weights.sinks` tokens, then token sinks + gap and
+            all after it. Causal only, and every query comes after what is left out, which it does
+            not see: the result is that of all keys where nothing is left out that the first query
+            reaches (`weights.reach`).
+        places: padding, q_offset and, where keys are left out, gap, as the rows of one tensor (2 or
+        3, batch) of whole
+            numbers, in place of the three. Those of a CUDA tensor are not looked at on the host and
+            so not checked: a CUDA graph that holds the call reads them at every replay. int32 on
+            q's device is taken as it is.
+        return_lse: also return the log-sum-exp of each row, (batch, heads, queries), float32 or
+        float64 as computed;
             -inf in a row of padding.
-        return_spread: also return the sampling error of each row, (batch, heads, queries) float32: an estimate of the
-            standard deviation of `out` over draws of the masks, root mean square over head_dim; 0 in a row of padding.
-            No gradient flows through it. Needs an even number of masks of the sampler "gamma", weights "count" or "rb",
-            and the kernel "exact" or "sdpa", which "auto" then chooses.
+        return_spread: also return the sampling error of each row, (batch, heads, queries) float32:
+        an estimate of the
+            standard deviation of `out` over draws of the masks, root mean square over head_dim; 0
+            in a row of padding. No gradient flows through it. Needs an even number of masks of the
+            sampler "gamma", weights "count" or "rb", and the kernel "exact" or "sdpa", which "auto"
+            then chooses.
 
-            With out_A and out_B the outputs under the first and the second half of the masks, each normalised by
-            itself and with the weights of S/2 masks, ``spread = sqrt(mean over head_dim of (out_A - out_B)^2) / 2``.
-            out_A and out_B are independent and have one law. For "count", w is the mean of the halves' weights, so
-            that to first order in their deviations out is the mean of out_A and out_B, and ``Var out = E (out_A -
-            out_B)^2 / 4``, also where the normaliser varies: a ratio's error is linear in its numerator and
-            denominator. Few masks leave terms of second order, which make the spread too large. For "rb" it bounds the
-            standard deviation from above, to first order: of two keys on one side the weights have the covariance
-            ``L L' f_S``, f_S = 1/P - 1 at the nearer key, P = 1 - (1 - L)^S its probability of being covered, and
-            ``f_(S/2) / 2 - f_S = a / (2 + 2 a)`` with a = (1 - L)^(S/2) is not negative and grows with distance. Where
-            scores do not depend on distance and values are uncorrelated the variance is proportional to ``sum_d L^2
-            f_S``, for many masks to 1/S^2: there the spread is up to sqrt(2) too large. One row's spread rests on one
-            difference, and a key that outweighs all others but is covered by no mask of the draw is not in it: average
-            squares over rows.
+            With out_A and out_B the outputs under the first and the second half of the masks, each
+            normalised by itself and with the weights of S/2 masks, ``spread = sqrt(mean over
+            head_dim of (out_A - out_B)^2) / 2``. out_A and out_B are independent and have one law.
+            For "count", w is the mean of the halves' weights, so that to first order in their
+            deviations out is the mean of out_A and out_B, and ``Var out = E (out_A - out_B)^2 /
+            4``, also where the normaliser varies: a ratio's error is linear in its numerator and
+            denominator. Few masks leave terms of second order, which make the spread too large. For
+            "rb" it bounds the standard deviation from above, to first order: of two keys on one
+            side the weights have the covariance ``L L' f_S``, f_S = 1/P - 1 at the nearer key, P =
+            1 - (1 - L)^S its probability of being covered, and ``f_(S/2) / 2 - f_S = a / (2 + 2
+            a)`` with a = (1 - L)^(S/2) is not negative and grows with distance. Where scores do not
+            depend on distance and values are uncorrelated the variance is proportional to ``sum_d
+            L^2 f_S``, for many masks to 1/S^2: there the spread is up to sqrt(2) too large. One
+            row's spread rests on one difference, and a key that outweighs all others but is covered
+            by no mask of the draw is not in it: average squares over rows.
 
-    Returns: out (batch, heads, queries, head_dim) in q's dtype, or a tuple of out, lse, spread, as far as asked for.
+    Returns: out (batch, heads, queries, head_dim) in q's dtype, or a tuple of out, lse, spread, as
+    far as asked for.
         Raises ValueError with what to change.
     """
     if q.device.type != "meta" and torch.is_autocast_enabled(q.device.type):
@@ -91,9 +105,9 @@ def attend(
     if return_spread and kernel in ("flex", "triton"):
         raise ValueError(f"kernel={kernel!r} gives no spread: use kernel='sdpa' or 'exact'.")
     if kernel == "auto":
-        kernel = "sdpa" if return_spread else choose(q, k, v, weights, causal, gapped)
+        kernel = "sdpa" if return_spread else choose(q, k, v, weights, causal, gapped, attend)
     if kernel == "triton":
-        from kernels.triton_attend import attend_triton, obstacle  # triton exists on Linux only
+        from kernels.impl.triton.attend import attend_triton, obstacle  # triton exists on Linux only
 
         if reason := obstacle(q, weights):
             raise ValueError(reason)
@@ -108,7 +122,7 @@ def attend(
         if kernel == "exact":
             return attend_exact(*inputs, weights, **options, need_spread=return_spread)
         if kernel == "flex":
-            from kernels.flex import attend_flex  # its import takes seconds
+            from kernels.impl.flex import attend_flex  # its import takes seconds
 
             return *attend_flex(*inputs, weights, **options, need_lse=return_lse), None
         return attend_sdpa(*inputs, weights, **options, need_lse=return_lse, need_spread=return_spread)

@@ -1,19 +1,22 @@
-"""kernel="auto": on a CUDA device the fused Triton kernel, once it has shown there that it is right; else sdpa.
+"""kernel="auto": on a CUDA device the fused Triton kernel, once it has shown there that it is
+right; else sdpa.
 
-What a compiler makes of a kernel depends on the device, the dtype, the head dimension and the law of the weights. So
-before its first call of each kind in a process the fused kernel computes one short case of that kind and is held
-against the oracle. Where it fails or does not compile, sdpa takes its place with a warning: no number comes from a
-kernel that is wrong on the machine at hand.
+What a compiler makes of a kernel depends on the device, the dtype, the head dimension and the law
+of the weights. So before its first call of each kind in a process the fused kernel computes one
+short case of that kind and is held against the oracle. Where it fails or does not compile, sdpa
+takes its place with a warning: no number comes from a kernel that is wrong on the machine at hand.
 """
 
 import functools
 import warnings
+from collections.abc import Callable
 
 import torch
 
-from kernels.slopes import alibi_slopes
-from kernels.union import PositionalLSH
-from kernels.weights import Alibi, Weights, Window
+from kernels.impl import accuracy
+from kernels.methods.plsh import PositionalLSH
+from kernels.methods.slopes import alibi_slopes
+from kernels.methods.weights import Alibi, Weights, Window
 
 TOKENS, LEFT_OUT = 200, 64  # of the short case: a few tiles of every kernel
 MANY = 32  # queries, with more of which all calls are of one kind
@@ -21,31 +24,37 @@ CLASSES: dict[str, type[Weights]] = {"alibi": Alibi, "window": Window, "plsh": P
 CHOSEN: set[str] = set()  # what "auto" has come to, for whoever wants to record it
 
 
-def choose(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, causal: bool, gapped: bool) -> str:
-    """The kernel for a call: "triton" or "sdpa"."""
+def choose(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, causal: bool, gapped: bool, attend: Callable
+) -> str:
+    """The kernel for a call: "triton" or "sdpa". attend: `kernels.attend`, which computes the short
+    case."""
     if torch.compiler.is_compiling():
-        return "triton" if q.device.type == "cuda" and _fused(q, k, v, weights, causal, gapped) else "sdpa"
+        return "triton" if q.device.type == "cuda" and _fused(q, k, v, weights, causal, gapped, attend) else "sdpa"
     differentiated = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     call = (q.device, q.dtype, q.shape[3], min(q.shape[2], MANY), causal, differentiated, gapped)
     kept = vars(weights).setdefault("_chosen", {})
     chosen = kept.get(call)
     if chosen is None:
-        fused = q.device.type == "cuda" and _fused(q, k, v, weights, causal, gapped)
+        fused = q.device.type == "cuda" and _fused(q, k, v, weights, causal, gapped, attend)
         chosen = kept[call] = "triton" if fused else "sdpa"
     CHOSEN.add(chosen)
     return chosen
 
 
-def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, causal: bool, gapped: bool) -> bool:
+def _fused(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: Weights, causal: bool, gapped: bool, attend: Callable
+) -> bool:
     try:
-        from kernels.triton_attend import obstacle
-        from kernels.triton_decode import ROWS
+        from kernels.impl.triton.attend import obstacle
+        from kernels.impl.triton.decode import ROWS
     except ImportError:  # there is no triton for this system
         return False
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if obstacle(q, weights) or (differentiated and gapped):
         return False
     return is_right(
+        attend,
         str(q.device),
         str(q.dtype).removeprefix("torch."),
         q.shape[3],
@@ -65,7 +74,8 @@ def like(kind: tuple, heads: int, *, near: bool) -> Weights:
 
 
 def broken(device: str) -> bool:
-    """Whether nothing runs on a GPU any more in this process, as after an access to memory that is not there."""
+    """Whether nothing runs on a GPU any more in this process, as after an access to memory that is
+    not there."""
     if not device.startswith("cuda"):
         return False
     try:
@@ -77,24 +87,31 @@ def broken(device: str) -> bool:
 
 @torch.compiler.assume_constant_result
 def is_right(*call) -> bool:
-    """Whether the fused kernel computes this kind of call right, found out once in a process. Warns if it does not, and
-    raises RuntimeError where no other kernel could take its place on this GPU."""
+    """Whether the fused kernel computes this kind of call right, found out once in a process. Warns
+    if it does not, and raises RuntimeError where no other kernel could take its place on this
+    GPU."""
     return _found_right(*call)
 
 
 @functools.cache
 def _found_right(
-    device: str, dtype: str, dim: int, kind: tuple, queries: int, causal: bool, differentiated: bool, gap: bool
+    attend: Callable,
+    device: str,
+    dtype: str,
+    dim: int,
+    kind: tuple,
+    queries: int,
+    causal: bool,
+    differentiated: bool,
+    gap: bool,
 ) -> bool:
-    from kernels import check
-
     options = {"queries": queries, "causal": causal, "gap": gap, "gradients": differentiated}
-    number, weights = getattr(torch, dtype), like(kind, check.HEADS, near=gap)
+    number, weights = getattr(torch, dtype), like(kind, accuracy.HEADS, near=gap)
     try:
         with torch.enable_grad():
             tokens = TOKENS + weights.sinks
-            off = check.errors(weights, "triton", device, tokens, dim, number, options)
-        limits = {name: check.limit_of(name, check.LIMITS[number]) for name in off}
+            off = accuracy.errors(attend, weights, "triton", device, tokens, dim, number, options)
+        limits = {name: accuracy.limit_of(name, accuracy.LIMITS[number]) for name in off}
         wrong = {name: error for name, error in off.items() if not error <= limits[name]}
     except torch.OutOfMemoryError:
         raise

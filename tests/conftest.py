@@ -1,4 +1,5 @@
-"""Shared fixtures. Models are small and random, or the embedded ones; nothing is fetched from a network."""
+"""Shared fixtures. Models are small and random, or the embedded ones; nothing is fetched from a
+network."""
 
 import json
 import os
@@ -11,7 +12,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["WANDB_MODE"] = "disabled"  # tests/tracking turns it on where it is the subject
-# barriers between threads cost a scheduler's time slice each where other work runs on the same cores
+# barriers between threads cost a scheduler's time slice each where other work runs on the same
+# cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,7 +22,8 @@ EMBEDDED = ROOT / "harness" / "embedded"
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
-    """A random MPT of 8 heads and 2 layers with the embedded tokenizer, as a folder of transformers files."""
+    """A random MPT of 8 heads and 2 layers with the embedded tokenizer, as a folder of transformers
+    files."""
     from transformers import AutoTokenizer
 
     from tests.models.random_models import save
@@ -32,7 +35,8 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Call the command line in this process: run("masks=4", ...) -> (exit code, last JSON line, stdout, stderr)."""
+    """Call the command line in this process: run("masks=4", ...) -> (exit code, last JSON line,
+    stdout, stderr)."""
     from harness.run import main
 
     def call(*arguments: str) -> tuple[int, dict, str, str]:
@@ -55,8 +59,8 @@ def zygote():
 
 @pytest.fixture
 def start(zygote):
-    """Start the command line in a process of its own: start("masks=4", ...) -> Running, with the methods of Popen.
-    Killed at the end of the test."""
+    """Start the command line in a process of its own: start("masks=4", ...) -> Running, with the
+    methods of Popen. Killed at the end of the test."""
     running = []
 
     def call(*arguments: str):

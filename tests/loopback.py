@@ -1,4 +1,5 @@
-"""What the servers of the tests have in common: on loopback, in a thread of their own, from construction to `close`."""
+"""What the servers of the tests have in common: on loopback, in a thread of their own, from
+construction to `close`."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer

@@ -1,7 +1,8 @@
-"""Processes that are cheap to start: a server that has imported the harness and read its words forks itself for each.
+"""Processes that are cheap to start: a server that has imported the harness and read its words
+forks itself for each.
 
-What it forks runs `harness.run` as its command line does, in a session of its own, and ends with its exit code. A hook
-of tests.faults.hooks may act within it.
+What it forks runs `harness.run` as its command line does, in a session of its own, and ends with
+its exit code. A hook of tests.faults.hooks may act within it.
 """
 
 import contextlib
@@ -75,7 +76,8 @@ class Running:
 
 
 class Zygote:
-    """In a `with` block: start(["masks=4", ...]) forks a process that runs harness.run with these arguments."""
+    """In a `with` block: start(["masks=4", ...]) forks a process that runs harness.run with these
+    arguments."""
 
     def __enter__(self) -> "Zygote":
         self._folder = tempfile.TemporaryDirectory(prefix="zygote-")
@@ -100,7 +102,8 @@ class Zygote:
         env: Mapping[str, str] | None = None,
         hook: Mapping | None = None,
     ) -> Running:
-        """hook: what tests.faults.hooks.install gets. env: all of the process's environment (this process's)."""
+        """hook: what tests.faults.hooks.install gets. env: all of the process's environment (this
+        process's)."""
         return fork(self.place, arguments, env=env, hook=hook)
 
 
@@ -128,12 +131,12 @@ def serve(place: str) -> None:
     import transformers.generation.utils
     import transformers.models.mpt.modeling_mpt  # noqa: F401
 
-    import harness.execute
+    import harness.experiment.execute
     import harness.models.families
     import harness.run
-    import harness.tasks.retrieval
+    import harness.tasks.retrieval.task
     import harness.tracking.mirror  # noqa: F401
-    from harness.tasks.needles import word_lists
+    from harness.tasks.retrieval.needles import word_lists
 
     word_lists()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -1,11 +1,12 @@
-"""What an attention method is to the harness: its options, its weights, its cost, what stands beside it, its looks."""
+"""What an attention method is to the harness: its options, its weights, its cost, what stands
+beside it, its looks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from harness.errors import UserError
+from harness.common.errors import UserError
 
 if TYPE_CHECKING:  # both import torch, and reading records needs none
     from harness.models.spec import ModelSpec
@@ -17,8 +18,8 @@ RUN = ("masks",)  # options of a method that the command line sets without attn.
 
 @dataclass(frozen=True)
 class Style:
-    """How plots draw a method. key: names its colours, `--c-KEY` in report/page.css; "other" is grey. symbol: Plotly's
-    name of the marker. dash: Plotly's name of the line."""
+    """How plots draw a method. key: names its colours, `--c-KEY` in report/page.css; "other" is
+    grey. symbol: Plotly's name of the marker. dash: Plotly's name of the line."""
 
     key: str
     name: str
@@ -27,7 +28,8 @@ class Style:
 
 
 class Option(NamedTuple):
-    """Of the command line, attn.NAME. known: gives the words that it may hold, if it holds words of a list."""
+    """Of the command line, attn.NAME. known: gives the words that it may hold, if it holds words of
+    a list."""
 
     name: str
     type: Any
@@ -36,12 +38,12 @@ class Option(NamedTuple):
 
 
 class Attention(ABC):
-    """One method with its options: every subclass is a frozen dataclass of its own. A method that composes the weights
-    of `kernels` is one file like those beside this one, one line in `harness.attentions.registry` and one file in
-    conf/attn.
+    """One method with its options: every subclass is a frozen dataclass of its own. A method that
+    composes the weights of `kernels` is one file like those beside this one, one line in
+    `harness.attentions.registry` and one file in conf/attn.
 
-    A field with a default is part of a cell's identity only where its value differs: options that are added later leave
-    the ids of earlier cells as they are.
+    A field with a default is part of a cell's identity only where its value differs: options that
+    are added later leave the ids of earlier cells as they are.
     """
 
     name: ClassVar[str]
@@ -69,8 +71,9 @@ class Attention(ABC):
 
     @abstractmethod
     def pairs(self, model: "ModelSpec", context: int) -> dict[str, float]:
-        """Visited pairs (key before query) of all heads over a causal context, expected over draws, by how they are
-        counted: "fused", each pair once, and "passes", each mask by itself. What is not known is left out."""
+        """Visited pairs (key before query) of all heads over a causal context, expected over draws,
+        by how they are counted: "fused", each pair once, and "passes", each mask by itself. What is
+        not known is left out."""
 
     def references(self, model: "ModelSpec", context: int) -> "dict[str, Attention]":
         """What a table shows beside this method, by role. Exact ALiBi ("exact") is always there."""
@@ -80,8 +83,8 @@ class Attention(ABC):
 
     @classmethod
     def chosen(cls, options: Any, *, masks: int, context: int, model: "ModelSpec") -> "Attention":
-        """From the command line: `options` has every attn.* of every method. Raises UserError for values that make no
-        sense together."""
+        """From the command line: `options` has every attn.* of every method. Raises UserError for
+        values that make no sense together."""
         cls.refuse_evict(options)
         given = {f.name: masks if f.name in RUN else getattr(options, f.name) for f in fields(cls)}
         if absent := [f.name for f in fields(cls) if f.default is MISSING and given[f.name] is None]:
@@ -129,7 +132,8 @@ class Attention(ABC):
         return {}
 
     def remarks(self, cell: Mapping) -> list[str]:
-        """What a table must say beside the label, from the record of the cell (`facts` included)."""
+        """What a table must say beside the label, from the record of the cell (`facts`
+        included)."""
         return []
 
     @property

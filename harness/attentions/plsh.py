@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from harness.attentions.base import Attention, Style, one_of
 from harness.attentions.window import samplers
-from harness.errors import UserError
+from harness.common.errors import UserError
 
 if TYPE_CHECKING:
     from harness.models.spec import ModelSpec
@@ -15,7 +15,7 @@ DASHES = {"gamma": "solid", "systematic": "dash", "fixed": "dot"}
 
 
 def _weights() -> tuple[str, ...]:
-    from kernels.union import UNION_WEIGHTS
+    from kernels.methods.plsh import UNION_WEIGHTS
 
     return UNION_WEIGHTS
 
@@ -31,8 +31,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Plsh(Attention):
-    """weights: "count", "rb" or "exact" (`kernels.PositionalLSH`). align: tokens of the grid on which the masks of flat
-    heads begin and end, 0 for none."""
+    """weights: "count", "rb" or "exact" (`kernels.PositionalLSH`). align: tokens of the grid on
+    which the masks of flat heads begin and end, 0 for none."""
 
     name = "plsh"
     Options = Options
@@ -87,7 +87,7 @@ class Plsh(Attention):
         ]
 
     def pairs(self, model, context):
-        from kernels.cost import expected_pairs
+        from kernels.methods.cost import expected_pairs
 
         options = {"sampler": self.sampler, "sinks": self.sinks, "align": self.align}
         known = samplers()[self.sampler].matches
@@ -102,9 +102,9 @@ class Plsh(Attention):
         return self.masks if self.weights == "count" else 0
 
     def facts(self, model):
-        """Of masks on a grid how many heads are on it, and how far at most an expected weight is off from theirs under
-        ALiBi."""
-        from kernels.cost import align_bias
+        """Of masks on a grid how many heads are on it, and how far at most an expected weight is
+        off from theirs under ALiBi."""
+        from kernels.methods.cost import align_bias
 
         if not self.align:
             return {}
@@ -120,8 +120,9 @@ class Plsh(Attention):
 
 
 def refuse_align(align: int, sampler: str, model: "ModelSpec", weights: str = "count") -> None:
-    """UserError if masks on a grid of `align` tokens cannot be drawn, or would be those without a grid."""
-    from kernels.masks import FLAT, aligned
+    """UserError if masks on a grid of `align` tokens cannot be drawn, or would be those without a
+    grid."""
+    from kernels.methods.masks import FLAT, aligned
 
     if align < 2:
         raise UserError(f"attn.align must be 0 or at least 2 tokens, not {align}.")

@@ -1,5 +1,5 @@
-"""The attention methods by name, in the order of tables. A new method is one file beside this one, one line here and
-one file in conf/attn."""
+"""The attention methods by name, in the order of tables. A new method is one file beside this one,
+one line here and one file in conf/attn."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -10,7 +10,7 @@ from harness.attentions.base import Attention, Option, Unknown
 from harness.attentions.plsh import Plsh
 from harness.attentions.stock import Stock
 from harness.attentions.window import Window
-from harness.errors import UserError, choose
+from harness.common.errors import UserError, choose
 
 if TYPE_CHECKING:
     from harness.models.spec import ModelSpec
@@ -21,7 +21,8 @@ __all__ = ["ATTENTIONS", "EXACT", "attention_of", "chosen", "options", "place_of
 
 
 def options() -> list[Option]:
-    """attn.* of all methods, each once: options of one name are of one type and have one default."""
+    """attn.* of all methods, each once: options of one name are of one type and have one
+    default."""
     found: dict[str, Option] = {}
     for kind in ATTENTIONS.values():
         for own in kind.options():
@@ -43,8 +44,8 @@ def chosen(given: Any, *, masks: int, context: int, model: "ModelSpec") -> Atten
 
 
 def attention_of(identity: Mapping) -> Attention:
-    """The attention of a record, from "attn" of its cell's identity: to be shown, whatever its values. Options that
-    this code does not know are left out."""
+    """The attention of a record, from "attn" of its cell's identity: to be shown, whatever its
+    values. Options that this code does not know are left out."""
     kind = ATTENTIONS.get(identity["name"])
     if kind is None:
         return Unknown(identity["name"])

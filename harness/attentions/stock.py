@@ -1,4 +1,5 @@
-"""attn=stock: the checkpoint's own attention code in transformers, with its errors (docs/models.md)."""
+"""attn=stock: the checkpoint's own attention code in transformers, with its errors
+(docs/models.md)."""
 
 from dataclasses import dataclass
 

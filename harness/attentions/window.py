@@ -1,26 +1,27 @@
-"""attn=window: exact ALiBi cut where slope * distance exceeds a cutoff, which is given or matches the cost of masks."""
+"""attn=window: exact ALiBi cut where slope * distance exceeds a cutoff, which is given or matches
+the cost of masks."""
 
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.attentions.base import Attention, Style, one_of
-from harness.errors import UserError
+from harness.common.errors import UserError
 
 if TYPE_CHECKING:
     from harness.models.spec import ModelSpec
-    from kernels.samplers import Sampler
+    from kernels.methods.samplers import Sampler
 
 
 def _matches() -> tuple[str, ...]:
-    from kernels.samplers import MATCHES
+    from kernels.methods.samplers import MATCHES
 
     return MATCHES
 
 
 def samplers() -> "dict[str, Sampler]":
-    """By name (`kernels.samplers`)."""
-    from kernels.samplers import SAMPLERS
+    """By name (`kernels.methods.samplers`)."""
+    from kernels.methods.samplers import SAMPLERS
 
     return SAMPLERS
 
@@ -51,7 +52,7 @@ class Window(Attention):
     @classmethod
     def chosen(cls, options, *, masks, context, model):
         from harness.attentions.plsh import refuse_align
-        from kernels.cost import expected_pairs
+        from kernels.methods.cost import expected_pairs
 
         kept = {"sinks": options.sinks, "evict": options.evict}
         if options.cutoff is not None:
@@ -76,9 +77,9 @@ class Window(Attention):
     def of_cost(
         cls, pairs: float, model: "ModelSpec", context: int, *, sinks: int = 0, evict: bool = False
     ) -> "Window":
-        """The window that visits so many pairs. Six digits: the cutoff is part of the cell's identity, and its last
-        bits may differ between machines."""
-        from kernels.cost import cutoff_of
+        """The window that visits so many pairs. Six digits: the cutoff is part of the cell's
+        identity, and its last bits may differ between machines."""
+        from kernels.methods.cost import cutoff_of
 
         return cls(float(f"{cutoff_of(model.slopes, pairs, context, sinks=sinks):.6g}"), sinks, evict)
 
@@ -92,7 +93,7 @@ class Window(Attention):
         return [Window(model.slopes, self.cutoff, self.sinks)] * model.architecture.layers
 
     def pairs(self, model, context):
-        from kernels.cost import window_pairs
+        from kernels.methods.cost import window_pairs
 
         return {"fused": window_pairs(model.slopes, self.cutoff, context, sinks=self.sinks)}
 
@@ -101,8 +102,8 @@ class Window(Attention):
 
 
 def windows_beside(attention: Attention, model: "ModelSpec", context: int) -> dict[str, Attention]:
-    """The windows with the sinks and the eviction of `attention` that visit as many pairs, by each way to count them:
-    what an approximation of ALiBi should beat."""
+    """The windows with the sinks and the eviction of `attention` that visit as many pairs, by each
+    way to count them: what an approximation of ALiBi should beat."""
     kept = {"sinks": attention.sinks, "evict": attention.evict}
     counts = attention.pairs(model, context)
     return {f"window {match}": Window.of_cost(pairs, model, context, **kept) for match, pairs in counts.items()}

@@ -1,9 +1,10 @@
-"""The KV cache of every generation: buffers allocated once, so that a token is written and nothing is copied; with
-`evict`, only the keys that some head can still reach, and the sinks.
+"""The KV cache of every generation: buffers allocated once, so that a token is written and nothing
+is copied; with `evict`, only the keys that some head can still reach, and the sinks.
 
-Slots count what was fed, padding included. The buffer of a layer that evicts is `[sinks | tail]`: each sequence's first
-tokens, right-aligned, then all slots from `begin` on. It is packed anew only when it is full, so that a token costs the
-same as without eviction on the average; until something is dropped it is simply all slots.
+Slots count what was fed, padding included. The buffer of a layer that evicts is `[sinks | tail]`:
+each sequence's first tokens, right-aligned, then all slots from `begin` on. It is packed anew only
+when it is full, so that a token costs the same as without eviction on the average; until something
+is dropped it is simply all slots.
 """
 
 import inspect
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from harness.common.preflight import refuse_foreign_kernels
 from harness.models.memory import CHUNK
-from harness.preflight import refuse_foreign_kernels
 from kernels import Weights
 
 refuse_foreign_kernels()  # before transformers looks for a package of that name
@@ -28,15 +29,16 @@ ARGUMENT = "cache" if "cache" in inspect.signature(create_causal_mask).parameter
 
 @dataclass(frozen=True)
 class Place:
-    """Where the returned keys lie, as `kernels.attend` takes it: `padding` slots before the first token of each
-    sequence, `gap` tokens left out after its sinks."""
+    """Where the returned keys lie, as `kernels.attend` takes it: `padding` slots before the first
+    token of each sequence, `gap` tokens left out after its sinks."""
 
     padding: list[int]
     gap: list[int]
 
 
 class KVLayer(CacheLayerMixin):
-    """All keys and values of one layer, in a buffer of `capacity` slots that is allocated at the first update."""
+    """All keys and values of one layer, in a buffer of `capacity` slots that is allocated at the
+    first update."""
 
     is_sliding = False
     is_croppable = True
@@ -56,9 +58,10 @@ class KVLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states, value_states, pads: list[int] | None = None, weights: Weights | None = None, **_):
-        """Append (batch, heads, tokens, head_dim) and return all that is held, as views. The slots of padding of each
-        sequence and the layer's `weights` say what may be dropped; what stock attention adds (its own arguments, which
-        other caches take) is not needed. ValueError if there is no room."""
+        """Append (batch, heads, tokens, head_dim) and return all that is held, as views. The slots
+        of padding of each sequence and the layer's `weights` say what may be dropped; what stock
+        attention adds (its own arguments, which other caches take) is not needed. ValueError if
+        there is no room."""
         more = key_states.shape[2]
         self.reserve(more, pads, weights)
         if not self.is_initialized:
@@ -78,7 +81,8 @@ class KVLayer(CacheLayerMixin):
             )
 
     def write(self, key_states: torch.Tensor, value_states: torch.Tensor, slots: torch.Tensor) -> None:
-        """Write keys and values (batch, heads, tokens, head_dim) to slots (tokens,) of the buffer, on its device."""
+        """Write keys and values (batch, heads, tokens, head_dim) to slots (tokens,) of the buffer,
+        on its device."""
         self.keys.index_copy_(2, slots, key_states)
         self.values.index_copy_(2, slots, value_states)
 
@@ -139,7 +143,8 @@ class EvictingLayer(KVLayer):
             self.pack(pads, weights)
 
     def pack(self, pads: list[int], weights: Weights) -> None:
-        """Drop what cannot be reached: gather the sinks, move the tail up to them. `reserve` does it when it must."""
+        """Drop what cannot be reached: gather the sinks, move the tail up to them. `reserve` does
+        it when it must."""
         oldest = max(0, self.seen - self.rewind)
         heads = torch.arange(weights.heads)
         rows = torch.tensor([max(0, oldest - pad) for pad in pads]).expand(len(heads), -1)
@@ -166,8 +171,8 @@ class EvictingLayer(KVLayer):
         return min(max(begin - pad, 0), self.sinks)
 
     def _sink_sources(self, pad: int, begin: int) -> list[int]:
-        """Where the sinks of a sequence for a tail from `begin` lie in the buffer as it is; any place where it has
-        fewer than the block holds."""
+        """Where the sinks of a sequence for a tail from `begin` lie in the buffer as it is; any
+        place where it has fewer than the block holds."""
         count, held = self._in_block(pad, begin), self._in_block(pad, self.begin)
         places = [self.sinks - held + t if t < held else self._index(pad + t) for t in range(count)]
         return [0] * (self.sinks - count) + places
@@ -192,14 +197,16 @@ class EvictingLayer(KVLayer):
 
 
 class Steps(dict):
-    """The `harness.models.steps.Step` of a cache by (batch, rows). They belong to its buffers: a copy makes its own."""
+    """The `harness.models.steps.Step` of a cache by (batch, rows). They belong to its buffers: a
+    copy makes its own."""
 
     def __deepcopy__(self, memo) -> "Steps":
         return Steps()
 
 
 class KVCache(Cache):
-    """A layer's cache for each layer of a model. `chunk`: how many tokens a forward may take, None for any number."""
+    """A layer's cache for each layer of a model. `chunk`: how many tokens a forward may take, None
+    for any number."""
 
     def __init__(self, layers: list[KVLayer], chunk: int | None):
         super().__init__(layers=layers)
@@ -224,7 +231,8 @@ class KVCache(Cache):
 
     @property
     def argument(self) -> dict[str, "KVCache"]:
-        """Itself as a keyword argument of a model or of generate, whose name depends on the version of transformers."""
+        """Itself as a keyword argument of a model or of generate, whose name depends on the version
+        of transformers."""
         return {ARGUMENT: self}
 
     @property
@@ -241,11 +249,13 @@ class KVCache(Cache):
 def new_cache(
     model: PreTrainedModel, capacity: int, *, evict: bool = False, rewind: int = 0, chunk: int = CHUNK
 ) -> KVCache:
-    """An empty cache for `capacity` tokens (slots) of each sequence: the prompt and what is generated.
+    """An empty cache for `capacity` tokens (slots) of each sequence: the prompt and what is
+    generated.
 
-    evict: keep only what can still be reached. A forward then takes at most `chunk` tokens (generate's
-    `prefill_chunk_size`), and `crop` may take back the last `rewind` tokens. A layer's buffer holds the sinks, the
-    farthest reach of its weights, `rewind` and `chunk` tokens, whatever the context.
+    evict: keep only what can still be reached. A forward then takes at most `chunk` tokens
+    (generate's `prefill_chunk_size`), and `crop` may take back the last `rewind` tokens. A layer's
+    buffer holds the sinks, the farthest reach of its weights, `rewind` and `chunk` tokens, whatever
+    the context.
     """
     layers = range(model.config.num_hidden_layers)
     if evict:

@@ -1,8 +1,9 @@
-"""Falcon with ALiBi (transformers.models.falcon; Falcon-RW): the facts of one family that the attention swap needs."""
+"""Falcon with ALiBi (transformers.models.falcon; Falcon-RW): the facts of one family that the
+attention swap needs."""
 
 import torch
 
-from harness.errors import UserError
+from harness.common.errors import UserError
 from harness.models.family import Architecture, Family
 from harness.models.settings import ANY, refuse_unknown, renamed
 
@@ -46,7 +47,8 @@ def _mend(raw: dict) -> dict:
 
 
 def _raw(architecture: Architecture) -> dict:
-    """As Falcon-RW is: biases, attention before the feed-forward; with fewer key heads as the later Falcons are."""
+    """As Falcon-RW is: biases, attention before the feed-forward; with fewer key heads as the later
+    Falcons are."""
     kv_heads = architecture.kv_heads
     return {
         "model_type": "falcon",
@@ -67,8 +69,8 @@ def _raw(architecture: Architecture) -> dict:
 def _forward(module, attend, hidden_states):
     batch, tokens, _ = hidden_states.shape
     qkv = module.query_key_value(hidden_states)
-    # (query heads of a group, its key, its value) for each group: one group of all heads where the key is shared by
-    # all, a group for each head where none is
+    # (query heads of a group, its key, its value) for each group: one group of all heads where the
+    # key is shared by all, a group for each head where none is
     groups = (qkv.shape[2] // module.head_dim - module.num_heads) // 2
     qkv = qkv.view(batch, tokens, groups, -1, module.head_dim)
     q = qkv[:, :, :, :-2].flatten(2, 3).transpose(1, 2)

@@ -1,6 +1,6 @@
 """The families by their transformers model type. A new family is one file and one line here."""
 
-from harness.errors import UserError, nearest
+from harness.common.errors import UserError, nearest
 from harness.models.bloom import BLOOM
 from harness.models.falcon import FALCON
 from harness.models.family import Family

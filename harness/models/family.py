@@ -1,5 +1,5 @@
-"""What the harness must know of a model family to own its attention: a record of small functions, one file per
-family."""
+"""What the harness must know of a model family to own its attention: a record of small functions,
+one file per family."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 
 import torch
 
-from harness.errors import UserError
+from harness.common.errors import UserError
 from kernels import alibi_slopes
 
 
@@ -15,8 +15,8 @@ from kernels import alibi_slopes
 class Architecture:
     """The numbers of a model that can be known before its weights are read.
 
-    kv_heads: heads of the keys and values where they are fewer than the queries'.
-    positions: tokens beyond which the checkpoint's own attention fails (attn=stock; ours has no bound). Copies of a
+    kv_heads: heads of the keys and values where they are fewer than the queries'. positions: tokens
+    beyond which the checkpoint's own attention fails (attn=stock; ours has no bound). Copies of a
     checkpoint differ in it, so it is no part of what makes two architectures equal.
     """
 
@@ -31,7 +31,8 @@ class Architecture:
     positions: int | None = field(default=None, compare=False)
 
     def __post_init__(self):
-        """Whole numbers may be written as floats (8.0). Raises UserError for numbers that no model has."""
+        """Whole numbers may be written as floats (8.0). Raises UserError for numbers that no model
+        has."""
         for name in ("layers", "heads", "width", "vocabulary", "expansion", "kv_heads", "positions"):
             value = getattr(self, name)
             if value is None and name in ("kv_heads", "positions"):
@@ -65,13 +66,15 @@ class Family:
     """One model family.
 
     architecture: raw config.json -> Architecture (UserError for a variant that is not supported).
-    mend: raw config.json -> the same in the form transformers accepts.
-    raw: Architecture -> raw config.json of a model with that architecture, for random weights.
-    is_attention: which modules to replace.
-    forward: (module, attend, *what the block hands the module in place) -> the module's own return value. It calls
-        ``attend(q, k, v, scale=, dropout=)`` with the new tokens' keys and values, which returns the output and the
-        probabilities, or None for them; `attend` knows the cache, the padding and whether the module is in training.
-    idle: what the block hands the module by name and the replaced attention has no use for. The cache and the mask are
+    mend: raw config.json -> the same in the form transformers accepts. raw: Architecture -> raw
+    config.json of a model with that architecture, for random weights. is_attention: which modules
+    to replace. forward: (module, attend, *what the block hands the module in place) -> the module's
+    own return value. It calls
+        ``attend(q, k, v, scale=, dropout=)`` with the new tokens' keys and values, which returns
+        the output and the probabilities, or None for them; `attend` knows the cache, the padding
+        and whether the module is in training.
+    idle: what the block hands the module by name and the replaced attention has no use for. The
+    cache and the mask are
         known; anything else is refused.
     slope_factor: what the family's own code multiplies its slopes by, besides the bias itself.
     """
@@ -87,6 +90,7 @@ class Family:
     slope_factor: Callable[[Architecture], float] = lambda architecture: 1.0
 
     def slopes(self, architecture: Architecture) -> torch.Tensor:
-        """Effective ALiBi slopes, (heads,) float64: what multiplies the distance after the scores are scaled."""
+        """Effective ALiBi slopes, (heads,) float64: what multiplies the distance after the scores
+        are scaled."""
         slopes = alibi_slopes(architecture.heads, bias_max=architecture.bias_max, order=self.slope_order)
         return slopes * self.slope_factor(architecture)

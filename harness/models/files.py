@@ -1,5 +1,5 @@
-"""The files of a checkpoint's folder that a run reads, looked at before anything is loaded: which they are, whether
-they are what their names say, and a hash of their content."""
+"""The files of a checkpoint's folder that a run reads, looked at before anything is loaded: which
+they are, whether they are what their names say, and a hash of their content."""
 
 import functools
 import hashlib
@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from harness.errors import UserError
+from harness.common.errors import UserError
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # transformers would apply it without a word
 POINTER = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
 
-# what a tokenizer is made from: one of these files holds its vocabulary, the others say how it is used
+# what a tokenizer is made from: one of these files holds its vocabulary, the others say how it is
+# used
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 TOKENIZER = (*VOCABULARIES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TOKENIZER += ("chat_template.jinja", "chat_template.json")
@@ -28,7 +29,8 @@ IDLE += ("special_tokens_map_file", "tokenizer_file", "transformers_version")  #
 
 @dataclass(frozen=True)
 class Held:
-    """A tensor in a file, as the file's header says: its type in safetensors' words, its size in bytes."""
+    """A tensor in a file, as the file's header says: its type in safetensors' words, its size in
+    bytes."""
 
     file: Path
     dtype: str
@@ -36,7 +38,8 @@ class Held:
 
 
 def weights_of(folder: Path) -> list[Path]:
-    """The safetensors files that transformers loads, by name. UserError if they cannot be told, or are not whole."""
+    """The safetensors files that transformers loads, by name. UserError if they cannot be told, or
+    are not whole."""
     for name in ADAPTER:
         if (folder / name).exists():
             raise UserError(
@@ -146,7 +149,8 @@ def vocabulary_hash(folder: Path) -> str | None:
 
 
 def beside_hash(folder: Path) -> str | None:
-    """Hash of the tokenizer's other files, names and content, without what changes no token; None without any."""
+    """Hash of the tokenizer's other files, names and content, without what changes no token; None
+    without any."""
     content = {}
     named = [folder / name for name in TOKENIZER if name not in ("tokenizer.json", "tokenizer.model")]
     for file in [*named, *folder.glob("additional_chat_templates/*")]:

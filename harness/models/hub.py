@@ -1,4 +1,5 @@
-"""A model on the Hub: the commit that its revision stands for, and its files in a folder of the cache."""
+"""A model on the Hub: the commit that its revision stands for, and its files in a folder of the
+cache."""
 
 import re
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import httpx  # the package of that name, from its version 2 on another
 
-from harness.errors import CannotLoad
+from harness.common.errors import CannotLoad
 from harness.models.files import INDEX, TOKENIZER
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -15,8 +16,8 @@ UNREACHED = (OSError, ValueError, httpx.HTTPError)  # what the Hub's client rais
 
 
 def commit_of(repo: str, revision: str) -> str:
-    """The commit that a branch, a tag or a commit stands for: the Hub's word, or without a network the cache's. The
-    revision itself where neither can say; such a model cannot be loaded."""
+    """The commit that a branch, a tag or a commit stands for: the Hub's word, or without a network
+    the cache's. The revision itself where neither can say; such a model cannot be loaded."""
     if COMMIT.fullmatch(revision):
         return revision
     try:  # the folder of a snapshot is named by its commit
@@ -26,9 +27,9 @@ def commit_of(repo: str, revision: str) -> str:
 
 
 def fetch(repo: str, commit: str, *, weights: bool) -> Path:
-    """The folder of the cache with these files of a commit: the small ones, and with `weights` the safetensors. A
-    folder of the working directory by that name is never looked at. Raises CannotLoad for what is no commit, and one of
-    UNREACHED where the files cannot be had."""
+    """The folder of the cache with these files of a commit: the small ones, and with `weights` the
+    safetensors. A folder of the working directory by that name is never looked at. Raises
+    CannotLoad for what is no commit, and one of UNREACHED where the files cannot be had."""
     if not COMMIT.fullmatch(commit):
         raise CannotLoad(f"{repo}@{commit} can be looked up neither on the Hub nor in its cache on this machine")
     wanted = (*SMALL, *(("*.safetensors", INDEX, "adapter_config.json") if weights else ()))

@@ -1,4 +1,5 @@
-"""Load a model and its tokenizer, local or from the Hub, safetensors only, and put our attention into it."""
+"""Load a model and its tokenizer, local or from the Hub, safetensors only, and put our attention
+into it."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -7,14 +8,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from harness.errors import CannotLoad, UserError
+from harness.common.errors import CannotLoad, UserError
+from harness.common.preflight import refuse_foreign_kernels
 from harness.models.families import family_of
 from harness.models.family import Architecture
 from harness.models.files import weights_of
 from harness.models.hub import UNREACHED, fetch
 from harness.models.settings import typed
 from harness.models.spec import IDLE, ModelSpec, agree, architecture_of, content, read_config
-from harness.preflight import refuse_foreign_kernels
 
 refuse_foreign_kernels()  # before transformers looks for a package of that name
 
@@ -54,8 +55,8 @@ _TOKENIZERS: dict[tuple[str, str, int], PreTrainedTokenizerBase] = {}
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, ready for all tasks, kept for the life of the process; UserError with the way out if it
-    cannot be had, or would change what the model reads."""
+    """The model's tokenizer, ready for all tasks, kept for the life of the process; UserError with
+    the way out if it cannot be had, or would change what the model reads."""
     vocabulary = spec.architecture.vocabulary
     known = (spec.source, spec.tokenizer, vocabulary)
     if known not in _TOKENIZERS:
@@ -80,8 +81,8 @@ def _made(spec: ModelSpec, folder: Path, options: dict) -> PreTrainedTokenizerBa
 
 
 def download(spec: ModelSpec) -> Path:
-    """Have the files of a model on the Hub in its cache, where a run without a network finds them. Returns their
-    folder; UserError with the way out if they cannot be had."""
+    """Have the files of a model on the Hub in its cache, where a run without a network finds them.
+    Returns their folder; UserError with the way out if they cannot be had."""
     print(f"Fetching {spec.source}", file=sys.stderr, flush=True)
     place = _fetched(spec, weights=True)
     weights_of(place)
@@ -89,10 +90,11 @@ def download(spec: ModelSpec) -> Path:
 
 
 def load_model(spec: ModelSpec, *, device: torch.device, kernel: str) -> LoadedModel:
-    """Load weights in the spec's dtype onto `device`, or over all GPUs by its device map, and replace the attention.
+    """Load weights in the spec's dtype onto `device`, or over all GPUs by its device map, and
+    replace the attention.
 
-    Raises UserError if the checkpoint cannot be had or is not whole, if its own configuration disagrees with what the
-    cell says of it, or if the ways in which tasks feed it do not agree.
+    Raises UserError if the checkpoint cannot be had or is not whole, if its own configuration
+    disagrees with what the cell says of it, or if the ways in which tasks feed it do not agree.
     """
     words, weights = load_tokenizer(spec), None
     if spec.random:
@@ -102,7 +104,8 @@ def load_model(spec: ModelSpec, *, device: torch.device, kernel: str) -> LoadedM
     if spec.device_map is None:  # else accelerate has placed it, for good
         model.to(device)
     model.eval().requires_grad_(False)
-    # a checkpoint's own generation_config.json would decide what greedy decoding says, and is in no identity
+    # a checkpoint's own generation_config.json would decide what greedy decoding says, and is in no
+    # identity
     model.generation_config = GenerationConfig(eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
     attention = SwappedAttention(model, spec.family, spec.slopes, kernel=kernel)
     selfcheck.check(model, attention, source=spec.source)
@@ -113,8 +116,9 @@ def load_model(spec: ModelSpec, *, device: torch.device, kernel: str) -> LoadedM
 def random_model(
     architecture: Architecture, seed: int, *, dtype: torch.dtype = torch.float32, **config
 ) -> PreTrainedModel:
-    """A stock model of this architecture, its weights drawn by transformers' own initialisation. Drawn on the CPU, so
-    that a seed gives the same weights whatever the device; the global generators are left alone.
+    """A stock model of this architecture, its weights drawn by transformers' own initialisation.
+    Drawn on the CPU, so that a seed gives the same weights whatever the device; the global
+    generators are left alone.
 
     config: further options of the family's transformers configuration.
     """
@@ -156,7 +160,8 @@ def _config(spec: ModelSpec, folder: Path) -> PreTrainedConfig:
 
 
 def _buildable(spec: ModelSpec, folder: Path) -> PreTrainedConfig:
-    """As `_config`, and tried: a model without memory is built from it. UserError where that fails."""
+    """As `_config`, and tried: a model without memory is built from it. UserError where that
+    fails."""
     config = _config(spec, folder)
     try:
         with torch.device("meta"):

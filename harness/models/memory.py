@@ -1,13 +1,14 @@
-"""How much memory a run will need, estimated from the architecture alone and checked before anything is loaded."""
+"""How much memory a run will need, estimated from the architecture alone and checked before
+anything is loaded."""
 
 from dataclasses import dataclass
 
 import psutil
 import torch
 
-from harness.errors import UserError
+from harness.common.errors import UserError
 from harness.models.family import Architecture
-from kernels.exact import bytes_needed
+from kernels.impl.reference import bytes_needed
 
 GIB = 2**30
 CHUNK = 512  # tokens of a forward where keys are evicted
@@ -49,15 +50,17 @@ def estimate(
     kernel: str,
     reach: int | None = None,
 ) -> MemoryNeed:
-    """Estimate for prefilling `tokens` of `batch` sequences with a KV cache, logits of the last tokens only. reach: how
-    many tokens a cache that evicts holds beside a chunk; None if it holds all."""
+    """Estimate for prefilling `tokens` of `batch` sequences with a KV cache, logits of the last
+    tokens only. reach: how many tokens a cache that evicts holds beside a chunk; None if it holds
+    all."""
     fed = tokens if reach is None else min(tokens, CHUNK)
     held = tokens if reach is None else min(tokens, reach + CHUNK)
     layer = (2 + 2 * arch.expansion) * arch.width**2 + 2 * arch.width * arch.kv_width
     weights = (arch.layers * layer + arch.vocabulary * arch.width) * itemsize
     cache = 2 * arch.layers * arch.kv_width * held * batch * itemsize
-    # the widest moment of a layer: hidden state and residual, with q, k, v and output or the feed-forward's two halves;
-    # the attention kernel works in pieces of its own, counted as 0.25 GiB
+    # the widest moment of a layer: hidden state and residual, with q, k, v and output or the
+    # feed-forward's two halves; the attention kernel works in pieces of its own, counted as 0.25
+    # GiB
     activations = (2 + max(6, 2 * arch.expansion)) * arch.width * fed * batch * itemsize + GIB // 4
     # three float64 per mask of every draw, and a chunk of 64 rows with a few int64 per mask
     activations += masks * 8 * (3 * draws * arch.layers * arch.heads + 6 * 64)
@@ -67,7 +70,8 @@ def estimate(
 
 
 def available_bytes(device: torch.device, *, spread: bool = False) -> int:
-    """Free memory of the device, or of all CUDA devices together if the model is to be spread over them."""
+    """Free memory of the device, or of all CUDA devices together if the model is to be spread over
+    them."""
     if spread:
         return sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
     if device.type == "cuda":

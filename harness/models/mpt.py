@@ -5,7 +5,8 @@ import torch
 from harness.models.family import Architecture, Family
 from harness.models.settings import ANY, refuse_unknown
 
-# llm-foundry knows many more than transformers computes: its rotary settings lie idle where rope is off
+# llm-foundry knows many more than transformers computes: its rotary settings lie idle where rope is
+# off
 ATTENTION = {
     **dict.fromkeys(("alibi_bias_max", "attn_impl", "attn_pdrop", "clip_qkv", "softmax_scale"), ANY),
     **dict.fromkeys(("rope_theta", "rope_impl", "rope_dail_config", "rope_hf_config"), ANY),
@@ -45,7 +46,8 @@ def _architecture(raw: dict) -> Architecture:
 
 
 def _mend(raw: dict) -> dict:
-    """Without the dropout of attention, which MptConfig wants as a whole number: nothing is trained here."""
+    """Without the dropout of attention, which MptConfig wants as a whole number: nothing is trained
+    here."""
     attn = {key: value for key, value in (raw.get("attn_config") or {}).items() if key != "attn_pdrop"}
     return {**raw, "attn_config": attn}
 

@@ -1,5 +1,5 @@
-"""What was loaded of a checkpoint, against what is in its files and what the model needs: transformers draws at random
-what it does not find, and drops what it does not know."""
+"""What was loaded of a checkpoint, against what is in its files and what the model needs:
+transformers draws at random what it does not find, and drops what it does not know."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -8,10 +8,11 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from harness.errors import CannotLoad
+from harness.common.errors import CannotLoad
 from harness.models.files import digest, tensors_of
 
-# buffers that older versions of transformers saved beside the weights: the causal mask and what it filled in
+# buffers that older versions of transformers saved beside the weights: the causal mask and what it
+# filled in
 BUFFERS = re.compile(r"\.(masked_bias|rotary_emb\.inv_freq|position_ids)$")
 MASK = re.compile(r"\.attn\.bias$")
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -19,8 +20,8 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a record keeps of the weights: tensors of the files that the model holds, their bytes there, and a hash of
-    the files."""
+    """What a record keeps of the weights: tensors of the files that the model holds, their bytes
+    there, and a hash of the files."""
 
     tensors: int
     bytes: int
@@ -31,10 +32,11 @@ class Loaded:
 
 
 def loaded(model: PreTrainedModel, report: dict, files: Sequence[Path], *, source: str, layers: int | None) -> Loaded:
-    """Raises CannotLoad unless every weight of the model is in the files, and every tensor of the files in the model.
+    """Raises CannotLoad unless every weight of the model is in the files, and every tensor of the
+    files in the model.
 
-    report: what from_pretrained(output_loading_info=True) gave, with mismatched sizes ignored. layers: how many of the
-    checkpoint's layers were asked for, None for all.
+    report: what from_pretrained(output_loading_info=True) gave, with mismatched sizes ignored.
+    layers: how many of the checkpoint's layers were asked for, None for all.
     """
     held = tensors_of(files)
     missing = sorted(report["missing_keys"])
@@ -88,7 +90,8 @@ def _prefix(missing: Sequence[str], unexpected: Sequence[str]) -> str | None:
 
 
 def _refuse_two_heads(model: PreTrainedModel, kept: Collection[str], source: str) -> None:
-    """CannotLoad where the configuration ties the output to the embedding and the files hold another output."""
+    """CannotLoad where the configuration ties the output to the embedding and the files hold
+    another output."""
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     if model.config.tie_word_embeddings and "lm_head.weight" in kept and head is not embedding:
         raise CannotLoad(

@@ -1,13 +1,14 @@
-"""The check of every load, before the first sample: a few tokens through each way in which tasks feed a model."""
+"""The check of every load, before the first sample: a few tokens through each way in which tasks
+feed a model."""
 
 import torch
 from transformers import PreTrainedModel
 
-from harness.errors import CannotLoad
+from harness.common.errors import CannotLoad
 from harness.models.cache import new_cache
 from harness.models.swap import SwappedAttention
 from kernels import attend
-from kernels.check import LIMITS, relative
+from kernels.impl.accuracy import LIMITS, relative
 
 TOKENS, CHUNK, PADDING, DECODED = 24, 12, 7, 3
 ROUNDINGS = 5  # how many times a kernel's own limit the logits of two ways may differ by: they go through all layers
@@ -15,11 +16,12 @@ ROUNDINGS = 5  # how many times a kernel's own limit the logits of two ways may 
 
 @torch.inference_mode()
 def check(model: PreTrainedModel, attention: SwappedAttention, *, source: str) -> None:
-    """Under exact ALiBi: one forward, the same in chunks and then token by token from the cache, and from the cache
-    with and without padding on the left must have the same logits, and those of the float64 oracle's attention.
+    """Under exact ALiBi: one forward, the same in chunks and then token by token from the cache,
+    and from the cache with and without padding on the left must have the same logits, and those of
+    the float64 oracle's attention.
 
-    Raises CannotLoad where they do not, or are not finite: what the harness knows of the family is not what this
-    version of transformers, or this checkpoint, computes.
+    Raises CannotLoad where they do not, or are not finite: what the harness knows of the family is
+    not what this version of transformers, or this checkpoint, computes.
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
     drawn = torch.randint(vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(0))
@@ -54,7 +56,8 @@ def _oracle(q, k, v, weights, **options) -> torch.Tensor:
 
 
 def _in_pieces(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Logits (batch, tokens, vocabulary) from a cache that is filled by chunks, then token by token."""
+    """Logits (batch, tokens, vocabulary) from a cache that is filled by chunks, then token by
+    token."""
     cache = new_cache(model, ids.shape[1])
     found, stop = [], 0
     for piece in (*ids[:, :-DECODED].split(CHUNK, 1), *ids[:, -DECODED:].split(1, 1)):

@@ -1,15 +1,16 @@
-"""A checkpoint's config.json against what is computed: every setting is known to have no effect here, is implemented,
-or is refused by its name and value."""
+"""A checkpoint's config.json against what is computed: every setting is known to have no effect
+here, is implemented, or is refused by its name and value."""
 
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_args
 
-from harness.errors import UserError
+from harness.common.errors import UserError
 
 ANY = object()  # implemented whatever its value, or without effect on a forward pass
 
-# of every configuration: names, versions, initialisation, and what generation is told by the harness itself
+# of every configuration: names, versions, initialisation, and what generation is told by the
+# harness itself
 NAMES = (
     "_attn_implementation", "_name_or_path", "architectures", "attn_implementation", "auto_map", "bad_words_ids",
     "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward", "decoder_start_token_id",
@@ -27,10 +28,12 @@ GENERAL = dict.fromkeys(NAMES, ANY)
 
 
 def refuse_unknown(raw: Mapping[str, Any], known: Mapping[str, Any], *, kind: str, section: str = "") -> None:
-    """UserError for the first setting that would change what the model computes and that nothing here reads.
+    """UserError for the first setting that would change what the model computes and that nothing
+    here reads.
 
-    known: setting -> ANY, the tuple of its values that are implemented, or a mapping of the same form for a section.
-    What is not in it may be there as long as it is switched off (null, false, zero, empty).
+    known: setting -> ANY, the tuple of its values that are implemented, or a mapping of the same
+    form for a section. What is not in it may be there as long as it is switched off (null, false,
+    zero, empty).
     """
     for key, value in raw.items():
         name = section + str(key)
@@ -47,7 +50,8 @@ def refuse_unknown(raw: Mapping[str, Any], known: Mapping[str, Any], *, kind: st
 
 
 def renamed(raw: Mapping[str, Any], older: Mapping[str, str]) -> dict[str, Any]:
-    """The settings under their present names. UserError where an older name and the present one disagree."""
+    """The settings under their present names. UserError where an older name and the present one
+    disagree."""
     for old, new in older.items():
         if old in raw and new in raw and raw[old] != raw[new]:
             raise UserError(
@@ -57,8 +61,9 @@ def renamed(raw: Mapping[str, Any], older: Mapping[str, str]) -> dict[str, Any]:
 
 
 def typed(raw: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """The settings with whole numbers where a transformers configuration class insists on them (8.0), and with floats
-    where it insists on those (clip_qkv: 6): published configurations hold either."""
+    """The settings with whole numbers where a transformers configuration class insists on them
+    (8.0), and with floats where it insists on those (clip_qkv: 6): published configurations hold
+    either."""
     types = {field.name: field.type for field in fields(kind)}
     found = {}
     for key, value in raw.items():

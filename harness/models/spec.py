@@ -1,4 +1,5 @@
-"""Which model a configuration names: found and identified from its files or its name, before any weights are read."""
+"""Which model a configuration names: found and identified from its files or its name, before any
+weights are read."""
 
 import hashlib
 import json
@@ -7,22 +8,22 @@ from pathlib import Path
 
 import torch
 
-from harness.config import ROOT, ArchitectureConfig, ModelConfig
-from harness.errors import CannotLoad, UserError, choose
+from harness.common.errors import CannotLoad, UserError, choose
+from harness.common.paths import EMBEDDED, ROOT
 from harness.models import files
 from harness.models.families import family_of
 from harness.models.family import Architecture, Family
 from harness.models.hub import UNREACHED, commit_of, fetch
+from harness.models.options import ArchitectureConfig, ModelConfig
 
-EMBEDDED = ROOT / "harness" / "embedded"
 WEIGHTS = ("checkpoint", "random")
 READS = ("text", "prompts")
 DEVICE_MAPS = ("auto", "balanced", "sequential")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 IDLE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "init_device")
-# A tokenizer's files beside its vocabulary are in the identity unless they are those of the embedded models, with which
-# the first records were made: their ids stay what they are.
+# A tokenizer's files beside its vocabulary are in the identity unless they are those of the
+# embedded models, with which the first records were made: their ids stay what they are.
 FIRST = (
     "sha256:023f2d00d8a97727d89e20744aabb497a6ed82136545c45a0e08ef0558cdc232",  # tiny, tiny-plain
     "sha256:3488c8caecd55af2ab02f1193e8aaa85d0a6d44deda2d8a944654f8ca3e591ab",  # tiny-books
@@ -31,12 +32,13 @@ FIRST = (
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model that can be loaded. `identity` is what distinguishes its results from another model's.
+    """A model that can be loaded. `identity` is what distinguishes its results from another
+    model's.
 
-    revision: of a model on the Hub the commit, whatever branch or tag was asked for.
-    init_seed: of random weights; None for a checkpoint's. layers: how many of the checkpoint's; None for all.
-    reads: "text", or "prompts" for a model that knows no words but those of the harness's own prompts.
-    device_map: how accelerate spreads it over the GPUs; None for one device.
+    revision: of a model on the Hub the commit, whatever branch or tag was asked for. init_seed: of
+    random weights; None for a checkpoint's. layers: how many of the checkpoint's; None for all.
+    reads: "text", or "prompts" for a model that knows no words but those of the harness's own
+    prompts. device_map: how accelerate spreads it over the GPUs; None for one device.
     """
 
     name: str
@@ -90,7 +92,8 @@ class ModelSpec:
 
 
 def resolve_model(config: ModelConfig, dtype: str | None) -> ModelSpec:
-    """Find the model. Raises UserError if it cannot be told which it is, or its files are not there."""
+    """Find the model. Raises UserError if it cannot be told which it is, or its files are not
+    there."""
     if config.architecture == ArchitectureConfig():  # as ModelConfig has it where nothing is said of it
         config = replace(config, architecture=None)
     dtype = choose("dtype", dtype or config.dtype, DTYPES)
@@ -158,7 +161,8 @@ def _local(config: ModelConfig, dtype: str, kind: str) -> ModelSpec:
 
 
 def content(folder: Path, *, weights: bool) -> dict:
-    """What a folder's files say of the model's identity. UserError for files that cannot be what they should be."""
+    """What a folder's files say of the model's identity. UserError for files that cannot be what
+    they should be."""
     config = json.dumps(_computing(read_config(folder)), sort_keys=True)
     if weights and not files.has_tokenizer(folder):
         raise UserError(f"{folder} holds no tokenizer, such as tokenizer.json: copy it there from the model's source.")
@@ -176,8 +180,8 @@ def _tokenizer(folder: Path) -> dict:
 
 
 def architecture_of(raw: dict) -> Architecture:
-    """The architecture in a config.json. UserError for one that is not supported, or has other values than numbers
-    where numbers belong."""
+    """The architecture in a config.json. UserError for one that is not supported, or has other
+    values than numbers where numbers belong."""
     family = family_of(str(raw.get("model_type", "")))
     try:
         return family.architecture(raw)
@@ -199,7 +203,8 @@ def agree(found: Architecture, said: Architecture, source: str, name: str) -> No
 
 
 def _computing(raw: dict) -> dict:
-    """config.json without what does not change a result: names, versions, and the dtype, which is the cell's own."""
+    """config.json without what does not change a result: names, versions, and the dtype, which is
+    the cell's own."""
     return {k: v for k, v in raw.items() if k not in IDLE}
 
 

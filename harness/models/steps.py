@@ -1,8 +1,9 @@
 """Steps of generation: a few new tokens of each sequence after what a KV cache holds.
 
-Nothing of a step depends on where its tokens lie but numbers in memory, which are written before each: a GPU captures
-the forward once as a CUDA graph and replays it wherever the next tokens lie. Launched one by one, the kernels of a
-small step take the host longer than the device. On a CPU the same code runs as it is.
+Nothing of a step depends on where its tokens lie but numbers in memory, which are written before
+each: a GPU captures the forward once as a CUDA graph and replays it wherever the next tokens lie.
+Launched one by one, the kernels of a small step take the host longer than the device. On a CPU the
+same code runs as it is.
 """
 
 import operator
@@ -19,11 +20,11 @@ MOST = 16  # tokens of each sequence: what the kernels decode at a time
 
 
 def replayable(run: Callable[[], torch.Tensor], device: torch.device) -> tuple[torch.Tensor, Callable[[], None]]:
-    """What `run`, which runs on `device`, returns, and what computes it anew in its place; the first time has yet to
-    come."""
+    """What `run`, which runs on `device`, returns, and what computes it anew in its place; the
+    first time has yet to come."""
     graph = torch.cuda.CUDAGraph()
-    # on a stream of that device, which need not be the current one: another's would capture nothing; and a capture that
-    # fails would leave its own stream the current one
+    # on a stream of that device, which need not be the current one: another's would capture
+    # nothing; and a capture that fails would leave its own stream the current one
     capturing = torch.cuda.graph(graph, stream=torch.cuda.Stream(device))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*graph is empty", category=UserWarning)
@@ -33,9 +34,10 @@ def replayable(run: Callable[[], torch.Tensor], device: torch.device) -> tuple[t
 
 
 class Step:
-    """A forward of `rows` tokens for each of `batch` sequences, under `weights`, one for each layer of the cache.
-    forward: (ids (batch, rows), cache) -> the base model's outputs. graphs: whether it may be captured; the kernels
-    then take whole buffers, of which they read what is filled. It belongs to a cache, which it does not keep alive."""
+    """A forward of `rows` tokens for each of `batch` sequences, under `weights`, one for each layer
+    of the cache. forward: (ids (batch, rows), cache) -> the base model's outputs. graphs: whether
+    it may be captured; the kernels then take whole buffers, of which they read what is filled. It
+    belongs to a cache, which it does not keep alive."""
 
     def __init__(
         self,
@@ -68,7 +70,8 @@ class Step:
         return held and all(map(operator.is_, weights, self.weights))
 
     def __call__(self, cache: KVCache, ids: torch.Tensor, pads: list[int]) -> ModelOutput:
-        """Outputs for the next tokens; `pads` the slots of padding that each sequence begins with."""
+        """Outputs for the next tokens; `pads` the slots of padding that each sequence begins
+        with."""
         cache.reserve(self.rows, pads, self.weights)
         found = [self._where(layer, pads) for layer in self.layers]
         cuda = self._ids.is_cuda
@@ -90,8 +93,8 @@ class Step:
     def keys(
         self, own: KVLayer, layer: int, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The new keys and values (batch, heads, rows, head_dim) of a layer written to its cache `own`: all that it
-        holds, and the step's places, as `kernels.attend` takes them."""
+        """The new keys and values (batch, heads, rows, head_dim) of a layer written to its cache
+        `own`: all that it holds, and the step's places, as `kernels.attend` takes them."""
         at = layer if self.gapped else 0
         own.write(k, v, self._numbers[at, self._split :])
         stop = own.size if self.graphs else own.filled + self.rows

@@ -1,8 +1,9 @@
 """Replace the attention of every layer of a transformers model by `kernels.attend`.
 
-The stock modules keep their weights and names; only their forward is bound anew, per instance. The model's mask is
-replaced too: a registered mask builder hands the layers the key padding alone, so nothing of size n x n is ever made.
-The model's configuration is shared with whoever made it, and is never written to.
+The stock modules keep their weights and names; only their forward is bound anew, per instance. The
+model's mask is replaced too: a registered mask builder hands the layers the key padding alone, so
+nothing of size n x n is ever made. The model's configuration is shared with whoever made it, and is
+never written to.
 """
 
 import copy
@@ -16,7 +17,7 @@ import torch
 from transformers import AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import causal_mask_function, create_masks_for_generate
 
-from harness.errors import UserError
+from harness.common.errors import UserError
 from harness.models.cache import ARGUMENT, KVCache
 from harness.models.family import Family
 from harness.models.steps import MOST, Step
@@ -37,9 +38,10 @@ def _padding_only(
     config: PreTrainedConfig | None = None,
     **_,
 ) -> torch.Tensor:
-    """The slots that some sequence begins with as padding, (batch, longest padding) bool on the host, false in padding.
-    One look at the mask for a forward: at every layer it would make the host wait for the device. Padding after the
-    tokens needs no mask: no token sees what comes later."""
+    """The slots that some sequence begins with as padding, (batch, longest padding) bool on the
+    host, false in padding. One look at the mask for a forward: at every layer it would make the
+    host wait for the device. Padding after the tokens needs no mask: no token sees what comes
+    later."""
     if mask_function is not causal_mask_function:
         raise ValueError(
             "Replaced attention is causal over one sequence in each row, and a further mask was asked for: give each "
@@ -52,8 +54,8 @@ def _padding_only(
 
 
 def padding_of(attention_mask: torch.Tensor, tokens: int) -> list[int]:
-    """Slots of padding that each sequence begins with by a mask (batch, at least that many tokens). ValueError for a
-    mask with holes."""
+    """Slots of padding that each sequence begins with by a mask (batch, at least that many tokens).
+    ValueError for a mask with holes."""
     if attention_mask.shape[1] < tokens:
         raise ValueError(
             f"The padding mask covers {attention_mask.shape[1]} tokens, the cache and the new tokens are {tokens}: "
@@ -75,7 +77,8 @@ AttentionMaskInterface.register(MASK_NAME, _padding_only)
 
 @dataclass(eq=False)
 class Held:
-    """What a model computes until it is released. weights: one per layer, None for the checkpoint's own attention."""
+    """What a model computes until it is released. weights: one per layer, None for the checkpoint's
+    own attention."""
 
     weights: Sequence[Weights] | None
     kernel: str
@@ -93,7 +96,8 @@ class SwappedAttention:
         kernel: str,
         removable: bool = False,
     ):
-        """removable: nothing but what is held needs it, and whoever releases the last `hold` may `detach` it."""
+        """removable: nothing but what is held needs it, and whoever releases the last `hold` may
+        `detach` it."""
         modules = [m for m in model.modules() if family.is_attention(m)]
         layers = model.config.num_hidden_layers
         assert len(modules) == layers, f"{len(modules)} attention modules found in a model of {layers} layers"
@@ -113,7 +117,8 @@ class SwappedAttention:
         whole = functools.update_wrapper(functools.partial(self._masked, base, stock), stock)
         ours = [whole, *(functools.partial(self._attention, family, m) for m in modules)]
         self._ours = [(m, n, o) for (m, n, _), o in zip(self._stock, ours, strict=True)]
-        # generate makes a mask of every pair of tokens for a static cache, unless the model has a way of its own
+        # generate makes a mask of every pair of tokens for a static cache, unless the model has a
+        # way of its own
         name = "create_masks_for_generate"
         self._stock.append((model, name, getattr(model, name, create_masks_for_generate)))
         self._ours.append((model, name, _padding_as_it_is))
@@ -152,8 +157,9 @@ class SwappedAttention:
                 delattr(module, name)
 
     def hold(self, weights: Sequence[Weights] | None, kernel: str) -> Held:
-        """Run forwards under these weights until they are released or others are held over them. Unlike `use`, several
-        may be held and released in any order: the last that is still held counts."""
+        """Run forwards under these weights until they are released or others are held over them.
+        Unlike `use`, several may be held and released in any order: the last that is still held
+        counts."""
         assert weights is None or len(weights) == self.layers
         if not self._held:
             self._held.append(Held(self._weights, self.kernel))
@@ -185,7 +191,8 @@ class SwappedAttention:
 
     @contextmanager
     def use(self, weights: Sequence[Weights] | None) -> Iterator[None]:
-        """Run forwards under these weights, one per layer; None runs the checkpoint's own attention code."""
+        """Run forwards under these weights, one per layer; None runs the checkpoint's own attention
+        code."""
         if weights is None:
             self._bind(self._stock)
             try:
@@ -202,8 +209,8 @@ class SwappedAttention:
 
     @contextmanager
     def through(self, compute: Callable) -> Iterator[None]:
-        """Run forwards with `compute` in place of `kernels.attend`, whose arguments it gets and whose result it
-        returns: to time or to check it."""
+        """Run forwards with `compute` in place of `kernels.attend`, whose arguments it gets and
+        whose result it returns: to time or to check it."""
         before, self._compute = self._compute, compute
         try:
             yield
@@ -211,7 +218,8 @@ class SwappedAttention:
             self._compute = before
 
     def _masked(self, base: PreTrainedModel, stock: Callable, *args, **kwargs):
-        """The base model's own forward, which finds our mask builder in its configuration for as long as it runs."""
+        """The base model's own forward, which finds our mask builder in its configuration for as
+        long as it runs."""
         named = dict(zip(self._names, args, strict=False)) | kwargs
         mask = named.get("attention_mask")
         if mask is not None and getattr(mask, "ndim", None) != 2:
@@ -233,7 +241,8 @@ class SwappedAttention:
             base.config, self._wants_probabilities = own, False
 
     def _is_step(self, named: dict, config: PreTrainedConfig) -> bool:
-        """Whether a forward is a step of generation from a cache that has begun, and nothing but it is asked for."""
+        """Whether a forward is a step of generation from a cache that has begun, and nothing but it
+        is asked for."""
         ids, cache = named.get("input_ids"), named.get(ARGUMENT)
         if not isinstance(cache, KVCache) or ids is None or ids.ndim != 2 or not 0 < ids.shape[1] <= MOST:
             return False
@@ -281,8 +290,9 @@ class SwappedAttention:
         return family.forward(module, attend, *args)
 
     def _attend(self, module, q, k, v, *, scale: float, dropout: float, mask: torch.Tensor | None, cache) -> tuple:
-        """Attention of new tokens' q (batch, heads, tokens, head_dim) to them and all that is in the cache: out like q,
-        and the probabilities (batch, heads, tokens, keys), None where they are not asked for."""
+        """Attention of new tokens' q (batch, heads, tokens, head_dim) to them and all that is in
+        the cache: out like q, and the probabilities (batch, heads, tokens, keys), None where they
+        are not asked for."""
         layer = module.layer_idx
         weights = self._weights[layer]
         if mask is None or mask.ndim != 2:
@@ -323,14 +333,15 @@ def _padding_as_it_is(attention_mask: torch.Tensor | None, **_) -> torch.Tensor 
 
 
 def _own_forward(module: torch.nn.Module) -> tuple[torch.nn.Module, str, Callable]:
-    """accelerate's device_map wraps forward and keeps the original as _old_forward: replace what it calls."""
+    """accelerate's device_map wraps forward and keeps the original as _old_forward: replace what it
+    calls."""
     name = "_old_forward" if hasattr(module, "_old_forward") else "forward"
     return module, name, getattr(module, name)
 
 
 def _probabilities(attend: Callable, v: torch.Tensor) -> torch.Tensor:
-    """What each query gives to each key: its output where that key's value is 1 and all others are 0, for as many keys
-    at a time as a head has numbers."""
+    """What each query gives to each key: its output where that key's value is 1 and all others are
+    0, for as many keys at a time as a head has numbers."""
     keys, dim = v.shape[2:]
     one_hot = torch.eye(keys, dtype=v.dtype, device=v.device)
     parts = [torch.nn.functional.pad(part, (0, dim - part.shape[1])) for part in one_hot.split(dim, 1)]

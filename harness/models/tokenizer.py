@@ -1,11 +1,12 @@
-"""The one place where a tokenizer is made ready for all tasks, and refused where it would change what a model reads."""
+"""The one place where a tokenizer is made ready for all tasks, and refused where it would change
+what a model reads."""
 
 from pathlib import Path
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from harness.errors import CannotLoad
+from harness.common.errors import CannotLoad
 
 # words of the harness's own prompts, which models that read nothing else know too
 SAMPLE = "The day is long. 1234567890"
@@ -13,12 +14,14 @@ NO_LIMIT = 10**30  # what transformers has where a tokenizer says nothing
 
 
 def ready(tokenizer: PreTrainedTokenizerBase, *, source: str, vocabulary: int, folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer without limits of its own: it cuts and pads nothing unless asked, and pads on the left.
+    """The tokenizer without limits of its own: it cuts and pads nothing unless asked, and pads on
+    the left.
 
-    A tokenizer that has no padding token gets one that it has: padding is masked. What it puts before a text stays (a
-    beginning of sequence). Raises CannotLoad for one with tokens beyond the model's `vocabulary`, for one that does not
-    give back a text, for one that splits it otherwise than the tokenizer.json of its `folder`, and for one that appends
-    to a text: a model would be asked to go on after its end.
+    A tokenizer that has no padding token gets one that it has: padding is masked. What it puts
+    before a text stays (a beginning of sequence). Raises CannotLoad for one with tokens beyond the
+    model's `vocabulary`, for one that does not give back a text, for one that splits it otherwise
+    than the tokenizer.json of its `folder`, and for one that appends to a text: a model would be
+    asked to go on after its end.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:

@@ -9,19 +9,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness.errors import UserError, refused
-from harness.streams import print_in_any_encoding
+from harness.common.errors import UserError, refused
+from harness.common.streams import print_in_any_encoding
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0, 1 if --compare finds a regression or --check a stale table, 2 for a mistake."""
+    """Returns the exit code: 0, 1 if --compare finds a regression, 2 for a mistake."""
     print_in_any_encoding()
     arguments = sys.argv[1:] if arguments is None else arguments
     given = _parser().parse_args(arguments)
     try:
-        if given.check and given.markdown is None:
-            raise UserError("--check goes with --markdown PAGE: it says whether the pages' tables are current.")
-        if given.markdown is not None:
+        if given.markdown:
             return _markdown(given)
         if given.compare:
             return _compare(given)
@@ -37,13 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m harness.report", description=__doc__)
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="results folder (results)")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the page (report)")
-    parser.add_argument(
-        "--check", action="store_true", help="with --markdown PAGE: change nothing, exit 1 if not current"
-    )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--wandb", action="store_true", help="save the page as a W&B report, or update it, instead")
-    told = "print the tables of RESULTS instead; with pages, rewrite the marked tables in them from committed records"
-    instead.add_argument("--markdown", nargs="*", type=Path, metavar="PAGE", help=told)
+    instead.add_argument("--markdown", action="store_true", help="print the tables of RESULTS instead")
     told = "print what changed between two stores instead: folders, COMMIT:FOLDER, or COMMIT for RESULTS at a commit"
     instead.add_argument("--compare", nargs=2, metavar=("A", "B"), help=told)
     return parser
@@ -78,19 +72,13 @@ def _wandb(given: argparse.Namespace) -> int:
 def _markdown(given: argparse.Namespace) -> int:
     from harness.report import build, markdown
 
-    for page in given.markdown:
-        if not page.is_file():
-            raise UserError(
-                f"--markdown rewrites pages, and {page} is no file; a results folder comes before --markdown."
-            )
-    if given.markdown:
-        return markdown.rewrite(given.markdown, check=given.check)
     print(markdown.store_tables(build.build(given.results)))
     return 0
 
 
 def _compare(given: argparse.Namespace) -> int:
-    from harness import reader, table, versions
+    from harness.analysis import reader, versions
+    from harness.common.table import say
     from harness.report import compare
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -100,9 +88,9 @@ def _compare(given: argparse.Namespace) -> int:
         ]
         stores = {name: reader.records(place) for name, place in zip("AB", places, strict=True)}
         found = compare.changes(*stores.values())
-        compare.say(found)
+        compare.print_changes(found)
         if told := versions.differences((name, record) for name, records in stores.items() for record in records):
-            table.say(told)
+            say(told)
     worse = compare.regressions(found)
     records = len({(c.record.cell_id, c.record.store.task_id) for c in found})
     about = {"compared": records, "figures": len(found), "regressions": len(worse)}

@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from harness import reader, table
+from harness.analysis import reader, table
 from harness.report.describe import Page
 from harness.report.markup import FILTERS
 from harness.report.sections import SECTIONS
@@ -11,7 +11,8 @@ from harness.report.sections.common import tags_of
 
 
 def build(results: Path) -> Page:
-    """Describe what there is to see in a store. An empty or absent one gives a page that says how to fill it."""
+    """Describe what there is to see in a store. An empty or absent one gives a page that says how
+    to fill it."""
     questions = reader.questions(reader.records(results))
     found = [r for q in questions for r in q.records]
     statuses = Counter(r.status for r in found)

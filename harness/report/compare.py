@@ -8,15 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import reader, table
-from harness.config import ROOT
-from harness.errors import UserError
-from harness.reader import Record
-from harness.stats import LEVEL
+from harness.analysis import reader, table
+from harness.analysis.reader import Record
+from harness.common.errors import UserError
+from harness.common.paths import ROOT
+from harness.common.stats import LEVEL
+from harness.common.table import Table, say
 
-# Words in a unit, whether less is better (-1) or more (1), and the least ratio that counts as a change. Bytes repeat
-# themselves; the error of a kernel is of the size of a rounding; two runs on one machine differ by a fifth, which
-# speed-ups, timed by turns within one run, do not show.
+# Words in a unit, whether less is better (-1) or more (1), and the least ratio that counts as a
+# change. Bytes repeat themselves; the error of a kernel is of the size of a rounding; two runs on
+# one machine differ by a fifth, which speed-ups, timed by turns within one run, do not show.
 UNITS = {
     "byte": (-1, 1.01),
     "relative error": (-1, 2.0),
@@ -30,7 +31,8 @@ DONE = ("ok", "unsupported")
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one record, or of one of its metrics: better, worse, same, failed, gone or new."""
+    """What became of one record, or of one of its metrics: better, worse, same, failed, gone or
+    new."""
 
     record: Record
     metric: str
@@ -41,7 +43,8 @@ class Change:
 
 
 def opened(where: str, results: Path, scratch: Path) -> Path:
-    """A store: a folder, or what git has at COMMIT:FOLDER, or at COMMIT of the folder `results`, put into `scratch`."""
+    """A store: a folder, or what git has at COMMIT:FOLDER, or at COMMIT of the folder `results`,
+    put into `scratch`."""
     if Path(where).is_dir():
         return Path(where)
     commit, _, folder = where.partition(":")
@@ -58,8 +61,9 @@ def opened(where: str, results: Path, scratch: Path) -> Path:
 
 
 def changes(before: Iterable[Record], after: Iterable[Record]) -> list[Change]:
-    """Every record of either store against its counterpart in the other: the same model by name, attention, context,
-    draws, prompts, task and options. Weights, kernel and code may differ: that is what is compared."""
+    """Every record of either store against its counterpart in the other: the same model by name,
+    attention, context, draws, prompts, task and options. Weights, kernel and code may differ: that
+    is what is compared."""
     before, after = list(before), list(after)
     # what has only begun has no options yet; in the other store it may have
     known = {(r.cell_id, r.store.task_id): _setting(r) for r in (*before, *after) if r.outcome}
@@ -74,7 +78,7 @@ def changes(before: Iterable[Record], after: Iterable[Record]) -> list[Change]:
     return found
 
 
-def say(found: Sequence[Change]) -> None:
+def print_changes(found: Sequence[Change]) -> None:
     """Print what changed, what is worse first, and how many there are of each kind."""
     order = ("failed", "worse", "gone", "better", "new", "same")
     rows = [
@@ -87,10 +91,10 @@ def say(found: Sequence[Change]) -> None:
     ]
     columns = ["model", "attention", "context", "task", "metric", "A", "B", "B minus A", "verdict"]
     if rows:
-        table.Table("B against A", columns, rows, []).print()
+        Table("B against A", columns, rows, []).print()
     counts = Counter(c.verdict for c in found)
     told = ", ".join(f"{counts[v]} {v}" for v in order if counts[v]) or "There is nothing to compare"
-    table.say(
+    say(
         f"{told}. Better or worse: the 95 % interval of the paired difference lies on one side of zero; a speed-up "
         "over exact ALiBi changed by more than 10 % and a time without one by more than 25 %, both with quartiles "
         "that lie apart; bytes by more than 1 %, the error of a kernel by more than a factor of two."
@@ -125,7 +129,8 @@ def _changes(old: Record, new: Record) -> list[Change]:
 
 
 def _paired(old: Record, new: Record, field: str, sign: int) -> tuple[str, str]:
-    """The paired difference of a row field, and its verdict; `sign` is 1 if more is better, -1 if less."""
+    """The paired difference of a row field, and its verdict; `sign` is 1 if more is better, -1 if
+    less."""
     change = reader.difference(new, old, field)
     if change is None:
         return "no prompts in common", "same"
@@ -143,8 +148,8 @@ def _unit(metric: dict) -> str | None:
 
 
 def _apart(old: dict, new: dict, sign: int, ratio: float) -> str:
-    """Whether the larger of two figures is more than `ratio` times the other, and their intervals, if they have any,
-    lie apart; `sign` is 1 if more is better, -1 if less."""
+    """Whether the larger of two figures is more than `ratio` times the other, and their intervals,
+    if they have any, lie apart; `sign` is 1 if more is better, -1 if less."""
     low, high = sorted((old, new), key=lambda m: m["value"])
     if high["value"] <= ratio * low["value"]:
         return "same"
@@ -154,8 +159,8 @@ def _apart(old: dict, new: dict, sign: int, ratio: float) -> str:
 
 
 def _by_setting(found: Iterable[Record], known: dict[tuple, tuple]) -> dict[tuple, Record]:
-    """Records by what names them to a person; where a store holds several kernels or models of a name, by these too.
-    Of timings that differ in commit or versions alone the newest stands."""
+    """Records by what names them to a person; where a store holds several kernels or models of a
+    name, by these too. Of timings that differ in commit or versions alone the newest stands."""
     chosen: dict[tuple, Record] = {}
     for r in sorted(found, key=lambda r: r.start):
         task_id = None if r.rows_are == "repeats" else r.store.task_id

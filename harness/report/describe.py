@@ -1,12 +1,12 @@
-"""What a page shows, said once and without a drawing library: sections of figures, tables and sentences. `page` draws
-it as a file, `wandb_page` as a W&B report, `markdown` as tables."""
+"""What a page shows, said once and without a drawing library: sections of figures, tables and
+sentences. `page` draws it as a file, `wandb_page` as a W&B report, `markdown` as tables."""
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from harness.common.table import Table
 from harness.report.methods import Method
-from harness.table import Table
 
 INTERVAL = "95 % interval"
 QUARTILES = "quartiles"
@@ -14,7 +14,8 @@ QUARTILES = "quartiles"
 
 @dataclass(frozen=True)
 class Tags:
-    """What the page's filters see; an empty tag passes every filter of its kind (exact ALiBi has no sampler)."""
+    """What the page's filters see; an empty tag passes every filter of its kind (exact ALiBi has no
+    sampler)."""
 
     model: str = ""
     task: str = ""
@@ -24,8 +25,8 @@ class Tags:
 
 @dataclass(frozen=True)
 class Point:
-    """A figure and its interval; `note` is what a reader sees on pointing at it. `x_ends`: the interval of x, where x
-    was measured too."""
+    """A figure and its interval; `note` is what a reader sees on pointing at it. `x_ends`: the
+    interval of x, where x was measured too."""
 
     x: float
     y: float
@@ -37,7 +38,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one method. kind: line, dots, or band (a level that holds for the whole axis, with its interval)."""
+    """Points of one method. kind: line, dots, or band (a level that holds for the whole axis, with
+    its interval)."""
 
     method: Method
     points: list[Point]
@@ -61,7 +63,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class Guide:
-    """A line without data: through (x, y) with this slope in log-log axes, or vertical at x if slope is None."""
+    """A line without data: through (x, y) with this slope in log-log axes, or vertical at x if
+    slope is None."""
 
     label: str
     x: float
@@ -76,8 +79,8 @@ class Guide:
 
 @dataclass(frozen=True)
 class Panel:
-    """One small figure. `across`: the interval lies along x and the rows of `y.ticks` are compared (a forest plot).
-    `bars`: what the interval of a point is."""
+    """One small figure. `across`: the interval lies along x and the rows of `y.ticks` are compared
+    (a forest plot). `bars`: what the interval of a point is."""
 
     title: str
     x: Axis
@@ -104,7 +107,8 @@ class Heat:
 
 @dataclass(frozen=True)
 class Live:
-    """The same question asked of the runs of a model in a W&B project: config keys and metric names."""
+    """The same question asked of the runs of a model in a W&B project: config keys and metric
+    names."""
 
     x: str
     y: str
@@ -115,7 +119,8 @@ class Live:
 
 @dataclass(frozen=True)
 class Group:
-    """Panels with one legend. `live` is the panel of a W&B project that shows the same metric of its runs."""
+    """Panels with one legend. `live` is the panel of a W&B project that shows the same metric of
+    its runs."""
 
     title: str
     panels: Sequence[Panel | Heat]
@@ -125,7 +130,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table whose rows can be filtered and sorted, each with details that can be opened. `fold`: closed at first."""
+    """A table whose rows can be filtered and sorted, each with details that can be opened. `fold`:
+    closed at first."""
 
     table: Table
     tags: list[Tags]
@@ -143,7 +149,8 @@ class Text:
 
 @dataclass(frozen=True)
 class Section:
-    """`sees` says what to look for; `missing` are sentences with the command that would fill the gap."""
+    """`sees` says what to look for; `missing` are sentences with the command that would fill the
+    gap."""
 
     key: str
     title: str
@@ -162,7 +169,8 @@ class Page:
 
 
 def points(candidates: Iterable[Point | None]) -> list[Point]:
-    """Those that can be drawn: what is not finite is left to the tables, an interval that is not finite is left out."""
+    """Those that can be drawn: what is not finite is left to the tables, an interval that is not
+    finite is left out."""
     kept = []
     for p in candidates:
         if p is None or not (finite(p.x) and finite(p.y)):

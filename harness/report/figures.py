@@ -1,5 +1,5 @@
-"""Panels as Plotly's JSON. Colours are names of CSS variables, which the page resolves for a light, a dark or a printed
-page; every word is escaped, since Plotly reads markup in labels."""
+"""Panels as Plotly's JSON. Colours are names of CSS variables, which the page resolves for a light,
+a dark or a printed page; every word is escaped, since Plotly reads markup in labels."""
 
 import html
 import math
@@ -11,7 +11,8 @@ HOVER = "%{text}<extra></extra>"
 
 
 def figure(panel: Panel | Heat) -> dict:
-    """{"data": ..., "layout": ...} for Plotly.newPlot, without a title: the page sets it as a caption."""
+    """{"data": ..., "layout": ...} for Plotly.newPlot, without a title: the page sets it as a
+    caption."""
     return _heat(panel) if isinstance(panel, Heat) else _panel(panel)
 
 

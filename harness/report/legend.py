@@ -1,4 +1,5 @@
-"""The legend of a group of plots: each method once, with the marker and the line that its plots use."""
+"""The legend of a group of plots: each method once, with the marker and the line that its plots
+use."""
 
 from harness.report.describe import Group, Panel, Series
 from harness.report.markup import attributes, escaped

@@ -1,7 +1,8 @@
-"""Methods as a reader sees them: a name, and a colour, marker and line that are the same on every plot of every page.
+"""Methods as a reader sees them: a name, and a colour, marker and line that are the same on every
+plot of every page.
 
-Colours are Okabe and Ito's, which readers with and without colour blindness tell apart; page.css holds their values for
-a light and a dark page under the method's key.
+Colours are Okabe and Ito's, which readers with and without colour blindness tell apart; page.css
+holds their values for a light and a dark page under the method's key.
 """
 
 from harness.attentions.alibi import Alibi

@@ -1,4 +1,5 @@
-"""The page as one file: opens from disk, asks nothing of a network, carries one copy of Plotly's library."""
+"""The page as one file: opens from disk, asks nothing of a network, carries one copy of Plotly's
+library."""
 
 import json
 from pathlib import Path

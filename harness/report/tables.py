@@ -11,7 +11,8 @@ NUMBER = re.compile(r"[+-]?(\d[\d,.]*|nan|inf)(e[+-]?\d+)?( |$)", re.IGNORECASE)
 
 
 def drawn_table(grid: Grid) -> str:
-    """A table; inside a closed <details> if it folds, with a search field if its rows have a status."""
+    """A table; inside a closed <details> if it folds, with a search field if its rows have a
+    status."""
     table, title = grid.table, escaped(grid.table.title)
     numeric = [_numeric(row[i] for row in table.rows) for i in range(len(table.columns))]
     look = {True: " class=number", False: ""}

@@ -1,4 +1,5 @@
-"""The page as a W&B report: the same description, with tables of the values and panels over the project's own runs.
+"""The page as a W&B report: the same description, with tables of the values and panels over the
+project's own runs.
 
 The one module that knows wandb-workspaces, whose interface is a preview.
 """
@@ -10,19 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from harness.errors import UserError
+from harness.common.errors import UserError
+from harness.common.table import Table
 from harness.report.describe import Grid, Group, Heat, Live, Page, Panel, Section, Text
-from harness.table import Table
 
 PROJECT = "positional-lsh"  # the default of harness.run's tracking
 ROWS = 60  # of a table; the local page has them all
 
 
 def save(page: Page, *, title: str) -> str:
-    """Put the report in place and return its URL. A report of this title in the project is replaced, not doubled.
+    """Put the report in place and return its URL. A report of this title in the project is
+    replaced, not doubled.
 
-    Entity and project are those of WANDB_ENTITY and WANDB_PROJECT, as for runs. Raises UserError without a key, and
-    where the server refuses.
+    Entity and project are those of WANDB_ENTITY and WANDB_PROJECT, as for runs. Raises UserError
+    without a key, and where the server refuses.
     """
     import wandb
 
@@ -87,7 +89,8 @@ def values(panel: Panel | Heat) -> Table:
 
 
 def _live(group: Group, live: Live, entity: str, project: str):
-    """A scatter plot of the same metric over the model's runs that the harness has mirrored into the project."""
+    """A scatter plot of the same metric over the model's runs that the harness has mirrored into
+    the project."""
     import wandb_workspaces.expr as expr
     import wandb_workspaces.reports.v2 as wr
 

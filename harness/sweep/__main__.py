@@ -1,10 +1,11 @@
 """Run a sweep file: every cell that is not in the results folder yet, or show what is there.
 
-Only what is to run here is held to this machine's devices and memory: --dry-run, --status, --missing and --prepare ask
-whether the rows are right for any machine.
+Only what is to run here is held to this machine's devices and memory: --dry-run, --status,
+--missing and --prepare ask whether the rows are right for any machine.
 
-The file is in W&B's format (docs/sweeps.md). KEY=VALUE sets an option for all rows. stdout ends with one JSON line.
-Exit codes: 0 all cells are done, 1 some failed, 2 a mistake, 75 stopped or not complete.
+The file is in W&B's format (docs/sweeps.md). KEY=VALUE sets an option for all rows. stdout ends
+with one JSON line. Exit codes: 0 all cells are done, 1 some failed, 2 a mistake, 75 stopped or not
+complete.
 """
 
 import argparse
@@ -18,12 +19,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from harness.common.errors import AGAIN, UserError, refused
+from harness.common.preflight import refuse_foreign_kernels
+from harness.common.ranks import ranks
+from harness.common.signals import StopRequest
+from harness.common.streams import print_in_any_encoding
 from harness.data import prepare
-from harness.errors import AGAIN, UserError, refused
-from harness.preflight import refuse_foreign_kernels
-from harness.ranks import ranks
-from harness.signals import StopRequest
-from harness.streams import print_in_any_encoding
 from harness.sweep.cells import Mistakes, expand, plans
 from harness.sweep.grid import checked, read
 from harness.sweep.progress import Progress
@@ -106,7 +107,8 @@ def to_run(rows: Rows, found: Sequence[State], *, retry: str | None = None) -> R
 
 
 def _after(state: State, code: int, why: str | None) -> State:
-    """The state of a row that ended just now: the store's, and where that knows of no failure, the exit code's."""
+    """The state of a row that ended just now: the store's, and where that knows of no failure, the
+    exit code's."""
     if state.name in (MISSING, STOPPED) and code not in (0, AGAIN):
         return State(FAILED, why)
     return state

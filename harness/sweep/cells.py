@@ -1,7 +1,9 @@
-"""From rows to cells: every row checked before the first starts, rows that are the same work told once.
+"""From rows to cells: every row checked before the first starts, rows that are the same work told
+once.
 
-Hydra composes once for each combination of what it must resolve itself: groups, and the options of model, task and
-tracking. The other options have types, and are set on the composed configuration; a test compares the two ways.
+Hydra composes once for each combination of what it must resolve itself: groups, and the options of
+model, task and tracking. The other options have types, and are set on the composed configuration; a
+test compares the two ways.
 """
 
 import copy
@@ -15,12 +17,13 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import CONF, GROUPS, RunConfig, attn_config, register
-from harness.errors import UserError
-from harness.index import Key
-from harness.mistakes import explain
-from harness.overrides import as_typed, parsed, word
-from harness.plan import Plan, Planner, typed
+from harness.common.errors import UserError
+from harness.common.paths import CONF
+from harness.experiment.config import GROUPS, RunConfig, attn_config, register
+from harness.experiment.mistakes import explain
+from harness.experiment.overrides import as_typed, parsed, word
+from harness.experiment.plan import Plan, Planner, typed
+from harness.results.index import Key
 from harness.sweep.grid import Grid
 from harness.sweep.rows import Rows
 
@@ -51,7 +54,8 @@ class Composer:
         self._hydra.__exit__(*error)
 
     def config(self, overrides: Sequence[str]) -> RunConfig:
-        """What Hydra composes from these overrides, `task`, `model` and `tracking` shared with other rows.
+        """What Hydra composes from these overrides, `task`, `model` and `tracking` shared with
+        other rows.
 
         Raises UserError with a line for each mistake.
         """
@@ -129,8 +133,8 @@ def expand(grid: Grid, *, results: str = "results", here: bool = True) -> Rows:
 
 
 def plans(grid: Grid, *, results: str, here: bool) -> Iterator[tuple[int, Plan]]:
-    """The number of each row and what harness.run would do for it. Rows with a mistake are left out, and the end raises
-    Mistakes with every mistake of every row."""
+    """The number of each row and what harness.run would do for it. Rows with a mistake are left
+    out, and the end raises Mistakes with every mistake of every row."""
     mistakes: dict[str, list[int]] = {}
     planner = Planner(here=here)
     folder = word("results", results)

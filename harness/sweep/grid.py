@@ -1,8 +1,8 @@
-"""A sweep file in W&B's format, and the rows it stands for: the same rows in the same order, each value written the
-same way, as a W&B agent gets them.
+"""A sweep file in W&B's format, and the rows it stands for: the same rows in the same order, each
+value written the same way, as a W&B agent gets them.
 
-The order is that of W&B's grid: parameters by name, the last varying fastest. An agent writes `str(value)`; a whole
-number comes back from W&B's server as an integer, so 16.0 is written 16.
+The order is that of W&B's grid: parameters by name, the last varying fastest. An agent writes
+`str(value)`; a whole number comes back from W&B's server as an integer, so 16.0 is written 16.
 """
 
 import functools
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import yaml
 
-from harness.errors import UserError, nearest
-from harness.overrides import parsed, quoted, readable
+from harness.common.errors import UserError, nearest
+from harness.experiment.overrides import parsed, quoted, readable
 
 KEYS = ("program", "method", "name", "description", "project", "entity", "metric", "command", "parameters")
 ENDS = ["harness.run", "${args_no_hyphens}"]  # of the agent's command
@@ -31,7 +31,8 @@ class Grid:
         return math.prod(len(v) for v in self.values.values())
 
     def overrides(self, number: int) -> tuple[str, ...]:
-        """What harness.run gets of row `number`, from 1: one value of each parameter, the last varying fastest."""
+        """What harness.run gets of row `number`, from 1: one value of each parameter, the last
+        varying fastest."""
         left, found = number - 1, []
         for written in reversed(self._written):
             left, place = divmod(left, len(written))
@@ -98,7 +99,8 @@ def _values(name: str, given: object) -> tuple[str, ...]:
 
 
 def render(name: str, value: object) -> str:
-    """The value as an agent writes it on the command line. UserError where Hydra would read something else."""
+    """The value as an agent writes it on the command line. UserError where Hydra would read
+    something else."""
     if value is None:
         raise UserError(f'{name}: an agent writes an empty value as the word None. Write "null", in quotes.')
     if isinstance(value, dict):

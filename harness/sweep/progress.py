@@ -1,4 +1,5 @@
-"""What a running sweep shows on stderr: a table that refreshes on a terminal, a line for each end in a log."""
+"""What a running sweep shows on stderr: a table that refreshes on a terminal, a line for each end
+in a log."""
 
 import sys
 import time
@@ -9,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from harness.errors import AGAIN, DONE
+from harness.common.errors import AGAIN, DONE
 from harness.sweep.rows import Row
 
 ENDS = {DONE: "done", AGAIN: "stopped"}  # any other exit code is a failure

@@ -1,5 +1,5 @@
-"""The cells of a sweep, packed: 16 bytes for each task of a cell and 24 more, so that there may be very many. A row is
-made when it is asked for."""
+"""The cells of a sweep, packed: 16 bytes for each task of a cell and 24 more, so that there may be
+very many. A row is made when it is asked for."""
 
 import hashlib
 from array import array
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.index import Key
+from harness.results.index import Key
 from harness.sweep.grid import Grid
 
 ID = 8  # bytes of an id of 16 hexadecimal digits
@@ -17,9 +17,9 @@ KEY = 2 * ID  # of a cell and a task
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One cell to run. number: of its row in the grid, from 1. overrides: what harness.run gets. work: the tasks it
-    computes, its own cell's and those of the references computed beside it. samples: how many rows complete each of
-    them."""
+    """One cell to run. number: of its row in the grid, from 1. overrides: what harness.run gets.
+    work: the tasks it computes, its own cell's and those of the references computed beside it.
+    samples: how many rows complete each of them."""
 
     number: int
     overrides: tuple[str, ...]
@@ -32,7 +32,8 @@ class Row:
 
 
 class Rows(Sequence[Row]):
-    """The rows of a grid, in its order; `once` leaves out those that are the same work as an earlier one.
+    """The rows of a grid, in its order; `once` leaves out those that are the same work as an
+    earlier one.
 
     same: how many were left out."""
 
@@ -97,7 +98,8 @@ class Rows(Sequence[Row]):
         return found
 
     def by_start(self) -> Iterator[tuple[str, list[int]]]:
-        """For each beginning of two digits of a cell's id the places of the rows with work in such a cell."""
+        """For each beginning of two digits of a cell's id the places of the rows with work in such
+        a cell."""
         first = np.frombuffer(self._keys, dtype=np.uint8)[::KEY]
         place = np.repeat(np.arange(len(self)), np.diff(np.asarray(self._starts)) // KEY)
         for start in np.unique(first):

@@ -1,5 +1,5 @@
-"""Run rows as processes of their own, several at a time, each with its log; a failure stops nothing, a signal is passed
-on to all."""
+"""Run rows as processes of their own, several at a time, each with its log; a failure stops
+nothing, a signal is passed on to all."""
 
 import json
 import os
@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness.errors import AGAIN, FAILED
-from harness.overrides import word
-from harness.signals import StopRequest
+from harness.common.errors import AGAIN, FAILED
+from harness.common.signals import StopRequest
+from harness.experiment.overrides import word
 from harness.sweep.rows import Row
 
 POLL = 0.1  # seconds between looks at the processes
@@ -32,9 +32,11 @@ def run_rows(
     stop: StopRequest,
     tell: Callable[[Row, int | None], None],
 ) -> dict[int, tuple[int, str | None]]:
-    """Run each row once. tell: called with a row and None when it starts, with its exit code when it ends.
+    """Run each row once. tell: called with a row and None when it starts, with its exit code when
+    it ends.
 
-    Returns for each row that was started its exit code, and what its last line said where that was a complaint.
+    Returns for each row that was started its exit code, and what its last line said where that was
+    a complaint.
     """
     begun, running = 0, {}
     ended: dict[int, tuple[int, str | None]] = {}

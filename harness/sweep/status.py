@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.index import Entry, Index, Key
-from harness.store import FINISHED
+from harness.common.table import Table
+from harness.results.index import Entry, Index, Key
+from harness.results.store import FINISHED
 from harness.sweep.rows import Row, Rows
-from harness.table import Table
 
 DONE, FAILED, STOPPED, MISSING = "done", "failed", "stopped", "missing"
 STATES = (DONE, FAILED, STOPPED, MISSING)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.cell import Cell
+from harness.common.stats import Metric
 from harness.models.load import LoadedModel
-from harness.stats import Metric
 
 
 @dataclass
@@ -32,8 +32,9 @@ class TaskContext:
     share: tuple[int, int] = (0, 1)
 
     def batches(self) -> Iterator[tuple[int, list[int]]]:
-        """(draw, sample numbers) in a fixed partition: sample i belongs to draw i mod draws, and to the batch that its
-        place within the draw says, however many samples are wanted or done. So does whose share the batch is."""
+        """(draw, sample numbers) in a fixed partition: sample i belongs to draw i mod draws, and to
+        the batch that its place within the draw says, however many samples are wanted or done. So
+        does whose share the batch is."""
         draws, (own, sharers) = self.cell.draws, self.share
         for turn, first in enumerate(range(0, -(-self.samples // draws), self.batch)):
             for draw in range(draws):
@@ -65,13 +66,14 @@ class Prepared:
 
 
 def canonical(value: object) -> str:
-    """JSON of a value, the same in every process: what JSON does not know stands as text, without its address."""
+    """JSON of a value, the same in every process: what JSON does not know stands as text, without
+    its address."""
     return json.dumps(value, sort_keys=True, default=lambda other: re.sub(r" at 0x[0-9a-f]+", "", str(other)))
 
 
 @dataclass(frozen=True)
 class Task(Protocol):
-    """What is run on a cell (see harness.tasks.retrieval)."""
+    """What is run on a cell (see harness.tasks.retrieval.task)."""
 
     name: str
     rows_are: str  # "samples" or "repeats"
@@ -81,28 +83,30 @@ class Task(Protocol):
     generates: int  # tokens a model sees at most after the `context` of its prompt
 
     def identity(self, options: Any) -> dict:
-        """The options as they enter the task's id, as plain JSON: a file by its content, not by its path."""
+        """The options as they enter the task's id, as plain JSON: a file by its content, not by its
+        path."""
         ...
 
     def identity_on(self, options: Any, cell: Cell) -> dict:
-        """What else enters the id on this cell, because it is found and not asked for: the content of local data that
-        may be edited, of what the model's tokenizer brings. Of the cell it depends on what `prepare` depends on. Raises
-        UserError where it cannot be had."""
+        """What else enters the id on this cell, because it is found and not asked for: the content
+        of local data that may be edited, of what the model's tokenizer brings. Of the cell it
+        depends on what `prepare` depends on. Raises UserError where it cannot be had."""
         ...
 
     def check(self, options: Any, cell: Cell) -> None:
-        """Raise UserError for options that make no sense. Of the cell it depends on model, attention, kernel and
-        context alone: cells that differ in nothing else are checked once."""
+        """Raise UserError for options that make no sense. Of the cell it depends on model,
+        attention, kernel and context alone: cells that differ in nothing else are checked once."""
         ...
 
     def amount(self, options: Any, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
-        """How many rows make the task complete, and how many sequences it computes at a time: what the run asks for by
-        `samples` and `batch`, unless the task counts by options of its own."""
+        """How many rows make the task complete, and how many sequences it computes at a time: what
+        the run asks for by `samples` and `batch`, unless the task counts by options of its own."""
         ...
 
     def prepare(self, options: Any, cell: Cell, samples: int, folder: Path) -> Prepared | None:
-        """Make or fetch the task's data and keep it in `folder`; None for a task without data. Of the cell it depends
-        on the model's tokenizer, context and data_seed alone: cells that differ in nothing else share it."""
+        """Make or fetch the task's data and keep it in `folder`; None for a task without data. Of
+        the cell it depends on the model's tokenizer, context and data_seed alone: cells that differ
+        in nothing else share it."""
         ...
 
     def run(self, options: Any, context: TaskContext) -> Iterator[list[dict]]:
@@ -138,7 +142,8 @@ class PlannedTask:
 
 @dataclass(frozen=True)
 class TaskFamily(Protocol):
-    """What `task=NAME` chooses: a module-level object of harness.tasks.registry. A family of one is a task itself."""
+    """What `task=NAME` chooses: a module-level object of harness.tasks.registry. A family of one is
+    a task itself."""
 
     name: str
     options: type  # dataclass of the options under task.NAME

@@ -1,6 +1,6 @@
-"""Prepared data on disk: made once, kept under a hash of all that it depends on, and held to its manifest at every
-reading. What is not what was made (a flipped digit, a copy that was cut off, data of another recipe under this name) is
-made again."""
+"""Prepared data on disk: made once, kept under a hash of all that it depends on, and held to its
+manifest at every reading. What is not what was made (a flipped digit, a copy that was cut off, data
+of another recipe under this name) is made again."""
 
 import hashlib
 import json
@@ -12,15 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from harness.errors import UserError
-from harness.store import read_json, write_atomic
+from harness.common.errors import UserError
+from harness.results.store import read_json, write_atomic
 from harness.tasks.base import Prepared
 
 MANIFEST = "manifest.json"
 
 
 def keep(folder: Path, name: str, recipe: Mapping, make: Callable[[Path], Prepared]) -> Prepared:
-    """The data of this recipe in `folder`. make: writes its files into a folder that it makes, and says what they hold.
+    """The data of this recipe in `folder`. make: writes its files into a folder that it makes, and
+    says what they hold.
 
     Raises UserError where it cannot be kept there, and what `make` raises.
     """
@@ -48,7 +49,8 @@ def keep(folder: Path, name: str, recipe: Mapping, make: Callable[[Path], Prepar
 
 
 def _whole(place: Path, recipe: Mapping) -> Prepared | None:
-    """What lies there, if it is of this recipe and every file is what the manifest says. Further files do no harm."""
+    """What lies there, if it is of this recipe and every file is what the manifest says. Further
+    files do no harm."""
     manifest = read_json(place / MANIFEST)
     try:
         if manifest["recipe"] != recipe or not manifest["files"]:
@@ -66,7 +68,8 @@ def _hash(file: Path) -> str:
 
 
 def _put(draft: Path, place: Path, recipe: Mapping) -> None:
-    """Rename a whole folder into its place, unless another run was first: its content is the same."""
+    """Rename a whole folder into its place, unless another run was first: its content is the
+    same."""
     try:
         os.rename(draft, place)
     except OSError:

@@ -1,10 +1,10 @@
 """The tasks by name. A new task is one file and one line here."""
 
-from harness.errors import UserError, nearest
+from harness.common.errors import UserError, nearest
 from harness.tasks.base import TaskFamily
-from harness.tasks.lm_eval import LM_EVAL, RULER
-from harness.tasks.retrieval import RETRIEVAL
-from harness.tasks.throughput import THROUGHPUT
+from harness.tasks.lmeval.task import LM_EVAL, RULER
+from harness.tasks.retrieval.task import RETRIEVAL
+from harness.tasks.throughput.task import THROUGHPUT
 
 TASKS: dict[str, TaskFamily] = {family.name: family for family in (RETRIEVAL, RULER, LM_EVAL, THROUGHPUT)}
 

@@ -1,12 +1,12 @@
-"""What a W&B run holds of a cell, read from the store alone: the same for a run that has just ended and for
-`python -m harness.sync` a month later."""
+"""What a W&B run holds of a cell, read from the store alone: the same for a run that has just ended
+and for `python -m harness.sync` a month later."""
 
 import math
 from pathlib import Path
 from typing import Any
 
-from harness.reader import Record, records, view
-from harness.store import short_hash
+from harness.analysis.reader import Record, records, view
+from harness.results.store import short_hash
 
 TEXT = {"prediction", "target", "doc_hash", "key", "measurement"}  # the only row fields that are sent as text
 LONGEST = 80  # characters of them: an answer, never a document
@@ -16,9 +16,10 @@ PRIVATE = ("message", "traceback")  # of an outcome: an error may quote a prompt
 def content_of(results: Path, cell_id: str) -> dict | None:
     """The run of a cell as plain JSON; None if the store has nothing of it.
 
-    name, group, job_type, tags, config: as wandb.init takes them. row: the values of the metrics by their names in the
-    store, with context and masks beside them as axes. summary: status, samples and the ends of the intervals. tables:
-    the rows of each task. files: the record. status: ok, error, oom, stopped or unsupported.
+    name, group, job_type, tags, config: as wandb.init takes them. row: the values of the metrics by
+    their names in the store, with context and masks beside them as axes. summary: status, samples
+    and the ends of the intervals. tables: the rows of each task. files: the record. status: ok,
+    error, oom, stopped or unsupported.
     """
     found = [r for r in records(results, [cell_id]) if r.outcome or r.rows]
     if not found:
@@ -64,8 +65,8 @@ def content_of(results: Path, cell_id: str) -> dict | None:
 
 
 def duplicate_of(content: dict, run_id: str) -> dict:
-    """What a run holds that a sweep made for a cell which its run `run_id` has already: the cell and that run, and no
-    figures, which would stand in every chart twice."""
+    """What a run holds that a sweep made for a cell which its run `run_id` has already: the cell
+    and that run, and no figures, which would stand in every chart twice."""
     config = {**content["config"], "duplicate_of": run_id}
     empty = {"row": {}, "summary": {}, "tables": {}, "files": {}}
     return {**content, **empty, "config": config, "tags": [*content["tags"], "duplicate"]}
@@ -82,8 +83,8 @@ def row_hash(content: dict) -> str:
 
 
 def _names(found: list[Record]) -> dict[str, Record]:
-    """Records by the name their metrics go by. Where a cell holds a task with several options, the newest has the plain
-    name, the others a piece of their id."""
+    """Records by the name their metrics go by. Where a cell holds a task with several options, the
+    newest has the plain name, the others a piece of their id."""
     by_age = sorted(found, key=lambda r: (r.outcome.get("environment", {}).get("start", ""), r.store.task_id))
     newest = {record.task: record for record in by_age}
     return {

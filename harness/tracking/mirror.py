@@ -1,6 +1,7 @@
-"""Bring W&B up to what the store holds, within a time limit, and remember in results/<cell_id>/wandb.json what is
-where. The talking is done by a process of its own (harness.tracking.upload), which is killed when its time is up, so
-that no fault of W&B, of the server or of the network can hold or break a run."""
+"""Bring W&B up to what the store holds, within a time limit, and remember in
+results/<cell_id>/wandb.json what is where. The talking is done by a process of its own
+(harness.tracking.upload), which is killed when its time is up, so that no fault of W&B, of the
+server or of the network can hold or break a run."""
 
 import contextlib
 import json
@@ -17,21 +18,23 @@ from pathlib import Path
 from shutil import rmtree
 from urllib.parse import quote
 
-from harness.config import ROOT
-from harness.secrets import without_secrets
-from harness.store import read_json, write_atomic
+from harness.common.paths import ROOT
+from harness.common.secrets import without_secrets
+from harness.results.store import read_json, write_atomic
 from harness.tracking.content import content_of, duplicate_of, hash_of, row_hash
 
 MARKER = "wandb.json"
 HALF_MADE = 2.0  # seconds to wait for what another agent is writing
 DESTINATION = ("server", "project", "entity", "run_id")
-# of one run under an agent, or said to wandb.init by name: not to be taken from the environment for every cell
+# of one run under an agent, or said to wandb.init by name: not to be taken from the environment for
+# every cell
 NOT_INHERITED = ("RUN_ID", "SWEEP_ID", "SWEEP_PARAM_PATH", "MODE", "RESUME", "NAME", "NOTES", "TAGS", "SERVICE")
 
 
 @dataclass
 class Outcome:
-    """What became of the cells: done (cell id -> where), current (nothing new), left (not reached), and why."""
+    """What became of the cells: done (cell id -> where), current (nothing new), left (not reached),
+    and why."""
 
     mode: str
     done: dict[str, dict] = field(default_factory=dict)
@@ -42,7 +45,8 @@ class Outcome:
 
 
 def wish(results: Path, cell_id: str, **wanted: object) -> None:
-    """Remember where the run of a cell is to go: project, entity, group, tags, and under an agent run_id, sweep_id."""
+    """Remember where the run of a cell is to go: project, entity, group, tags, and under an agent
+    run_id, sweep_id."""
     path = results / cell_id / MARKER
     marker = read_json(path) or {}
     if path.parent.is_dir() and marker.get("wish") != wanted:
@@ -50,8 +54,9 @@ def wish(results: Path, cell_id: str, **wanted: object) -> None:
 
 
 def claim(results: Path, cell_id: str, sweep_id: str, run_id: str) -> str:
-    """The run that has the cell in a W&B sweep: this one, unless another came first. A file that exists cannot be made
-    anew, so that of two agents at the same moment one comes first. Raises OSError where nothing can be written."""
+    """The run that has the cell in a W&B sweep: this one, unless another came first. A file that
+    exists cannot be made anew, so that of two agents at the same moment one comes first. Raises
+    OSError where nothing can be written."""
     path = results / cell_id / f"wandb-{quote(sweep_id, safe='')}.json"
     try:
         _make(path, json.dumps({"run_id": run_id}))
@@ -64,7 +69,8 @@ def claim(results: Path, cell_id: str, sweep_id: str, run_id: str) -> str:
 
 
 def _make(path: Path, content: str) -> None:
-    """Make a file, whole at once where there are hard links. Raises FileExistsError if there is one."""
+    """Make a file, whole at once where there are hard links. Raises FileExistsError if there is
+    one."""
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
         draft.write_text(content)
@@ -93,11 +99,13 @@ def mirror(
     interrupted: Callable[[], bool] = lambda: False,
     **instead: object,
 ) -> Outcome:
-    """Write the runs of these cells, those that are there already left out. Returns within `limit` seconds.
+    """Write the runs of these cells, those that are there already left out. Returns within `limit`
+    seconds.
 
-    mode: online or offline; without_key: the mode where there is no API key, None to do nothing then.
-    instead: project, entity, group, run_id or sweep_id in place of what was wished for when the cell was run;
-    duplicates: the run that has the cell, of which this one shall say no more than that.
+    mode: online or offline; without_key: the mode where there is no API key, None to do nothing
+    then. instead: project, entity, group, run_id or sweep_id in place of what was wished for when
+    the cell was run; duplicates: the run that has the cell, of which this one shall say no more
+    than that.
     """
     outcome = Outcome(mode)
     runs = {}
@@ -150,8 +158,8 @@ def _wanted(results: Path, cell_id: str, instead: dict) -> dict | None:
 
 
 def _entry(results: Path, wanted: dict) -> dict | None:
-    """The note that this very content is at its destination, online before offline; None if it is not, or if the
-    offline folder is gone."""
+    """The note that this very content is at its destination, online before offline; None if it is
+    not, or if the offline folder is gone."""
     marker = read_json(results / wanted["content"]["cell_id"] / MARKER) or {}
     there = [
         entry
@@ -164,7 +172,8 @@ def _entry(results: Path, wanted: dict) -> dict | None:
 
 
 def _remember(results: Path, wanted: dict, reply: dict) -> None:
-    """Note what is where. An offline folder that this one replaces is removed: of a cell the last state counts."""
+    """Note what is where. An offline folder that this one replaces is removed: of a cell the last
+    state counts."""
     path = results / wanted["content"]["cell_id"] / MARKER
     marker = read_json(path) or {}
     entry = {"mode": reply["mode"], **{key: wanted[key] for key in DESTINATION}, "hash": wanted["hash"]}

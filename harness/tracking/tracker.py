@@ -1,4 +1,5 @@
-"""What `harness.run` does about W&B: mirror its cells when they are in the store, say so in a line, never fail."""
+"""What `harness.run` does about W&B: mirror its cells when they are in the store, say so in a line,
+never fail."""
 
 import contextlib
 import os
@@ -6,10 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-from harness.config import TrackingConfig
-from harness.errors import UserError, choose
-from harness.secrets import without_secrets
-from harness.signals import StopRequest
+from harness.common.errors import UserError, choose
+from harness.common.secrets import without_secrets
+from harness.common.signals import StopRequest
+from harness.tracking.options import TrackingConfig
 
 MODES = ("online", "offline", "disabled")
 FORBIDDEN = set("/\\#?%:")  # in a project's name, by W&B's rules
@@ -40,7 +41,8 @@ def check(config: TrackingConfig) -> TrackingConfig:
 
 
 class Tracker:
-    """Cells wait until PERIOD seconds have passed, so that short ones share a process, or until the end."""
+    """Cells wait until PERIOD seconds have passed, so that short ones share a process, or until the
+    end."""
 
     PERIOD = 60.0
     AFTER_FAILURE = 600.0
@@ -58,9 +60,9 @@ class Tracker:
         self._flush()
 
     def add(self, results: Path, cell_id: str, config: TrackingConfig, *, own: bool) -> None:
-        """A cell whose rows are in the store. own: the cell that was asked for, not a reference beside it; under a W&B
-        agent it takes the run that the agent has made for it. Where an earlier row of the sweep was the same cell, that
-        run only says whose it is."""
+        """A cell whose rows are in the store. own: the cell that was asked for, not a reference
+        beside it; under a W&B agent it takes the run that the agent has made for it. Where an
+        earlier row of the sweep was the same cell, that run only says whose it is."""
         if config.mode == "disabled":
             return
         from harness.tracking.mirror import claim, wish
@@ -80,13 +82,14 @@ class Tracker:
         self._pending.setdefault(place, []).append(cell_id)
 
     def catch_up(self) -> None:
-        """To be called before a cell is computed: those that ended are mirrored, if it is time. The last ones wait for
-        `__exit__`, when everything is printed."""
+        """To be called before a cell is computed: those that ended are mirrored, if it is time. The
+        last ones wait for `__exit__`, when everything is printed."""
         if time.monotonic() >= self._due and not self._stop.requested:
             self._flush()
 
     def _flush(self) -> None:
-        """One process for all that wait. Where it fails, none is started for the rest, nor for a while."""
+        """One process for all that wait. Where it fails, none is started for the rest, nor for a
+        while."""
         failed = False
         for (results, mode, limit, *instead), cells in self._pending.items():
             failed = failed or not self._mirror(results, list(dict.fromkeys(cells)), mode, limit, **dict(instead))

@@ -1,11 +1,13 @@
-"""`python -m harness.tracking.upload FOLDER`: the process that talks to W&B. It reads FOLDER/request.json and appends
-one line to FOLDER/replies.jsonl for each run; whoever started it may kill it at any moment.
+"""`python -m harness.tracking.upload FOLDER`: the process that talks to W&B. It reads
+FOLDER/request.json and appends one line to FOLDER/replies.jsonl for each run; whoever started it
+may kill it at any moment.
 
-request: {"mode": online or offline, "without_key": the mode where there is no API key, or null, "patience": seconds,
-"folder": where offline runs go, "runs": [{"content", "hash", "row_hash", "project", "entity", "run_id", "sweep_id",
-"offline": the folder that holds just this, or null}]}.
-reply: {"cell_id", "mode", "entity", "url", "folder"} for a run that was written; {"cell_id", "mode", "current"} for one
-that was there; {"no_key": true}; or {"failed": why}, after which nothing is tried.
+request: {"mode": online or offline, "without_key": the mode where there is no API key, or null,
+"patience": seconds, "folder": where offline runs go, "runs": [{"content", "hash", "row_hash",
+"project", "entity", "run_id", "sweep_id", "offline": the folder that holds just this, or null}]}.
+reply: {"cell_id", "mode", "entity", "url", "folder"} for a run that was written; {"cell_id",
+"mode", "current"} for one that was there; {"no_key": true}; or {"failed": why}, after which nothing
+is tried.
 """
 
 import json
@@ -55,7 +57,8 @@ def main(folder: Path) -> None:
 
 
 def _has_key() -> bool:
-    """Whether the environment, netrc or W&B's settings hold a key. Nothing is asked: stdin is no terminal."""
+    """Whether the environment, netrc or W&B's settings hold a key. Nothing is asked: stdin is no
+    terminal."""
     try:
         return bool(wandb.login(verify=False))
     except wandb.errors.UsageError:
@@ -63,7 +66,8 @@ def _has_key() -> bool:
 
 
 def _knock(seconds: float) -> None:
-    """Raise OSError if nothing answers at the server's address: wandb itself tries that for half a minute."""
+    """Raise OSError if nothing answers at the server's address: wandb itself tries that for half a
+    minute."""
     url = wandb.setup().settings.base_url
     try:
         urllib.request.urlopen(url, timeout=seconds).close()
@@ -75,9 +79,9 @@ def _knock(seconds: float) -> None:
 
 
 def settings() -> wandb.Settings:
-    """What W&B must not collect. All that belongs to a run is in the record: host and process data, the packages, the
-    git patch, the code and the console would come from this process, not from the one that computed, and console and
-    code may hold what must not be sent."""
+    """What W&B must not collect. All that belongs to a run is in the record: host and process data,
+    the packages, the git patch, the code and the console would come from this process, not from the
+    one that computed, and console and code may hold what must not be sent."""
     return wandb.Settings(
         console="off",
         disable_code=True,
@@ -145,7 +149,8 @@ def _fill(run: wandb.Run, wanted: dict, *, new_row: bool) -> None:
 
 
 def _confirm(path: str, content: str) -> None:
-    """Raise OSError unless the server has the run: wandb's finish is silent about uploads that were refused."""
+    """Raise OSError unless the server has the run: wandb's finish is silent about uploads that were
+    refused."""
     for pause in (0, 1, 3):
         time.sleep(pause)
         if wandb.Api().run(path).summary.get(CONTENT) == content:

@@ -1,4 +1,5 @@
-"""The command line: parts of the bench, the most telling first, each row written as soon as it is known."""
+"""The command line: parts of the bench, the most telling first, each row written as soon as it is
+known."""
 
 import argparse
 import gc
@@ -18,8 +19,8 @@ from kernels.bench.plan import CALLS, LENGTHS, MASKS, Work, head_sets, plan
 from kernels.bench.problem import SAMPLED, Problem
 from kernels.bench.record import Record
 from kernels.bench.table import LEGEND, table
-from kernels.environment import environment, unwritable
-from kernels.host import keep_freed_memory
+from kernels.common.environment import environment, unwritable
+from kernels.common.malloc import keep_freed_memory
 
 BROKEN = "error: the process ended within this row, which --fresh alone tries again"
 DEFAULTS = {
@@ -65,8 +66,8 @@ def main(arguments: list[str] | None = None) -> dict:
 
 
 def one_part(work: Work, device: str, record: Record, clock, stop) -> dict:
-    """Measure what the record lacks of this part; returns its run. A part whose inputs or oracle do not fit into memory
-    keeps the methods that were ready before, and the reason."""
+    """Measure what the record lacks of this part; returns its run. A part whose inputs or oracle do
+    not fit into memory keeps the methods that were ready before, and the reason."""
     kernel = "triton" if device == "cuda" else "sdpa"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     run = record.run_of(work, dtype)

@@ -1,4 +1,5 @@
-"""`python -m kernels.bench.attend`: `attend` as a model calls it, tables and all, time of the host and of the whole."""
+"""`python -m kernels.bench.attend`: `attend` as a model calls it, tables and all, time of the host
+and of the whole."""
 
 import argparse
 import statistics
@@ -11,9 +12,9 @@ import torch
 from kernels.attend import attend
 from kernels.bench.measure import reason_of
 from kernels.bench.plan import head_sets
-from kernels.environment import environment, replace_file, written
-from kernels.union import PositionalLSH
-from kernels.weights import Weights, Window
+from kernels.common.environment import environment, replace_file, written
+from kernels.methods.plsh import PositionalLSH
+from kernels.methods.weights import Weights, Window
 
 CUTOFF = 2.0  # of the window: about the error of 16 masks
 
@@ -27,8 +28,8 @@ def some_weights(slopes: torch.Tensor, masks: int) -> dict[str, Weights]:
 
 
 def times(call, wait, calls: int, rounds: int) -> dict:
-    """Medians over `rounds` in ms a call: `host_ms` until all `calls` of a round have been issued, `ms` until they are
-    done. `call` is called once before."""
+    """Medians over `rounds` in ms a call: `host_ms` until all `calls` of a round have been issued,
+    `ms` until they are done. `call` is called once before."""
     call()
     wait()
     host, whole = [], []

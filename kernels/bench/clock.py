@@ -17,7 +17,8 @@ class DeviceLost(Exception):
 
 
 class HostClock:
-    """Rounds over all calls by turns, so that what else the machine does meets all of them alike."""
+    """Rounds over all calls by turns, so that what else the machine does meets all of them
+    alike."""
 
     together = True
 
@@ -39,8 +40,8 @@ class HostClock:
         """There are no graphs on a CPU."""
 
     def memory_rate(self) -> float:
-        """GB read and written per second by the fastest of a few copies too large for a cache: what bounds every
-        kernel."""
+        """GB read and written per second by the fastest of a few copies too large for a cache: what
+        bounds every kernel."""
         source = torch.ones(1 << 26)
         target = torch.empty_like(source)
         return 2 * source.nbytes / min(seconds(lambda: target.copy_(source)) for _ in range(5)) / 1e9
@@ -88,7 +89,8 @@ class DeviceClock:
         return begin.elapsed_time(end)
 
     def graph(self, call: Call) -> dict:
-        """The quartiles without the time that launching takes. Raises RuntimeError if the call cannot be captured."""
+        """The quartiles without the time that launching takes. Raises RuntimeError if the call
+        cannot be captured."""
         own = torch.cuda.current_stream()
         try:
             stream = torch.cuda.Stream()
@@ -116,7 +118,8 @@ def clock_for(device: str, repeats: int) -> HostClock | DeviceClock:
 
 
 def seconds(call: Call) -> float:
-    """On the wall, or, where one thread computes, of this process: what other programs take does not count then."""
+    """On the wall, or, where one thread computes, of this process: what other programs take does
+    not count then."""
     now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     begin = now()
     call()

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 import torch
 
 from kernels.bench.problem import Problem
-from kernels.union import PositionalLSH
-from kernels.weights import Weights
+from kernels.methods.plsh import PositionalLSH
+from kernels.methods.weights import Weights
 
 
 @dataclass(frozen=True)
 class Cost:
-    """`pairs`: visited (query, key) of all heads, each row's own key included. `dense`: the same of exact ALiBi.
-    `floor`: the fewest bytes that any way to compute this under these weights moves."""
+    """`pairs`: visited (query, key) of all heads, each row's own key included. `dense`: the same of
+    exact ALiBi. `floor`: the fewest bytes that any way to compute this under these weights
+    moves."""
 
     pairs: int
     dense: int
@@ -31,8 +32,8 @@ def cost(problem: Problem, weights: Weights) -> Cost:
 
 
 def floor_bytes(problem: Problem, reached: int) -> int:
-    """Forward: q, the `reached` keys and values of all heads once, and the output. Backward: q, k, v, the output and
-    its gradient, and the gradients of q, k and v."""
+    """Forward: q, the `reached` keys and values of all heads once, and the output. Backward: q, k,
+    v, the output and its gradient, and the gradients of q, k and v."""
     q, size = problem.q.numel(), problem.q.element_size()
     if problem.backward:
         return size * 8 * q
@@ -40,7 +41,8 @@ def floor_bytes(problem: Problem, reached: int) -> int:
 
 
 def operations(problem: Problem, pairs: int) -> int:
-    """Floating-point operations of the matrix products: two in the forward pass, five in the backward pass."""
+    """Floating-point operations of the matrix products: two in the forward pass, five in the
+    backward pass."""
     return (10 if problem.backward else 4) * problem.heads.dim * pairs
 
 

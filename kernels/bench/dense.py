@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
 from kernels.bench.problem import Problem
-from kernels.weights import Window
+from kernels.methods.weights import Window
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask  # its import takes seconds
@@ -29,10 +29,10 @@ class LeftOut(Exception):
 
 @dataclass
 class Prepared:
-    """A way to compute the attention. `call(*inputs)` is the whole call as a model makes it, and gives the output,
-    perhaps wider than the head dimension. Of one that builds tables, which are timed apart too, `tables` builds them,
-    and `kernel(*inputs)` is the call on tables built beforehand; `extra` counts bytes that are moved beside the inputs
-    and the output."""
+    """A way to compute the attention. `call(*inputs)` is the whole call as a model makes it, and
+    gives the output, perhaps wider than the head dimension. Of one that builds tables, which are
+    timed apart too, `tables` builds them, and `kernel(*inputs)` is the call on tables built
+    beforehand; `extra` counts bytes that are moved beside the inputs and the output."""
 
     inputs: list[torch.Tensor]
     call: Callable[..., torch.Tensor]
@@ -42,10 +42,11 @@ class Prepared:
 
 
 def augmented(problem: Problem, backend: str | None = None) -> Prepared:
-    """ALiBi as further head dimensions (FlashBias, arXiv 2505.12044; HyPE, arXiv 2310.19676): 1 in q and the bias
-    slope * (j - tokens / 2) / scale in k add it up to a constant of the row, without a bias tensor, and torch's causal
-    path skips half of the pairs. In a low precision the bias takes three dimensions, each the rest of the one before.
-    They come last, so that the products of q and k are summed before the large numbers. Padded to a multiple of 8."""
+    """ALiBi as further head dimensions (FlashBias, arXiv 2505.12044; HyPE, arXiv 2310.19676): 1 in
+    q and the bias slope * (j - tokens / 2) / scale in k add it up to a constant of the row, without
+    a bias tensor, and torch's causal path skips half of the pairs. In a low precision the bias
+    takes three dimensions, each the rest of the one before. They come last, so that the products of
+    q and k are summed before the large numbers. Padded to a multiple of 8."""
     heads, tokens = problem.heads, problem.tokens
     scale, dtype, device = heads.dim**-0.5, problem.dtype, problem.device
     parts = 1 if dtype in (torch.float32, torch.float64) else 3
@@ -89,11 +90,11 @@ def with_bias(problem: Problem) -> Prepared:
 
 
 def flex(problem: Problem, backend: str | None = None) -> Prepared:
-    """FlexAttention, compiled, with the bias as its score function. Its block mask lists for each row block the blocks
-    before it as whole ones; few rows are compared with all blocks."""
+    """FlexAttention, compiled, with the bias as its score function. Its block mask lists for each
+    row block the blocks before it as whole ones; few rows are compared with all blocks."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    from kernels.flex import compiled  # its import takes seconds
+    from kernels.impl.flex import compiled  # its import takes seconds
 
     torch._dynamo.reset()  # or torch would refuse to compile for the ninth shape
     torch._functorch.config.donated_buffer = False  # the gradient is taken again and again from one forward pass
@@ -125,8 +126,9 @@ def flex(problem: Problem, backend: str | None = None) -> Prepared:
 
 
 def flex_window(problem: Problem, weights: Window) -> Prepared:
-    """FlexAttention, compiled, on the blocks that a window reaches, those that it holds whole without a mask."""
-    from kernels.flex import compiled
+    """FlexAttention, compiled, on the blocks that a window reaches, those that it holds whole
+    without a mask."""
+    from kernels.impl.flex import compiled
 
     torch._dynamo.reset()
     torch._functorch.config.donated_buffer = False
@@ -148,7 +150,8 @@ def window_blocks(problem: Problem, weights: Window) -> BlockMask:
     first = offset + torch.arange(0, problem.queries, BLOCK, device=device)  # of each block the first row and the last
     last = (first + BLOCK - 1).clamp_max(tokens - 1)
     low, high = ((first - reach[:, None]).clamp_min(0) // BLOCK, (last // BLOCK).expand(len(reach), -1))
-    # a block is held whole if the last row reaches its first key and the first row is not before its last one
+    # a block is held whole if the last row reaches its first key and the first row is not before
+    # its last one
     whole = -(-(last - reach[:, None]).clamp_min(0) // BLOCK)
     end = torch.maximum((first + 1) // BLOCK, whole)  # the first block after those
     column = torch.arange(-(-tokens // BLOCK), device=device)
@@ -167,7 +170,8 @@ def window_blocks(problem: Problem, weights: Window) -> BlockMask:
 
 
 def flash_attn(problem: Problem, weights: Window | None = None) -> Prepared:
-    """The package flash-attn, whose kernel takes the slopes; a window too, but one for all heads of a launch."""
+    """The package flash-attn, whose kernel takes the slopes; a window too, but one for all heads of
+    a launch."""
     try:
         from flash_attn import flash_attn_func
     except ImportError as e:

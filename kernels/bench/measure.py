@@ -12,22 +12,24 @@ from kernels.bench.cost import Cost, cost, operations
 from kernels.bench.dense import LeftOut, Prepared
 from kernels.bench.methods import Method
 from kernels.bench.problem import Problem
+from kernels.common.gpus import CAPABILITY
 
-# The largest relative rms error of a head against the method's own oracle, on the same rounded inputs, at which a speed
-# is shown. A kernel that sums in float32 rounds the probabilities once and the output once. In bf16 a rounding is wrong
-# by up to 2^-8 and by 1.6e-3 on the mean square: 2.3e-3 together, which torch's own attention has too, and up to 2^-7
-# where one key holds all the weight of a single row. Gradients round one factor more and cancel in part. In float32
-# the limit leaves room for what the augmented q and k lose to a bias of up to slope * tokens / 2.
+# The largest relative rms error of a head against the method's own oracle, on the same rounded
+# inputs, at which a speed is shown. A kernel that sums in float32 rounds the probabilities once and
+# the output once. In bf16 a rounding is wrong by up to 2^-8 and by 1.6e-3 on the mean square:
+# 2.3e-3 together, which torch's own attention has too, and up to 2^-7 where one key holds all the
+# weight of a single row. Gradients round one factor more and cancel in part. In float32 the limit
+# leaves room for what the augmented q and k lose to a bias of up to slope * tokens / 2.
 LIMITS = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10, torch.float32: 1e-3}
 GRADIENTS = 2.0  # times the limit
-CAPABILITY = 9  # of the GPUs whose machine code is recorded
 SHORT = 50.0  # ms: a longer call is not captured in a graph, since launching is nothing beside its work
 
 
 @dataclass
 class Run:
-    """A method that is ready: `outcome` computes what is compared with the truth, `timed` is what a clock may call, and
-    `kernel` the same on tables built beforehand, where there are any and they are part of the call."""
+    """A method that is ready: `outcome` computes what is compared with the truth, `timed` is what a
+    clock may call, and `kernel` the same on tables built beforehand, where there are any and they
+    are part of the call."""
 
     method: Method
     prepared: Prepared
@@ -40,9 +42,10 @@ def measure(
     problem: Problem, methods: list[Method], clock: HostClock | DeviceClock, stop: Callable[[], bool] = lambda: False,
     begin: Callable[[str], None] = lambda name: None,
 ) -> Iterator[dict]:  # fmt: skip
-    """The rows of `methods`, as soon as they are known. A method that fails its check or raises has `ms` None and says
-    in `status` why; `untimed` says why a time beside `ms` is missing. Nothing new is begun after `stop()` says so;
-    `begin(name)` hears of a row that is measured by itself before anything runs."""
+    """The rows of `methods`, as soon as they are known. A method that fails its check or raises has
+    `ms` None and says in `status` why; `untimed` says why a time beside `ms` is missing. Nothing
+    new is begun after `stop()` says so; `begin(name)` hears of a row that is measured by itself
+    before anything runs."""
     for batch in [methods] if clock.together else [[m] for m in methods]:
         if stop():
             return
@@ -128,7 +131,8 @@ def prepare(problem: Problem, method: Method) -> Run:
 
 
 def errors(problem: Problem, method: Method, found: list[torch.Tensor]) -> dict:
-    """Errors at the sampled rows: against exact ALiBi, and (`check_error`) against the method's own oracle."""
+    """Errors at the sampled rows: against exact ALiBi, and (`check_error`) against the method's own
+    oracle."""
     exact = problem.truth(problem.exact)
     own = problem.truth(method.weights)
     limit = LIMITS[problem.dtype] * (GRADIENTS if problem.backward else 1.0)
@@ -160,22 +164,23 @@ def _counted(problem: Problem, method: Method, costs: list[Cost]) -> dict:
 
 
 def _issued(problem: Problem, method: Method, prepared: Prepared) -> dict[str, int] | None:
-    """Instructions of warps that the kernels of a forward call of kernel `triton` issue at least, where their machine
-    code is recorded."""
-    on_record = problem.device.type == "cuda" and torch.cuda.get_device_capability(problem.device)[0] == CAPABILITY
-    if not on_record or prepared.tables is None or method.separate or problem.backward:
+    """Instructions of warps that the kernels of a forward call of kernel `triton` issue at least,
+    where their machine code is recorded."""
+    if problem.device.type != "cuda" or prepared.tables is None or method.separate:
         return None
-    if problem.queries < problem.tokens:
+    if problem.backward or problem.queries < problem.tokens:
         return None
-    from kernels.bench.issue import issued  # triton exists on Linux only
+    from kernels.aot.issue import issued  # triton exists on Linux only
 
+    if torch.cuda.get_device_capability(problem.device)[0] != CAPABILITY:
+        return None
     return issued(method.weights, problem.tokens, problem.heads.dim, problem.dtype)
 
 
 def _more_times(problem: Problem, run: Run, ms: dict, clock: HostClock | DeviceClock) -> dict:
-    """Of the kernel alone and of building the tables and, but for long calls and the backward pass, of all of them in a
-    CUDA graph: many launches for little work take longer than the work. Where one fails it is told in `untimed`, and
-    the call keeps its time."""
+    """Of the kernel alone and of building the tables and, but for long calls and the backward pass,
+    of all of them in a CUDA graph: many launches for little work take longer than the work. Where
+    one fails it is told in `untimed`, and the call keeps its time."""
     apart = {"kernel_": run.kernel, "tables_": run.prepared.tables}
     apart = {name: call for name, call in apart.items() if call is not None}
     wanted = {f"{name}ms": lambda call=call: clock.quartiles([call])[0] for name, call in apart.items()}

@@ -8,9 +8,9 @@ from kernels.bench import dense, ours
 from kernels.bench.cost import one_mask
 from kernels.bench.dense import LeftOut, Prepared
 from kernels.bench.problem import Problem
-from kernels.cost import equal_cost_cutoff
-from kernels.union import PositionalLSH
-from kernels.weights import Weights, Window
+from kernels.methods.cost import equal_cost_cutoff
+from kernels.methods.plsh import PositionalLSH
+from kernels.methods.weights import Weights, Window
 
 # in which order rows are worth their time, should it end early
 FIRST, OURS, REST, LAST = range(4)  # PLSH and windows of equal error, our exact kernel, what else is fast, what is slow
@@ -21,9 +21,10 @@ GRID = 64  # tokens of a cell, on which the blocks of flat heads begin and end
 
 @dataclass(frozen=True)
 class Method:
-    """`prepare()` gives what is timed, or raises LeftOut; `family` is exact, window or plsh. A window tells its
-    `cutoff`, what it was made to `match`: fused or passes, or the name of the PLSH method whose error it has, and `by`
-    whose implementation it is if not by ours. Methods of a lower `rank` are measured first."""
+    """`prepare()` gives what is timed, or raises LeftOut; `family` is exact, window or plsh. A
+    window tells its `cutoff`, what it was made to `match`: fused or passes, or the name of the PLSH
+    method whose error it has, and `by` whose implementation it is if not by ours. Methods of a
+    lower `rank` are measured first."""
 
     name: str
     family: str
@@ -61,7 +62,8 @@ def maskless(problem: Problem, kernel: str) -> list[Method]:
 
 
 def masked(problem: Problem, kernel: str, masks: int) -> list[Method]:
-    """PLSH with this many masks, and the windows beside it: of equal expected pairs, and of equal error to each."""
+    """PLSH with this many masks, and the windows beside it: of equal expected pairs, and of equal
+    error to each."""
     slopes = problem.heads.slopes
     found = []
     kinds = {kind: {"weights": kind} for kind in KINDS}
@@ -89,8 +91,8 @@ def windows(
     problem: Problem, kernel: str, cutoff: float, name: str, masks: int | None = None, match: str | None = None,
     rank: int = REST, others: bool = True,
 ) -> list[Method]:  # fmt: skip
-    """One window by our kernel and, with `others` on a GPU, by whoever else can compute it, so that a slow kernel of
-    ours cannot flatter masks."""
+    """One window by our kernel and, with `others` on a GPU, by whoever else can compute it, so that
+    a slow kernel of ours cannot flatter masks."""
     weights = Window(problem.heads.slopes, cutoff)
     ways = {None: (rank, partial(ours.one_pass, problem, weights, kernel))}
     if others and problem.device.type == "cuda":
@@ -103,7 +105,8 @@ def windows(
 
 
 def separate(problem: Problem, weights: PositionalLSH, kernel: str) -> Prepared:
-    """`ours.passes` where its time is that of S passes: on a CPU it is Python's, if each pass has few rows."""
+    """`ours.passes` where its time is that of S passes: on a CPU it is Python's, if each pass has
+    few rows."""
     if problem.device.type == "cpu" and (problem.backward or problem.queries < problem.tokens):
         raise LeftOut("on a CPU the passes are measured forward only")
     return ours.passes(problem, weights, kernel)

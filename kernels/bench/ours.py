@@ -1,4 +1,5 @@
-"""This project's kernels as a model calls them, and on tables built beforehand, so that their time is taken apart."""
+"""This project's kernels as a model calls them, and on tables built beforehand, so that their time
+is taken apart."""
 
 from functools import partial
 
@@ -8,14 +9,14 @@ from kernels.attend import attend
 from kernels.bench.cost import one_mask
 from kernels.bench.dense import Prepared
 from kernels.bench.problem import Problem
-from kernels.tables import Tables
-from kernels.union import PositionalLSH
-from kernels.weights import Weights
+from kernels.impl.tables import Tables
+from kernels.methods.plsh import PositionalLSH
+from kernels.methods.weights import Weights
 
 
 def one_pass(problem: Problem, weights: Weights, kernel: str) -> Prepared:
-    """All of `weights` in one pass, by `attend`: what lives with the weights is there after the first call, and kernel
-    `triton` builds its tables at each that is more than decoding."""
+    """All of `weights` in one pass, by `attend`: what lives with the weights is there after the
+    first call, and kernel `triton` builds its tables at each that is more than decoding."""
     inputs = [problem.q, problem.k, problem.v]
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -35,16 +36,17 @@ def size_of(some: list) -> int:
 
 def decodes(problem: Problem) -> bool:
     """Whether kernel `triton` takes the call as decoding, without tables."""
-    from kernels.triton_decode import ROWS  # triton exists on Linux only
+    from kernels.impl.triton.decode import ROWS  # triton exists on Linux only
 
     return problem.queries <= ROWS
 
 
 def fused(problem: Problem, weights: Weights):
-    """(build, call): tables for these rows, and kernel `triton` on them: call(tables, q, k, v) -> out, lse."""
-    from kernels.tables import build_tables
-    from kernels.triton_launch import capability, tile_of  # triton exists on Linux only
-    from kernels.triton_ops import fused as attend_fused
+    """(build, call): tables for these rows, and kernel `triton` on them: call(tables, q, k, v) ->
+    out, lse."""
+    from kernels.impl.triton.launch import capability, tile_of  # triton exists on Linux only
+    from kernels.impl.triton.ops import fused as attend_fused
+    from kernels.impl.triton.ops import tables_on_device
 
     q, scale = problem.q, problem.heads.dim**-0.5
     # on the device no call looks at them; backward passes do, and would wait for it
@@ -52,14 +54,15 @@ def fused(problem: Problem, weights: Weights):
     places = torch.tensor([[0], [problem.offset]], dtype=torch.int32, device=where)
     tile = tile_of(q.dtype, capability(q))
     return (
-        lambda: build_tables(weights, problem.tokens, tile=tile, causal=True, device=problem.device),
+        lambda: tables_on_device(weights, problem.tokens, tile=tile, causal=True, device=problem.device),
         lambda tables, q, k, v: attend_fused(q, k, v, tables, places, scale),
     )
 
 
 def passes(problem: Problem, weights: PositionalLSH, kernel: str) -> Prepared:
-    """Positional LSH as stated: every mask as attention of its own over the slices of its blocks, merged by log-sum-exp
-    in float32. `triton`: the gradients too are the sum of S passes, each from the merged output and log-sum-exp."""
+    """Positional LSH as stated: every mask as attention of its own over the slices of its blocks,
+    merged by log-sum-exp in float32. `triton`: the gradients too are the sum of S passes, each from
+    the merged output and log-sum-exp."""
     each, inputs = [one_mask(weights, s) for s in range(weights.count)], [problem.q, problem.k, problem.v]
     merge = torch.compile(merged) if problem.device.type == "cuda" else merged
 
@@ -91,7 +94,8 @@ def passes(problem: Problem, weights: PositionalLSH, kernel: str) -> Prepared:
 
 
 class Passes(torch.autograd.Function):
-    """call(q, k, v) -> out, log-sum-exp, whose gradients are gradients(q, k, v, out, log-sum-exp, of out)."""
+    """call(q, k, v) -> out, log-sum-exp, whose gradients are gradients(q, k, v, out, log-sum-exp,
+    of out)."""
 
     @staticmethod
     def forward(ctx, call, gradients, q, k, v):
@@ -110,9 +114,9 @@ def summed_gradients(
     tables: list[Tables], scale: float, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor,
     total: torch.Tensor, toward: torch.Tensor,
 ) -> list[torch.Tensor]:  # fmt: skip
-    """Gradients of q, k and v, a pass for each of the masks' `tables`: a pair's attention under a mask is its share of
-    the merged log-sum-exp, so that the passes' gradients add up."""
-    from kernels.triton_backward import backward  # triton exists on Linux only
+    """Gradients of q, k and v, a pass for each of the masks' `tables`: a pair's attention under a
+    mask is its share of the merged log-sum-exp, so that the passes' gradients add up."""
+    from kernels.impl.triton.backward import backward  # triton exists on Linux only
 
     still = torch.zeros_like(total)
     sums = [torch.zeros_like(x, dtype=torch.float32) for x in (q, k, v)]
@@ -125,6 +129,7 @@ def summed_gradients(
 def merged(
     out: torch.Tensor, total: torch.Tensor, part: torch.Tensor, lse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two attentions over different keys as one: out (B, H, T, D) float32 of log-sum-exp total (B, H, T), and part."""
+    """Two attentions over different keys as one: out (B, H, T, D) float32 of log-sum-exp total (B,
+    H, T), and part."""
     longer = torch.logaddexp(total, lse)
     return out * torch.exp(total - longer)[..., None] + part * torch.exp(lse - longer)[..., None], longer

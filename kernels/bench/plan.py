@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.slopes import alibi_slopes
+from kernels.methods.slopes import alibi_slopes
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class HeadSet:
         return alibi_slopes(self.heads, bias_max=self.bias_max)
 
 
-# as in the models' configurations; BLOOM-7B1 has MPT-7B's heads, head dimension and slopes, so that both are measured
-# once
+# as in the models' configurations; BLOOM-7B1 has MPT-7B's heads, head dimension and slopes, so that
+# both are measured once
 HEAD_SETS = {
     "mpt-7b": HeadSet(32, 128),
     "storywriter": HeadSet(32, 128, 16.0),
@@ -39,8 +39,8 @@ LENGTHS = (32768, 131072, 16384, 65536, 4096, 8192)
 
 @dataclass(frozen=True)
 class Work:
-    """One part of the bench: a call on one head set and length, PLSH with `masks` masks beside what it is compared to.
-    The `first` number of masks of a call brings the methods without masks."""
+    """One part of the bench: a call on one head set and length, PLSH with `masks` masks beside what
+    it is compared to. The `first` number of masks of a call brings the methods without masks."""
 
     name: str
     heads: HeadSet
@@ -59,8 +59,8 @@ class Work:
 
 
 def head_sets(names: list[str]) -> dict[str, HeadSet]:
-    """Head sets by name, `8x64` for 8 heads of dimension 64, `8x64x16` with bias_max 16; equal ones under one joint
-    name. Raises ValueError for a name that is neither."""
+    """Head sets by name, `8x64` for 8 heads of dimension 64, `8x64x16` with bias_max 16; equal ones
+    under one joint name. Raises ValueError for a name that is neither."""
     joint: dict[HeadSet, list[str]] = {}
     for name in names:
         if name in HEAD_SETS:
@@ -74,7 +74,8 @@ def head_sets(names: list[str]) -> dict[str, HeadSet]:
 
 
 def plan(heads: dict[str, HeadSet], calls: list[str], lengths: list[int], masks: list[int]) -> list[Work]:
-    """All combinations, those that tell most first: the first head set at 32k and 128k with 16 masks, forward."""
+    """All combinations, those that tell most first: the first head set at 32k and 128k with 16
+    masks, forward."""
 
     def rank(work: Work) -> int:
         return (

@@ -1,18 +1,20 @@
-"""The inputs of one call, what is true of them by the oracle, and the window that errs as much as PLSH does."""
+"""The inputs of one call, what is true of them by the oracle, and the window that errs as much as
+PLSH does."""
 
 import torch
 
 from kernels.attend import attend
 from kernels.bench.plan import HeadSet
-from kernels.weights import Alibi, Weights
+from kernels.methods.weights import Alibi, Weights
 
 SAMPLED = 8  # consecutive rows checked at each quarter of the context
 
 
 class Problem:
-    """Standard normal q (1, heads, queries, dim), k and v (1, heads, tokens, dim), the queries last. The truth is
-    known in float64 at sampled rows: of the output, or (`backward`) of the gradients of q at these rows and of k and v
-    when the output's gradient `toward` is zero elsewhere."""
+    """Standard normal q (1, heads, queries, dim), k and v (1, heads, tokens, dim), the queries
+    last. The truth is known in float64 at sampled rows: of the output, or (`backward`) of the
+    gradients of q at these rows and of k and v when the output's gradient `toward` is zero
+    elsewhere."""
 
     def __init__(
         self,
@@ -46,7 +48,8 @@ class Problem:
         return self.tokens - self.queries
 
     def truth(self, weights: Weights) -> list[torch.Tensor]:
-        """What a call under `weights` gives: [output at the rows], or the gradients [of q at the rows, of k, of v]."""
+        """What a call under `weights` gives: [output at the rows], or the gradients [of q at the
+        rows, of k, of v]."""
         if weights is not self.exact:
             return self._gradients(weights) if self.backward else [self.output(weights)]
         if self._exact_truth is None:
@@ -78,14 +81,15 @@ class Problem:
         return [torch.cat(of_rows, dim=2), *of_keys]
 
     def output_error(self, weights: Weights) -> float:
-        """Relative rms error of the output under `weights` against exact ALiBi at the sampled rows, both by the
-        oracle."""
+        """Relative rms error of the output under `weights` against exact ALiBi at the sampled rows,
+        both by the oracle."""
         exact = self.truth(self.exact)[0] if not self.backward else self.output(self.exact)
         return float((self.output(weights) - exact).norm() / exact.norm())
 
     def equal_error_cutoff(self, error: float) -> float:
-        """The least cutoff T of a window whose `output_error` is at most `error`: bisection on T, exact at the sampled
-        rows because each head's error is known for every reach. Returns T in units of 1/slope."""
+        """The least cutoff T of a window whose `output_error` is at most `error`: bisection on T,
+        exact at the sampled rows because each head's error is known for every reach. Returns T in
+        units of 1/slope."""
         if self._curve is None:
             self._curve = self._window_errors()
         (curve, whole), slopes = self._curve, self.heads.slopes
@@ -104,9 +108,9 @@ class Problem:
         return high
 
     def _window_errors(self) -> tuple[torch.Tensor, float]:
-        """(heads, tokens) float64: squared error of each head's sampled rows when they see the keys up to a distance
-        of 0, 1, ... tokens, from sums of exp(score) and exp(score) v that run outwards from the row. And the squared
-        norm of the exact output."""
+        """(heads, tokens) float64: squared error of each head's sampled rows when they see the keys
+        up to a distance of 0, 1, ... tokens, from sums of exp(score) and exp(score) v that run
+        outwards from the row. And the squared norm of the exact output."""
         found = torch.zeros(self.heads.heads, self.tokens, dtype=torch.float64, device=self.device)
         whole = 0.0
         slopes, scale = self.heads.slopes.to(self.device), self.heads.dim**-0.5

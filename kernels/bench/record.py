@@ -1,4 +1,5 @@
-"""The record of a bench: what the times depend on, the rows measured so far, and how they compare."""
+"""The record of a bench: what the times depend on, the rows measured so far, and how they
+compare."""
 
 import json
 from pathlib import Path
@@ -6,17 +7,18 @@ from pathlib import Path
 import torch
 
 from kernels.bench.plan import Work
-from kernels.environment import replace_file, written
+from kernels.common.environment import replace_file, written
+from kernels.common.gpus import SCHEDULERS
 
-SCHEDULERS = 4  # of a multiprocessor: each issues one instruction of a warp a cycle
 # what must be the same for rows of two runs to stand in one record
 SAME = ("device", "gpu", "cpu", "threads", "torch", "triton", "python", "code")
 
 
 class Record:
-    """`content` is what the file holds: {"environment", "runs", "not_reached"}. A run is one call on one head set and
-    length, with one row for each method, and with the numbers of masks that are complete, or `failed`, with the reason.
-    Without a file nothing is kept. Raises ValueError, in a sentence, for a file that cannot be gone on with."""
+    """`content` is what the file holds: {"environment", "runs", "not_reached"}. A run is one call
+    on one head set and length, with one row for each method, and with the numbers of masks that are
+    complete, or `failed`, with the reason. Without a file nothing is kept. Raises ValueError, in a
+    sentence, for a file that cannot be gone on with."""
 
     def __init__(self, about: dict, file: Path | None, *, fresh: bool):
         self.file = file
@@ -73,7 +75,8 @@ class Record:
         return next(same, None)
 
     def begin(self, run: dict, name: str | None) -> None:
-        """This row runs from now on, or none does: whoever finds it in the file knows what the process died in."""
+        """This row runs from now on, or none does: whoever finds it in the file knows what the
+        process died in."""
         run["started"] = name
         self.save()
 
@@ -104,18 +107,20 @@ def _read(file: Path) -> dict:
 
 
 def issue_rate(about: dict) -> float | None:
-    """Instructions of warps that the GPU issues in a ms at its highest clock, None where that is not known."""
+    """Instructions of warps that the GPU issues in a ms at its highest clock, None where that is
+    not known."""
     if not about.get("multiprocessors") or not about.get("clock_mhz"):
         return None
     return SCHEDULERS * about["multiprocessors"] * about["clock_mhz"] * 1e3
 
 
 def relate(run: dict, rate: float, issue: float | None = None) -> None:
-    """Fill in what follows from the times: TFLOP/s, of the pairs that are visited (`actual`) and of those that exact
-    ALiBi visits (`effective`); the time over that of the byte floor at `rate` GB/s, and over that of the issue floor at
-    `issue` instructions a ms where it is known; the speed over that of the fastest exact way and, for PLSH, of the
-    fastest window of equal error. All are of the whole call, what it builds included; `kernel` says the ratios of the
-    kernels alone. Two rows are compared by their times in a CUDA graph where both have one, and so is a row to the
+    """Fill in what follows from the times: TFLOP/s, of the pairs that are visited (`actual`) and of
+    those that exact ALiBi visits (`effective`); the time over that of the byte floor at `rate`
+    GB/s, and over that of the issue floor at `issue` instructions a ms where it is known; the speed
+    over that of the fastest exact way and, for PLSH, of the fastest window of equal error. All are
+    of the whole call, what it builds included; `kernel` says the ratios of the kernels alone. Two
+    rows are compared by their times in a CUDA graph where both have one, and so is a row to the
     floors where it has one: launching from Python is no part of a kernel."""
     timed = [r for r in run["methods"] if r["ms"]]
     exact = [r for r in timed if r["family"] == "exact"]
@@ -143,8 +148,8 @@ def relate(run: dict, rate: float, issue: float | None = None) -> None:
 
 
 def times(row: dict, kernel: bool = False) -> dict[str, dict]:
-    """The times of a row by kind, `ms` and perhaps `graph_ms`: of the whole call, or of its kernel alone, which is the
-    same where nothing is built."""
+    """The times of a row by kind, `ms` and perhaps `graph_ms`: of the whole call, or of its kernel
+    alone, which is the same where nothing is built."""
     begin = "kernel_" if kernel and row.get("kernel_ms") else ""
     return {kind: row[begin + kind] for kind in ("ms", "graph_ms") if row.get(begin + kind)}
 
@@ -169,9 +174,9 @@ def ratio(row: dict, other: dict, kernel: bool = False) -> float:
 
 
 def against(row: dict, window: dict | None, kernel: bool = False) -> dict | None:
-    """The window of equal error, the narrowest that errs no more, beside a PLSH row: its name and error, how many times
-    as long it takes, and whether the row is "faster", "slower" or, where the middle halves of the times overlap,
-    "even"."""
+    """The window of equal error, the narrowest that errs no more, beside a PLSH row: its name and
+    error, how many times as long it takes, and whether the row is "faster", "slower" or, where the
+    middle halves of the times overlap, "even"."""
     if window is None:
         return None
     own, its = pair(row, window, kernel)

@@ -100,7 +100,8 @@ def verdicts(run: dict) -> list[str]:
 
 
 def gaps(run: dict) -> list[str]:
-    """A sentence on each time that is missing beside a call's own, and on each part that could not be prepared."""
+    """A sentence on each time that is missing beside a call's own, and on each part that could not
+    be prepared."""
     words = {
         "kernel_ms": "its kernel alone was not timed",
         "tables_ms": "building its tables was not timed",
@@ -117,8 +118,8 @@ def gaps(run: dict) -> list[str]:
 
 
 def markdown(record: dict) -> str:
-    """The forward runs as tables of Markdown, fewer columns, with where they were measured and what they say of PLSH;
-    of other calls the latter alone."""
+    """The forward runs as tables of Markdown, fewer columns, with where they were measured and what
+    they say of PLSH; of other calls the latter alone."""
     about = record["environment"]
     where = about["gpu"] or (
         f"{about['cpu']}, {about['threads']} threads, load {about['load'][0]:g} before"

@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.samplers import Sampler
+from kernels.methods.samplers import Sampler
 
 
 class Antithetic(Sampler):

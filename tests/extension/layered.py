@@ -1,4 +1,5 @@
-"""A method that the harness lacks, as a user would add it: every second layer exact, a window in the others."""
+"""A method that the harness lacks, as a user would add it: every second layer exact, a window in
+the others."""
 
 from dataclasses import dataclass
 

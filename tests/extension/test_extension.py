@@ -1,17 +1,18 @@
-"""docs/architecture.md promises that an attention method is one file, one line and one YAML, a sampler one file and one
-line. Both are added here as a user would, and run through everything that a cell passes."""
+"""docs/architecture.md promises that an attention method is one file, one line and one YAML, a
+sampler one file and one line. Both are added here as a user would, and run through everything that
+a cell passes."""
 
 import json
 import re
 
 import pytest
 
-from harness import reader
+from harness.analysis import reader
 from harness.attentions.registry import ATTENTIONS
 from harness.report.__main__ import main as report
 from harness.tracking.content import content_of
 from kernels import Window
-from kernels.samplers import SAMPLERS
+from kernels.methods.samplers import SAMPLERS
 from tests.conftest import ROOT
 from tests.extension.antithetic import Antithetic
 from tests.extension.layered import Layered

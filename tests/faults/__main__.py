@@ -1,6 +1,6 @@
-"""`python -m tests.faults [--faults N] [--seed N] [--out FILE]`: break runs in every way that a machine, W&B and Slurm
-know, run each again to its end, and compare it with an undisturbed run. Writes docs/results/faults.json; stopped by a
-signal, with the faults that were injected until then.
+"""`python -m tests.faults [--faults N] [--seed N] [--out FILE]`: break runs in every way that a
+machine, W&B and Slurm know, run each again to its end, and compare it with an undisturbed run.
+Writes docs/results/faults.json; stopped by a signal, with the faults that were injected until then.
 
 Exit codes: 0, or 1 if a row was lost, doubled or changed, or a promise was broken.
 """
@@ -17,12 +17,11 @@ from pathlib import Path
 
 import torch
 
-from harness import environment
-from harness.report import faults as table
-from harness.signals import StopRequest
-from harness.store import write_atomic
+from harness.common import environment
+from harness.common.signals import StopRequest
+from harness.results.store import write_atomic
 from tests.conftest import ROOT
-from tests.faults import slurm
+from tests.faults import slurm, table
 from tests.faults.bench import Bench, Kind, Tally
 from tests.faults.kinds import KINDS
 from tests.faults.outages import OUTAGE
@@ -72,7 +71,8 @@ def inject(bench: Bench, wanted: Sequence[tuple[Kind, int]], jobs: int, stop: St
 
 
 def measure(faults: int, seed: int, jobs: int, stop: StopRequest) -> dict:
-    """All of them, or those until `stop`, as plain JSON. Those of Slurm, which wait most of their time, run beside."""
+    """All of them, or those until `stop`, as plain JSON. Those of Slurm, which wait most of their
+    time, run beside."""
     began = time.monotonic()
     kinds = [kind for kind in (*KINDS, OUTAGE) if os.geteuid() == 0 or not kind.needs_root]
     skipped = [f"{kind.name}: needs root" for kind in KINDS if kind not in kinds]

@@ -1,4 +1,5 @@
-"""One fault after another: break a run, put right what broke it, run the same command to its end, compare."""
+"""One fault after another: break a run, put right what broke it, run the same command to its end,
+compare."""
 
 import contextlib
 import os
@@ -28,8 +29,8 @@ TRIES = 40  # to hit a run before it ends
 
 @dataclass
 class Undisturbed:
-    """A run that nothing happened to: its arguments, what its store holds, seconds from its handlers of signals to its
-    end, lines of hooks.WRITING, pages and files on disk."""
+    """A run that nothing happened to: its arguments, what its store holds, seconds from its
+    handlers of signals to its end, lines of hooks.WRITING, pages and files on disk."""
 
     arguments: tuple[str, ...]
     store: Mapping
@@ -41,8 +42,9 @@ class Undisturbed:
 
 @dataclass
 class Case:
-    """One run to be broken. extra: arguments more. heal: calls that put the machine right before the run is repeated.
-    hook: of the repeated run. mirror: what has come of the runs of W&B in the end."""
+    """One run to be broken. extra: arguments more. heal: calls that put the machine right before
+    the run is repeated. hook: of the repeated run. mirror: what has come of the runs of W&B in the
+    end."""
 
     zygote: Zygote
     run: Undisturbed
@@ -76,8 +78,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Kind:
-    """inject: break the run of a case; its exit codes, or None if the run ended before the fault could hit. promised:
-    what these exit codes may be: called with the codes and whether the store is complete."""
+    """inject: break the run of a case; its exit codes, or None if the run ended before the fault
+    could hit. promised: what these exit codes may be: called with the codes and whether the store
+    is complete."""
 
     name: str
     share: int  # of 1,000
@@ -158,8 +161,8 @@ class Bench:
             shutil.rmtree(results, ignore_errors=True)
 
     def inject(self, kind: Kind, number: int, tally: Tally) -> None:
-        """One fault of a kind into a run, and what came of it. Whatever is raised there, a run that never ends for
-        example, is a broken promise of this fault and does not cost the others."""
+        """One fault of a kind into a run, and what came of it. Whatever is raised there, a run that
+        never ends for example, is a broken promise of this fault and does not cost the others."""
         began = time.monotonic()
         for attempt in range(TRIES):
             rng = random.Random(f"{self.seed} {kind.name} {number} {attempt}")

@@ -1,4 +1,5 @@
-"""Faults at an exact place of a run: after so many lines of the code that writes, and under a clock that jumps."""
+"""Faults at an exact place of a run: after so many lines of the code that writes, and under a clock
+that jumps."""
 
 import ctypes
 import os
@@ -8,7 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness import execute, reader, run, store
+from harness import run
+from harness.analysis import reader
+from harness.experiment import execute
+from harness.results import store
 from harness.tasks import kept
 from harness.tracking import mirror
 
@@ -33,9 +37,10 @@ def install(
     count: str | None = None,
     clock: Sequence[float] | None = None,
 ) -> None:
-    """line: before this line of WRITING (counted as they are reached, from 1) `act` is done: the name of a signal to
-    this process, or "read-only", by which nothing can be made in `folder` any more. count: a file for the number of
-    lines at the end. clock: (seconds that the clock is off, calls after which it jumps, seconds it is off then)."""
+    """line: before this line of WRITING (counted as they are reached, from 1) `act` is done: the
+    name of a signal to this process, or "read-only", by which nothing can be made in `folder` any
+    more. count: a file for the number of lines at the end. clock: (seconds that the clock is off,
+    calls after which it jumps, seconds it is off then)."""
     if clock is not None:
         shift_clock(*clock)
     if line is not None or count is not None:
@@ -108,8 +113,8 @@ def lose_override() -> None:
 
 
 def shift_clock(off: float, calls: int, then: float) -> None:
-    """What this process's Python reads of the wall clock is wrong by `off` seconds, and after so many readings by
-    `then`. The monotonic clock never jumps."""
+    """What this process's Python reads of the wall clock is wrong by `off` seconds, and after so
+    many readings by `then`. The monotonic clock never jumps."""
     real, gmtime, localtime = time.time, time.gmtime, time.localtime
     read = 0
 

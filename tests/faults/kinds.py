@@ -48,7 +48,8 @@ def signal_at_a_line(case: Case, rng: random.Random) -> list[int] | None:
 
 
 def torn_lines(case: Case, rng: random.Random) -> list[int] | None:
-    """A kill, and what a power cut leaves of the newest part: its end cut off, half a line, or zeros."""
+    """A kill, and what a power cut leaves of the newest part: its end cut off, half a line, or
+    zeros."""
     process = case.start({"line": rng.randint(case.run.lines // 3, case.run.lines), "act": "SIGKILL"})
     if case.end(process) != -9:
         return None
@@ -95,7 +96,8 @@ def read_only_folder(case: Case, rng: random.Random) -> list[int] | None:
 
 
 def two_writers(case: Case, rng: random.Random) -> list[int] | None:
-    """A second run of the cell beside the first, which may be halted meanwhile, as on a node that comes back."""
+    """A second run of the cell beside the first, which may be halted meanwhile, as on a node that
+    comes back."""
     first = started(case)
     time.sleep(rng.uniform(0, 0.7 * case.run.seconds))
     if halted := rng.random() < 0.5:
@@ -112,8 +114,8 @@ def two_writers(case: Case, rng: random.Random) -> list[int] | None:
 
 
 def clock_jump(case: Case, rng: random.Random) -> list[int] | None:
-    """The wall clock is wrong and jumps during the run, which is killed; when it is run again the clock shows another
-    time, earlier or later, and so do the files."""
+    """The wall clock is wrong and jumps during the run, which is killed; when it is run again the
+    clock shows another time, earlier or later, and so do the files."""
 
     def wrong() -> float:
         return rng.choice([-1, 1]) * 10 ** rng.uniform(0, 8)

@@ -1,4 +1,5 @@
-"""Faults of W&B while a run is mirrored: its server is the loopback one, its client the real one."""
+"""Faults of W&B while a run is mirrored: its server is the loopback one, its client the real
+one."""
 
 import random
 import signal

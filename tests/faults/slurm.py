@@ -1,4 +1,5 @@
-"""Faults of a cluster, on the throw-away Slurm: a cell of a sweep that `sbatch slurm/sweep.sh` has submitted."""
+"""Faults of a cluster, on the throw-away Slurm: a cell of a sweep that `sbatch slurm/sweep.sh` has
+submitted."""
 
 import contextlib
 import random
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness.signals import StopRequest
+from harness.common.signals import StopRequest
 from tests.faults.bench import Tally
 from tests.faults.stores import Harm, harm, on_disk
 from tests.slurm.cluster import NODES, Cluster
@@ -62,7 +63,8 @@ def drain(cluster: Cluster, sweep: Sweep, job: str) -> None:
 
 
 def kill_daemon(cluster: Cluster, sweep: Sweep, job: str) -> None:
-    """The node's daemon dies; the cell lives on as an orphan, and another is started on the other node."""
+    """The node's daemon dies; the cell lives on as an orphan, and another is started on the other
+    node."""
     node = node_of(cluster, job)
     cluster.kill_node(node)
     try:
@@ -72,8 +74,9 @@ def kill_daemon(cluster: Cluster, sweep: Sweep, job: str) -> None:
 
 
 def time_out(cluster: Cluster, sweep: Sweep, job: str) -> None:
-    """The job's time limit ends 30 to 90 s from now, before its cell, until it is requeued. A minute from the start
-    leaves a busy machine no time for the first sample, and a cell that gets none in its time is given up."""
+    """The job's time limit ends 30 to 90 s from now, before its cell, until it is requeued. A
+    minute from the start leaves a busy machine no time for the first sample, and a cell that gets
+    none in its time is given up."""
     told = cluster.call("scontrol", "show", "job", "-o", job)
     hours, minutes, seconds = map(int, told.split(" RunTime=")[1].split()[0].split(":"))
     limit = 60 * hours + minutes + (seconds + 30) // 60 + 1
@@ -106,8 +109,9 @@ def node_of(cluster: Cluster, job: str) -> str:
 
 
 def inject(zygote: Zygote, wanted: dict[str, int], tallies: Sequence[Tally], seed: int, stop: StopRequest) -> None:
-    """So many faults of each name in FAULTS, one after the other, each in a sweep of one cell, into the tally of its
-    place there. Whatever one of them raises is a broken promise of its own and does not cost the others."""
+    """So many faults of each name in FAULTS, one after the other, each in a sweep of one cell, into
+    the tally of its place there. Whatever one of them raises is a broken promise of its own and
+    does not cost the others."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     cluster = Cluster(folder)
     try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from harness import reader
+from harness.analysis import reader
 
 EXACT = ("key", "draw", "doc_hash", "prediction", "target", "score", "depth", "distance")
 NEAR = ("nll",)  # to 1e-4; what is left are seconds and bytes
@@ -15,9 +15,10 @@ Task = tuple[str, str]  # cell id, name of the task's folder
 
 @dataclass
 class Harm:
-    """lost: rows that are missing at the end, or were on disk after the fault and are not counted as they were.
-    doubled: rows that count more than once, and runs of W&B that exist more than once. changed: rows and metrics that
-    are not those of the undisturbed run. twice: rows that were computed again though they were there."""
+    """lost: rows that are missing at the end, or were on disk after the fault and are not counted
+    as they were. doubled: rows that count more than once, and runs of W&B that exist more than
+    once. changed: rows and metrics that are not those of the undisturbed run. twice: rows that were
+    computed again though they were there."""
 
     lost: int = 0
     doubled: int = 0
@@ -29,7 +30,8 @@ class Harm:
 
 
 def on_disk(results: Path) -> dict[Task, list[dict]]:
-    """All whole rows of all parts, those that stand there twice included, read without the harness."""
+    """All whole rows of all parts, those that stand there twice included, read without the
+    harness."""
     found: dict[Task, list[dict]] = {}
     for part in sorted(results.glob("*/*/parts/*.jsonl")):
         for line in part.read_bytes().split(b"\n"):

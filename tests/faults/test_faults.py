@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.signals import StopRequest
+from harness.common.signals import StopRequest
 from tests.faults.__main__ import ALL, inject, shares
 from tests.faults.bench import Bench, Kind
 from tests.faults.kinds import KINDS

@@ -1,15 +1,16 @@
-"""Masks on a grid: their edges, the expectation of their weights, their cost, and every kernel under them."""
+"""Masks on a grid: their edges, the expectation of their weights, their cost, and every kernel
+under them."""
 
 import math
 
 import pytest
 import torch
-from cases import KERNELS
 
 from kernels import PositionalLSH, attend, expected_pairs
-from kernels.cost import align_bias
-from kernels.flex import score_of
-from kernels.masks import aligned, draw_masks
+from kernels.impl.flex import score_of
+from kernels.methods.cost import align_bias
+from kernels.methods.masks import aligned, draw_masks
+from tests.kernels.cases import KERNELS
 
 ALIGN = 16
 SLOPES = torch.tensor([0.5, 1 / 60, 1 / 200, 1 / 64])  # the first is too steep
@@ -29,7 +30,8 @@ def interpolated(slope: float, distance: torch.Tensor) -> torch.Tensor:
 
 
 def test_edges_are_the_nearest_of_the_grid_and_steep_heads_have_none():
-    """By the edges of the same masks without a grid: each moves to the nearest edge of a cell, and no other is made."""
+    """By the edges of the same masks without a grid: each moves to the nearest edge of a cell, and
+    no other is made."""
     on, off = drawn().masks, draw_masks(SLOPES, 8, seed=3)
     assert torch.equal(on.width, off.width) and torch.equal(on.shift, off.shift)
     assert (on.grid[:, 0] > 1).tolist() == FLAT.tolist() == aligned(SLOPES, ALIGN).tolist()
@@ -71,8 +73,9 @@ def test_the_count_is_one_number_for_each_pair_of_cells():
 
 
 def test_expectation_is_the_interpolation_by_all_offsets():
-    """Two tokens that lie in cells q apart are connected with probability exp(-m align q): the mean over the offsets is
-    the interpolation, to rounding, and the bound on what it is off holds and is nearly reached."""
+    """Two tokens that lie in cells q apart are connected with probability exp(-m align q): the mean
+    over the offsets is the interpolation, to rounding, and the bound on what it is off holds and is
+    nearly reached."""
     offsets, distance = torch.arange(ALIGN), torch.arange(150)
     for slope in SLOPES[FLAT].tolist():
         cell = [(x - offsets[:, None]) // ALIGN for x in (1000, 1000 + distance)]

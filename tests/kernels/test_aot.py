@@ -1,4 +1,5 @@
-"""What the compiler says to the kernels, for GPUs that are not at hand, against docs/results/aot.json."""
+"""What the compiler says to the kernels, for GPUs that are not at hand, against
+docs/results/aot.json."""
 
 import json
 import re
@@ -9,8 +10,9 @@ pytest.importorskip("triton", reason="Triton exists on Linux only")
 
 import triton
 
-from kernels import aot, triton_tables
-from kernels.aot import Configuration, blocks_per_sm, build, compare, every
+from kernels.aot import configurations as aot
+from kernels.aot.configurations import Configuration, blocks_per_sm, build, compare, every
+from kernels.impl.triton import tables as triton_tables
 
 RECORD = json.loads(aot.RECORD.read_text())
 LAWS = ("linear", "rb", "distance", "count", "sum")
@@ -40,7 +42,8 @@ POSITIONS = [c for c in CHOSEN if c.kernel in aot.TABLES]
 
 def check_unit(c: Configuration, found: dict):
     if c.kernel in (*aot.KERNELS, *aot.STREAMED, "dsinks"):
-        # few query rows or sinks at a time are no work for wgmma, and float32 is none for the tensor cores
+        # few query rows or sinks at a time are no work for wgmma, and float32 is none for the
+        # tensor cores
         few = c.kernel in ("decode", "dsinks")
         unit = "none" if c.dtype == "fp32" else "HGMMA" if c.cap == 90 and not few else "HMMA"
         assert found["unit"] == unit and (found["mma"] > 0) == (unit != "none")
@@ -78,7 +81,8 @@ def test_two_blocks_need_registers_and_shared_memory_for_two():
 
 @pytest.mark.parametrize("configuration", POSITIONS, ids=lambda configuration: configuration.id)
 def test_positions_are_rounded_as_torch_rounds_them(configuration: Configuration):
-    """Each float64 operation by itself, to nearest; without `.rn` the assembler may contract a product and a sum."""
+    """Each float64 operation by itself, to nearest; without `.rn` the assembler may contract a
+    product and a sum."""
     code = aot.compiled(configuration).asm["ptx"]
     used = set(re.findall(r"\b(?:fma|mad|mul|add|sub|div|rcp|sqrt)\.[a-z.]*f64\b", code))
     assert used == {"mul.rn.f64", "add.rn.f64", "sub.rn.f64", "div.rn.f64"}
@@ -86,7 +90,8 @@ def test_positions_are_rounded_as_torch_rounds_them(configuration: Configuration
 
 
 def test_decoding_divides_positions_as_torch_does():
-    """The bucket of a position decides; an edge next to it is corrected, so that it may be contracted."""
+    """The bucket of a position decides; an edge next to it is corrected, so that it may be
+    contracted."""
     code = aot.compiled(Configuration("decode", 90, "count")).asm["ptx"]
     used = set(re.findall(r"\b(?:fma|mad|mul|add|sub|div|rcp)\.[a-z.]*f64\b", code))
     assert "div.rn.f64" in used and not any(x.startswith("rcp") for x in used)

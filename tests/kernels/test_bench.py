@@ -1,4 +1,5 @@
-"""The bench on 256 tokens: structure, errors against an independent computation, and no speed for a wrong result."""
+"""The bench on 256 tokens: structure, errors against an independent computation, and no speed for a
+wrong result."""
 
 import json
 import sys
@@ -30,7 +31,8 @@ def found() -> list[methods.Method]:
 
 
 def attention(p: Problem, weight: torch.Tensor, rows=ROWS) -> torch.Tensor:
-    """Attention under an explicit (heads, tokens, tokens) weight, in float64, for some rows of a call on all tokens."""
+    """Attention under an explicit (heads, tokens, tokens) weight, in float64, for some rows of a
+    call on all tokens."""
     score = torch.exp(p.q.double() @ p.k.double().mT / 4) * weight.tril()
     return (score / score.sum(-1, keepdim=True) @ p.v.double())[:, :, rows]
 
@@ -256,7 +258,8 @@ def test_passes_merge_into_the_attention_under_all_masks():
 
 @pytest.mark.parametrize(("queries", "cutoff"), [(512, 2.0), (512, 0.0), (300, 20.0), (130, 0.5), (1, 2.0)])
 def test_flex_window_visits_what_the_window_holds(queries, cutoff, monkeypatch):
-    """Its blocks: every pair of the window lies in one, those that are not whole ones are masked to it."""
+    """Its blocks: every pair of the window lies in one, those that are not whole ones are masked to
+    it."""
     monkeypatch.setattr(dense, "BLOCK", 32)
     p = Problem(SMALL, 512, queries, backward=False, device="cpu", dtype=torch.float32)
     weights = Window(SMALL.slopes, cutoff)

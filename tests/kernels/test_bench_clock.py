@@ -1,4 +1,5 @@
-"""The clock of a GPU, against fakes of torch.cuda: what it does where a call cannot be captured or breaks the GPU."""
+"""The clock of a GPU, against fakes of torch.cuda: what it does where a call cannot be captured or
+breaks the GPU."""
 
 import contextlib
 

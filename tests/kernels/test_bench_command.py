@@ -10,7 +10,7 @@ from kernels.bench import __main__ as command
 from kernels.bench import measure, methods, record, table
 from kernels.bench.clock import DeviceLost, HostClock
 from kernels.bench.plan import head_sets, plan
-from kernels.environment import written
+from kernels.common.environment import written
 
 main = command.main
 

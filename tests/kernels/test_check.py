@@ -1,4 +1,5 @@
-"""`python -m kernels.check` on the CPU: what it says of a sound kernel, of wrong ones, and of one that crashes."""
+"""`python -m kernels.check` on the CPU: what it says of a sound kernel, of wrong ones, and of one
+that crashes."""
 
 import itertools
 import json
@@ -8,10 +9,14 @@ import subprocess
 import pytest
 import torch
 
-from kernels import Window, alibi_slopes, check, compare
+from kernels import Window, alibi_slopes
 from kernels.attend import attend
-from kernels.cases import FACTORS, Case
-from kernels.environment import written
+from kernels.check import __main__ as command
+from kernels.check import calls as check
+from kernels.check import compare
+from kernels.check.cases import FACTORS, Case
+from kernels.common.environment import written
+from kernels.impl import accuracy
 
 MATRIX, WEIGHTS = check.matrix, check.all_weights
 CASES = [
@@ -32,7 +37,7 @@ def small(monkeypatch):
 
 def test_a_sound_kernel_passes_and_its_errors_are_written(tmp_path, capsys):
     file = tmp_path / "check.json"
-    assert check.main(["--device", "cpu", "--json", str(file)]) == 0
+    assert command.main(["--device", "cpu", "--json", str(file)]) == 0
     assert "12 calls in" in capsys.readouterr().out
     found = json.loads(file.read_text())
     assert found["kernel"] == "sdpa" and found["failed"] == [] and found["environment"]["device"] == "cpu"
@@ -75,8 +80,8 @@ def test_the_matrix_meets_every_pair_of_levels_and_the_parts_hold_all_of_it(monk
 
 
 def test_one_part_tells_all_ranks_of_a_tile_apart():
-    """With MPT's slopes: pairs within a tile of 64 that a row sees and the highest bit of the ranks alone keeps apart.
-    Without it a mask more would count."""
+    """With MPT's slopes: pairs within a tile of 64 that a row sees and the highest bit of the ranks
+    alone keeps apart. Without it a mask more would count."""
     weights = WEIGHTS()[check.MANY]
     assert weights.slopes.tolist() == alibi_slopes(32).tolist()
     row = torch.arange(768)
@@ -119,12 +124,15 @@ def test_a_wrong_kernel_is_found(wrong, monkeypatch, capsys):
 
     monkeypatch.setattr(compare, "attend", harmed)
     monkeypatch.setattr(check, "attend", harmed)
-    assert check.main(["--device", "cpu", "--part", "matrix count/gamma", "float32"]) == 1
+    assert command.main(["--device", "cpu", "--part", "matrix count/gamma", "float32"]) == 1
     assert f"FAILED matrix count/gamma, {CASES[0].id}, head dimension 16, float32: " in capsys.readouterr().out
     rows = check.check("window", torch.float32, kernel="sdpa", device="cpu", tokens=40)
     rows += check.check("matrix count/gamma", torch.float32, kernel="sdpa", device="cpu", tokens=40)
     over = {
-        name for row in rows for name, error in row["errors"].items() if not error <= check.limit_of(name, row["limit"])
+        name
+        for row in rows
+        for name, error in row["errors"].items()
+        if not error <= accuracy.limit_of(name, row["limit"])
     }
     assert shows <= over <= shows | {"dq", "dk", "dv"}
     if wrong != "padding":
@@ -141,7 +149,7 @@ def test_a_wrong_call_is_named_and_the_others_are_checked(monkeypatch, capsys):
         return (found[0] + 1.0, found[1]) if options.get("return_lse") else found
 
     monkeypatch.setattr(check, "attend", wrong)
-    assert check.main(["--device", "cpu", "--part", "window", "bfloat16"]) == 1
+    assert command.main(["--device", "cpu", "--part", "window", "bfloat16"]) == 1
     printed = capsys.readouterr().out
     assert "FAILED window, decoding 1, head dimension 16, bfloat16: RuntimeError: out of resources\n" in printed
     assert "FAILED window, padded, head dimension 16, bfloat16: out " in printed
@@ -156,7 +164,7 @@ def test_a_log_sum_exp_that_is_off_shows_in_every_dtype(monkeypatch):
         return (found[0], found[1] + 3e-4) if kernel != "exact" and options.get("return_lse") else found
 
     monkeypatch.setattr(check, "attend", harmed)
-    for dtype in check.LIMITS:
+    for dtype in accuracy.LIMITS:
         rows = check.check("window", dtype, kernel="sdpa", device="cpu", tokens=40)
         assert rows and all(": lse 3" in check.failure(row) for row in rows)
 
@@ -171,16 +179,16 @@ def test_parts_that_have_ended_are_kept_when_the_check_is_stopped(tmp_path, monk
 
     monkeypatch.setattr(check, "check", stopped)
     with pytest.raises(KeyboardInterrupt):
-        check.main(["--device", "cpu", "--json", str(file)])
+        command.main(["--device", "cpu", "--json", str(file)])
     found = json.loads(file.read_text())
     assert found["left"] == ["matrix count/gamma, float16"] and len(found["rows"]) == 11 and found["failed"] == []
     assert capsys.readouterr().out.count("of its limit\n") == 2
 
 
 def test_memory_is_poisoned_for_the_kernel_alone():
-    with compare.poisoned():
+    with accuracy.poisoned():
         assert bool(torch.empty(4).isnan().all()) and int(torch.empty(1, dtype=torch.int32)) == 2**31 - 1
-        with pytest.raises(ZeroDivisionError), compare.poisoned():
+        with pytest.raises(ZeroDivisionError), accuracy.poisoned():
             1 / 0  # noqa: B018
         assert torch.are_deterministic_algorithms_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
@@ -203,12 +211,12 @@ def test_a_process_that_dies_or_hangs_is_a_failure_in_words(monkeypatch):
 
     for fake, said in ((died, "ended with -11: CUDA error: an illegal"), (hung, "took longer than 280 s")):
         monkeypatch.setattr(subprocess, "run", fake)
-        (row,) = check.in_a_process("window", torch.float16, "triton", "cuda")
+        (row,) = command.in_a_process("window", torch.float16, "triton", "cuda")
         assert check.failure(row).startswith(f"window, all, head dimension 0, float16: {said}")
 
 
 def test_a_part_runs_in_a_process_of_its_own():
-    rows = check.in_a_process("matrix exact/fixed", torch.float16, "sdpa", "cpu")
+    rows = command.in_a_process("matrix exact/fixed", torch.float16, "sdpa", "cpu")
     expected = [case.id for case in MATRIX() if (case.rule, case.dtype) == ("exact/fixed", torch.float16)]
     assert [row["call"] for row in rows] == expected and all(check.failure(row) is None for row in rows)
 
@@ -227,13 +235,13 @@ def test_a_part_runs_in_a_process_of_its_own():
 def test_what_makes_no_sense_is_refused_at_once(arguments, said, monkeypatch, capsys):
     monkeypatch.setattr(check, "check", None)
     with pytest.raises(SystemExit) as stopped:
-        check.main(["--device", "cpu", *arguments])
+        command.main(["--device", "cpu", *arguments])
     assert stopped.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_no_gpu_is_said(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert check.main([]) == 2 and "no CUDA GPU" in capsys.readouterr().out
+    assert command.main([]) == 2 and "no CUDA GPU" in capsys.readouterr().out
 
 
 def test_an_error_that_is_not_finite_is_null_in_the_file():

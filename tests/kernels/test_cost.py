@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from kernels import PositionalLSH, Window, alibi_slopes, equal_cost_cutoff, expected_pairs
-from kernels.cost import window_pairs
+from kernels.methods.cost import window_pairs
 
 SLOPES = torch.tensor([0.5, 0.06, 0.004], dtype=torch.float64)
 TOKENS = 257
 
 
 def counted(match, sampler, masks, seed, sinks=0):
-    """Pairs that a draw visits: of its union and the sinks, or of the sinks and its blocks beyond them one by one."""
+    """Pairs that a draw visits: of its union and the sinks, or of the sinks and its blocks beyond
+    them one by one."""
     drawn = PositionalLSH.draw(SLOPES, masks, seed=seed, sampler=sampler, sinks=sinks)
     if match == "fused":
         return float(drawn.pairs(TOKENS).sum())
@@ -57,7 +58,8 @@ def test_window_pairs_equal_sums_over_rows(cutoff):
 @pytest.mark.parametrize("cutoff", [0.0, 0.3, 3.0, 1e6])
 def test_pairs_of_a_window_with_sinks_equal_a_count_of_keys(cutoff, sinks):
     def seen(slope: float, whole: bool) -> float:
-        """Keys one by one, the part of a key that lies within the reach if its edge is not rounded."""
+        """Keys one by one, the part of a key that lies within the reach if its edge is not
+        rounded."""
         reach = cutoff / slope
         within = [1.0 if d <= reach else max(0.0, 1 + reach - d) * (not whole) for d in range(TOKENS)]
         return sum(1.0 if j < sinks else within[i - j] for i in range(TOKENS) for j in range(i))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kernels import Alibi, PositionalLSH, Window, alibi_slopes, attend, equal_cost_cutoff, expected_pairs
-from kernels.cost import log_coverage
-from kernels.masks import draw_masks
+from kernels.methods.cost import log_coverage
+from kernels.methods.masks import draw_masks
 
 SLOPES = alibi_slopes(4)
 

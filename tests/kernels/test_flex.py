@@ -1,14 +1,16 @@
-"""Kernel `flex` on the CPU against the oracle. Compiling takes seconds for each kind of call: few kinds."""
+"""Kernel `flex` on the CPU against the oracle. Compiling takes seconds for each kind of call: few
+kinds."""
 
 import shutil
 
 import pytest
 import torch
-from cases import Case
-from test_gap import GAPS, without_the_unreached
 
-from kernels import attend, flex
-from kernels.flex import BLOCK, block_mask
+from kernels import attend
+from kernels.impl import flex
+from kernels.impl.flex import BLOCK, block_mask
+from tests.kernels.cases import Case
+from tests.kernels.test_gap import GAPS, without_the_unreached
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles FlexAttention with g++")
 

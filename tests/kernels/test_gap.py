@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import KERNELS, Case
 
 from kernels import Window, attend
+from tests.kernels.cases import KERNELS, Case
 
 BASE = Case(heads=(4, 2), masks=4, shape=(301, 20, None), slopes="steep")
 GAPS = [
@@ -20,8 +20,9 @@ GAPS = [
 
 
 def without_the_unreached(case: Case, spare: int) -> tuple[list[torch.Tensor], dict]:
-    """q, k, v without the keys that no head reaches, but for `spare` of them, and the options that say so. A sequence
-    that drops fewer keep as many slots by padding; what is dropped is NaN where it is padding."""
+    """q, k, v without the keys that no head reaches, but for `spare` of them, and the options that
+    say so. A sequence that drops fewer keep as many slots by padding; what is dropped is NaN where
+    it is padding."""
     weights = case.weights()
     q, k, v = case.inputs()
     (slots, queries, _), sinks = case.shape, case.sinks

@@ -1,4 +1,5 @@
-"""kernels stands on torch and triton alone, and its memory grows with the tokens, not with their square."""
+"""kernels stands on torch and triton alone, and its memory grows with the tokens, not with their
+square."""
 
 import json
 import subprocess
@@ -20,7 +21,7 @@ def run(code: str) -> dict:
     ("command", "said"),
     [
         (["kernels.aot", "merge-sm90-d64"], '"registers"'),
-        (["kernels.measure", "--help"], "--minutes"),  # the dry run of test_measure.py does this to its steps
+        (["kernels.gpu", "--help"], "--minutes"),  # the dry run of test_measure.py does this to its steps
     ],
     ids=["aot", "measure"],
 )
@@ -35,7 +36,8 @@ def test_commands_of_kernels_need_torch_and_triton_alone(command, said):
 
 
 def test_kernels_has_no_version():
-    """transformers takes a package named kernels that has one for the one on the Hugging Face hub."""
+    """transformers takes a package named kernels that has one for the one on the Hugging Face
+    hub."""
     assert not hasattr(kernels, "__version__")
 
 
@@ -67,6 +69,7 @@ print(json.dumps({{"16k": call(16384), "64k": call(65536)}}))
     ids=["window", "count", "rb"],
 )
 def test_memory_is_linear_in_tokens(weights):
-    """One n x n matrix of bytes at 64k would be 4 GB, of one head; out and a few index lists are all that may grow."""
+    """One n x n matrix of bytes at 64k would be 4 GB, of one head; out and a few index lists are
+    all that may grow."""
     grown = run(MEMORY.format(weights=weights))
     assert grown["64k"] < 600

@@ -1,4 +1,5 @@
-"""The executed path of machine code, and the issue floor that follows from it, against counts by hand."""
+"""The executed path of machine code, and the issue floor that follows from it, against counts by
+hand."""
 
 import re
 
@@ -6,13 +7,14 @@ import pytest
 import torch
 
 from kernels import PositionalLSH, Window, alibi_slopes
-from kernels.sass import path
+from kernels.aot.sass import path
 
 pytest.importorskip("triton", reason="Triton exists on Linux only")
 
-from kernels.bench import issue
+from kernels.aot import issue
 
-# an early end, a side path of two instructions, a loop with a side path of its own, and a subroutine
+# an early end, a side path of two instructions, a loop with a side path of its own, and a
+# subroutine
 CODE = """
     /*0000*/                   LDC R1, c[0x0][0x28] ;      /* 0x00000a00ff017b82 */
     /*0010*/               @P0 EXIT ;
@@ -39,7 +41,8 @@ CODE = """
 
 def test_the_executed_path_is_the_shortest_through_every_loop():
     found = path(CODE)
-    # 80, 90, b0, c0, d0; through it 00 .. 30, 60, 70, then e0, f0, 100; around it 00 .. 30, 60, f0, 100
+    # 80, 90, b0, c0, d0; through it 00 .. 30, 60, 70, then e0, f0, 100; around it 00 .. 30, 60, f0,
+    # 100
     assert found == {"straight": [9, 1], "none": [7, 1], "loops": [[5, 1]]}
     assert path(CODE.replace("BRA 0x80 ;", "BRA 0x90 ;"))["loops"] == [[4, 0]]
     assert path(CODE.replace("@!P5 BRA 0x80 ;", "NOP ;"))["loops"] == []
@@ -55,7 +58,8 @@ def test_a_loop_that_ends_in_its_middle_and_loops_in_a_loop():
 
 
 def test_a_wait_and_code_out_of_line_are_no_loops():
-    """As with the copy engine: where a tile is not there yet, the way goes on elsewhere, waits, and comes back."""
+    """As with the copy engine: where a tile is not there yet, the way goes on elsewhere, waits, and
+    comes back."""
     away = CODE.replace("@P2 BRA P3, 0xb0 ;", "@P2 BRA 0x120 ;").replace("RET.REL.NODEC R6 0x0 ;", "BRA 0xa0;")
     away = away.replace("/*0130*/", "/*0130*/              @!P0 BRA 0x120 ;\n    /*0140*/")
     assert len(path(away)["loops"]) == 2  # without a wait it may turn as often as it likes
@@ -76,8 +80,8 @@ def record(loops: list[list[int]]) -> dict:
     ("loops", "of_masks"), [([[20, 0], [33, 0]], 16 * 20), ([[60, 0], [20, 0], [33, 0]], 4 * 60)], ids=["one", "four"]
 )
 def test_instructions_are_those_of_the_tiles_that_are_visited(loops, of_masks: int, monkeypatch):
-    """Counted on dense weights: steps of 32 keys from the first of each tile's first row to the last of the tile, and
-    blocks of 256 rows, which take the masks one or four in a turn."""
+    """Counted on dense weights: steps of 32 keys from the first of each tile's first row to the
+    last of the tile, and blocks of 256 rows, which take the masks one or four in a turn."""
     monkeypatch.setattr(issue, "_recorded", lambda: record(loops))
     slopes = alibi_slopes(4)
     for weights in (PositionalLSH.draw(slopes, 16, seed=2), PositionalLSH.draw(slopes, 16, seed=2, weights="rb"),

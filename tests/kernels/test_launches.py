@@ -1,4 +1,5 @@
-"""What a call launches, and how long the host takes for it: Triton with a driver that launches nothing."""
+"""What a call launches, and how long the host takes for it: Triton with a driver that launches
+nothing."""
 
 import time
 
@@ -11,9 +12,12 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from kernels import PositionalLSH, Window, alibi_slopes, attend, triton_attend, triton_decode, triton_forward
-from kernels import triton_tables as tables
-from kernels.triton_numbers import numbers_on
+from kernels import PositionalLSH, Window, alibi_slopes, attend
+from kernels.impl.triton import attend as triton_attend
+from kernels.impl.triton import decode as triton_decode
+from kernels.impl.triton import forward as triton_forward
+from kernels.impl.triton import tables
+from kernels.impl.triton.numbers import numbers_on
 
 HEADS, KEYS, DIM = 32, 256, 128
 SLOPES = alibi_slopes(HEADS)
@@ -100,7 +104,8 @@ def test_a_call_is_two_launches_and_all_after_the_first_are_direct(queries, kern
 
 
 def test_launches_that_are_alike_share_what_triton_compiles(launched):
-    """Triton compiles anew for other types, and for numbers that are 1 or multiples of 16; so does an odd pointer."""
+    """Triton compiles anew for other types, and for numbers that are 1 or multiples of 16; so does
+    an odd pointer."""
     weights = ALL["count"]
     for queries, keys, batch in [(1, 1, 1), (1, 256, 1), (3, 77, 2), (16, 100, 1), (17, 90, 1), (256, 300, 2)]:
         q, k, v = inputs(queries, keys, batch)

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from cases import CASES, FACTORS, KERNELS, Case
 
 from kernels import attend
+from tests.kernels.cases import CASES, FACTORS, KERNELS, Case
 
 FULL = 2e-5  # absolute, for fp32 outputs and log-sum-exps of order 1 to 10
 

@@ -1,4 +1,5 @@
-"""`python -m kernels.measure`: a dry run on the CPU, and what is kept of steps that hang, die or are not installed."""
+"""`python -m kernels.gpu`: a dry run on the CPU, and what is kept of steps that hang, die or are
+not installed."""
 
 import json
 import os
@@ -6,10 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from test_isolation import FOREIGN
 
-from kernels import measure
-from kernels.measure import Step
+from kernels.check.calls import MANY
+from kernels.gpu import __main__ as command
+from kernels.gpu import session as measure
+from kernels.gpu.session import Step
+from tests.kernels.test_isolation import FOREIGN
 
 # writes what it reaches; told to, it starts another process, and hangs or dies
 MODULE = """
@@ -45,12 +48,13 @@ def state(folder: Path) -> dict:
 
 
 def test_a_dry_run_takes_every_step_and_a_second_one_takes_none(tmp_path, monkeypatch, capsys):
-    """With torch and triton alone: importing anything else ends with the error of a package that is not installed."""
+    """With torch and triton alone: importing anything else ends with the error of a package that is
+    not installed."""
     folder = tmp_path / "gpu"
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules |= dict.fromkeys({FOREIGN})\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert measure.main(arguments(folder, 3)) == 0
+    assert command.main(arguments(folder, 3)) == 0
     assert list(state(folder)) == ["first", "check", "forward", "attend", "decode"]
     assert {x["status"] for x in state(folder).values()} == {"finished"}
     files = {file.name for file in folder.iterdir()}
@@ -64,11 +68,11 @@ def test_a_dry_run_takes_every_step_and_a_second_one_takes_none(tmp_path, monkey
     assert all(row["status"] == "ok" and 0 < row["host_ms"] <= row["ms"] for row in rows)
     assert "plsh rb, S=4" in (folder / "log.txt").read_text()
     monkeypatch.setattr(measure, "run", None)
-    assert measure.main(arguments(folder)) == 0
+    assert command.main(arguments(folder)) == 0
     kept = json.loads((folder / measure.STATE).read_text())
     (folder / measure.STATE).write_text(json.dumps(kept | {"environment": kept["environment"] | {"code": "other"}}))
     with pytest.raises(SystemExit):
-        measure.main(arguments(folder))
+        command.main(arguments(folder))
     assert "measured under another code: name another folder" in capsys.readouterr().err
 
 
@@ -77,7 +81,7 @@ def test_on_a_gpu_the_steps_are_those_of_the_page():
     assert list(steps) == ["first", "check", "forward", "attend", "decode", "backward"]
     assert all(command[3:7] == ["--device", "cuda", "--commit", "abc"] for command in steps.values())
     assert steps["forward"][-4:] == ["--calls", "forward", "--minutes", "1.250"]  # none begun in its last quarter
-    assert "--part" not in steps["check"] and steps["first"][steps["first"].index("--part") + 1] == measure.MANY
+    assert "--part" not in steps["check"] and steps["first"][steps["first"].index("--part") + 1] == MANY
     assert len({step.file for step in measure.steps("cuda", None)} | {measure.STATE, measure.LOG}) <= 8
 
 
@@ -88,14 +92,14 @@ def test_a_step_that_hangs_is_stopped_with_all_it_started_and_keeps_its_file(fol
     ]
     monkeypatch.setattr(measure, "steps", lambda *_: some)
     begin = time.monotonic()
-    assert measure.main(arguments(folder)) == 75 and time.monotonic() - begin < 20
+    assert command.main(arguments(folder)) == 75 and time.monotonic() - begin < 20
     child = int((folder / "child.txt").read_text())
     assert not Path(f"/proc/{child}").exists() or "zombie" in Path(f"/proc/{child}/status").read_text()
     assert state(folder)["hangs"]["code"] is None and state(folder)["next"]["status"] == "finished"
     assert "a word of hang 1" in (folder / "log.txt").read_text()
     for file in folder.iterdir():
         file.chmod(0o444)  # as brought back from another machine
-    assert measure.main(arguments(folder)) == 1  # a second stop, and the other is not run again
+    assert command.main(arguments(folder)) == 1  # a second stop, and the other is not run again
     assert state(folder)["hangs"] | {"seconds": 0} == {
         "status": "failed",
         "seconds": 0,
@@ -108,7 +112,7 @@ def test_a_step_that_hangs_is_stopped_with_all_it_started_and_keeps_its_file(fol
 
 def test_a_bench_goes_on_after_a_row_that_took_it_down(folder, monkeypatch):
     monkeypatch.setattr(measure, "steps", lambda *_: [Step("dies", 0.5, "found.json", "step", ("die",), "left", True)])
-    assert measure.main(arguments(folder)) == 0
+    assert command.main(arguments(folder)) == 0
     assert state(folder)["dies"]["tries"] == 3 and state(folder)["dies"]["status"] == "finished"
 
 
@@ -118,7 +122,7 @@ def test_what_is_left_is_said_when_the_minutes_end(folder, monkeypatch, capsys):
         Step("next", 0.5, "found.json", "step", ()),
     ]
     monkeypatch.setattr(measure, "steps", lambda *_: some)
-    assert measure.main(arguments(folder, 0.05)) == 75
+    assert command.main(arguments(folder, 0.05)) == 75
     assert "long: left, " in capsys.readouterr().out and state(folder)["next"]["tries"] == 0
     assert json.loads((folder / "found.json").read_text()) == {"left": ["a part"]}
 
@@ -126,12 +130,12 @@ def test_what_is_left_is_said_when_the_minutes_end(folder, monkeypatch, capsys):
 def test_a_profile_is_the_words_of_ncu_and_no_failure_without_it(folder, monkeypatch):
     monkeypatch.setattr(measure, "steps", lambda *_: [Step("p", 0.5, "profile.txt", "step", ("go",), profiled=True)])
     monkeypatch.setattr(measure.shutil, "which", lambda *_, **__: None)
-    assert measure.main(arguments(folder)) == 0 and state(folder)["p"]["status"] == "absent"
+    assert command.main(arguments(folder)) == 0 and state(folder)["p"]["status"] == "absent"
     ncu = folder / "ncu"
     ncu.write_text('#!/bin/sh\necho "$@"\n')
     ncu.chmod(0o755)
     monkeypatch.setattr(measure.shutil, "which", lambda *_, **__: str(ncu))
-    assert measure.main(arguments(folder)) == 0 and state(folder)["p"]["status"] == "finished"
+    assert command.main(arguments(folder)) == 0 and state(folder)["p"]["status"] == "finished"
     told = (folder / "profile.txt").read_text()
     assert (
         "--section WarpStateStats" in told and "--clock-control none" in told and told.rstrip().endswith("-m step go")
@@ -142,7 +146,7 @@ def test_a_profile_is_the_words_of_ncu_and_no_failure_without_it(folder, monkeyp
 def test_a_file_of_words_stays_small(folder, monkeypatch):
     monkeypatch.setattr(measure, "LARGEST", 4096)
     monkeypatch.setattr(measure, "steps", lambda *_: [Step("w", 0.5, "found.json", "step", ("go", "100000"))] * 3)
-    assert measure.main(arguments(folder)) == 0
+    assert command.main(arguments(folder)) == 0
     assert os.path.getsize(folder / "log.txt") < 2 * 4096
 
 
@@ -155,7 +159,7 @@ def test_a_file_of_words_stays_small(folder, monkeypatch):
     ],
 )
 def test_what_makes_no_sense_is_refused(given, said, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(measure.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(command.torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as stopped:
-        measure.main(["--out", str(tmp_path), "--device", "cpu", *given])
+        command.main(["--out", str(tmp_path), "--device", "cpu", *given])
     assert stopped.value.code == 2 and said in capsys.readouterr().err

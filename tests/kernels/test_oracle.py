@@ -1,4 +1,5 @@
-"""The oracle against formulas written out here: bias matrices, buckets in exact arithmetic, softmax row by row."""
+"""The oracle against formulas written out here: bias matrices, buckets in exact arithmetic, softmax
+row by row."""
 
 import math
 from dataclasses import replace
@@ -20,7 +21,8 @@ def inputs(heads=3, tokens=37, dim=8, batch=2, seed=0):
 
 
 def loops(q, k, v, weight, causal=True):
-    """Attention of one head, (tokens, dim) arrays, by loops over rows and keys; weight(i, j) is L'[i, j]."""
+    """Attention of one head, (tokens, dim) arrays, by loops over rows and keys; weight(i, j) is
+    L'[i, j]."""
     out, lse = np.zeros_like(q), np.zeros(len(q))
     for i in range(len(q)):
         terms = {}

@@ -1,14 +1,16 @@
-"""What must hold of every draw and every kernel, whatever the numbers: structure, streaming, merging, gradients."""
+"""What must hold of every draw and every kernel, whatever the numbers: structure, streaming,
+merging, gradients."""
 
 import math
 
 import pytest
 import torch
-from cases import KERNELS
 from torch.nn import functional as F
 
-from kernels import Alibi, PositionalLSH, Window, attend, sdpa
-from kernels.masks import Masks
+from kernels import Alibi, PositionalLSH, Window, attend
+from kernels.impl import sdpa
+from kernels.methods.masks import Masks
+from tests.kernels.cases import KERNELS
 
 SLOPES = torch.tensor([0.4, 1 / 16, 1 / 50], dtype=torch.float64)
 SAMPLERS = ["gamma", "systematic", "fixed"]
@@ -196,7 +198,8 @@ def test_gradients_equal_those_of_the_dense_formula(rule, tokens):
 
 
 def test_bucket_codes_appended_to_q_and_k_reproduce_a_mask():
-    """A mask is attention over one-hot bucket codes: two tokens that share a bucket score a large constant more."""
+    """A mask is attention over one-hot bucket codes: two tokens that share a bucket score a large
+    constant more."""
     q, k, v = inputs(tokens=60)
     masks = lsh(masks=1).masks
     bucket = masks.bucket(torch.arange(3), torch.arange(60)[None].expand(3, -1))[..., 0].long()
@@ -209,7 +212,8 @@ def test_bucket_codes_appended_to_q_and_k_reproduce_a_mask():
 
 @pytest.mark.parametrize("room", [1 << 24, 1 << 16, 0])
 def test_what_a_window_keeps_is_right_for_later_calls(room, monkeypatch):
-    """Other lengths, places and directions: under a `room` for all, for some and for none of its log-weights."""
+    """Other lengths, places and directions: under a `room` for all, for some and for none of its
+    log-weights."""
     monkeypatch.setattr(sdpa, "KEPT", room)
     window = Window(SLOPES, 4.0)
     q, k, v = inputs(tokens=700)

@@ -1,21 +1,23 @@
-"""A sampler is one class and one entry of `kernels.samplers.SAMPLERS`: what it has no formula for is refused, and what
-it has one for is used by every kernel, code that is compiled included."""
+"""A sampler is one class and one entry of `kernels.methods.samplers.SAMPLERS`: what it has no
+formula for is refused, and what it has one for is used by every kernel, code that is compiled
+included."""
 
 import pytest
 import torch
 
 from kernels import PositionalLSH, alibi_slopes, attend, expected_pairs
-from kernels.cost import log_coverage
-from kernels.samplers import SAMPLERS
-from kernels.samplers.gamma import Gamma
-from kernels.triton_numbers import bias_on, bias_op, numbers_of
+from kernels.impl.triton.numbers import bias_on, bias_op, numbers_of
+from kernels.methods.cost import log_coverage
+from kernels.methods.samplers import SAMPLERS
+from kernels.methods.samplers.gamma import Gamma
 from tests.extension.antithetic import Antithetic
 
 SLOPES = alibi_slopes(4)
 
 
 class Copies(Gamma):
-    """S times one mask, so that the union is covered as by a single one: the "rb" weight is exp(-t) / exp(-t) = 1."""
+    """S times one mask, so that the union is covered as by a single one: the "rb" weight is exp(-t)
+    / exp(-t) = 1."""
 
     name = "copies"
     independent = False

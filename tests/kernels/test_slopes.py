@@ -28,7 +28,8 @@ def test_bias_max_is_the_last_exponent():
 
 
 def test_slope_is_positive_and_never_one():
-    """Lists that start at slope 1, or subtract a negative slope, are in circulation; this convention is neither."""
+    """Lists that start at slope 1, or subtract a negative slope, are in circulation; this
+    convention is neither."""
     for heads in (1, 6, 8, 32, 40):
         assert alibi_slopes(heads).min() > 0 and alibi_slopes(heads).max() < 1
 

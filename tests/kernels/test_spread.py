@@ -1,13 +1,14 @@
-"""The sampling error of each row, from two halves of the masks: against its formula and against many draws."""
+"""The sampling error of each row, from two halves of the masks: against its formula and against
+many draws."""
 
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from cases import Case
 
 from kernels import Alibi, PositionalLSH, Window, attend
+from tests.kernels.cases import Case
 
 CASES = [
     Case(heads=(6, 2)),
@@ -56,8 +57,9 @@ def test_spread_is_half_the_difference_of_two_halves(case: Case, kernel: str):
 
 
 def over_draws(masks: int, weights: str, draws: int = 3000) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each draw the mean over rows and dimensions of spread^2, and of the squared deviation of out from the mean
-    over draws. A head with the same slope, query and key is one more draw; the values are uncorrelated."""
+    """Of each draw the mean over rows and dimensions of spread^2, and of the squared deviation of
+    out from the mean over draws. A head with the same slope, query and key is one more draw; the
+    values are uncorrelated."""
     generator = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(1, 1, n, 16, generator=generator).double() for n in (12, 320, 320))
     drawn = PositionalLSH.draw(torch.full((draws,), 1 / 30), masks, seed=8, weights=weights)

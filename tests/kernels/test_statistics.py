@@ -1,7 +1,8 @@
-"""Laws of the samplers over many draws: bias, extents, reach, error against S, and distinct draws for distinct keys.
+"""Laws of the samplers over many draws: bias, extents, reach, error against S, and distinct draws
+for distinct keys.
 
-A head with the same slope is one more independent draw, so many heads make many draws at once. Tolerances are standard
-errors of the estimates; seeds are fixed."""
+A head with the same slope is one more independent draw, so many heads make many draws at once.
+Tolerances are standard errors of the estimates; seeds are fixed."""
 
 import math
 
@@ -10,9 +11,9 @@ import pytest
 import torch
 
 from kernels import Alibi, PositionalLSH, attend
-from kernels.cost import log_coverage
-from kernels.masks import draw_masks
-from kernels.philox import seed_sequence, uniforms
+from kernels.methods.cost import log_coverage
+from kernels.methods.masks import draw_masks
+from kernels.methods.philox import seed_sequence, uniforms
 
 SIGMA = 16.0
 DRAWS = 1600
@@ -24,8 +25,9 @@ def many(count, masks=16, sampler="gamma", weights="count", sigma=SIGMA, seed=2)
 
 
 def z_scores(sampler, weights):
-    """(mean over draws of w - L) in standard errors, for rows spread over a context and distances to 5 sigma; bias.
-    Cells that fewer than 20 draws cover or miss have no standard error to speak of and are left out."""
+    """(mean over draws of w - L) in standard errors, for rows spread over a context and distances
+    to 5 sigma; bias. Cells that fewer than 20 draws cover or miss have no standard error to speak
+    of and are left out."""
     rows = torch.tensor([90, 101, 133, 190])
     distance = torch.arange(0, 90, 3)
     law = torch.exp(-distance.double() / SIGMA)
@@ -99,7 +101,8 @@ def test_union_reaches_a_harmonic_number_of_sigmas(masks):
 
 
 def relative_error(masks, sampler="gamma", weights="count", heads=16, tokens=640):
-    """rms relative error of each draw against exact ALiBi on rows beyond 6 sigma; q, k, v standard normal."""
+    """rms relative error of each draw against exact ALiBi on rows beyond 6 sigma; q, k, v standard
+    normal."""
     generator = torch.Generator().manual_seed(masks)
     q, k, v = (torch.randn(1, heads, tokens, 64, generator=generator) for _ in range(3))
     drawn = many(heads, masks=masks, sampler=sampler, weights=weights, seed=4)
@@ -122,7 +125,8 @@ def test_systematic_and_rao_blackwell_masks_err_less():
 
 
 def test_numbers_are_those_of_numpys_philox():
-    """Bit for bit, under keys that use every bit of their words, over counts that end within a block of four."""
+    """Bit for bit, under keys that use every bit of their words, over counts that end within a
+    block of four."""
     words = np.random.default_rng(5).integers(0, 2**64, (40, 4), dtype=np.uint64)
     words[:10] >>= np.uint64(54)  # as small as seeds and layers are
     words[10:12] = [[0] * 4, [2**64 - 1] * 4]
@@ -135,7 +139,8 @@ def test_numbers_are_those_of_numpys_philox():
 
 
 def test_a_million_keys_give_distinct_generators_and_draws():
-    """The Philox key of (seed, draw, layer, head) is SeedSequence's 128 bits: distinct keys mean distinct streams."""
+    """The Philox key of (seed, draw, layer, head) is SeedSequence's 128 bits: distinct keys mean
+    distinct streams."""
     seed, draw, layer, head = np.meshgrid(np.arange(25), np.arange(40), np.arange(25), np.arange(40), indexing="ij")
     keys = np.stack([seed, draw, layer, head], -1).reshape(-1, 4).astype("<u8")
     keys[::2, 0] += 2**32  # the upper half of a word counts as well

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import Alibi, PositionalLSH, Window
-from kernels.tables import WORD, build_tables
+from kernels.impl.tables import WORD, build_tables
 
 SLOPES = torch.logspace(3, -9, 5, base=2.0, dtype=torch.float64)
 TOKENS, TILE = 141, 16

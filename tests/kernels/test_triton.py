@@ -1,28 +1,16 @@
-"""The Triton kernels: in the interpreter in a process of its own, and what a process without a GPU says."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Kernel `triton` where there is no GPU: what it says, what is traced, and what "auto" takes."""
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kernels import Alibi, PositionalLSH, alibi_slopes, attend, check
+from kernels import Alibi, PositionalLSH, alibi_slopes, attend
+from kernels.impl import accuracy
 
 pytest.importorskip("triton", reason="Triton exists on Linux only")
 
-from kernels import auto, triton_attend
-
-
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("in_interpreter*.py")), ids=lambda file: file.stem)
-def test_in_the_interpreter(file: Path):
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=0", str(file)]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+from kernels import auto
+from kernels.impl.triton import attend as triton_attend
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -55,9 +43,9 @@ def test_auto_stops_where_the_fused_kernel_breaks_the_gpu(lost, monkeypatch):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     auto._found_right.cache_clear()
-    monkeypatch.setattr(check, "errors", fail)
+    monkeypatch.setattr(accuracy, "errors", fail)
     monkeypatch.setattr(torch.cuda, "synchronize", fail if lost else lambda device: None)
-    call = ("cuda:0", "float32", 16, Alibi(alibi_slopes(2)).kind, 16, True, False, False)
+    call = (attend, "cuda:0", "float32", 16, Alibi(alibi_slopes(2)).kind, 16, True, False, False)
     if lost:
         with pytest.raises(RuntimeError, match="use kernel=sdpa in a new process. .*illegal memory access"):
             auto.is_right(*call)
@@ -79,10 +67,10 @@ def test_auto_is_the_fused_kernel_on_a_gpu_where_it_is_right(right, monkeypatch)
             torch.empty(1, 4, 9, 80, device="cuda", dtype=torch.float64),
         )
     lsh, many = (PositionalLSH.draw(alibi_slopes(4), masks, seed=0) for masks in (16, 65))
-    assert auto.choose(q, q, q, lsh, True, False) == ("triton" if right else "sdpa")
-    auto.choose(few, q, q, lsh, True, True)
-    assert asked[0] == ("cuda:0", "float16", 80, ("plsh", "count", "gamma", 16, 0), 136, True, False, False)
-    assert asked[1][4:] == (16, True, False, True)
+    assert auto.choose(q, q, q, lsh, True, False, attend) == ("triton" if right else "sdpa")
+    auto.choose(few, q, q, lsh, True, True, attend)
+    assert asked[0][1:] == ("cuda:0", "float16", 80, ("plsh", "count", "gamma", 16, 0), 136, True, False, False)
+    assert asked[1][5:] == (16, True, False, True)
     for cannot in ((wide, lsh), (double, lsh), (q, many)):
-        assert auto.choose(*[cannot[0]] * 3, cannot[1], True, False) == "sdpa"
+        assert auto.choose(*[cannot[0]] * 3, cannot[1], True, False, attend) == "sdpa"
     assert len(asked) == 2

@@ -1,5 +1,5 @@
-"""A stand-in for the Hub on loopback that has one repository, the files of a folder: as much of its interface as
-huggingface_hub and transformers need. The clients in the tests are the real ones."""
+"""A stand-in for the Hub on loopback that has one repository, the files of a folder: as much of its
+interface as huggingface_hub and transformers need. The clients in the tests are the real ones."""
 
 import hashlib
 import json

@@ -37,7 +37,8 @@ def falcon(*, heads: int = 8, layers: int = 2, vocab_size: int = 97, eager: bool
 
 
 BUILD = {"mpt": mpt, "bloom": bloom, "falcon": falcon}
-# what stock computes to float32 accuracy: Falcon's bfloat16 bias is exact for powers of two and up to 256 tokens
+# what stock computes to float32 accuracy: Falcon's bfloat16 bias is exact for powers of two and up
+# to 256 tokens
 CASES = [
     ("mpt", {"heads": 8}),
     ("mpt", {"heads": 12, "clip_qkv": 0.8}),

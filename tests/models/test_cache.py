@@ -14,7 +14,8 @@ SLOT = 2 * 8 * 16 * 4  # bytes of a slot: keys and values of 8 heads of 16 numbe
 
 
 def local(name: str, sinks: int) -> list:
-    """Weights of both layers that reach a few dozen tokens; slopes are 32 times ALiBi's, the smallest 1/8."""
+    """Weights of both layers that reach a few dozen tokens; slopes are 32 times ALiBi's, the
+    smallest 1/8."""
     slopes = 32.0 * alibi_slopes(8)
     if name == "window":
         return [Window(slopes, 3.0, sinks), Window(slopes, 2.0, sinks)]
@@ -74,7 +75,8 @@ EVICTING = [*((build, name, 3) for build in BUILD for name in ("window", "count"
 @pytest.mark.parametrize("build, name, sinks", EVICTING)
 @torch.inference_mode()
 def test_eviction_yields_the_same_tokens_from_less_memory(build, name, sinks):
-    """Sequences of a batch begin together, or in the middle, or after others have dropped their first tokens."""
+    """Sequences of a batch begin together, or in the middle, or after others have dropped their
+    first tokens."""
     model, weights = BUILD[build](), local(name, sinks)
     attention = swapped(model)
     x, mask = padded(ids(3, PROMPT), [0, 20, 108])

@@ -183,7 +183,8 @@ def test_hooked_modules_keep_their_hooks(build):
 
 @torch.inference_mode()
 def test_a_model_spread_by_accelerate_generates_the_same(build, tmp_path):
-    """Layers that lie elsewhere (here on the disk, for want of a second device) are run by hooks around our forward."""
+    """Layers that lie elsewhere (here on the disk, for want of a second device) are run by hooks
+    around our forward."""
     from accelerate import dispatch_model
 
     model = build()
@@ -236,6 +237,7 @@ print(peak() - before)
 
 @pytest.mark.parametrize("family", BUILD)
 def test_no_tensor_grows_with_the_square_of_the_tokens(family):
-    """One float32 matrix of 16k x 16k is 1024 MB, one boolean mask 256 MB: a forward at 16k tokens stays far below."""
+    """One float32 matrix of 16k x 16k is 1024 MB, one boolean mask 256 MB: a forward at 16k tokens
+    stays far below."""
     done = subprocess.run([sys.executable, "-c", MEMORY, "16384", family], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 240, f"{float(done.stdout):.0f} MB"

@@ -1,4 +1,5 @@
-"""What a cell's id says of its model: the commit of a branch, every file that is read, and what was loaded."""
+"""What a cell's id says of its model: the commit of a branch, every file that is read, and what was
+loaded."""
 
 import json
 import os
@@ -10,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness import reader
-from harness.config import ModelConfig
-from harness.errors import UserError
+from harness.analysis import reader
+from harness.common.errors import UserError
 from harness.models import hub
 from harness.models.load import load_model
+from harness.models.options import ModelConfig
 from harness.models.spec import resolve_model
 from tests.conftest import EMBEDDED, ROOT
 from tests.models.hub import REPO, Hub
@@ -90,7 +91,7 @@ def test_a_file_that_changes_while_a_run_begins_is_seen(folder):
 
 LOOK = """
 import json, sys, torch
-from harness.config import ModelConfig
+from harness.models.options import ModelConfig
 from harness.models.load import load_model
 from harness.models.spec import resolve_model
 
@@ -102,7 +103,8 @@ for revision in sys.argv[2:]:
 
 
 def test_a_branch_is_the_commit_that_it_stands_for(tmp_path, folder):
-    """The branch moves between two runs; in the working directory lies a folder of the repository's name."""
+    """The branch moves between two runs; in the working directory lies a folder of the repository's
+    name."""
     (tmp_path / REPO).mkdir(parents=True)
     (tmp_path / REPO / "config.json").write_text("{}")
     env = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT)}
@@ -126,7 +128,8 @@ def test_a_branch_is_the_commit_that_it_stands_for(tmp_path, folder):
             save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
     assert sums[0] == pytest.approx(float(weights["transformer.wte.weight"].sum()), rel=1e-5)
     assert sums[1] == pytest.approx(2 * sums[0], rel=1e-5)
-    # without a network the cache says which commit the branch was, and an older commit is still to be had
+    # without a network the cache says which commit the branch was, and an older commit is still to
+    # be had
     newer, older = look("main", COMMITS[0], HF_HUB_OFFLINE="1")
     assert newer[1:] == [COMMITS[1], sums[1]] and older[1:] == [COMMITS[0], sums[0]]
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from harness.config import ArchitectureConfig, ModelConfig
-from harness.errors import UserError
+from harness.common.errors import UserError
 from harness.models.cache import new_cache
 from harness.models.falcon import FALCON
 from harness.models.families import FAMILIES
 from harness.models.family import Architecture
 from harness.models.load import load_model
 from harness.models.memory import estimate
+from harness.models.options import ArchitectureConfig, ModelConfig
 from harness.models.spec import resolve_model
 from kernels import alibi_slopes
 from tests.models.random_models import BUILD, save
@@ -109,7 +109,8 @@ class TestLoading:
 
     @torch.inference_mode()
     def test_a_device_map_reaches_accelerate_and_the_model_stays_where_it_was_put(self, folder, monkeypatch):
-        """A machine without GPUs spreads over CPU and disk, which the map's name would not choose."""
+        """A machine without GPUs spreads over CPU and disk, which the map's name would not
+        choose."""
         expected = self.load(folder).model(ids()).logits
         from_pretrained, given = AutoModelForCausalLM.from_pretrained, []
 

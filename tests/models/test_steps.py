@@ -2,11 +2,7 @@
 
 import copy
 import gc
-import os
-import subprocess
-import sys
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,16 +11,6 @@ from harness.models import steps
 from harness.models.cache import new_cache
 from tests.models.random_models import BUILD, swapped
 from tests.models.test_families import ids
-
-
-@pytest.mark.timeout(600)
-def test_in_the_interpreter():
-    pytest.importorskip("triton", reason="Triton exists on Linux only")
-    file = Path(__file__).with_name("in_interpreter_steps.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=0", str(file)]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
 
 
 @pytest.mark.parametrize("family", BUILD)

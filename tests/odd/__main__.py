@@ -1,5 +1,6 @@
-"""`python -m tests.odd [--out FILE] [WORD ...]`: make odd checkpoints, tokenizers, configurations and data, run each,
-and hold the answers to what must come of them. Writes docs/results/odd.json, unless words choose some of them.
+"""`python -m tests.odd [--out FILE] [WORD ...]`: make odd checkpoints, tokenizers, configurations
+and data, run each, and hold the answers to what must come of them. Writes docs/results/odd.json,
+unless words choose some of them.
 
 Exit codes: 0, or 1 if a number was wrong or a refusal was missing.
 """
@@ -15,11 +16,10 @@ import datasets
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from harness import environment
-from harness.report import odd as table
-from harness.store import write_atomic
+from harness.common import environment
+from harness.results.store import write_atomic
 from tests.conftest import ROOT
-from tests.odd import bench
+from tests.odd import bench, table
 from tests.odd.cases import MODEL_CASES
 from tests.odd.data import DATA_CASES
 from tests.zygote import Zygote

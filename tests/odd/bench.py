@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from harness import reader
-from harness.tasks import prompts
+from harness.analysis import reader
+from harness.tasks.retrieval import prompts
 from tests.odd.cases import Case, Opposite, Stock
 from tests.zygote import Zygote
 
@@ -94,7 +94,8 @@ def _expected(case: Case, before: float | None, place: Path) -> float:
 
 @torch.inference_mode()
 def stock_accuracy(folder: Path, results: Path) -> float:
-    """Of transformers' own model, one prompt of the store's retrieval data after the other, greedily."""
+    """Of transformers' own model, one prompt of the store's retrieval data after the other,
+    greedily."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

@@ -1,4 +1,5 @@
-"""Odd checkpoints, tokenizers and configurations, each with what must come of it: the right number, or a refusal."""
+"""Odd checkpoints, tokenizers and configurations, each with what must come of it: the right number,
+or a refusal."""
 
 import json
 import shutil
@@ -36,21 +37,23 @@ from tests.odd.make import (
 
 @dataclass(frozen=True)
 class Stock:
-    """The accuracy that transformers' own model has on the same prompts. edit: of config.json, before it is read by
-    transformers, which takes fewer spellings of a value."""
+    """The accuracy that transformers' own model has on the same prompts. edit: of config.json,
+    before it is read by transformers, which takes fewer spellings of a value."""
 
     edit: Edit = lambda raw: None
 
 
 @dataclass(frozen=True)
 class Opposite:
-    """One minus the accuracy before the edit, since the edit made each wrong choice of two the right one."""
+    """One minus the accuracy before the edit, since the edit made each wrong choice of two the
+    right one."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """make: writes it into a folder that is not there yet, and returns the overrides of a run. expected: an accuracy,
-    or words of the refusal. edit: done to that folder between a first run and the one that counts."""
+    """make: writes it into a folder that is not there yet, and returns the overrides of a run.
+    expected: an accuracy, or words of the refusal. edit: done to that folder between a first run
+    and the one that counts."""
 
     kind: str
     odd: str

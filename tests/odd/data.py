@@ -1,4 +1,5 @@
-"""Odd data: prepared prompts that were changed on disk, texts without sentences, and lm-eval tasks that were edited."""
+"""Odd data: prepared prompts that were changed on disk, texts without sentences, and lm-eval tasks
+that were edited."""
 
 import json
 import shutil
@@ -42,7 +43,8 @@ def tiny(place: Path) -> list[str]:
 
 
 def prepared(place: Path) -> Path:
-    """The folder of the prompts of a run's results, whose rows are taken away, so that they are read again."""
+    """The folder of the prompts of a run's results, whose rows are taken away, so that they are
+    read again."""
     for cell in (place / "results").iterdir():
         if cell.name != "data":
             shutil.rmtree(cell)
@@ -83,7 +85,8 @@ def haystack(text: str | bytes) -> Maker:
 
 
 def edited(place: Path) -> list[str]:
-    """An lm-eval task of two choices, over a file and with a target that a helper's helper knows."""
+    """An lm-eval task of two choices, over a file and with a target that a helper's helper
+    knows."""
     place.mkdir(parents=True)
     (place / "things.jsonl").write_text("".join(json.dumps({"thing": word, "gold": 0}) + "\n" for word in THINGS))
     (place / "helper.py").write_text(HELPER)

@@ -40,8 +40,9 @@ def checkpoint(
     tokenizer_config: Edit = lambda raw: None,
     after: Callable[[Path], object] = lambda place: None,
 ) -> Maker:
-    """What writes such a checkpoint into a folder, and returns the overrides that name it. The edits change the content
-    of a file in place; `after` comes last and may change the folder itself."""
+    """What writes such a checkpoint into a folder, and returns the overrides that name it. The
+    edits change the content of a file in place; `after` comes last and may change the folder
+    itself."""
 
     def make(place: Path) -> list[str]:
         place.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
-"""Every odd input gets the right number or a refusal, and the bench of it sees a wrong one. Those that lm-eval reads
-are left to `make odd`: building its documents takes 20 s each, and tests/lmeval has the same edits."""
+"""Every odd input gets the right number or a refusal, and the bench of it sees a wrong one. Those
+that lm-eval reads are left to `make odd`: building its documents takes 20 s each, and
+tests/tasks/lmeval has the same edits."""
 
 import dataclasses
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from harness import stats
+from harness.common import stats
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ENVIRONMENT = {
@@ -63,7 +63,8 @@ def cell(
 def record(
     folder: Path, score: Callable[[int], float], *, samples: int = 40, task: str = "retrieval", **row: object
 ) -> None:
-    """A finished retrieval record: `score` by sample, spread over five depths and distances up to the context."""
+    """A finished retrieval record: `score` by sample, spread over five depths and distances up to
+    the context."""
     about = json.loads((folder / "cell.json").read_text())["identity"]
     draws, context = about["draws"] or 1, about["context"]
     rows = []
@@ -126,7 +127,8 @@ def timed(folder: Path, scale: float, *, commit: str = "c", device: str = "cpu",
 
 
 def sweep(results: Path, *, models: Iterable[str], contexts: Iterable[int], masks: Iterable[int], samples: int) -> int:
-    """A sweep: exact ALiBi, PLSH with two weights, both windows of each number of masks. Returns how many cells."""
+    """A sweep: exact ALiBi, PLSH with two weights, both windows of each number of masks. Returns
+    how many cells."""
     chance = random.Random(0)
     todo: list[tuple[str, int, dict, float, dict]] = []
     for model in models:

@@ -1,4 +1,5 @@
-"""The part of a W&B server that report pages need, on loopback: GraphQL for a project and its views."""
+"""The part of a W&B server that report pages need, on loopback: GraphQL for a project and its
+views."""
 
 import gzip
 import json

@@ -1,4 +1,5 @@
-"""The page in a headless Chromium: drawn whole and in silence, filtered, sorted, printed, read by axe-core's rules.
+"""The page in a headless Chromium: drawn whole and in silence, filtered, sorted, printed, read by
+axe-core's rules.
 
 Needs Debian's `chromium` (`.ci/run` installs it) and the packages of the `test` extra.
 """
@@ -22,7 +23,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not instal
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    """The page of a store with two models, a failed cell, times, and markup wherever a record holds words."""
+    """The page of a store with two models, a failed cell, times, and markup wherever a record holds
+    words."""
     root = tmp_path_factory.mktemp("page")
     results = root / "results"
     made.sweep(results, models=["m", "other"], contexts=[256, 512], masks=[4, 16], samples=20)
@@ -57,7 +59,8 @@ def browser():
 
 @pytest.fixture
 def show(browser, file):
-    """Open the page and wait until all that is visible is drawn; nothing may be fetched, nothing complained of."""
+    """Open the page and wait until all that is visible is drawn; nothing may be fetched, nothing
+    complained of."""
     opened, said = [], []
 
     def call(file=file, **looks):

@@ -1,4 +1,5 @@
-"""Two stores compared cell by cell, paired by prompt; regressions are flagged and set the exit code."""
+"""Two stores compared cell by cell, paired by prompt; regressions are flagged and set the exit
+code."""
 
 import json
 import shutil
@@ -6,7 +7,7 @@ import subprocess
 
 import pytest
 
-from harness.config import ROOT
+from harness.common.paths import ROOT
 from harness.report.__main__ import main
 from harness.report.compare import _apart
 from tests.report import made

@@ -1,4 +1,5 @@
-"""What the page says of a store, without a browser: whole, escaped, within its size, honest about what is missing."""
+"""What the page says of a store, without a browser: whole, escaped, within its size, honest about
+what is missing."""
 
 import json
 import math
@@ -7,7 +8,7 @@ import re
 import plotly.graph_objects as go
 import pytest
 
-from harness import reader, table
+from harness.analysis import reader, table
 from harness.report import build, page
 from harness.report.__main__ import main
 from harness.report.describe import Grid, Group, Heat, Page, Panel

@@ -1,4 +1,5 @@
-"""The W&B report: the same sections as the local page, saved once and then kept up to date in place."""
+"""The W&B report: the same sections as the local page, saved once and then kept up to date in
+place."""
 
 import json
 

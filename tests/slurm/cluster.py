@@ -1,7 +1,8 @@
-"""A throw-away Slurm below one folder, on loopback: a controller, two nodes with two fake GPUs each, its own munge.
+"""A throw-away Slurm below one folder, on loopback: a controller, two nodes with two fake GPUs
+each, its own munge.
 
-Nothing of the system's own Slurm is read or written. Needs Debian's slurmctld, slurmd, slurm-client and munge, and root
-(for the fake GPU devices).
+Nothing of the system's own Slurm is read or written. Needs Debian's slurmctld, slurmd, slurm-client
+and munge, and root (for the fake GPU devices).
 """
 
 import contextlib
@@ -134,7 +135,8 @@ class Cluster:
                 self.wait(lambda: not self.processes(), "the end of all daemons", 5)
 
     def processes(self) -> list[int]:
-        """All processes that were started in the cluster's environment, or have a file of it open."""
+        """All processes that were started in the cluster's environment, or have a file of it
+        open."""
         mark, found = f"SLURM_CONF={self.folder}/slurm.conf".encode(), []
         for place in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from harness import reader
+from harness.analysis import reader
 from tests.conftest import ROOT
 from tests.faults.stores import counted
 from tests.slurm.cluster import Cluster
@@ -34,9 +34,9 @@ export OMP_NUM_THREADS=1
 
 
 class Sweep:
-    """A sweep in a folder of its own. options: of the cells of a file that is made there, in place of CELL's; a list is
-    an axis. sweep: what is submitted instead, a file and overrides. account: the variables of W&B, which is off without
-    them. clone: the project's folder."""
+    """A sweep in a folder of its own. options: of the cells of a file that is made there, in place
+    of CELL's; a list is an axis. sweep: what is submitted instead, a file and overrides. account:
+    the variables of W&B, which is off without them. clone: the project's folder."""
 
     def __init__(
         self,
@@ -65,7 +65,8 @@ class Sweep:
         self.site.write_text("\n".join((self.site.read_text(), *lines, "")))
 
     def submit(self, *flags: str) -> str:
-        """sbatch, wait until it has submitted the array; the array's id, or what it said where nothing was missing."""
+        """sbatch, wait until it has submitted the array; the array's id, or what it said where
+        nothing was missing."""
         return self.answer(self.sbatch(*flags))
 
     def sbatch(self, *flags: str) -> str:

@@ -1,4 +1,5 @@
-"""`slurm/sweep.sh` with stand-ins for Slurm's commands: what a real cluster does too seldom to wait for it."""
+"""`slurm/sweep.sh` with stand-ins for Slurm's commands: what a real cluster does too seldom to wait
+for it."""
 
 import os
 import shutil
@@ -70,7 +71,8 @@ def test_three_stops_without_a_sample_are_the_last_and_one_with_a_sample_begins_
 
 
 def test_an_element_without_the_submitting_environment_has_its_row_and_its_step_has_the_site_file_s(project):
-    """FLAGS=(--export=NONE): what the element is to do comes with its arguments, and srun is not told to do without."""
+    """FLAGS=(--export=NONE): what the element is to do comes with its arguments, and srun is not
+    told to do without."""
     submitting(project, "bash", "FLAGS=--export=NONE", "export HF_HOME=/scratch/hf")
     assert run(project, project / "slurm" / "sweep.sh", "test.yaml", RESULTS="a=b").returncode == 0
     (told,) = (project / "told").read_text().splitlines()
@@ -94,8 +96,8 @@ JOB = "JobId=8 JobName=bash Partition=debug Account=me QOS=short TimeLimit=00:10
 
 
 def submitting(project: Path, command: str, *site: str, most: int = 1001) -> None:
-    """A job 8 that was started with this command, a sweep of three cells, and sbatch, which keeps what it is told.
-    site: lines of the site file. most: MaxArraySize."""
+    """A job 8 that was started with this command, a sweep of three cells, and sbatch, which keeps
+    what it is told. site: lines of the site file. most: MaxArraySize."""
     stand_in(project, "python", f'echo "$@" >> "{project}/asked"', "printf '%s\\n' '1 a=1' '3 a=3' '4 a=4'")
     shown = f"case \"$*\" in *config) echo 'MaxArraySize = {most}' ;; *-o*) echo '{JOB}' ;;"
     stand_in(project, "scontrol", f"{shown} *) printf '%s\\n' JobId=8 '   Command={command} a.yaml b=1' ;; esac")
@@ -133,7 +135,8 @@ def test_a_copy_that_sbatch_runs_finds_the_project_and_hands_on_its_flags(projec
 
 @pytest.mark.parametrize("flag", ["--partition=gpu", "-p gpu", "--account=other"])
 def test_the_first_job_s_time_does_not_follow_into_a_partition_of_the_site_file(project, tmp_path, flag):
-    """A cluster gives every job a time and a QOS: those of a partition that the cells are not in."""
+    """A cluster gives every job a time and a QOS: those of a partition that the cells are not
+    in."""
     submitting(project, str(project / "slurm" / "sweep.sh"), f"FLAGS=({flag})")
     assert as_job(project, tmp_path).returncode == 0
     (told,) = (project / "told").read_text().splitlines()
@@ -148,7 +151,8 @@ def test_cells_that_wait_or_run_are_not_submitted_again(project):
     assert "--gres=gpu:1" in told.read_text(), "one GPU where the site file says nothing"
     name = said.split("scancel --name=")[1].strip()
     assert f"--job-name={name} " in told.read_text()
-    # rows 1 and 4 are in the queue; another's element and a job of the same number on another cluster change nothing
+    # rows 1 and 4 are in the queue; another's element and a job of the same number on another
+    # cluster change nothing
     stand_in(project, "squeue", f"printf '%s\\n' '17 0 {name}' '17 2 {name}' '16 1 {name}' '17 1 masks'")
     stand_in(project, "sbatch", "echo 18")
     said = run(project, script, "test.yaml").stdout

@@ -1,5 +1,5 @@
-"""`slurm/sweep.sh` on a real Slurm, and what a cluster does to a sweep. After each: every sample once, the records are
-those of an undisturbed run, and W&B has one run of each cell."""
+"""`slurm/sweep.sh` on a real Slurm, and what a cluster does to a sweep. After each: every sample
+once, the records are those of an undisturbed run, and W&B has one run of each cell."""
 
 import shutil
 import tempfile
@@ -44,7 +44,8 @@ def account(server: Server, home: Path) -> dict[str, str]:
 
 
 def check(sweep: Sweep, expected: dict, server: Server, *, twice: int = 0) -> None:
-    """The store is that of the undisturbed run, and so is W&B. twice: how many rows may have been computed again."""
+    """The store is that of the undisturbed run, and so is W&B. twice: how many rows may have been
+    computed again."""
     found = harm(sweep.results, expected, {})
     assert (found.lost, found.doubled, found.changed) == (0, 0, 0) and found.twice <= twice, found
     assert server.state.runs.keys() == {cell for cell, _ in expected}
@@ -54,7 +55,8 @@ def check(sweep: Sweep, expected: dict, server: Server, *, twice: int = 0) -> No
         assert row["retrieval/accuracy"] == record.metrics["retrieval/accuracy"]["value"]
 
 
-# a cell that is stopped after each sample, one that is stopped before the first, one that a signal kills as it loads
+# a cell that is stopped after each sample, one that is stopped before the first, one that a signal
+# kills as it loads
 ENDLESS = """\
 #!/bin/bash
 case "$2 $3" in
@@ -68,7 +70,8 @@ esac
 
 @pytest.fixture(scope="module")
 def endless(cluster, tmp_path_factory):
-    """A sweep of such cells, its array, and what a second submission says. Made early: it waits most of its time."""
+    """A sweep of such cells, its array, and what a second submission says. Made early: it waits
+    most of its time."""
     folder = tmp_path_factory.mktemp("endless")
     sweep = Sweep(cluster, folder, {}, sweep=["endless.yaml"])
     (folder / "python").write_text(ENDLESS)
@@ -79,7 +82,8 @@ def endless(cluster, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def broken(cluster, tmp_path_factory):
-    """A sweep of one cell whose model lacks a weight, the job that submits its array, early, too, and its W&B."""
+    """A sweep of one cell whose model lacks a weight, the job that submits its array, early, too,
+    and its W&B."""
     folder = tmp_path_factory.mktemp("broken")
     shutil.copytree(ROOT / "harness" / "embedded" / "tiny", folder / "model")
     lose_a_weight(folder / "model")
@@ -98,7 +102,8 @@ def test_a_sweep_file_to_its_end_with_a_cap(endless, broken, cluster, tmp_path, 
     overrides = [f"{name}={value}" for name, value in cells.items()]
     options = {"sweep": ["sweeps/tiny.yaml", *overrides], "account": account(server, tmp_path), "clone": clone}
     sweep = Sweep(cluster, folder, {}, **options)
-    # there is room for four, and none for a second writer; nothing but the site file reaches the cells
+    # there is room for four, and none for a second writer; nothing but the site file reaches the
+    # cells
     sweep.set("CAP=1", "FLAGS+=(--ntasks-per-node=2 --export=NONE)")
     sweep.set(*(f"export {name}='{value}'" for name, value in sweep.environment.items() if name.startswith("WANDB")))
     array = sweep.submit()

@@ -26,7 +26,8 @@ class SweepHandler(Handler):
 
     def _on_UpsertSweep(self, asked: dict) -> dict:
         config = yaml.safe_load(asked["config"])
-        # what the grid search of W&B's package `sweeps` does: parameters by name, the last varying fastest
+        # what the grid search of W&B's package `sweeps` does: parameters by name, the last varying
+        # fastest
         axes = [[(n, v) for v in p.get("values", [p.get("value")])] for n, p in sorted(config["parameters"].items())]
         name = f"sweep{len(self.sweeps.by_id) + 1}"
         self.sweeps.by_id[name] = Sweep(config, [dict(row) for row in itertools.product(*axes)])

@@ -1,4 +1,5 @@
-"""The same file under `wandb sweep` and `wandb agent`: the same rows in the same order, and duplicates that say so."""
+"""The same file under `wandb sweep` and `wandb agent`: the same rows in the same order, and
+duplicates that say so."""
 
 import errno
 import json
@@ -14,13 +15,15 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from harness.config import CONF, TrackingConfig, register
-from harness.plan import plan
-from harness.signals import StopRequest
+from harness.common.paths import CONF
+from harness.common.signals import StopRequest
+from harness.experiment.config import register
+from harness.experiment.plan import plan
 from harness.sweep.__main__ import main
 from harness.sweep.cells import expand
 from harness.sweep.grid import read
 from harness.tracking.mirror import claim
+from harness.tracking.options import TrackingConfig
 from harness.tracking.tracker import Tracker
 from tests.conftest import ROOT
 from tests.sweep.agents import ENTITY, sweep_server

@@ -1,4 +1,5 @@
-"""Rows become the cells that harness.run would make of them, each once, and every mistake is said before the first."""
+"""Rows become the cells that harness.run would make of them, each once, and every mistake is said
+before the first."""
 
 import random
 import shlex
@@ -6,9 +7,10 @@ import shlex
 import pytest
 from hydra import compose, initialize_config_dir
 
-from harness.config import CONF, ROOT, register
-from harness.errors import CannotLoad
-from harness.plan import plan, typed
+from harness.common.errors import CannotLoad
+from harness.common.paths import CONF, ROOT
+from harness.experiment.config import register
+from harness.experiment.plan import plan, typed
 from harness.sweep.cells import Composer, Mistakes, expand, work_of
 from harness.sweep.grid import Grid, read
 
@@ -129,7 +131,7 @@ def test_a_model_that_cannot_be_had_is_looked_for_once(monkeypatch):
         asked.append(spec)
         raise CannotLoad("no network")
 
-    monkeypatch.setattr("harness.tasks.retrieval.load_tokenizer", absent)
+    monkeypatch.setattr("harness.tasks.retrieval.task.load_tokenizer", absent)
     values = {"masks": ("2", "4"), "context": ("160", "300"), "references": ("none",)}
     with pytest.raises(Mistakes, match=r"rows 1-4 \(4 rows\): no network"):
         expand(Grid("g", values))

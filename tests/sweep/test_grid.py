@@ -1,11 +1,12 @@
-"""Sweep files: the rows that W&B's grid gives, written as its agent writes them; everything else refused."""
+"""Sweep files: the rows that W&B's grid gives, written as its agent writes them; everything else
+refused."""
 
 import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from harness.config import ROOT
-from harness.errors import UserError
+from harness.common.errors import UserError
+from harness.common.paths import ROOT
 from harness.sweep.grid import Grid, read
 
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
@@ -23,7 +24,8 @@ def lines(grid: Grid) -> list[list[str]]:
 
 
 def test_order_is_by_name_and_the_last_varies_fastest(tmp_path):
-    """What the grid search of W&B's package `sweeps` 0.3.0 proposes for this file, one run after the other."""
+    """What the grid search of W&B's package `sweeps` 0.3.0 proposes for this file, one run after
+    the other."""
     parameters = {"masks": {"values": [16, 4]}, "context": {"value": 160}, "attn": {"values": ["plsh", "alibi"]}}
     assert lines(read(write(tmp_path, parameters))) == [
         ["attn=plsh", "context=160", "masks=16"],

@@ -1,4 +1,5 @@
-"""What `--prepare` has fetched and made is all that the rows need: they run where there is no network."""
+"""What `--prepare` has fetched and made is all that the rows need: they run where there is no
+network."""
 
 import json
 import os
@@ -9,8 +10,8 @@ import pytest
 import yaml
 
 from harness import data
-from harness.lmeval import documents
 from harness.sweep.__main__ import main
+from harness.tasks.lmeval import documents
 from tests.conftest import ROOT
 from tests.models.hub import REPO, Hub
 
@@ -42,7 +43,7 @@ def test_each_distinct_piece_is_made_once_and_read_by_the_runs(run, tmp_path, ca
     made = {str(place) for place in (tmp_path / "results" / "data").iterdir()}
     assert made == {row["place"] for row in document["data"]} and len(made) == 8
     monkeypatch.setattr(documents, "_in_child", None)  # nothing is made any more
-    monkeypatch.setattr("harness.tasks.prompts.build", None)
+    monkeypatch.setattr("harness.tasks.retrieval.prompts.build", None)
     fixed = [f"{name}={value}" for name, value in FIXED.items() if name != "samples"]
     options = ["task=[retrieval,ruler]", "task.ruler.names=[ruler_fwe]", "model=tiny-plain", "context=300"]
     code, document, _, err = run(*fixed, *options, "samples=12", "masks=2", f"results={tmp_path / 'results'}")

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness import reader
-from harness.signals import StopRequest
-from harness.store import TaskStore
+from harness.analysis import reader
+from harness.common.signals import StopRequest
+from harness.results.store import TaskStore
 from harness.sweep import run
 from harness.sweep.__main__ import main
 from harness.sweep.cells import expand
 from harness.sweep.grid import read
-from harness.sweep.scale import counts_of_mix, growth, markdown, measure
 from tests.conftest import ROOT
+from tests.measure.scale import counts_of_mix, growth, markdown, measure
 from tests.models.random_models import lose_a_weight
 
 FAST = {"context": 160, "samples": 8, "draws": 4, "references": "none", "kernel": "sdpa", "dtype": "float32"}
@@ -28,7 +28,8 @@ FAST = {"context": 160, "samples": 8, "draws": 4, "references": "none", "kernel"
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Write a sweep file: sweep(masks=[2, 4], ...) -> its path. Options not given are those of FAST."""
+    """Write a sweep file: sweep(masks=[2, 4], ...) -> its path. Options not given are those of
+    FAST."""
 
     def write(**axes):
         parameters = {k: {"value": v} for k, v in FAST.items()}
@@ -181,7 +182,7 @@ def test_a_store_that_may_only_be_read_can_be_looked_at(sweep, call, tmp_path, m
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr("tempfile.TemporaryFile", refused)  # permissions would not hold root back
-    monkeypatch.setattr("harness.index._write", refused)
+    monkeypatch.setattr("harness.results.index._write", refused)
     assert call(file, mode)[1]["failed"] == 1
     assert "cannot be written" in call(file)[1]["message"]
 

@@ -68,7 +68,8 @@ def task_json(results: Path) -> Path:
 
 
 def stop_after(results: Path, samples: int) -> str:
-    """Turn the store into that of a run which was stopped after so many samples. Returns what task.json was."""
+    """Turn the store into that of a run which was stopped after so many samples. Returns what
+    task.json was."""
     path = task_json(results)
     finished = path.read_text()
     path.unlink()

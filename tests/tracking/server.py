@@ -1,8 +1,10 @@
-"""A stand-in for a W&B server on loopback: as much of its GraphQL, file-stream and storage interface as wandb-core
-needs to create, resume and finish a run. The client in the tests is the real one.
+"""A stand-in for a W&B server on loopback: as much of its GraphQL, file-stream and storage
+interface as wandb-core needs to create, resume and finish a run. The client in the tests is the
+real one.
 
-`mode` plays the outages: "silent" (connections are accepted and never answered), "wrong key" (401), and "silent",
-"dies" (the connection is closed) and "forbids" (403) "after the run was made". Any other mode is a server in order.
+`mode` plays the outages: "silent" (connections are accepted and never answered), "wrong key" (401),
+and "silent", "dies" (the connection is closed) and "forbids" (403) "after the run was made". Any
+other mode is a server in order.
 """
 
 import base64

@@ -1,4 +1,5 @@
-"""The mirror with the real wandb-core: offline, online, again, resumed, and from an offline folder."""
+"""The mirror with the real wandb-core: offline, online, again, resumed, and from an offline
+folder."""
 
 import json
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness import sync
-from harness.store import read_json, write_atomic
+from harness.results.store import read_json, write_atomic
 from harness.tracking.content import content_of
 from harness.tracking.mirror import mirror, wish
 from tests.tracking.conftest import cell_of, finish_again, stop_after, task_json
@@ -119,9 +120,10 @@ def test_wandb_sync_of_the_offline_folder_and_harness_sync_agree(account, result
 
 
 def test_under_an_agent_the_server_names_the_run(account, monkeypatch, results):
-    """The cell's own run is the agent's; its references keep their own ids and stay out of the sweep."""
-    from harness.config import TrackingConfig
-    from harness.signals import StopRequest
+    """The cell's own run is the agent's; its references keep their own ids and stay out of the
+    sweep."""
+    from harness.common.signals import StopRequest
+    from harness.tracking.options import TrackingConfig
     from harness.tracking.tracker import Tracker
 
     cell_id, other = cell_of(results), "f" * 16

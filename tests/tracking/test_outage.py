@@ -1,4 +1,5 @@
-"""A server that refuses, is silent or dies cannot hold or break anything; what was missed is uploaded later, once."""
+"""A server that refuses, is silent or dies cannot hold or break anything; what was missed is
+uploaded later, once."""
 
 import json
 import os
@@ -33,8 +34,8 @@ def environment(server: Server, home) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def outages(made, tmp_path_factory):
-    """The mirror of one finished cell against each outage, all at once: name -> (server, results, process, what it
-    printed)."""
+    """The mirror of one finished cell against each outage, all at once: name -> (server, results,
+    process, what it printed)."""
     running, told = {}, {}
     for name in OUTAGES:
         server, folder = Server(), tmp_path_factory.mktemp("outage")
@@ -71,7 +72,8 @@ def test_every_outage_ends_and_is_told_in_a_line(outages, name):
 
 @pytest.mark.parametrize("mode", ["refused", "forbids after the run was made"])
 def test_a_run_ends_as_if_nothing_had_happened(run, account, results, mode):
-    """Its exit code, its table and its last line are those of a run without W&B; on stderr there is one line more."""
+    """Its exit code, its table and its last line are those of a run without W&B; on stderr there is
+    one line more."""
     if mode == "refused":
         account.close()
     account.mode = mode

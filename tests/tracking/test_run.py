@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from harness.secrets import without_secrets
+from harness.common.secrets import without_secrets
 from harness.tracking.mirror import Outcome
 from harness.tracking.tracker import Tracker
 from tests.conftest import ROOT
@@ -94,8 +94,9 @@ def test_a_wrong_mode_in_the_environment_is_named(run, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_no_key_and_no_prompt_leaves_the_machine(run, account, results, tmp_path, mode):
-    """Searched for in every byte of the store, of wandb's files and logs, of stdout and stderr, and of what the server
-    received. The key is given where it does the most harm, on the command line; prompts belong to results/data."""
+    """Searched for in every byte of the store, of wandb's files and logs, of stdout and stderr, and
+    of what the server received. The key is given where it does the most harm, on the command line;
+    prompts belong to results/data."""
     text = tmp_path / "text.txt"
     text.write_text(SENTENCE * 40)
     options = ("task.retrieval.haystack=text", f"task.retrieval.text={text}", "tracking.timeout=60")

@@ -1,9 +1,9 @@
-"""The sections of the page, top to bottom. A new one is a file with a function `section(questions) -> Section` and a
-line here."""
+"""The sections of the page, top to bottom. A new one is a file with a function `section(questions)
+-> Section` and a line here."""
 
 from collections.abc import Callable
 
-from harness.reader import Question
+from harness.analysis.reader import Question
 from harness.report.describe import Section
 from harness.report.sections import cells, context, cost, depth, distance, kernels, masks, provenance, verdict
 

@@ -1,8 +1,11 @@
-"""Every cell of the store with its status, failed and missing ones included, and where its record came from."""
+"""Every cell of the store with its status, failed and missing ones included, and where its record
+came from."""
 
-from harness import command, table
+from harness.analysis import table
+from harness.analysis.reader import Question, Record, difference
 from harness.attentions.alibi import Alibi
-from harness.reader import Question, Record, difference
+from harness.common.table import Table
+from harness.experiment import command
 from harness.report.describe import Grid, Section, Tags
 from harness.report.methods import EXACT
 from harness.report.sections import common
@@ -29,7 +32,7 @@ def section(questions: list[Question]) -> Section:
             details.append([("command", made_by)])
     status = columns.index("status")
     gone = sum(row[status] == "missing" for row in rows)
-    drawn = table.Table("Cells and their records", columns, rows, [])
+    drawn = Table("Cells and their records", columns, rows, [])
     return Section(
         "cells",
         "All cells",
@@ -47,8 +50,8 @@ def section(questions: list[Question]) -> Section:
 
 
 def _newest(questions: list[Question]) -> list[Question]:
-    """Without timings that have been taken again on their device, at another commit or with other versions: what they
-    lack can no longer be had."""
+    """Without timings that have been taken again on their device, at another commit or with other
+    versions: what they lack can no longer be had."""
     kept: dict[tuple, tuple[str, Question]] = {}
     for place, q in enumerate(questions):
         r = max(q.records, key=lambda r: r.start)

@@ -5,11 +5,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from harness import command
-from harness.reader import Question, Record
+from harness.analysis.reader import Question, Record
+from harness.analysis.table import heading, interval
+from harness.experiment import command
 from harness.report.describe import Axis, Group, Heat, Live, Panel, Point, Series, Tags, finite, points
 from harness.report.methods import EXACT, WINDOW_FUSED, WINDOW_PASSES, Method
-from harness.table import heading, interval
 
 WINDOWS: dict[str, Method] = {"fused": WINDOW_FUSED, "passes": WINDOW_PASSES}
 COMMANDS = 3  # that are shown beside a figure
@@ -32,8 +32,9 @@ def by_model(questions: Iterable[Question]) -> dict[tuple[str, str], list[Questi
 def groups(
     questions: Iterable[Question], draw: Callable[[str, list[Question]], Sequence[Panel | Heat]], live: Live
 ) -> tuple[list[Group], list[str]]:
-    """A group of plots for each model and task of which `draw` makes any, and the commands that made what they show.
-    Of `live` the model is filled in, and the task where the metric says TASK."""
+    """A group of plots for each model and task of which `draw` makes any, and the commands that
+    made what they show. Of `live` the model is filled in, and the task where the metric says
+    TASK."""
     made, shown = [], []
     for (model, task), group in by_model(questions).items():
         if drawn := draw(model, group):
@@ -64,7 +65,8 @@ def titles(group: Sequence[Question]) -> list[str]:
 
 
 def masks_series(q: Question) -> dict[tuple[Method, str], list[Record]]:
-    """PLSH records that differ in the number of masks alone, by method and by what else sets them apart."""
+    """PLSH records that differ in the number of masks alone, by method and by what else sets them
+    apart."""
     found: dict[tuple[Method, str], list[Record]] = defaultdict(list)
     plsh = [r for r in q.named("plsh") if r.metrics]
     varying = [name for name in VARYING if len({r.cell["identity"].get(name) for r in plsh}) > 1]
@@ -75,8 +77,8 @@ def masks_series(q: Question) -> dict[tuple[Method, str], list[Record]]:
 
 
 def windows(q: Question) -> dict[tuple[str, Tags, str], dict[int, Record]]:
-    """The windows that masks were matched to, by number of masks: for each way to match (fused, passes), sampler, and
-    what is kept of the keys, with what must be said of the latter two."""
+    """The windows that masks were matched to, by number of masks: for each way to match (fused,
+    passes), sampler, and what is kept of the keys, with what must be said of the latter two."""
     found: dict[tuple[str, Tags, str], dict[int, Record]] = defaultdict(dict)
     for r in (r for records in masks_series(q).values() for r in records):
         remark = ", ".join([*sampler_of(r), *r.method.variant])
@@ -104,8 +106,8 @@ def size_of(masks: int | None) -> float:
 
 
 def conditions(questions: Iterable[Question]) -> dict[tuple[str, str], str]:
-    """What the times of each record, by (cell_id, task_id), were taken under: times under different conditions are
-    never on one plot. Versions and commits are named where they differ."""
+    """What the times of each record, by (cell_id, task_id), were taken under: times under different
+    conditions are never on one plot. Versions and commits are named where they differ."""
     said, versions = {}, {}
     for r in (r for q in questions for r in q.records if r.rows_are == "repeats" and r.outcome):
         options, identity = r.outcome.get("options") or {}, r.cell["identity"]
@@ -176,7 +178,8 @@ def binary(values: Sequence[float]) -> dict[float, str]:
 
 
 def commands(questions: Iterable[Question]) -> list[str]:
-    """The commands that made the records of these questions; the table of cells has those left out."""
+    """The commands that made the records of these questions; the table of cells has those left
+    out."""
     said = command.recorded([r for q in questions for r in q.records])
     more = len(said) - COMMANDS
     return said[:COMMANDS] + ([f"# and {more} more: see the table of cells"] if more > 0 else [])

@@ -4,8 +4,8 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterator
 
-from harness import command
-from harness.reader import Question, Record
+from harness.analysis.reader import Question, Record
+from harness.experiment import command
 from harness.report.describe import QUARTILES, Axis, Group, Guide, Live, Panel, Section, Series, Tags, points
 from harness.report.methods import Method
 from harness.report.sections import common
@@ -50,8 +50,8 @@ def section(questions: list[Question]) -> Section:
 
 
 def _lines(q: Question) -> Iterator[tuple[Record, Line]]:
-    """The records of times with the lines that they are a point of. A window's cutoff changes with the context: its
-    line is named by the masks whose cost it has, of which there may be several."""
+    """The records of times with the lines that they are a point of. A window's cutoff changes with
+    the context: its line is named by the masks whose cost it has, of which there may be several."""
     matched: dict[str, list[Line]] = defaultdict(list)
     for (match, tags, remark), windows in common.windows(q).items():
         for masks, window in windows.items():

@@ -1,4 +1,5 @@
-"""Accuracy against cost: visited pairs, bytes of the KV cache, and milliseconds where task=throughput has timed."""
+"""Accuracy against cost: visited pairs, bytes of the KV cache, and milliseconds where
+task=throughput has timed."""
 
 import itertools
 import shlex
@@ -6,14 +7,16 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from harness import command, table
+from harness.analysis import table
+from harness.analysis.reader import Question, Record
 from harness.attentions.plsh import Plsh
-from harness.reader import Question, Record
+from harness.experiment import command
 from harness.report.describe import Axis, Live, Panel, Point, Section, Series, Tags, finite, points
 from harness.report.methods import Method
 from harness.report.sections import common
 
-# times of task=throughput, in the order of preference: a cache that evicts has no prefill in one piece
+# times of task=throughput, in the order of preference: a cache that evicts has no prefill in one
+# piece
 TIMES = {
     "time to first token (ms)": ("throughput/prefill_ms", "throughput/chunked_prefill_ms"),
     "decode, time per token (ms)": ("throughput/decode_ms_per_token",),
@@ -49,7 +52,8 @@ def section(questions: list[Question]) -> Section:
 
 
 def _panels(q: Question, title: str, timed: dict[str, dict[tuple, Record]]) -> list[Panel]:
-    """One panel for each way to count the cost; of times those under the conditions that hold most of the cells."""
+    """One panel for each way to count the cost; of times those under the conditions that hold most
+    of the cells."""
     here = {on: {s: found[s] for r in q.records if (s := _setting(r)) in found} for on, found in timed.items()}
     on, own = max(here.items(), key=lambda x: len(x[1]), default=("", {}))
     told = f" on {on}" if len([1 for found in here.values() if found]) > 1 else ""
@@ -81,7 +85,8 @@ def _panel(
     cost: Callable[[Record], dict | None],
     timed: dict[tuple, Record] | None = None,
 ) -> Panel | None:
-    """Scores against `cost`, a metric; of times, beside the error of the record in `timed` that they are from."""
+    """Scores against `cost`, a metric; of times, beside the error of the record in `timed` that
+    they are from."""
     lines: list[tuple[Method, str, Tags, list[Record]]] = []
     kinds: dict[tuple[Method, str], list[Record]] = defaultdict(list)
     for r in sorted(q.records, key=lambda r: r.method.any_context):  # windows first: they lie behind the rest
@@ -121,6 +126,7 @@ def _first(r: Record | None, names: Sequence[str]) -> dict | None:
 
 
 def _setting(r: Record) -> tuple:
-    """What an accuracy and a time must share to be drawn as one point: the computation, not its prompts or draws."""
+    """What an accuracy and a time must share to be drawn as one point: the computation, not its
+    prompts or draws."""
     identity = r.cell["identity"]
     return str(identity["model"]), identity["dtype"], identity["context"], str(identity["attn"]), identity.get("kernel")

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping
 
-from harness.reader import Question, Record
+from harness.analysis.reader import Question, Record
 from harness.report.describe import Heat, Live, Section, Tags, finite, points
 from harness.report.sections import common
 
@@ -27,7 +27,8 @@ def section(questions: list[Question]) -> Section:
 
 
 def _heats(model: str, group: list[Question]) -> list[Heat]:
-    """Exact ALiBi, then for each setting of the masks its map and that of the window of equal fused pairs."""
+    """Exact ALiBi, then for each setting of the masks its map and that of the window of equal fused
+    pairs."""
     names = common.titles(group)
     exact = {name: q.exact for q, name in zip(group, names, strict=True) if q.exact}
     masks: dict[tuple, dict[str, Record]] = defaultdict(dict)

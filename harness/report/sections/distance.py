@@ -3,7 +3,7 @@
 import math
 import re
 
-from harness.reader import Question, Record
+from harness.analysis.reader import Question, Record
 from harness.report.describe import Axis, Live, Panel, Point, Section, Series, Tags, points
 from harness.report.methods import EXACT, Method
 from harness.report.sections import common

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from harness.config import ROOT
-from harness.reader import Question
+from harness.analysis.reader import Question
+from harness.common.paths import ROOT
+from harness.common.table import Table
 from harness.report.describe import QUARTILES, Axis, Grid, Group, Guide, Panel, Point, Section, Series, Tags, points
 from harness.report.methods import EXACT, WINDOW, WINDOW_FUSED, WINDOW_PASSES, Method
 from harness.report.sections.common import decades
-from harness.store import read_json
-from harness.table import Table
+from harness.results.store import read_json
 from kernels.bench.plan import COMMAND, FILE
 from kernels.bench.table import COLUMNS, LEGEND, cells, figure, gaps, title, verdicts
 
@@ -52,8 +52,8 @@ def section(questions: list[Question], records: Path = RECORDS) -> Section:
 
 
 def floor(run: dict) -> float | None:
-    """Milliseconds of the byte floor, None where methods have floors of their own: in decoding each reads what it
-    reaches."""
+    """Milliseconds of the byte floor, None where methods have floors of their own: in decoding each
+    reads what it reaches."""
     floors = {m["floor_ms"] for m in run["methods"] if m["ms"]}
     return floors.pop() if len(floors) == 1 else None
 

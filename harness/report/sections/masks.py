@@ -1,6 +1,6 @@
 """Accuracy against the number of masks, beside exact ALiBi and both windows of equal cost."""
 
-from harness.reader import Question
+from harness.analysis.reader import Question
 from harness.report.describe import Axis, Live, Panel, Section, Series, points
 from harness.report.sections import common
 

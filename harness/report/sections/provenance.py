@@ -2,10 +2,10 @@
 
 from collections import defaultdict
 
-from harness.reader import Question, Record
+from harness.analysis.reader import Question, Record
+from harness.common.table import Table
 from harness.report.describe import Grid, Section, Tags
 from harness.report.sections import common
-from harness.table import Table
 
 
 def section(questions: list[Question]) -> Section:

@@ -1,12 +1,16 @@
-"""The answer first: Positional LSH against exact ALiBi and both windows of equal cost, paired prompt by prompt."""
+"""The answer first: Positional LSH against exact ALiBi and both windows of equal cost, paired
+prompt by prompt."""
 
 import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from harness import command, table
-from harness.reader import Question, Record, difference
+from harness.analysis import table
+from harness.analysis.reader import Question, Record, difference
+from harness.common.stats import Difference
+from harness.common.table import Table
+from harness.experiment import command
 from harness.report.describe import (
     Axis,
     Grid,
@@ -24,7 +28,6 @@ from harness.report.describe import (
 )
 from harness.report.methods import EXACT, Method
 from harness.report.sections import common
-from harness.stats import Difference
 
 FAVOURED = {  # said beside the numbers of models that were trained to favour a method
     "tiny": "tiny was trained with a regulariser that favours local methods, Positional LSH and windows alike, and "
@@ -91,7 +94,8 @@ def section(questions: list[Question]) -> Section:
 
 
 def sentence(matches: Sequence[Match]) -> str:
-    """How often Positional LSH is better, worse or undecided against each of the others, in words."""
+    """How often Positional LSH is better, worse or undecided against each of the others, in
+    words."""
     parts = []
     for other, method in OTHERS.items():
         if counts := _decisions(matches, other):
@@ -115,7 +119,7 @@ def _counts(matches: Sequence[Match]) -> Grid:
                 decided = [str(counts[d]) for d in ("better", "worse", "undecided")]
                 rows.append([model, task, method.name, *decided, f"{median:+.3f}"])
                 tags.append(Tags(model, task))
-    return Grid(table.Table("Cells of Positional LSH by outcome", columns, rows, []), tags)
+    return Grid(Table("Cells of Positional LSH by outcome", columns, rows, []), tags)
 
 
 def _decisions(matches: Sequence[Match], other: str) -> Counter:
@@ -135,7 +139,8 @@ def _match(q: Question, title: str, record: Record) -> Match:
 
 
 def _gap(q: Question, matches: Sequence[Match]) -> tuple[str, str] | None:
-    """What the cells of a question lack to be compared with, and the command for the first of them."""
+    """What the cells of a question lack to be compared with, and the command for the first of
+    them."""
     absent = [
         [method.name for other, method in OTHERS.items() if other in {"exact", *m.record.pairs} - {*m.against}]
         for m in matches
@@ -174,7 +179,8 @@ def _forest(title: str, matches: list[Match], reach: float) -> Panel | None:
 
 
 def _reach(matches: list[Match]) -> float:
-    """How far the axis goes on both sides of zero: the same for all panels of a model, so that they can be compared."""
+    """How far the axis goes on both sides of zero: the same for all panels of a model, so that they
+    can be compared."""
     ends = [abs(v) for m in matches for c in m.against.values() for v in (c.value, c.low, c.high) if finite(v)]
     return 1.05 * min(max([0.02, *ends]), 1.0)
 
@@ -198,7 +204,7 @@ def _grid(model: str, task: str, matches: list[Match]) -> Grid:
             ]
         )
     title = f"{model}, {task}: each cell of Positional LSH and its paired differences"
-    drawn = table.Table(title, columns, rows, [])
+    drawn = Table(title, columns, rows, [])
     return Grid(drawn, [m.tags for m in matches], fold=True, group=Tags(model, task))
 
 
@@ -214,7 +220,7 @@ def _side_by_side(asked: list[Question]) -> list[Grid]:
     grids = []
     for place, (columns, (rows, tags, said)) in enumerate(found.items()):
         tasks = ", ".join(dict.fromkeys(row[1] for row in rows)) + (f" ({place + 1})" if place else "")
-        drawn = table.Table(
+        drawn = Table(
             f"Attentions side by side: {tasks}",
             ["model", "task", "context", *columns],
             rows,

@@ -1,0 +1,1 @@
+"""Questions asked of records: pairing, references, intervals, tables."""

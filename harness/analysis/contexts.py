@@ -1,0 +1,57 @@
+"""Tables of times against context, from the records of task=throughput."""
+
+from collections.abc import Sequence
+
+from harness.analysis.reader import Question, Record
+from harness.analysis.table import heading, interval
+from harness.common.table import Table
+
+SHOWN = ("prefill_ms", "chunked_prefill_ms", "chunked_prefill_speedup", "decode_ms_per_token", "decode_speedup")
+SHOWN += ("attention_share", "amdahl_limit", "flops", "peak_bytes", "kv_allocated_bytes", "decode_bytes")
+SHOWN += ("error", "error_cached", "alibi_difference")
+HEADINGS = {
+    "chunked_prefill_speedup": "chunked prefill, times as fast as exact ALiBi",
+    "decode_speedup": "decoding, times as fast as exact ALiBi",
+    "attention_share": "attention's share of the prefill",
+    "amdahl_limit": "speed-up if attention took no time",
+    "flops": "GFLOP of the prefill",
+    "peak_bytes": "peak MiB of the prefill",
+    "kv_allocated_bytes": "KV cache, MiB allocated",
+    "decode_bytes": "MiB that a decoded token reads",
+    "error": "error of the kernel",
+    "error_cached": "error of logits from the cache",
+    "alibi_difference": "difference from exact ALiBi",
+}
+
+
+def tables(questions: Sequence[Question]) -> list[Table]:
+    """One table for each metric that matters, contexts across; none where there is one context
+    alone."""
+    if len({q.context for q in questions}) < 2:
+        return []
+    lines: dict[str, dict[int, Record]] = {}
+    for q in questions:
+        for record in q.records:
+            lines.setdefault(_label(record, q), {})[q.context] = record
+    return [_by_context(lines, f"{questions[0].task}/{name}") for name in SHOWN]
+
+
+def _by_context(lines: dict[str, dict[int, Record]], metric: str) -> Table:
+    """One metric: a line for each attention, a column for each context."""
+    contexts = sorted({context for line in lines.values() for context in line})
+    rows = []
+    for label, line in lines.items():
+        values = [interval(line[c].metrics.get(metric)) if c in line else "" for c in contexts]
+        rows += [[label, *values]] if any(values) else []
+    name = HEADINGS.get(metric.split("/")[1], heading(metric))
+    return Table("", [name, *(f"{c:,} tokens" for c in contexts)], rows, [])
+
+
+def _label(record: Record, question: Question) -> str:
+    """The attention's label; of a window that costs as much as masks do, how it was matched,
+    because its cutoff changes with the context."""
+    for other in (r for r in question.records if r.method.beside_windows):
+        for match, window in question.windows(other).items():
+            if window is record:
+                return f"window of equal {match} cost" + ", evicting" * bool(record.attention.get("evict"))
+    return record.cell["label"]

@@ -1,0 +1,265 @@
+"""The one reader of the store: records of cells, and their comparison sample by sample. Comparisons
+are computed here and never stored."""
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from harness.attentions.base import Attention
+from harness.attentions.registry import EXACT, attention_of, place_of
+from harness.common.stats import Difference, paired_difference
+from harness.results.store import TaskStore, read_json, status_of, write_atomic
+
+SCORES = ("fraction", "score")  # units of metrics of which more is better
+MACHINE = ("device", "threads", "torch", "triton", "commit")  # what is in a timing's id beside its options
+
+
+@dataclass(frozen=True)
+class Record:
+    """One task of one cell as the store has it."""
+
+    cell: dict
+    store: TaskStore
+
+    @property
+    def cell_id(self) -> str:
+        return self.cell["cell_id"]
+
+    @property
+    def task(self) -> str:
+        return self.store.name
+
+    @cached_property
+    def status(self) -> str:
+        return status_of(self._finished, self._attempts, self._count, lambda: self._all_rows)
+
+    # what the folder holds, each read at most once
+    @cached_property
+    def _finished(self) -> dict | None:
+        return self.store.finished()
+
+    @cached_property
+    def _attempts(self) -> list[dict]:
+        return self.store.attempts()
+
+    @cached_property
+    def _all_rows(self) -> dict[int, dict]:
+        return self.store.rows()
+
+    def _count(self) -> int:
+        return len(self._all_rows) if "_all_rows" in vars(self) else self.store.lines()
+
+    @property
+    def attention(self) -> dict:
+        return self.cell["identity"]["attn"]
+
+    @cached_property
+    def method(self) -> Attention:
+        """The attention as an object, to be shown."""
+        return attention_of(self.attention)
+
+    @property
+    def context(self) -> int:
+        return self.cell["identity"]["context"]
+
+    @property
+    def pairs(self) -> dict[str, float]:
+        """Visited pairs per row and head: {"fused": ...} and for masks also {"passes": ...}, as far
+        as they are known."""
+        return self.cell["pairs_per_row"]
+
+    @property
+    def clustered(self) -> bool:
+        return (self.cell["identity"]["draws"] or 1) > 1
+
+    @cached_property
+    def outcome(self) -> dict:
+        """task.json if finished, else the last attempt that failed, else nothing."""
+        return self._finished or next((a for a in reversed(self._attempts) if "error" in a), {})
+
+    @property
+    def environment(self) -> dict:
+        """Where the outcome was made; empty without one."""
+        return self.outcome.get("environment", {})
+
+    @property
+    def start(self) -> str:
+        """When it was begun, to be compared with others; empty without an outcome."""
+        return self.environment.get("start", "")
+
+    @property
+    def metrics(self) -> dict[str, dict]:
+        return self.outcome.get("metrics", {})
+
+    @property
+    def asked(self) -> dict:
+        """The task's options, without the machine and the code that are in a timing's id."""
+        return {k: v for k, v in (self.outcome.get("options") or {}).items() if k not in MACHINE}
+
+    @property
+    def rows_are(self) -> str:
+        return self.outcome.get("rows_are", "samples")
+
+    @property
+    def headline(self) -> str:
+        """The metric that a table shows: the task's first."""
+        return next(iter(self.metrics), f"{self.task}/accuracy")
+
+    @property
+    def score(self) -> dict | None:
+        """The headline, if it is a score of which more is better; None for other tasks or without
+        an outcome."""
+        metric = self.metrics.get(self.headline)
+        return metric if metric and metric.get("unit") in SCORES else None
+
+    def summary(self) -> dict:
+        """Status, options and metrics as plain JSON. A cell may hold one task several times, with
+        other options."""
+        about = {"task": self.task, "task_id": self.store.task_id, "status": self.status, "samples": len(self.rows)}
+        return {**about, "options": self.outcome.get("options"), "metrics": self.metrics}
+
+    @cached_property
+    def rows(self) -> dict[int, dict]:
+        """Rows by sample: those that the metrics are made of, or all there are while nothing is
+        finished."""
+        rows, finished = self._all_rows, self._finished
+        return {k: row for k, row in rows.items() if k < finished["samples"]} if finished else rows
+
+
+def records(results: Path, cell_ids: Iterable[str] | None = None) -> list[Record]:
+    """Records of the given cells in their order, or of all cells of the store; unfinished and
+    failed ones included."""
+    folders = (
+        [results / c for c in cell_ids]
+        if cell_ids is not None
+        else sorted(p.parent for p in results.glob("*/cell.json"))
+    )
+    found = []
+    for folder in folders:
+        cell = read_json(folder / "cell.json")
+        if cell is None:
+            continue
+        for place in sorted(p for p in folder.iterdir() if p.is_dir() and "-" in p.name):
+            task, task_id = place.name.rsplit("-", 1)
+            found.append(Record(cell, TaskStore(results, folder.name, task, task_id)))
+    return found
+
+
+def write_view(results: Path, cell_id: str) -> None:
+    """Put results/<cell_id>/result.json in place: all of a cell in one file, for readers without
+    this code. A view that can be made again at any time; nothing reads it back."""
+    found = view(results, cell_id)
+    if found:
+        write_atomic(results / cell_id / "result.json", found)
+
+
+def view(results: Path, cell_id: str) -> dict | None:
+    """The cell and the summaries of all its tasks; None if the store has none."""
+    found = records(results, [cell_id])
+    return {**found[0].cell, "tasks": [r.summary() for r in found]} if found else None
+
+
+def same_question(record: Record) -> tuple:
+    """What two records must share to be compared: model, dtype, context, prompts, task and its
+    options."""
+    identity = record.cell["identity"]
+    options = record.outcome.get("options")
+    return (
+        str(identity["model"]),
+        identity["dtype"],
+        identity["context"],
+        identity["data_seed"],
+        record.task,
+        str(options),
+    )
+
+
+@dataclass(frozen=True)
+class Question:
+    """The records that answer one question, and who is compared with whom."""
+
+    model: str  # the model's name, with a piece of its hash where one name stands for several models
+    task: str
+    context: int
+    records: list[Record]
+
+    @cached_property
+    def exact(self) -> Record | None:
+        """Exact ALiBi, if it has an outcome."""
+        found = (r for r in self.records if r.method == EXACT and r.metrics)
+        return next(found, None)
+
+    def windows(self, masks: Record) -> dict[str, Record]:
+        """The windows that visit as many pairs as these masks: {"fused": ..., "passes": ...}, as
+        far as they are there. A window cannot visit more pairs than there are, and its cutoff is
+        kept with six digits."""
+        found = {}
+        for match, wanted in masks.pairs.items():
+            wanted = min(wanted, (self.context - 1) / 2)
+            for r in self.records:
+                pairs = r.pairs.get("fused", math.inf)
+                if r.method.costs_as_much_as(masks.method) and r.metrics and abs(pairs - wanted) < 1e-4 * wanted:
+                    found[match] = r
+        return found
+
+    def named(self, name: str) -> list[Record]:
+        return [r for r in self.records if r.attention["name"] == name]
+
+
+def questions(found: Iterable[Record]) -> list[Question]:
+    """Records by the question they answer: by model, task and context, and within one question in
+    the tables' order."""
+    groups: dict[tuple, list[Record]] = defaultdict(list)
+    identities: dict[str, list[str]] = defaultdict(list)
+    for r in found:
+        groups[same_question(r)].append(r)
+        model = str(r.cell["identity"]["model"])
+        if model not in identities[r.cell["model"]]:
+            identities[r.cell["model"]].append(model)
+    made = []
+    for question, group in groups.items():
+        first = group[0]
+        name, known = first.cell["model"], identities[first.cell["model"]]
+        model = name if len(known) == 1 else f"{name} ({_digest(first.cell['identity']['model'])})"
+        group.sort(key=lambda r: (place_of(r.method), r.pairs.get("fused", math.inf), r.cell["label"]))
+        made.append((model, first.task, first.context, str(question), group))
+    return [
+        Question(model, task, context, group) for model, task, context, _, group in sorted(made, key=lambda m: m[:4])
+    ]
+
+
+def _digest(model: dict) -> str:
+    return hashlib.sha256(str(model).encode()).hexdigest()[:6]
+
+
+def difference(this: Record, reference: Record, field: str = "score") -> Difference | None:
+    """Paired difference of a row field. Samples are paired by key, and only where both saw the very
+    same document."""
+
+    def values(record: Record, other: Record) -> dict[int, float]:
+        return {
+            key: row[field]
+            for key, row in record.rows.items()
+            if key in other.rows and row["doc_hash"] == other.rows[key]["doc_hash"] and row[field] is not None
+        }
+
+    random = this if this.clustered else reference
+    draw_of: Mapping[int, int] = {key: row["draw"] for key, row in random.rows.items()}
+    scores = values(this, reference), values(reference, this)
+    rate = field == "score" and (this.score or reference.score)  # other figures may lie in [0, 1] by chance
+    return paired_difference(
+        *scores,
+        draw_of,
+        clustered=this.clustered or reference.clustered,
+        bounded=bool(rate) and all(0 <= v <= 1 for found in scores for v in found.values()),
+    )
+
+
+def reference_of(record: Record, among: Iterable[Record]) -> Record | None:
+    """The record of exact ALiBi that asks the same question."""
+    question = same_question(record)
+    return next((r for r in among if r.method == EXACT and same_question(r) == question), None)

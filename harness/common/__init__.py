@@ -1,0 +1,1 @@
+"""What every room of the harness may use: errors, paths, files, tables, statistics, signals."""

@@ -1,0 +1,50 @@
+"""Progress on stderr: a bar on a terminal, otherwise a plain line now and then that reads well in a
+log."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress:
+    PERIOD = 15.0  # seconds between plain lines
+
+    def __init__(self, *, quiet: bool = False):
+        """quiet: what this process does is told by another."""
+        self._quiet = quiet
+        self._console = Console(file=sys.stderr)
+        self._bar: Bar | None = None
+        self.written = 0  # rows of all tasks so far
+
+    def start(self, title: str, total: int, done: int, *, rows_are: str = "samples") -> None:
+        self._title, self._total, self._done, self._rows_are = title, total, done, rows_are
+        self._began = self._last = time.monotonic()
+        self.fresh = 0  # rows of this task by this process
+        if self._console.is_terminal and not self._quiet:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Bar(*columns, console=self._console, transient=True)
+            self._bar.start()
+            self._row = self._bar.add_task(title, total=total, completed=done)
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        self.fresh += count
+        self.written += count
+        if self._bar:
+            self._bar.advance(self._row, count)
+        elif time.monotonic() - self._last >= self.PERIOD or self._done >= self._total:
+            self._last = time.monotonic()
+            rate = (self._last - self._began) / self.fresh
+            self.say(f"{self._title}: {self._done}/{self._total} {self._rows_are}, {rate:.2f} s each")
+
+    def stop(self) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+    def say(self, sentence: str) -> None:
+        if not self._quiet:
+            print(sentence, file=sys.stderr, flush=True)

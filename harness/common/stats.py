@@ -1,0 +1,221 @@
+"""Intervals. Prompts and mask draws are separate sources of variance: with several draws the draw
+is the unit."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import optimize, stats
+
+LEVEL = 0.95
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure with its 95 % interval, or a time with its quartiles; n is the number of samples or
+    repeats it is made of."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    unit: str
+
+    def as_dict(self) -> dict:
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "unit": self.unit}
+
+
+def proportion(hits: Sequence[float], draws: Sequence[int], *, clustered: bool, unit: str = "fraction") -> Metric:
+    """A mean of scores from 0 to 1. One attention without randomness: Wilson's interval of zeros
+    and ones, and `_bounded` of others. Several draws (`clustered`): the t interval over the draws'
+    means, but never narrower than that, since draws that agree say nothing of the prompts."""
+    hits = np.asarray(hits, dtype=float)
+    if _binary(hits):
+        wilson = stats.binomtest(round(hits.sum()), len(hits)).proportion_ci(LEVEL, method="wilson")
+        low, high = float(wilson.low), float(wilson.high)
+    else:
+        low, high, _ = _bounded(hits, 0.0, 1.0)
+    if clustered and len(set(draws)) > 1:
+        half = _half_width(_group_means(hits, draws))
+        low, high = min(low, max(0.0, hits.mean() - half)), max(high, min(1.0, hits.mean() + half))
+    return Metric(float(hits.mean()), low, high, len(hits), unit)
+
+
+def mean(
+    values: Sequence[float], draws: Sequence[int], *, clustered: bool, unit: str, least: float = -math.inf
+) -> Metric:
+    """A mean with its t interval, over draws' means if `clustered`, over samples otherwise; none
+    from a single value. The interval is cut at `least`, the smallest value that can be."""
+    values = np.asarray(values, dtype=float)
+    units = _group_means(values, draws) if clustered and len(set(draws)) > 1 else values
+    half = _half_width(units) if len(units) > 1 else None
+    centre = float(values.mean())
+    low, high = (None, None) if half is None else (max(least, centre - half), centre + half)
+    return Metric(centre, low, high, len(values), unit)
+
+
+def jackknife(
+    values: Sequence[Any],
+    draws: Sequence[int],
+    function: Callable[[Sequence[Any]], float],
+    *,
+    clustered: bool,
+    unit: str,
+) -> Metric:
+    """Any smooth function of the samples (a ratio of sums, a perplexity) with the delete-one
+    jackknife's t interval: a draw is left out at a time if `clustered`, a sample otherwise. Of a
+    mean it is the t interval."""
+    groups = np.asarray(draws if clustered and len(set(draws)) > 1 else range(len(values)))
+    names = sorted(set(groups.tolist()))
+    value = float(function(values))
+    if len(names) < 2:
+        return Metric(value, None, None, len(values), unit)
+    without = [float(function([v for v, g in zip(values, groups, strict=True) if g != name])) for name in names]
+    half = _half_width(np.array(without)) * (len(names) - 1)
+    return Metric(value, value - half, value + half, len(values), unit)
+
+
+def quartiles(values: Sequence[float], *, unit: str) -> Metric:
+    """The median of repeats of a measurement, with the quartiles in the interval's place; none from
+    a single repeat."""
+    low, middle, high = np.quantile(np.asarray(values, dtype=float), [0.25, 0.5, 0.75]).tolist()
+    return Metric(middle, *((low, high) if len(values) > 1 else (None, None)), len(values), unit)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference (this minus reference) on the samples both have, with its interval, and
+    the smallest true difference that as many samples would show with 80 % power; None where so few
+    samples show none, however large."""
+
+    value: float
+    low: float | None
+    high: float | None
+    detectable: float | None
+    n: int
+
+    def as_dict(self) -> dict:
+        return dict(vars(self))
+
+
+def paired_difference(
+    this: Mapping[int, float],
+    reference: Mapping[int, float],
+    draw_of: Mapping[int, int],
+    *,
+    clustered: bool,
+    bounded: bool = False,
+) -> Difference | None:
+    """Difference of two attentions sample by sample (key -> score); None without common samples.
+
+    Scores of zeros and ones: Tango's score interval. Others that cannot leave [0, 1] (`bounded`):
+    `_bounded`. The rest: the t interval, and none where all differences are equal, since nothing
+    then says how far others may lie. With several draws the unit is the draw, and the interval is
+    never narrower than the one over the prompts.
+    """
+    keys = sorted(set(this) & set(reference))
+    if not keys:
+        return None
+    scores = np.array([[this[k], reference[k]] for k in keys], dtype=float)
+    change = scores[:, 0] - scores[:, 1]
+    n, centre = len(keys), float(change.mean())
+    bounded = bounded or _binary(scores)
+    if n < 2:
+        return Difference(centre, None, None, None, n)
+    if _binary(scores):
+        more, less = int((change > 0).sum()), int((change < 0).sum())
+        low, high = tango(more, less, n)
+        detectable = _detectable_rate((more + less + 1) / (n + 2), n)
+    elif bounded:
+        low, high, spread = _bounded(change, -1.0, 1.0)
+        detectable = _detectable(spread, n - 1)
+    elif (change != change[0]).any():
+        half = _half_width(change)
+        low, high, detectable = centre - half, centre + half, _detectable(change.std(ddof=1) / math.sqrt(n), n - 1)
+    else:
+        return Difference(centre, None, None, None, n)
+    draws = [draw_of[k] for k in keys]
+    if clustered and len(set(draws)) > 1:
+        means = _group_means(change, draws)
+        half = _half_width(means)
+        low, high = min(low, centre - half), max(high, centre + half)
+        if detectable is not None:
+            spread = means.std(ddof=1) / math.sqrt(len(means))
+            detectable = max(detectable, _detectable(spread, len(means) - 1))
+    if bounded:
+        low, high = max(low, -1.0), min(high, 1.0)
+        detectable = None if detectable is None or detectable > 1 else detectable
+    return Difference(centre, low, high, detectable, n)
+
+
+def tango(more: int, less: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """The score interval of a difference of paired proportions, (more - less) / n: of n pairs
+    `more` have only the first and `less` only the second. It lies in [-1, 1] and has a width where
+    all pairs agree, or differ in one direction.
+
+    T. Tango (1998), Equivalence test and confidence interval for the difference in proportions for
+    the paired-sample design, Statistics in Medicine 17:891, equations 24 to 26.
+    """
+    quantile, centre = float(stats.norm.ppf(0.5 + level / 2)), (more - less) / n
+
+    def score(difference: float) -> float:
+        b = (2 * n - more + less) * difference - more - less
+        only_less = (math.sqrt(b**2 + 8 * n * less * difference * (1 - difference)) - b) / (4 * n)
+        variance = n * (2 * only_less + difference * (1 - difference))
+        return (more - less - n * difference) / math.sqrt(variance) if variance > 0 else 0.0
+
+    edge = 1 - 1e-12  # the score's variance vanishes at 1 itself
+    low = -1.0 if less == n else optimize.brentq(lambda d: score(d) - quantile, -edge, centre)
+    high = 1.0 if more == n else optimize.brentq(lambda d: score(d) + quantile, centre, edge)
+    return float(low), float(high)
+
+
+def _detectable_rate(discordant: float, n: int) -> float | None:
+    """The smallest difference of paired proportions that McNemar's test of n pairs shows with 80 %
+    power, if this share of them, or what the difference itself takes, is discordant. R. J. Connor
+    (1987), Sample size for testing differences in proportions for the paired-sample design,
+    Biometrics 43:207."""
+    quantile, power = float(stats.norm.ppf(0.5 + LEVEL / 2)), float(stats.norm.ppf(POWER))
+
+    def surplus(difference: float) -> float:
+        share = max(discordant, difference)
+        return difference * math.sqrt(n) - quantile * math.sqrt(share) - power * math.sqrt(share - difference**2)
+
+    return float(optimize.brentq(surplus, 0.0, 1.0)) if surplus(1.0) > 0 else None
+
+
+def _detectable(spread: float, freedom: int) -> float:
+    """The same for a t interval with this standard error."""
+    return float((stats.t.ppf(0.5 + LEVEL / 2, freedom) + stats.t.ppf(POWER, freedom)) * spread)
+
+
+def _bounded(values: np.ndarray, least: float, most: float) -> tuple[float, float, float]:
+    """The t interval of a mean of values between `least` and `most`, and its standard error, as if
+    there were two values more: half a one at either bound, and one in the middle. So values that
+    agree are not certain. The idea is that of A. Agresti and Y. Min (2005), Simple improved
+    confidence intervals for comparing matched proportions, Statistics in Medicine 24:729, whose
+    interval it is for differences of zeros and ones, with t for the normal quantile."""
+    n = len(values)
+    middle, reach = (least + most) / 2, (most - least) / 2
+    centred = values - middle
+    centre = centred.sum() / (n + 2)
+    spread = math.sqrt(((centred**2).sum() + reach**2) / (n + 2) - centre**2) / math.sqrt(n + 2)
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, n + 1)) * spread
+    return max(least, float(middle + centre - half)), min(most, float(middle + centre + half)), spread
+
+
+def _binary(scores: np.ndarray) -> bool:
+    return bool(((scores == 0) | (scores == 1)).all())
+
+
+def _group_means(values: np.ndarray, groups: Sequence[int]) -> np.ndarray:
+    groups = np.asarray(groups)
+    return np.array([values[groups == g].mean() for g in sorted(set(groups.tolist()))])
+
+
+def _half_width(units: np.ndarray) -> float:
+    quantile = float(stats.t.ppf(0.5 + LEVEL / 2, len(units) - 1))
+    return quantile * float(units.std(ddof=1)) / math.sqrt(len(units))

@@ -1,0 +1,1 @@
+"""From words of a command to finished tasks: configuration, plan, refusals, execution."""

@@ -1,0 +1,75 @@
+"""The configuration's types. Hydra checks names and types against these; `harness.experiment.plan`
+checks what they mean together."""
+
+import functools
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from harness.models.options import ArchitectureConfig, ModelConfig
+from harness.tracking.options import TrackingConfig
+
+GROUPS = {"model", "attn", "kernel", "task", "tracking"}  # options whose value is the name of a file in CONF
+
+
+@dataclass
+class AttnConfig:
+    """`attn_config` is this with the options of all methods."""
+
+    name: str = MISSING
+
+
+@dataclass
+class KernelConfig:
+    name: str = MISSING
+
+
+@dataclass
+class RunConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    attn: AttnConfig = field(default_factory=lambda: attn_config()())  # attn.* of all methods, whichever is chosen
+    kernel: KernelConfig = field(default_factory=KernelConfig)
+    task: dict[str, Any] = field(default_factory=dict)  # each task types its own options
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    masks: int = 16
+    context: int = 512
+    seed: int = 0
+    draws: int | None = None
+    data_seed: int = 0
+    samples: int = 80
+    batch: int = 8
+    dtype: str | None = None
+    device: str = "auto"
+    results: str = "results"
+    lease: float = 0.0
+    references: str | None = None
+
+
+def attn_config() -> type[AttnConfig]:
+    """The type of `RunConfig.attn`: attn.* of every method of `harness.attentions.registry`, so
+    that a sweep over methods may name the options of each."""
+    from harness.attentions import registry
+
+    return _with_options(tuple(option[:3] for option in registry.options()))
+
+
+@functools.cache
+def _with_options(options: tuple[tuple[str, Any, Any], ...]) -> type[AttnConfig]:
+    made = make_dataclass("AttnOptions", [(n, kind, field(default=d)) for n, kind, d in options], bases=(AttnConfig,))
+    made.__module__ = __name__  # where a pickled configuration looks for it
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    if name == "AttnOptions":
+        return attn_config()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def register() -> None:
+    """Make the types known to Hydra under the name that conf/config.yaml begins with. An
+    architecture is there to be filled in, since nothing can be set within null; one that nobody
+    fills in is left out by `harness.experiment.plan.typed`."""
+    ConfigStore.instance().store(name="schema", node=RunConfig(ModelConfig(architecture=ArchitectureConfig())))

@@ -1,0 +1,73 @@
+"""What a kernel, a model or a task cannot do together, said before anything is loaded."""
+
+import re
+
+import torch
+
+from harness.attentions.base import Attention
+from harness.cell import Cell
+from harness.common.errors import UserError
+from harness.common.ranks import ranks
+from harness.models.spec import ModelSpec
+from harness.tasks.base import Task
+
+
+def refuse_kernel(kernel: str, attention: Attention, model: ModelSpec, device: torch.device) -> None:
+    """UserError if this kernel cannot compute this attention of this model here."""
+    reason = None
+    if kernel == "triton":
+        try:
+            from kernels.impl.triton.attend import hindrance
+        except ImportError:
+            raise UserError(
+                "kernel=triton needs the package triton, which is not installed: use kernel=sdpa."
+            ) from None
+        reason = hindrance(device, model.torch_dtype, model.architecture.head_dim, attention.masks_counted)
+    elif kernel == "flex":
+        from kernels.impl import flex  # its import takes seconds
+
+        reason = flex.hindrance(device, model.torch_dtype)
+    if reason:
+        raise UserError(re.sub(r"kernel='(\w+)'", r"kernel=\1", reason))  # in the words of the command line
+
+
+def refuse_model(task: Task, model: ModelSpec) -> None:
+    """UserError if of this model the task could say nothing."""
+    if model.random and task.needs_trained_weights:
+        raise UserError(
+            f"task={task.name} is refused: the model has random weights, of which an accuracy says nothing. Use "
+            "model.weights=checkpoint, or task=throughput."
+        )
+    if model.reads == "prompts" and task.natural_text:
+        raise UserError(
+            f"task={task.name} is refused: it reads natural text, and model={model.name} knows no words "
+            "but those of its own prompts. Use model=tiny-books, or another language model."
+        )
+
+
+def refuse_ranks(task: Task, model: ModelSpec) -> None:
+    """UserError if several processes could not divide this task of this model."""
+    if ranks() == 1:
+        return
+    if model.device_map is not None:
+        raise UserError(
+            f"model.device_map={model.device_map} spreads one model over all devices, and each of {ranks()} ranks "
+            "would load it: leave it out, or start without torchrun and accelerate launch."
+        )
+    if task.rows_are == "repeats":
+        raise UserError(
+            f"task={task.name} is refused with {ranks()} ranks, which would disturb one another's times: start it "
+            "without torchrun and accelerate launch."
+        )
+
+
+def refuse_length(cell: Cell, task: Task) -> None:
+    """UserError if the checkpoint's own attention cannot see the prompt and what the task generates
+    after it."""
+    limit = cell.model.architecture.positions
+    if cell.attention.native and limit and cell.context + task.generates > limit:
+        raise UserError(
+            f"attn={cell.attention.name} fails beyond this checkpoint's max_seq_len of {limit} tokens: "
+            f"task={task.name} needs {cell.context + task.generates} (context={cell.context}, and what it generates). "
+            "Use attn=alibi, which has no such bound, or a smaller context."
+        )

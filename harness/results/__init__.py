@@ -1,0 +1,1 @@
+"""The store: cells, tasks and rows as bytes on disk."""

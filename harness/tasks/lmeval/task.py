@@ -1,0 +1,229 @@
+"""lm-eval's tasks as tasks of the runner: RULER by `task=ruler`, any of its tasks by
+`task=lm_eval`."""
+
+import functools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from harness.cell import Cell
+from harness.common import stats
+from harness.common.errors import UserError, choose
+from harness.models.load import load_tokenizer
+from harness.tasks.base import PlannedTask, Prepared, TaskContext
+from harness.tasks.lmeval import catalogue, chat
+
+TOO_LONG = ("refuse", "skip")
+FRAMING = ("chat_template", "system_instruction", "fewshot_as_multiturn")
+
+
+@dataclass
+class LeafOptions:
+    """max_gen_toks: tokens generated at most, instead of the task's own number. num_fewshot:
+    examples before each question, instead of the task's own number. metadata: what the task's data
+    is made from (lm-eval's --metadata). too_long: what becomes of documents whose prompt is longer
+    than the context: refuse the task, or skip them. chat_template, system_instruction,
+    fewshot_as_multiturn: lm-eval's --apply_chat_template and so on."""
+
+    max_gen_toks: int | None = None
+    num_fewshot: int | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    too_long: str = "refuse"
+    chat_template: bool = False
+    system_instruction: str | None = None
+    fewshot_as_multiturn: bool = True
+
+    @property
+    def identity(self) -> dict:
+        """What came after the first records is in it only where it is in use: their ids stay what
+        they are."""
+        found = {name: getattr(self, name) for name in ("max_gen_toks", "num_fewshot", "metadata")}
+        if self.too_long != "refuse":
+            found["too_long"] = self.too_long
+        if self.chat_template:
+            found["fewshot_as_multiturn"] = self.fewshot_as_multiturn
+        if self.system_instruction:
+            found["system_instruction"] = chat.text_hash(self.system_instruction)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class LmEvalTask:
+    """One leaf of lm-eval's catalogue."""
+
+    leaf: catalogue.Leaf
+    generates: int
+    rows_are: str = "samples"
+    needs_model: bool = True
+    needs_trained_weights: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.leaf.name
+
+    @property
+    def natural_text(self) -> bool:
+        return not self.leaf.synthetic
+
+    def identity(self, options: LeafOptions) -> dict:
+        return {**self.leaf.identity, **options.identity}
+
+    def identity_on(self, options: LeafOptions, cell: Cell) -> dict:
+        found = {}
+        if options.chat_template:
+            found["chat_template"] = chat.text_hash(chat.template_of(load_tokenizer(cell.model), cell.model.source))
+        if content := self._content(options, cell):
+            found["documents"] = content
+        return found
+
+    def _content(self, options: LeafOptions, cell: Cell) -> str | None:
+        """The fingerprint of documents that may be edited on this machine; taken once."""
+        if not self.leaf.reads_locally:
+            return None
+        from harness.tasks.lmeval.documents import fingerprint
+
+        request = self._request(options, cell, None)
+        key = str(request.recipe)
+        if key not in self._fingerprints:
+            self._fingerprints[key] = fingerprint(request, load_tokenizer(cell.model))
+        return self._fingerprints[key]
+
+    @functools.cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        return {}
+
+    def check(self, options: LeafOptions, cell: Cell) -> None:
+        if self.leaf.ruler and "max_seq_lengths" in options.metadata:
+            raise UserError(
+                f"task={self.name} has the length that context says: leave max_seq_lengths out of metadata."
+            )
+        if self._samples_its_answers:
+            raise UserError(f"task={self.name} is not supported: it samples its answers, which no resumed run repeats.")
+        self.identity_on(options, cell)  # what cannot be had is said before a model is loaded
+        whole = self.leaf.config(functions=False).get("output_type") == "loglikelihood_rolling"
+        if whole and (options.chat_template or options.system_instruction):
+            raise UserError(
+                f"task={self.name} scores whole texts, and asks nothing: leave task.lm_eval.chat_template and "
+                "task.lm_eval.system_instruction out."
+            )
+
+    def amount(self, options: LeafOptions, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
+        return samples, batch
+
+    @functools.cached_property
+    def _samples_its_answers(self) -> bool:
+        return bool((self.leaf.config(functions=False).get("generation_kwargs") or {}).get("do_sample"))
+
+    def prepare(self, options: LeafOptions, cell: Cell, samples: int, folder: Path) -> Prepared:
+        from harness.tasks.lmeval.documents import documents
+
+        request = replace(self._request(options, cell, samples), content=self._content(options, cell))
+        return documents(request, folder, load_tokenizer(cell.model))
+
+    def run(self, options: LeafOptions, context: TaskContext) -> Iterator[list[dict]]:
+        from harness.tasks.lmeval import scoring
+        from harness.tasks.lmeval.model import RunnerLM
+
+        cell = context.cell
+        place = context.data.place
+        request = self._request(options, cell, context.samples)
+        task = scoring.load_task(request, place, options.max_gen_toks)
+        documents = task.eval_docs
+        within = replace(context, samples=min(context.samples, len(documents)))
+        batches = list(within.batches())
+        loaded = context.model()
+        sizes = {"context": cell.context, "generates": self.generates, "batch": context.batch}
+        framing = {name: getattr(options, name) for name in FRAMING}
+        lm = RunnerLM(loaded, **sizes, **framing, evict=cell.attention.evict)
+        lengths = scoring.lengths(task, lm, [(k, documents[k]) for _, keys in batches for k in keys])
+        over = {key: n for key, n in lengths.items() if n > cell.context}
+        if over and (options.too_long == "refuse" or len(over) == len(lengths)):
+            raise UserError(
+                f"{len(over)} of {len(lengths)} prompts of task={self.name} are longer than context={cell.context} "
+                f"(the longest has {max(over.values())} tokens): choose context={max(over.values())} or more"
+                + (", or task.lm_eval.too_long=skip to leave them out" if len(over) < len(lengths) else "")
+                + ". No prompt is ever cut."
+            )
+        weights = functools.cache(cell.weights)
+        for draw, keys in batches:
+            started = time.perf_counter()
+            fitting = [(k, documents[k]) for k in keys if k not in over]
+            rows = [scoring.left_out(task, lm, k, documents[k]) for k in keys if k in over]
+            if fitting:
+                with loaded.attention.use(weights(draw)):
+                    rows += scoring.rows_of(task, lm, fitting)
+            seconds = (time.perf_counter() - started) / len(rows)
+            yield [{**row, "draw": draw, "seconds": seconds} for row in rows]
+
+    def metrics(self, options: LeafOptions, rows: Sequence[Mapping], *, clustered: bool) -> dict[str, stats.Metric]:
+        from harness.tasks.lmeval import scoring
+
+        return scoring.metrics(self.leaf, rows, clustered=clustered)
+
+    def _request(self, options: LeafOptions, cell: Cell, samples: int):
+        from harness.tasks.lmeval.documents import Request
+
+        return Request(
+            leaf=self.leaf,
+            context=cell.context,
+            data_seed=cell.data_seed,
+            tokenizer=cell.model.tokenizer,
+            samples=samples,
+            metadata=options.metadata,
+            num_fewshot=options.num_fewshot,
+        )
+
+
+@dataclass
+class RulerOptions:
+    """names: which of RULER's 13 tasks; by default those that need no data from a network."""
+
+    names: list[str] = field(default_factory=lambda: list(catalogue.SYNTHETIC))
+    max_gen_toks: int | None = None
+
+
+class Ruler:
+    name = "ruler"
+    options = RulerOptions
+
+    def tasks(self, options: RulerOptions) -> list[PlannedTask]:
+        return _planned(catalogue.ruler_leaves(options.names), LeafOptions(options.max_gen_toks), "task.ruler")
+
+
+@dataclass
+class LmEvalOptions(LeafOptions):
+    """names: tasks, groups or tags. include_path: a folder of YAML definitions of your own."""
+
+    names: list[str] = field(default_factory=list)
+    include_path: str | None = None
+
+
+class LmEval:
+    name = "lm_eval"
+    options = LmEvalOptions
+
+    def tasks(self, options: LmEvalOptions) -> list[PlannedTask]:
+        if not options.names:
+            raise UserError("task=lm_eval needs names: set task.lm_eval.names=[longbench_narrativeqa,wikitext].")
+        leaves = catalogue.leaves(options.names, options.include_path)
+        own = LeafOptions(**{f.name: getattr(options, f.name) for f in fields(LeafOptions)})
+        return _planned(leaves, own, "task.lm_eval")
+
+
+def _planned(leaves: list[catalogue.Leaf], options: LeafOptions, prefix: str) -> list[PlannedTask]:
+    if not leaves:
+        raise UserError(f"{prefix}.names is empty: name at least one task.")
+    for name, least in (("max_gen_toks", 1), ("num_fewshot", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"{prefix}.{name} must be at least {least}, not {value}.")
+    choose(f"{prefix}.too_long", options.too_long, TOO_LONG)
+    if not options.fewshot_as_multiturn and not options.chat_template:
+        raise UserError(f"{prefix}.fewshot_as_multiturn is read only with {prefix}.chat_template=true.")
+    return [PlannedTask(LmEvalTask(leaf, options.max_gen_toks or leaf.generates), options) for leaf in leaves]
+
+
+RULER = Ruler()
+LM_EVAL = LmEval()

@@ -1,0 +1,1 @@
+"""Synthetic retrieval: prompts with a needle, and whether the model finds it."""

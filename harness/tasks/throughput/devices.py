@@ -1,0 +1,58 @@
+"""Peaks of devices by name, and their energy by NVML: what utilisations and joules are made
+from."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Dense operations per second by dtype, without sparsity, and bytes per second of the device's
+    memory."""
+
+    flops: dict[torch.dtype, float]
+    bandwidth: float
+    source: str
+
+
+def _peaks(half: float, single: float, bandwidth: float, source: str) -> Peaks:
+    """half, single: teraflops of bfloat16 and float16, and of float32 without TF32; bandwidth:
+    GB/s."""
+    flops = {torch.bfloat16: half * 1e12, torch.float16: half * 1e12, torch.float32: single * 1e12}
+    return Peaks(flops, bandwidth * 1e9, source)
+
+
+# by the name that CUDA gives: others of a family have other memory and clocks
+PEAKS = {
+    "NVIDIA H200": _peaks(989.5, 67, 4800, "NVIDIA H200 Tensor Core GPU data sheet, SXM, dense"),
+    "NVIDIA H100 PCIe": _peaks(756.5, 51, 2000, "NVIDIA H100 Tensor Core GPU data sheet, PCIe, dense"),
+    "NVIDIA H100 80GB HBM3": _peaks(989.5, 67, 3350, "NVIDIA H100 Tensor Core GPU data sheet, SXM, dense"),
+    "NVIDIA A100-SXM4-80GB": _peaks(312, 19.5, 2039, "NVIDIA A100 Tensor Core GPU data sheet, 80GB SXM, dense"),
+    "NVIDIA A100 80GB PCIe": _peaks(312, 19.5, 1935, "NVIDIA A100 Tensor Core GPU data sheet, 80GB PCIe, dense"),
+    "NVIDIA A100-SXM4-40GB": _peaks(312, 19.5, 1555, "NVIDIA A100 Tensor Core GPU data sheet, 40GB SXM, dense"),
+    "NVIDIA A100-PCIE-40GB": _peaks(312, 19.5, 1555, "NVIDIA A100 Tensor Core GPU data sheet, 40GB PCIe, dense"),
+}
+
+
+def peaks_of(name: str) -> Peaks | None:
+    """The peaks of the device that CUDA calls `name`; None where they are not known, as for every
+    CPU."""
+    return PEAKS.get(name)
+
+
+def energy_meter(device: torch.device) -> Callable[[], float] | None:
+    """A function that reads the joules the GPU has used since its driver was loaded; None without a
+    GPU, without the package nvidia-ml-py, or where the GPU does not count."""
+    if device.type != "cuda":
+        return None
+    with contextlib.suppress(Exception):  # NVML has an exception for each reason; all mean that there is no figure
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3  # NVML counts millijoules
+    return None

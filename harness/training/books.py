@@ -1,0 +1,151 @@
+"""The novels that tiny-books is trained and measured on, and how they are read from a folder."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Book:
+    """A novel of Project Gutenberg in `part`/`file` of the folder, and the sha256 of its text as
+    `body` leaves it."""
+
+    part: str
+    file: str
+    title: str
+    author: str
+    number: int
+    sha256: str
+
+
+BOOKS = (
+    Book(
+        "train",
+        "a-tale-of-two-cities.txt",
+        "A Tale of Two Cities",
+        "Charles Dickens",
+        98,
+        "5faf3c53a19a8d78a8a30e2740d2b03c2e7306adf86cdf434509e0381badea32",
+    ),
+    Book(
+        "train",
+        "crime-and-punishment.txt",
+        "Crime and Punishment",
+        "Fyodor Dostoevsky, translated by Constance Garnett",
+        2554,
+        "34a956135c9d172a28416ae0835ff2176911bd9d321a986fd17c0182135d2964",
+    ),
+    Book(
+        "train",
+        "david-copperfield.txt",
+        "David Copperfield",
+        "Charles Dickens",
+        766,
+        "91b1a66d366c0a2629fe7f780a1c6b09c322032a9077f0659bef000d8cdda62e",
+    ),
+    Book(
+        "train",
+        "great-expectations.txt",
+        "Great Expectations",
+        "Charles Dickens",
+        1400,
+        "f3a5b94d61f8adbbc2d2195e10e8a5498a12c3b6b17ade9fda7eed30f5b3154c",
+    ),
+    Book(
+        "train",
+        "jane-eyre.txt",
+        "Jane Eyre",
+        "Charlotte Brontë",
+        1260,
+        "1f283989f551718b76dcfdc1ecd6df2d3051fd8ae8be8afd6b9098cca8acb75e",
+    ),
+    Book(
+        "train",
+        "middlemarch.txt",
+        "Middlemarch",
+        "George Eliot",
+        145,
+        "3d847bc5d5ed4305eb2176b68c46af70e12b6a5748c5693918d472ea31b59813",
+    ),
+    Book(
+        "train",
+        "pride-and-prejudice.txt",
+        "Pride and Prejudice",
+        "Jane Austen",
+        1342,
+        "d02c06ecdee0120842aa1274288a07fe68d5316d1e8285853eaf4fc65a0b39a0",
+    ),
+    Book(
+        "train",
+        "ulysses.txt",
+        "Ulysses",
+        "James Joyce",
+        4300,
+        "a95febec982c6ab1ffd368eb680ed651365f7050f94660ff25d622a3a2e4140f",
+    ),
+    Book(
+        "validation",
+        "sherlock-holmes.txt",
+        "The Adventures of Sherlock Holmes",
+        "Arthur Conan Doyle",
+        1661,
+        "369b44ac9865a7dd3c06eb27212002653a7ae92422aaeb5f8b15fe9f429fbf8e",
+    ),
+    Book(
+        "test",
+        "moby-dick.txt",
+        "Moby-Dick",
+        "Herman Melville",
+        2701,
+        "98b2f52deac5d83bd9aa9509dcf9b706216072abe75ef1e309767d03fe6f95c2",
+    ),
+)
+HEADER = re.compile(r"^\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG[^\n]*\n", re.MULTILINE)
+LICENCE = re.compile(r"^\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG", re.MULTILINE)
+
+
+def body(text: str) -> str:
+    """The text without Project Gutenberg's header and licence, if it has them, its lines ended by a
+    line feed, and no white space around the whole but one line feed at the end."""
+    text = text.replace("\r\n", "\n")
+    if start := HEADER.search(text):
+        text = text[start.end() :]
+    if end := LICENCE.search(text):
+        text = text[: end.start()]
+    return text.strip() + "\n"
+
+
+def read(folder: Path) -> dict[Book, str]:
+    """All the novels in the order of `BOOKS`. Raises UserError if one is not there or not UTF-8."""
+    if not folder.is_dir():
+        raise UserError(f"--books {folder}: there is no such folder.")
+    texts = {}
+    for book in BOOKS:
+        path = folder / book.part / book.file
+        try:
+            texts[book] = body(path.read_bytes().decode("utf-8-sig"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{path} is missing: save {book.title} there, Project Gutenberg's number {book.number}, as plain UTF-8."
+            ) from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is not UTF-8: save the novel in that encoding.") from None
+    return texts
+
+
+def digest(text: str) -> str:
+    """The sha256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differing(texts: dict[Book, str]) -> list[str]:
+    """A sentence for every text that is not the one the embedded model was made with."""
+    return [
+        f"{book.part}/{book.file} is not the text the embedded model was made with (sha256 {digest(text)[:12]}, not "
+        f"{book.sha256[:12]}): figures will differ."
+        for book, text in texts.items()
+        if digest(text) != book.sha256
+    ]

@@ -1,0 +1,140 @@
+"""The model card of tiny-books, and its tables for README.md."""
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from harness.analysis.table import interval, pairs, signed
+from harness.common.stats import Difference
+from harness.common.table import Table
+from harness.training import books, books_train
+
+TEXT = """---
+license: apache-2.0
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# {name}
+
+An MPT-architecture language model with ALiBi of {parameters:.2f} million parameters (d_model {d_model},
+{layers} layers, {heads} heads, {vocabulary} tokens by byte-pair encoding), trained on eight novels, so that
+perplexity and fidelity on natural text mean something without a download. Any UTF-8 text can be
+read: what was not merged is spelt in bytes.
+
+It was trained with plain ALiBi, on rows of {lengths} tokens: no regulariser made its heads
+look locally (`tiny` had one), none kept them from it, and no method was seen in training. The tables
+below tell two things apart. A longer context brings little to a model of this size. But its heads
+attend to keys whose bias is large, as those of `tiny-plain` do, so that a method which drops them loses
+more than a short context does. Neither is a forecast for a larger model or for another task.
+
+It writes phrases that hold together for a few words. It cannot do the retrieval task.
+
+## Texts
+
+Novels of Project Gutenberg, in the public domain in the United States. Project Gutenberg's header and
+licence are cut off where a file has them, lines end in a line feed, and the text ends in one; the
+sha256 is of that. Nothing else is changed: tables of contents, notes of the transcribers and broken
+lines are in.
+
+| novel | author | number | used for | sha256 |
+|---|---|---:|---|---|
+{texts}
+
+## How it was made
+
+From random weights, with seed {seed}, at commit {commit}, by
+
+    python -m harness.training --only {name} --books FOLDER
+
+where FOLDER holds `train/jane-eyre.txt` and so on, as `harness/training/books.py` names them. The tokens were
+learnt from the training novels alone, which are {stream:.2f} million tokens of {bytes_per_token:.2f} bytes. One
+process of one thread, bfloat16 autocast; Muon for the matrices, AdamW for embedding and norms; after a short
+warm-up the learning rate falls linearly to zero over the last {decay:.0%} of the steps. {stages}.
+In all {tokens:.1f} million tokens, {passes:.1f} passes over the novels, {minutes:.0f} minutes of one core ({device},
+torch {torch}). Cross-entropy over the last {averaged} steps: {loss:.3f} nats per token.
+
+## Bits per byte
+
+{tables}
+
+{notes}
+"""
+
+NOTES = """\
+Exact ALiBi in float32, the whole text from its first byte to its last. Context C means: windows of C
+tokens moved by C/2, of which the second half counts, so that each token is predicted once from C/2 to
+C tokens before it (fewer at the start of the text). Compressors start from nothing and must learn the
+text as they go, the model has read {megabytes:.0f} MB of other novels; xz "after the training texts" is what the
+text adds to a file that holds those too.
+
+The second table is paired: {chunks} chunks of {context} tokens spread evenly over {title}, and
+of each the bits per byte of its second half, averaged over chunks. Positional LSH: {draws} independent
+draws of the masks, chunk i read under draw i mod {draws}. Intervals are 95 %: over chunks for a deterministic
+attention, over the draws' means for Positional LSH (differences: never narrower than over chunks).
+"Pairs per row" as in the other tables: the first window visits as many pairs as the union of the masks,
+the second as many as the masks one by one, or all there are."""
+
+
+def write(folder: Path, made: dict, measured: dict) -> None:
+    """Write README.md to the model's folder, from what `books_train.told` and
+    `books_measure.measure` return."""
+    weights = load_file(folder / "model.safetensors")
+    sizes = {stage["length"]: stage for stage in made["stages"]}
+    stages = [f"{s['steps']} steps of {s['tokens'] // n} rows of {n} tokens" for n, s in sizes.items()]
+    text = TEXT.format(
+        name=folder.name,
+        parameters=sum(w.numel() for w in weights.values()) / 1e6,
+        vocabulary=len(weights["transformer.wte.weight"]),
+        lengths=" and then ".join(map(str, sizes)),
+        texts="\n".join(
+            f"| {b.title} | {b.author} | {b.number} | {b.part} | `{made['texts'][f'{b.part}/{b.file}']}` |"
+            for b in books.BOOKS
+        ),
+        seed=made["seed"],
+        commit=(made["commit"] or "unknown")[:12] + (" with changes" if made["dirty"] else ""),
+        stream=made["stream_tokens"] / 1e6,
+        bytes_per_token=made["stream_bytes"] / made["stream_tokens"],
+        decay=made["decay"],
+        stages=", then ".join(stages),
+        tokens=made["tokens"] / 1e6,
+        passes=made["tokens"] / made["stream_tokens"],
+        minutes=made["cpu_seconds"] / 60,
+        device=made["device"],
+        torch=made["packages"]["torch"],
+        averaged=books_train.LOG_EVERY,
+        loss=made["loss_nats_per_token"],
+        tables=markdown(measured),
+        notes=NOTES.format(
+            megabytes=made["stream_bytes"] / 1e6, title=measured["novels"]["test"]["title"], **measured["setup"]
+        ),
+        **books_train.SHAPE,
+    )
+    (folder / "README.md").write_text(text)
+
+
+def markdown(measured: dict) -> str:
+    """Bits per byte of the novels and of the attentions, from what `books_measure.measure`
+    returns."""
+    novels = list(measured["novels"].items())
+    columns = ["", *(f"{novel['title']} ({part})" for part, novel in novels)]
+    rows = [
+        [f"{books_train.NAME}, context {context}", *(f"{novel['model'][context]:.3f}" for _, novel in novels)]
+        for context in novels[0][1]["model"]
+    ]
+    rows += [[name, *(f"{novel['plain'][name]:.3f}" for _, novel in novels)] for name in novels[0][1]["plain"]]
+    whole = Table(f"{books_train.NAME}, bits per byte of whole novels", columns, rows, [])
+    rows = [
+        [
+            row["label"],
+            pairs(row["pairs_per_row"]),
+            interval(row["bits_per_byte"]),
+            signed(row["minus_exact"] and Difference(**row["minus_exact"])),
+        ]
+        for row in measured["attentions"]
+    ]
+    setup = measured["setup"]
+    title = f"{books_train.NAME}, bits per byte of {setup['chunks']} chunks, {setup['context']} tokens"
+    compared = Table(title, ["attention", "pairs per row", "bits per byte", "minus exact"], rows, [])
+    return f"{whole.markdown()}\n{compared.markdown()}".rstrip()

@@ -1,0 +1,170 @@
+"""The network that is trained: MPT's parameters, with a forward that does what the loss needs.
+
+The last block computes only the rows (positions) that are asked for, attention goes by blocks of
+queries so that most of the future is never touched, and no cache, dropout or padding exists.
+`export` writes the stock form.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import MptConfig, MptForCausalLM
+
+from kernels.methods.slopes import alibi_slopes
+
+ALIBI_BIAS_MAX = 8
+QUERY_BLOCK = 128
+
+
+def config(vocab_size: int, d_model: int = 128, layers: int = 2, heads: int = 8) -> MptConfig:
+    """The stock configuration; its `max_seq_len` bounds what stock code can read."""
+    return MptConfig(
+        d_model=d_model,
+        n_heads=heads,
+        n_layers=layers,
+        expansion_ratio=4,
+        max_seq_len=8192,
+        vocab_size=vocab_size,
+        no_bias=True,
+        attn_config={
+            "alibi": True,
+            "alibi_bias_max": ALIBI_BIAS_MAX,
+            "attn_type": "multihead_attention",
+        },
+        architectures=["MptForCausalLM"],
+        tie_word_embeddings=True,
+        use_cache=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+
+
+def alibi_bias(heads: int, length: int, cutoff: float | None = None) -> Tensor:
+    """Causal bias (heads, length, length): `-m (i - j)`, -inf ahead and where that is < -cutoff."""
+    slope = alibi_slopes(heads, bias_max=ALIBI_BIAS_MAX, order="mpt").float()
+    position = torch.arange(length)
+    distance = position[:, None] - position[None, :]
+    bias = (-slope[:, None, None] * distance).masked_fill(distance < 0, float("-inf"))
+    return bias if cutoff is None else cut(bias, cutoff)
+
+
+def cut(bias: Tensor, cutoff: float) -> Tensor:
+    """Hide every pair whose bias is below `-cutoff`: a window of `cutoff / m` tokens per head."""
+    return bias.masked_fill(bias < -cutoff, float("-inf"))
+
+
+class Attention(nn.Module):
+    def __init__(self, d_model: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.Wqkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def forward(self, x: Tensor, bias: Tensor, rows: Tensor | None) -> Tensor:
+        """Attend from all positions, or from `rows` (batch, R) only."""
+        width = x.shape[-1]
+        if rows is None:
+            q, k, v = (self.split(part) for part in self.Wqkv(x).chunk(3, dim=-1))
+            # Torch takes its fused kernel, twice as fast here, for a mask of four dimensions only.
+            mask = bias.to(q.dtype).expand(len(x), -1, -1, -1)
+            mixed = [
+                F.scaled_dot_product_attention(
+                    q[:, :, at : at + QUERY_BLOCK],
+                    k[:, :, : at + QUERY_BLOCK],
+                    v[:, :, : at + QUERY_BLOCK],
+                    attn_mask=mask[:, :, at : at + QUERY_BLOCK, : at + QUERY_BLOCK],
+                )
+                for at in range(0, x.shape[1], QUERY_BLOCK)
+            ]
+            out = torch.cat(mixed, dim=2)
+        else:
+            q = self.split(F.linear(take(x, rows), self.Wqkv.weight[:width]))
+            k, v = (self.split(part) for part in F.linear(x, self.Wqkv.weight[width:]).chunk(2, dim=-1))
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, rows].transpose(0, 1).to(q.dtype))
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(d_model, 4 * d_model, bias=False)
+        self.down_proj = nn.Linear(4 * d_model, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.gelu(self.up_proj(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, d_model: int, heads: int) -> None:
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(d_model, bias=False)
+        self.attn = Attention(d_model, heads)
+        self.norm_2 = nn.LayerNorm(d_model, bias=False)
+        self.ffn = FeedForward(d_model)
+
+    def forward(self, x: Tensor, bias: Tensor, rows: Tensor | None) -> Tensor:
+        mixed = self.attn(self.norm_1(x), bias, rows)
+        x = (x if rows is None else take(x, rows)) + mixed
+        return x + self.ffn(self.norm_2(x))
+
+
+class Body(nn.Module):
+    def __init__(self, shape: MptConfig) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(shape.vocab_size, shape.d_model)
+        self.blocks = nn.ModuleList(Block(shape.d_model, shape.n_heads) for _ in range(shape.n_layers))
+        self.norm_f = nn.LayerNorm(shape.d_model, bias=False)
+
+
+class Net(nn.Module):
+    """An MPT decoder with tied embeddings. The caller seeds torch before it makes one."""
+
+    def __init__(self, shape: MptConfig) -> None:
+        super().__init__()
+        self.shape = shape
+        self.transformer = Body(shape)
+        for parameter in self.parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.05)
+
+    def forward(self, ids: Tensor, bias: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Hidden states after the last norm: (batch, T, d_model), or (batch, R, d_model) at `rows`.
+
+        `ids` is (batch, T), `bias` (heads, T, T) from `alibi_bias`, `rows` (batch, R) positions.
+        """
+        body = self.transformer
+        x = body.wte(ids)
+        for block in body.blocks[:-1]:
+            x = block(x, bias, None)
+        return body.norm_f(body.blocks[-1](x, bias, rows))
+
+    def logits(self, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Scores of `tokens` (ids, default all) from hidden states."""
+        table = self.transformer.wte.weight
+        return hidden @ (table if tokens is None else table[tokens]).T
+
+
+def take(x: Tensor, rows: Tensor) -> Tensor:
+    """(batch, R, width): the given positions of (batch, T, width)."""
+    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def stock(net: Net) -> MptForCausalLM:
+    """The same model as a stock `MptForCausalLM`, in the network's dtype."""
+    model = MptForCausalLM(net.shape)
+    missing, unexpected = model.load_state_dict(net.state_dict(), strict=False)
+    assert missing == ["lm_head.weight"] and not unexpected
+    model.tie_weights()
+    return model.eval()
+
+
+def export(net: Net, folder: Path) -> None:
+    """Write config.json and model.safetensors (float16) to `folder`, which is made if needed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stock(net).half().save_pretrained(folder)

@@ -1,0 +1,73 @@
+"""The issue floor: the time that the instructions of the executed path take at one a cycle on every
+scheduler.
+
+Instructions a program are those of docs/results/aot.json, turns of the loops follow from what each
+tile of rows reaches. No clock, cache or memory is part of it: beside the byte floor it is the other
+thing that no kernel of this code can undercut.
+"""
+
+import functools
+import json
+
+import torch
+
+from kernels.aot.configurations import RECORD, Configuration
+from kernels.common.gpus import CAPABILITY, SCHEDULERS
+from kernels.impl.tables import law_of
+from kernels.impl.triton.causal import STEP
+from kernels.impl.triton.launch import tile_of
+from kernels.impl.triton.tables import BLOCK
+from kernels.methods.plsh import PositionalLSH
+from kernels.methods.weights import Weights, Window
+
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+def issued(weights: Weights, tokens: int, dim: int, dtype: torch.dtype) -> dict[str, int] | None:
+    """Instructions of warps that a causal forward call on all `tokens`, batch 1, issues at least:
+    of the forward kernel and of the kernel that builds its tables. None where no machine code of
+    these is recorded."""
+    law, masks = law_of(weights), weights.count if isinstance(weights, PositionalLSH) else 0
+    causal = Configuration("causal", 90, law, dim, NAMES[dtype], masks)
+    # without masks the kernel of the tables does the same under every law
+    of_tables = Configuration("tables", 90, law if law in ("rb", "count") else "rb")
+    forward, tables = (_recorded().get(c.id) for c in (causal, of_tables))
+    if not forward or not tables or weights.sinks:
+        return None
+    tile = tile_of(dtype, CAPABILITY)
+    rows = torch.arange(0, tokens, tile)
+    steps = weights.heads * len(rows) * tile // STEP  # on the diagonal
+    for head in range(weights.heads):
+        first, _ = weights.reach(torch.tensor([head]), rows[None])
+        steps += int((rows // STEP - first[0].clamp_min(0) // STEP).sum())
+    products = [instructions for instructions, mma in forward["path"]["loops"] if mma]
+    if len(products) != 1:
+        return None
+    count = weights.heads * len(rows) * forward["path"]["straight"][0] + steps * products[0]
+    built = weights.heads * -(-tokens // BLOCK) * (tables["path"]["none"][0] + _turns(tables["path"]["loops"], masks))
+    return {"forward": forward["warps"] * count, "tables": tables["warps"] * built}
+
+
+def _turns(loops: list[list[int]], masks: int) -> int:
+    """Instructions of the loop over the masks, the first; the last is run where rounding could
+    decide. With one between them the compiler takes four masks in a turn, and one in a turn of the
+    second."""
+    first, *rest = (instructions for instructions, _ in loops)
+    return masks // 4 * first + masks % 4 * rest[0] if len(rest) > 1 else masks * first
+
+
+@functools.cache
+def _recorded() -> dict:
+    return {name: one for name, one in json.loads(RECORD.read_text())["kernels"].items() if one.get("path")}
+
+
+def table(slopes: torch.Tensor, tokens: int, *, multiprocessors: int = 132, mhz: float = 1755.0) -> str:
+    """Issue floors in ms of head dimension 128 in bf16 with 16 masks, as Markdown."""
+    rate = multiprocessors * SCHEDULERS * mhz * 1e3
+    drawn = {kind: PositionalLSH.draw(slopes, 16, seed=0, weights=kind) for kind in ("count", "rb")}
+    lines = ["| weights | forward | tables |", "|---|---:|---:|"]
+    for name, weights in (drawn | {"window T=2": Window(slopes, 2.0)}).items():
+        found = issued(weights, tokens, 128, torch.bfloat16)
+        cells = ["", ""] if found is None else [f"{found[part] / rate:.2f} ms" for part in ("forward", "tables")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""`python -m kernels.check`: every kernel against the oracle, over one matrix of cases."""

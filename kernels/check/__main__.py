@@ -1,0 +1,112 @@
+"""`python -m kernels.check`: the fused kernels on this GPU against the oracle, in float64.
+
+Two sets of calls. The shared matrix (`kernels.check.cases`) with the head dimensions of models:
+every law, sampler, dtype and number of masks meets every other and every head dimension, kind of
+call, padding and memory layout. And the configurations that the bench measures: bfloat16 at head
+dimension 128, each law in every kind of call, with keys left out too. Both forward, decoding and
+backward, what a kernel should write poisoned beforehand. Most of the time goes into compiling: the
+parts run in processes of their own, side by side, and a kernel that crashes takes down its own part
+alone. Each part is printed and written as it ends. Needs torch and triton only. Exits with 1 and
+says what failed if any error is larger than its limit. Another kernel, and the CPU, can be checked
+too.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+
+from kernels.check import calls
+from kernels.common.environment import environment, replace_file, unwritable, written
+
+PATIENCE = 280  # seconds that a part may take
+
+
+def in_a_process(name: str, dtype: torch.dtype, kernel: str, device: str) -> list[dict]:
+    """`check` in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "rows.json")
+        command = [sys.executable, "-m", "kernels.check", "--part", name, str(dtype)[6:]]
+        command += ["--kernel", kernel, "--device", device]
+        try:
+            done = subprocess.run([*command, "--json", file], capture_output=True, text=True, timeout=PATIENCE)
+            reason = f"ended with {done.returncode}: " + (done.stderr.strip().splitlines() or [""])[-1]
+        except subprocess.TimeoutExpired:
+            reason = f"took longer than {PATIENCE} s"
+        if file.exists():
+            return json.loads(file.read_text())["rows"]
+    return [calls.blank(name, "all", dtype, 0) | {"reason": reason}]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m kernels.check", description=__doc__.split("\n")[0])
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--kernel", choices=["triton", "sdpa", "flex"], help="triton on a GPU, sdpa on the CPU")
+    parser.add_argument("--part", nargs=2, metavar=("WEIGHTS", "DTYPE"), help="only these, in this process")
+    parser.add_argument("--workers", type=int, help="processes at a time; by default one for each core, 16 at most")
+    parser.add_argument("--json", type=Path, help="write every error to this file")
+    parser.add_argument("--commit", help="of the code, where it is no git checkout")
+    options = parser.parse_args(arguments)
+    if options.workers is not None and options.workers < 1:
+        parser.error(f"--workers takes a whole number from 1 on, not {options.workers}.")
+    if options.json is not None and (reason := unwritable(options.json)):
+        parser.error(f"--json: {reason}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("kernels.check found no CUDA GPU: --device cpu checks kernel sdpa, `pytest tests/kernels` the others.")
+        return 2
+    kernel = options.kernel or ("triton" if options.device == "cuda" else "sdpa")
+    if options.device == "cpu" and kernel == "flex":
+        parser.error(
+            "--kernel flex gives no log-sum-exp on the CPU, which every call is checked by: use --device cuda."
+        )
+    chosen = calls.parts()
+    if options.part:
+        chosen = [(name, dtype) for name, dtype in chosen if [name, str(dtype)[6:]] == options.part]
+        if not chosen:
+            known = "; ".join(f"{name!r} {str(dtype)[6:]}" for name, dtype in calls.parts())
+            parser.error(f"--part: there are {known}.")
+    workers = options.workers or (1 if options.device == "cpu" else min(16, os.cpu_count() or 1))
+    here = options.part or (options.device == "cpu" and workers == 1)
+    begin, ended = time.perf_counter(), {}
+    about = environment(options.device, "kernels.check", options.commit)
+
+    def one(part: tuple[str, torch.dtype]) -> list[dict]:
+        if here:
+            return calls.check(*part, kernel=kernel, device=options.device, tokens=calls.TOKENS[options.device])
+        return in_a_process(*part, kernel, options.device)
+
+    def kept() -> dict:
+        """What is known so far, written to the file."""
+        rows = [row for part in chosen for row in ended.get(part, [])]
+        failed = [said for row in rows if (said := calls.failure(row))]
+        left = [f"{name}, {str(dtype)[6:]}" for name, dtype in chosen if (name, dtype) not in ended]
+        took = round(time.perf_counter() - begin)
+        known = {"environment": about, "kernel": kernel, "seconds": took, "failed": failed, "left": left, "rows": rows}
+        if options.json:
+            replace_file(options.json, written(known) + "\n")
+        return known
+
+    content = kept()
+    with ThreadPoolExecutor(workers) as pool:
+        running = {pool.submit(one, part): part for part in chosen}
+        for done in as_completed(running):
+            (name, dtype), found = running[done], done.result()
+            ended[name, dtype] = found
+            worst = max((r["worst"] for r in found if r["worst"] is not None), default=torch.inf)
+            told = f"{name:30} {str(dtype)[6:]:9} {len(found)} calls, largest error {worst:.2g} of its limit"
+            print(told + "".join(f"\n  FAILED {said}" for r in found if (said := calls.failure(r))), flush=True)
+            content = kept()
+    failed, count = content["failed"], len(content["rows"])
+    print(f"{count} calls in {content['seconds']} s: " + (f"{len(failed)} failed" if failed else "all right"))
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

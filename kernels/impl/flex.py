@@ -1,0 +1,161 @@
+"""Kernel `flex`: torch's FlexAttention, with the blocks that it visits taken from the weights'
+reach.
+
+The block mask is built from where each tile of rows begins and ends to see: no n x n mask is ever
+made. On the CPU FlexAttention computes the output only, without log-sum-exp and gradients.
+"""
+
+import functools
+import math
+import os
+import shutil
+
+import torch
+from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+
+from kernels.impl.tables import bias_by_distance, law_of, reach_of
+from kernels.methods.weights import Weights
+
+BLOCK = 128  # rows and columns of a block, FlexAttention's own default
+KINDS = 64  # kinds of calls (weights, dtypes, shapes) that one process may compile: torch's limit of 8 is soon met
+
+
+def attend_flex(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, gap: int, need_lse: bool):
+    """As `kernels.impl.reference.attend_exact`, with lse None unless `need_lse`. Raises ValueError
+    for what FlexAttention cannot do on the CPU."""
+    if reason := hindrance(q.device, q.dtype):
+        raise ValueError(reason)
+    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if q.device.type == "cpu" and (need_lse or differentiated):
+        raise ValueError(
+            "kernel='flex' gives neither a log-sum-exp nor gradients on the CPU, because torch does not: use "
+            "kernel='sdpa'."
+        )
+    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    lse = torch.full(q.shape[:3], -math.inf, device=q.device) if need_lse else None
+    skip = min(max(0, -offset), q.shape[2])  # rows before the first token
+    if skip < q.shape[2] and k.shape[2]:
+        queries, keys = q.shape[2] - skip, k.shape[2]
+        q, k, v = (whole_blocks(x) for x in (q[:, :, skip:], k, v))
+        row = offset + skip + torch.arange(q.shape[2], device=q.device)
+        score_mod = score_of(weights, row, keys, gap)
+        blocks = block_mask(weights, row, keys, causal, gap)
+        options = {"score_mod": score_mod, "block_mask": blocks, "scale": scale, "enable_gqa": q.shape[1] != k.shape[1]}
+        try:
+            # a donated buffer could be used by one backward pass only, which retain_graph asks for
+            # again
+            with torch._dynamo.config.patch(recompile_limit=KINDS), torch._functorch.config.patch(donated_buffer=False):
+                if need_lse:
+                    whole, extra = compiled()(q, k, v, return_aux=AuxRequest(lse=True), **options)
+                    lse[:, :, skip:] = extra.lse[:, :, :queries]
+                else:
+                    whole = compiled()(q, k, v, **options)
+        except FailOnRecompileLimitHit as error:
+            raise ValueError(
+                f"kernel='flex' has been compiled for {KINDS} kinds of calls in this process (a kind: weights, dtype, "
+                f"{BLOCK} rows and columns more): use kernel='sdpa' or 'triton', or another process."
+            ) from error
+        out[:, :, skip:] = whole[:, :, :queries]
+    return out, lse
+
+
+def hindrance(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this kernel can compute nothing on the device, in a sentence that says what to do; None
+    if it can."""
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"kernel='flex' takes float16, bfloat16 and float32, not {dtype}: use kernel='exact'."
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(next(iter(compiler.split()), "")) is None:
+        return f"kernel='flex' is compiled with {compiler} on the CPU, which is not installed: use kernel='sdpa'."
+    return None
+
+
+@functools.cache
+def compiled():
+    """FlexAttention compiled whole: a part that torch gave up to compile would compute all n x n
+    scores instead."""
+    return torch.compile(flex_attention, fullgraph=True, dynamic=False)
+
+
+def whole_blocks(x: torch.Tensor) -> torch.Tensor:
+    """x (B, H, T, D) with zeros up to a whole number of blocks: every shape is compiled for by
+    itself, because with symbolic shapes torch 2.13 writes C++ that does not compile."""
+    return F.pad(x, (0, 0, 0, -x.shape[2] % BLOCK))
+
+
+def block_mask(weights: Weights, row: torch.Tensor, keys: int, causal: bool, gap: int = 0) -> BlockMask:
+    """The blocks that consecutive rows (R,), a whole number of blocks, visit among the keys: those
+    of the sinks, and an interval for each."""
+    heads, sinks = torch.arange(weights.heads, device=row.device), min(weights.sinks, keys)
+    own = row.clamp_max(keys + gap - 1)[None].expand(len(heads), -1)
+    first, last = (x - gap for x in weights.reach(heads, own))  # slots, as all that follows
+    last = (own - gap if causal else last).clamp(max=keys - 1)
+    of_sinks = -(-sinks // BLOCK)
+    low, high = first[:, ::BLOCK] // BLOCK, last[:, BLOCK - 1 :: BLOCK] // BLOCK
+    before = low.clamp_max(of_sinks)  # blocks of sinks that the interval does not hold
+    if not causal:
+        high = high.clamp_min(of_sinks - 1)
+    columns = torch.arange(-(-keys // BLOCK), device=row.device)
+    index = torch.where(columns < before[..., None], columns, (low - before)[..., None] + columns)
+    newest = own[0] - gap
+
+    def visible(b, h, i, j):
+        seen = (j >= first[h, i]) & (j <= last[h, i])
+        if sinks:
+            seen = seen | ((j < sinks) & (j <= newest[i])) if causal else seen | (j < sinks)
+        return seen
+
+    index = index.clamp_max(len(columns) - 1)
+    return BlockMask.from_kv_blocks(
+        (before + (high - low + 1).clamp_min(0))[None].int(),
+        index[None].int(),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=visible,
+        seq_lengths=(len(row), len(columns) * BLOCK),
+    )
+
+
+def score_of(weights: Weights, row: torch.Tensor, keys: int, gap: int):
+    """FlexAttention's score function for rows (R,) and slots of keys: the score plus log of the
+    pair's weight."""
+    slope, sinks = weights.slopes.float().to(row.device), weights.sinks
+    beyond = score_by_law(weights, row, -(-(-(-keys // BLOCK) * BLOCK + gap) // BLOCK) * BLOCK)
+    if not sinks and not gap:
+        return beyond
+    left_out = torch.tensor(gap, device=row.device)  # as a number it would be compiled for
+
+    def with_sinks(score, b, h, i, slot):
+        j = torch.where(slot < sinks, slot, slot + left_out)
+        own = score - slope[h] * (row[i] - j).abs()
+        return torch.where(slot < sinks, own, beyond(score, b, h, i, j))
+
+    return with_sinks
+
+
+def score_by_law(weights: Weights, row: torch.Tensor, tokens: int):
+    """The same for the tokens 0 .. tokens - 1 as keys, none of them a sink."""
+    law, device = law_of(weights), row.device
+    slope = weights.slopes.float().to(device)
+    if law == "linear":
+        return lambda score, b, h, i, j: score - slope[h] * (row[i] - j).abs()
+    heads = torch.arange(weights.heads, device=device)
+    if law in ("rb", "distance"):
+        width = reach_of(weights, tokens)
+        bias = bias_by_distance(weights.slopes.to(device), weights.count, weights.sampler, width) * math.log(2)
+        bias = F.pad(bias, (0, -bias.shape[1] % BLOCK))
+        farthest = bias.shape[1] - 1
+        return lambda score, b, h, i, j: score + bias[h, (row[i] - j).abs().clamp_max(farthest)]
+    # blocks by their first token: two tokens share a block if it starts alike
+    column = torch.arange(tokens, device=device)
+    own, other = (weights.masks.starts(heads, x[None].expand(len(heads), -1)).int() for x in (row, column))
+    shares = weights.masks.log_weight.exp().div(weights.count).float().to(device)
+
+    def counted(score, b, h, i, j):
+        total = 0.0
+        for s in range(weights.count):
+            total = total + torch.where(own[h, i, s] == other[h, j, s], shares[h, s], 0.0)
+        return score + torch.log(total)
+
+    return counted

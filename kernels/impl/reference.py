@@ -1,0 +1,59 @@
+"""Kernel `exact`: dense attention by the definition, in fp32 or fp64. The oracle that every other
+kernel is held to."""
+
+import math
+
+import torch
+
+from kernels.methods.weights import Weights
+
+
+def bytes_needed(batch: int, heads: int, queries: int, keys: int, itemsize: int = 4) -> int:
+    """Peak bytes of `attend_exact`, an upper estimate: float64 log-weights and the scores in a few
+    copies."""
+    return heads * queries * keys * (3 * 8 + 4 * batch * itemsize)
+
+
+def attend_exact(
+    q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, gap: int, need_spread: bool = False
+):
+    """One group of sequences without padding: q (B, H, Tq, D), k and v (B, Hkv, Tk, D), `offset`
+    the token of q's first row (negative rows see nothing), `gap` the tokens left out of k and v
+    after the sinks. Computes in fp64 for fp64 input, in fp32 otherwise.
+
+    Returns: out like q, the log-sum-exp (B, H, Tq) in the computing dtype, and, if `need_spread`,
+    `spread_of` the two halves of the masks (B, H, Tq), else None; rows before 0 give 0, -inf and 0.
+    """
+    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
+    repeat = q.shape[1] // k.shape[1]
+    k, v = (x.to(compute).repeat_interleave(repeat, dim=1) for x in (k, v))
+    rows = offset + torch.arange(q.shape[2], device=q.device)
+    columns = torch.arange(k.shape[2], device=q.device)
+    columns[weights.sinks :] += gap
+    # rows of padding may hold anything, NaN included, and are computed as token 0: of a row that
+    # sees nothing the gradients would be NaN
+    padding = rows < 0
+    own = q.to(compute).masked_fill(padding[:, None], 0.0)
+    score = own @ k.transpose(-1, -2) * scale
+
+    def under(weights: Weights) -> tuple[torch.Tensor, torch.Tensor]:
+        log_w = weights.log_dense(rows.clamp_min(0), columns)
+        if causal:
+            log_w = log_w.masked_fill(columns[None, :] > rows.clamp_min(0)[:, None], -math.inf)
+        weighed = score + log_w.to(compute)
+        lse = torch.logsumexp(weighed, dim=-1)
+        return torch.exp(weighed - lse[..., None]) @ v, lse  # every row sees itself
+
+    out, lse = under(weights)
+    spread = None
+    if need_spread:
+        with torch.no_grad():
+            spread = spread_of(*(under(half)[0] for half in weights.halves())).masked_fill(padding, 0.0)
+    return out.masked_fill(padding[:, None], 0.0).to(q.dtype), lse.masked_fill(padding, -math.inf), spread
+
+
+def spread_of(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The sampling error of each row from the outputs (..., D) under the two halves of its masks:
+    half their difference, root mean square over the head dimension, (...) float32. `attend` says
+    what it estimates."""
+    return ((one - other) / 2).square().mean(-1).sqrt().float()

@@ -1,0 +1,235 @@
+"""Kernel `sdpa`: chunks of query rows against only the columns that some row of the chunk visits,
+by torch's scaled_dot_product_attention. Nothing grows with n^2; memory is bounded by PIECE.
+
+All (head, chunk) pairs whose visited width falls into one size class are a piece. Its keys are
+gathered for one call, those of the sinks before them. On a CPU, without gradients, sinks and gaps,
+they are read where they lie instead, by a call for each run of chunks, and a window keeps its
+log-weights.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch.nn import functional as F
+
+from kernels.impl.reference import spread_of
+from kernels.methods.weights import Weights, Window
+
+CHUNKS = (64, 128, 256)  # rows per chunk: more waste of the causal triangle, fewer gathered keys
+PIECE = 1 << 20  # pairs computed at once (4 MB of log-weights): larger falls out of cache, smaller pays more calls
+KEPT = 1 << 24  # log-weights that stay with a window, 64 MB of them
+
+
+def attend_sdpa(
+    q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, gap: int, need_lse: bool,
+    need_spread: bool = False,
+):  # fmt: skip
+    """As `kernels.impl.reference.attend_exact`, with lse None unless `need_lse`."""
+    batch, heads, queries, dim = q.shape
+    tokens, device = k.shape[2] + gap, q.device
+    out = torch.zeros(batch * heads * queries, dim, dtype=q.dtype, device=device)
+    lse = torch.full((len(out),), -math.inf, device=device, dtype=_compute_dtype(q)) if need_lse else None
+    spread = torch.zeros(len(out), device=device) if need_spread else None
+    halves = weights.halves() if need_spread else ()
+    skip = min(max(0, -offset), queries)  # rows before the first token
+    if skip < queries and k.shape[2]:
+        pieces = _pieces(weights, offset + skip, offset + queries, tokens, causal, batch, device)
+        differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        if device.type == "cpu" and not (differentiated or weights.sinks or gap):
+            given = [x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)]
+            results = [None if x is None else x.view(*q.shape[:3], -1) for x in (out, lse, spread)]
+            for piece in pieces:
+                _attend_in_place(*given, (weights, *halves), *piece, scale, causal, offset, results)
+            return results[0], *(None if x is None else x[..., 0] for x in results[1:])
+        flat = [x.reshape(-1, dim) for x in (q, k, v)]
+        sinks = min(weights.sinks, tokens)
+        for head, rows, end, size, _ in pieces:
+            first = end - size
+            slots = first[:, None] - gap + torch.arange(size, device=device)
+            left_out = (slots < sinks)[:, None] if gap else None
+            slots.clamp_min_(0)  # columns without a slot have no weight
+            if sinks:
+                slots = torch.cat([torch.arange(sinks, device=device).expand(len(head), -1), slots], -1)
+            log_w = []
+            for each in (weights, *halves):
+                own = each.log_piece(head, rows, first, size, causal)
+                if gap:  # what is left out is not seen
+                    own = own.masked_fill(left_out, -math.inf)
+                log_w.append(torch.cat([each.log_sinks(head, rows, sinks, causal), own], -1) if sinks else own)
+            _attend_piece(flat, head, rows - offset, slots, log_w, scale, q.shape, k.shape, (out, lse, spread))
+    return out.view(q.shape), *(None if x is None else x.view(q.shape[:3]) for x in (lse, spread))
+
+
+def _pieces(
+    weights: Weights, begin: int, stop: int, tokens: int, causal: bool, batch: int, device: torch.device
+) -> Iterator:
+    """Every row of begin .. stop - 1 of every head, once: heads (G,), rows (G, C), the column after
+    the last of each group (G,), how many columns before it are computed, the same for all G, and
+    how many of them are visited (G,)."""
+    for length, members, starts in _chunks(weights, begin, stop, device):
+        head, first_row = (x.reshape(-1) for x in torch.meshgrid(members, starts, indexing="ij"))
+        last_row = first_row + length - 1
+        low = weights.reach(head, first_row[:, None])[0][:, 0]
+        high = last_row if causal else weights.reach(head, last_row[:, None])[1][:, 0].clamp_max(tokens - 1)
+        visited = high - low + 1
+        width = _size_class(visited)
+        for size in width.unique().tolist():
+            alike = torch.nonzero(width == size)[:, 0]
+            pairs = length * max((size + weights.sinks) * batch, weights.numbers_per_row)
+            for some in alike.split(max(1, PIECE // pairs)):
+                rows = first_row[some, None] + torch.arange(length, device=device)
+                yield head[some], rows, high[some] + 1, size, visited[some]
+
+
+def _chunks(weights: Weights, begin: int, stop: int, device: torch.device) -> Iterator:
+    """(rows per chunk, heads, first rows of the chunks): about a quarter of what a row of the head
+    visits, and what is left over at the end as a chunk of its own. Few rows make one chunk."""
+    heads = torch.arange(weights.heads, device=device)
+    if stop - begin <= CHUNKS[0]:
+        yield stop - begin, heads, torch.tensor([begin], device=device)
+        return
+    probe = torch.linspace(begin, stop - 1, 17, device=device).long()[None].expand(weights.heads, -1)
+    reach = (probe - weights.reach(heads, probe)[0]).median(1).values
+    choice = torch.bucketize(reach, torch.tensor([4 * chunk for chunk in CHUNKS[1:]], device=device))
+    for i, chunk in enumerate(CHUNKS):
+        members = heads[choice == i]
+        if len(members) == 0:
+            continue
+        whole = stop - (stop - begin) % chunk
+        if whole > begin:
+            yield chunk, members, torch.arange(begin, whole, chunk, device=device)
+        if whole < stop:
+            yield stop - whole, members, torch.tensor([whole], device=device)
+
+
+def _attend_in_place(q, k, v, weights, head, rows, end, size, visited, scale, causal, offset, results):
+    """A piece of `_pieces` under each of `weights`, without copies of keys; `results` (B, H, Tq, D
+    or 1)."""
+    length, repeat, keys = rows.shape[1], q.shape[1] // k.shape[1], k.shape[2]
+    window = weights[0] if isinstance(weights[0], Window) else None
+    if window is None:
+        log_w = [_as_bias(each.log_piece(head, rows, end - size, size, causal), q) for each in weights]
+    for i, count, (h, row, stop, width) in _runs(head, rows[:, 0], end, visited, length, size):
+        if window is None:
+            bias = [x[:, i : i + count, :, size - width :] for x in log_w]
+        else:
+            bias = [_as_bias(_kept(window, h, length, stop - row, width, keys, causal), q)]
+        query = _rows_of(q, h, row - offset, length, length, count)
+        key, value = (_rows_of(x, h // repeat, stop - width, width, length, count) for x in (k, v))
+        for x, found in zip(results, _attend(query, key, value, bias, scale, results[1] is not None), strict=True):
+            if x is not None:
+                _rows_of(x, h, row - offset, length, length, count).copy_(found.view(*found.shape[:3], -1))
+
+
+def _rows_of(x: torch.Tensor, head: int, first: int, width: int, step: int, count: int) -> torch.Tensor:
+    """View (B, count, width, D) of one head of x (B, H, T, D): `width` rows from each of `first`,
+    `first` + `step`, and so on."""
+    batch, heads, row, one = x.stride()
+    start = x.storage_offset() + head * heads + first * row
+    return x.as_strided((len(x), count, width, x.shape[3]), (batch, step * row, row, one), start)
+
+
+def _runs(
+    head: torch.Tensor, row: torch.Tensor, end: torch.Tensor, visited: torch.Tensor, length: int, size: int
+) -> Iterator[tuple[int, int, tuple[int, int, int, int]]]:
+    """Chunks of a piece whose rows and columns are those of the chunk before, moved on by `length`:
+    place of the first, how many, and (head, first row, column after the last, columns) of the
+    first; all have as many columns."""
+    chunks = list(zip(*(x.tolist() for x in (head, row, end, visited)), strict=True))
+    begin = 0
+    for i in range(1, len(chunks) + 1):
+        h, first, stop, _ = chunks[i - 1]
+        if i < len(chunks) and chunks[i][:3] == (h, first + length, stop + length):
+            continue
+        h, first, stop, _ = chunks[begin]
+        width = min(size, _whole(max(chunk[3] for chunk in chunks[begin:i])))
+        if width <= stop:
+            yield begin, i - begin, (h, first, stop, width)
+        else:  # near the first token some have fewer columns than others
+            for j in range(begin, i):
+                yield j, 1, chunks[j]
+        begin = i
+
+
+def _kept(window: Window, head: int, length: int, ahead: int, width: int, tokens: int, causal: bool) -> torch.Tensor:
+    """The log-weights (1, length, width) of a chunk whose first row lies `ahead` of the column
+    after its last. They are the same wherever the chunk lies, and stay with the window for the
+    other layers and calls."""
+    kept, key = vars(window).setdefault("_log_pieces", {}), (head, length, ahead, causal)
+    found = kept.get(key)
+    if found is None or found.shape[-1] < width:
+        size = _whole(min(int(window.tokens[head]) + ahead, tokens))
+        lasting = length * size <= KEPT // 4
+        size = size if lasting else width
+        rows = size - ahead + torch.arange(length)[None]
+        with torch.inference_mode(False):
+            found = window.log_piece(torch.tensor([head]), rows, torch.zeros(1, dtype=torch.long), size, causal)
+        if lasting:
+            if sum(x.numel() for x in kept.values()) + found.numel() > KEPT:
+                kept.clear()
+            kept[key] = found
+    return found[..., -width:]
+
+
+def _attend_piece(flat, head, rows, slots, log_w, scale, q_shape, k_shape, results):
+    """Rows (G, C) of q against slots (G, W) of k under the log-weights (G, C, W) of `log_w`; all
+    tensors flattened to (-1, dim), which index_select copies several times faster than indexing by
+    (head, row) does."""
+    batch, heads, queries, dim = q_shape
+    kv_heads, keys = k_shape[1:3]
+    sequence = torch.arange(batch, device=rows.device)[:, None, None]
+    own = (sequence * heads + head[:, None]) * queries + rows
+    shared = (sequence * kv_heads + (head * kv_heads // heads)[:, None]) * keys + slots
+    out, lse, _ = results
+    # off the CPU torch would want the bias in the low precision of q
+    dtype = out.dtype if out.device.type == "cpu" else _compute_dtype(out)
+    query, key, value = (
+        x.index_select(0, index.reshape(-1)).view(*index.shape, dim).to(dtype)
+        for x, index in zip(flat, (own, shared, shared), strict=True)
+    )
+    own = own.reshape(-1)
+    bias = [_as_bias(x, query) for x in log_w]
+    for x, found in zip(results, _attend(query, key, value, bias, scale, lse is not None), strict=True):
+        if x is not None:
+            x.index_copy_(0, own, found.reshape(len(own), *x.shape[1:]).to(x.dtype))
+
+
+def _attend(query, key, value, bias, scale, need_lse):
+    """out (B, G, C, D) of query (B, G, C, D) and key, value (B, G, W, D) under the first of the
+    log-weights (1, G or 1, C, W), its lse, and `spread_of` the two others, or None."""
+    full = _compute_dtype(query)
+    bias, *others = bias
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+    lse = spread = None
+    if need_lse:
+        lse = torch.logsumexp(query.to(full) @ key.to(full).transpose(-1, -2) * scale + bias, dim=-1)
+    if others:
+        # torch's own pass again takes less time on a CPU than scores that are shared but written to
+        # memory
+        with torch.no_grad():
+            query, key, value = (x.to(full) for x in (query, key, value))
+            halves = (F.scaled_dot_product_attention(query, key, value, attn_mask=x, scale=scale) for x in others)
+            spread = spread_of(*halves)
+    return out, lse, spread
+
+
+def _as_bias(log_w: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Log-weights (1, G, C, W) as torch takes them beside q."""
+    return log_w.to(_compute_dtype(q))[None]
+
+
+def _compute_dtype(q: torch.Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _whole(width: int) -> int:
+    """Rounded up to whole vectors: other widths take longer."""
+    return -(-width // 16) * 16
+
+
+def _size_class(width: torch.Tensor) -> torch.Tensor:
+    """Round widths up to 16, 20, 24, 28, 32, 40, 48, ...: at most a quarter is wasted and few calls
+    are made."""
+    step = 2 ** (torch.ceil(torch.log2(width.clamp_min(16).double())).long() - 3)
+    return (width.clamp_min(16) + step - 1) // step * step

@@ -1,0 +1,185 @@
+"""Kernel `triton` as torch operators: torch.compile takes them whole, and autograd differentiates
+the forward pass.
+
+An operator knows tensors and plain numbers only, so weights come as `Numbers`, and what needs a
+look at numbers on the host happens inside. A call that neither traces nor differentiates goes past
+the operators: beside a launch their own Python counts. The tables are the result of an operator of
+their own: autograd holds them from forward to backward, and nothing else does. Triton launches on
+the current device: each operator makes that of its tensors the current one, for models that lie on
+several.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from kernels.impl.geometry import Places, check_places, tracing
+from kernels.impl.tables import Tables, empty_tables, whole_tiles
+from kernels.impl.triton.backward import backward
+from kernels.impl.triton.decode import decode
+from kernels.impl.triton.forward import forward
+from kernels.impl.triton.launch import places_on
+from kernels.impl.triton.numbers import Numbers, bias_on, numbers_on
+from kernels.impl.triton.tables import build
+from kernels.methods.weights import Weights
+
+# a graph that torch captures would be replayed where it was captured: places on the host are not
+# read again
+UNSAFE = (torch.Tag.cudagraph_unsafe,)
+_HERE = nullcontext()
+
+
+def tables_on_device(
+    weights: Weights, tokens: int, *, tile: int, causal: bool, device: torch.device, origin: int = 0
+) -> Tables:
+    """As `kernels.impl.tables.build_tables`, on a CUDA device or in Triton's interpreter.
+
+    This is all that kernel="triton" computes from the masks before its forward pass: `order`,
+    `slope`, `share` and `bias` at the first call, the rest at every call: to time that apart, time
+    this function.
+    """
+    own = numbers_on(weights, device)
+    shape = (own.law, own.masks, own.sinks, origin, tokens, tile, causal)
+    if tracing():
+        first, last, planes, corners = tables_op(own.numbers, *shape)
+    else:
+        with on(own.numbers):
+            first, last, planes, corners = build(own.numbers, *shape).values()
+    bias = bias_on(weights, whole_tiles(tokens, tile), own)
+    fixed = (own.law, tile, own.masks, own.sinks, origin)
+    return Tables(*fixed, first, last, own.order, own.slope, bias, planes, corners, own.share)
+
+
+@torch.library.custom_op("positional_lsh::tables", mutates_args=())
+def tables_op(
+    numbers: Tensor, law: str, masks: int, sinks: int, origin: int, tokens: int, tile: int, causal: bool
+) -> list[Tensor]:
+    """`first`, `last`, `planes` and `corners` of `Tables` where `numbers` are."""
+    with on(numbers):
+        return list(build(numbers, law, masks, sinks, origin, tokens, tile, causal).values())
+
+
+@tables_op.register_fake
+def _(numbers, law, masks, sinks, origin, tokens, tile, causal):
+    return list(empty_tables(law, masks, origin, tokens, tile, causal, len(numbers), numbers.device).values())
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, tables: Tables, places: Places, scale: float) -> tuple[Tensor, Tensor]:
+    """`kernels.impl.triton.forward.forward`, with gradients for q, k and v through out and through
+    lse."""
+    if direct(q, k, v):
+        return _forward(q, k, v, tables, places, scale)
+    kind = (tables.law, tables.masks, tables.sinks, tables.tile, tables.origin)
+    return forward_op(q, k, v, tables.tensors, torch.as_tensor(places), *kind, scale)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, tables: Tables, places: Places, scale: float) -> tuple[Tensor, Tensor]:
+    with on(q):
+        where = placed(places, q, k, tables.sinks)
+        return forward(dense(q), dense(k), dense(v), tables, where, scale=scale)
+
+
+@torch.library.custom_op("positional_lsh::forward", mutates_args=(), tags=UNSAFE)
+def forward_op(
+    q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], places: Tensor, law: str, masks: int, sinks: int,
+    tile: int, origin: int, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """out like q and lse (B, H, Tq) float32; places on the host are checked, those on a device are
+    not."""
+    return _forward(q, k, v, Tables(law, tile, masks, sinks, origin, *tables), places, scale)
+
+
+@forward_op.register_fake
+def _(q, k, v, tables, places, law, masks, sinks, tile, origin, scale):
+    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@torch.library.custom_op("positional_lsh::backward", mutates_args=(), tags=UNSAFE)
+def backward_op(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor, tables: list[Tensor],
+    places: Tensor, law: str, masks: int, sinks: int, tile: int, origin: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients like q, k and v."""
+    inputs = (dense(q), dense(k), dense(v), dense(out), lse, dense(dout), dlse)
+    held = Tables(law, tile, masks, sinks, origin, *tables)
+    with on(q):
+        return backward(*inputs, held, *places[:2].tolist(), scale)
+
+
+@backward_op.register_fake
+def _(q, k, v, out, lse, dout, dlse, tables, places, law, masks, sinks, tile, origin, scale):
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+
+
+def _keep(ctx, inputs, output):
+    q, k, v, tables, places, *ctx.kind = inputs
+    ctx.save_for_backward(q, k, v, *output, places, *tables)
+
+
+def _differentiate(ctx, dout, dlse):
+    q, k, v, out, lse, places, *tables = ctx.saved_tensors
+    gradients = backward_op(q, k, v, out, lse, dout, dlse, tables, places, *ctx.kind)
+    return *gradients, [None] * len(tables), *[None] * (1 + len(ctx.kind))
+
+
+forward_op.register_autograd(_differentiate, setup_context=_keep)
+
+
+def decoded(
+    q: Tensor, k: Tensor, v: Tensor, numbers: Numbers, bias: Tensor, places: Places, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`kernels.impl.triton.decode.decode`."""
+    if direct(q, k, v):
+        return _decode(q, k, v, numbers, bias, places, scale)
+    tensors = [numbers.numbers, numbers.order, numbers.slope, numbers.share]
+    return decode_op(q, k, v, tensors, bias, torch.as_tensor(places), **numbers.kind, scale=scale)
+
+
+def _decode(
+    q: Tensor, k: Tensor, v: Tensor, numbers: Numbers, bias: Tensor, places: Places, scale: float
+) -> tuple[Tensor, Tensor]:
+    with on(q):
+        where = placed(places, q, k, numbers.sinks)
+        return decode(dense(q), dense(k), dense(v), numbers, bias, where, scale=scale)
+
+
+@torch.library.custom_op("positional_lsh::decode", mutates_args=(), tags=UNSAFE)
+def decode_op(
+    q: Tensor, k: Tensor, v: Tensor, numbers: list[Tensor], bias: Tensor, places: Tensor, law: str, masks: int,
+    sinks: int, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The same for a few causal rows, without gradients; `numbers`: the tensors of `Numbers`."""
+    return _decode(q, k, v, Numbers(law, masks, sinks, *numbers), bias, places, scale)
+
+
+@decode_op.register_fake
+def _(q, k, v, numbers, bias, places, law, masks, sinks, scale):
+    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def direct(*inputs: Tensor) -> bool:
+    """Whether a call needs no operator: no graph is traced, and no gradient wanted."""
+    if tracing() or not all(type(x) is Tensor for x in inputs):
+        return False
+    return not (torch.is_grad_enabled() and any(x.requires_grad for x in inputs))
+
+
+def placed(places: Places, q: Tensor, k: Tensor, sinks: int) -> Tensor:
+    """Places as a kernel takes them, where q is; those on the host are checked."""
+    if isinstance(places, Tensor) and places.device.type != "cpu":
+        return places.to(q.device, torch.int32).contiguous()
+    pads, starts, gaps = check_places(places, q.shape[2], k.shape[2], sinks)
+    return places_on((pads, starts, gaps) if any(gaps) else (pads, starts), q.device)
+
+
+def on(tensor: Tensor) -> AbstractContextManager:
+    """Makes the tensor's device the current one, on which Triton launches."""
+    if not tensor.is_cuda or torch.cuda.current_device() == tensor.device.index:
+        return _HERE
+    return torch.cuda.device(tensor.device)
+
+
+def dense(x: Tensor) -> Tensor:
+    """x with a dense last dimension, as the kernels want it."""
+    return x if x.stride(-1) == 1 else x.contiguous()

@@ -1,0 +1,210 @@
+"""The weights of Positional LSH: on the union of S random masks."""
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from kernels.methods.cost import log_coverage
+from kernels.methods.masks import Masks, draw_masks
+from kernels.methods.samplers import sampler_of
+from kernels.methods.weights import Alibi, Weights, by_distance, check_slopes, check_whole
+
+UNION_WEIGHTS = ("count", "rb", "exact")
+
+
+@dataclass(frozen=True)
+class PositionalLSH(Weights):
+    """Weights on the union of S random masks (arXiv 2605.09472), unbiased for ALiBi's L =
+    exp(-m|i-j|) with the sampler "gamma" or "systematic". `weights` says which:
+
+    * "count": ``(1/S) sum_s M_s``, the paper's estimate (times each mask's own weight for
+      "systematic");
+    * "rb": ``L / P(covered)`` wherever the union covers: the conditional expectation of the count
+      for independent masks, unbiased too, on the same pairs, with far less variance
+      (Rao-Blackwell);
+    * "exact": L on the union, a window of random reach (biased: nothing makes up for what the union
+      misses).
+
+    Sinks have the weight L under each of them, covered or not.
+    """
+
+    slopes: torch.Tensor
+    masks: Masks
+    sampler: str
+    weights: str
+    sinks: int = 0
+    # read here, once: code that is compiled cannot read numbers of a tensor on the host
+    span: int = field(init=False, repr=False, compare=False)
+    alike: bool = field(init=False, repr=False, compare=False)  # no mask weighs more than another
+
+    def __post_init__(self):
+        object.__setattr__(self, "span", self.masks.span)
+        object.__setattr__(self, "alike", bool((self.masks.log_weight == 0).all()))
+
+    @classmethod
+    def draw(
+        cls,
+        slopes: torch.Tensor,
+        masks: int,
+        *,
+        seed: int,
+        draw: int = 0,
+        layer: int = 0,
+        sampler: str = "gamma",
+        weights: str = "count",
+        sinks: int = 0,
+        align: int = 0,
+    ) -> "PositionalLSH":
+        """Draw `masks` masks per head; a pure function of (seed, draw, layer, head) and the
+        options.
+
+        align: put the blocks of flat heads on a grid of so many tokens (`draw_masks`). The count is
+        then one number for each pair of cells, which any block-sparse kernel can take, and its
+        expectation is off L by at most `kernels.methods.cost.align_bias`.
+
+        Raises ValueError for masks < 1, sinks < 0, an unknown sampler or weights, "rb" with a
+        sampler that has no `log_coverage`, and `align` with masks that are not random or with other
+        weights than "count".
+        """
+        slopes = check_slopes(slopes)
+        if weights not in UNION_WEIGHTS:
+            raise ValueError(f"Unknown weights {weights!r}: choose one of {', '.join(UNION_WEIGHTS)}.")
+        if align and weights != "count":
+            raise ValueError(
+                f"A grid is for counts: weights {weights!r} know masks off the grid only. Use weights='count' with "
+                "align, or align=0."
+            )
+        drawn = draw_masks(slopes, masks, seed=seed, draw=draw, layer=layer, sampler=sampler, align=align)
+        if weights == "rb":
+            log_coverage(torch.zeros(1), masks, sampler)  # says which samplers have one
+        return cls(slopes, drawn, sampler, weights, check_whole("sinks", sinks, 0))
+
+    @classmethod
+    def example(cls, slopes, kind, sampler, masks, sinks, align=0):
+        return cls.draw(slopes, masks, seed=0, sampler=sampler, weights=kind, sinks=sinks, align=align)
+
+    @property
+    def count(self) -> int:
+        return self.masks.width.shape[1]
+
+    @property
+    def law(self):
+        if self.weights == "exact":
+            return "linear"
+        if self.weights == "rb":
+            return "rb" if sampler_of(self.sampler).independent else "distance"
+        return "count" if self.alike else "sum"
+
+    @property
+    def kind(self):
+        grid = () if self.masks.grid is None else (int(self.masks.grid[:, 0].max()),)
+        return "plsh", self.weights, self.sampler, self.count, self.sinks, *grid
+
+    def pack(self):
+        width, grid = self.masks.width, self.masks.grid
+        columns = width, self.masks.shift, self.masks.log_weight.exp(), width.reciprocal()
+        return torch.cat([self.slopes[:, None], *columns, *([] if grid is None else [grid])], 1)
+
+    @property
+    def numbers_per_row(self) -> int:
+        return self.count
+
+    def log_distance(self, heads: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
+        """log w of a covered pair for "rb" and "exact": distance (N,) or (G, N) tokens -> (G, N)
+        float64."""
+        t = self.slopes[heads.cpu()].to(distance.device)[:, None] * distance.double()
+        return -t if self.weights == "exact" else -t - log_coverage(t, self.count, self.sampler)
+
+    def halves(self) -> tuple["PositionalLSH", "PositionalLSH"]:
+        """The first and the second half of the masks, each with the weights of S / 2 masks. Raises
+        ValueError for an odd number of masks, for masks that are not independent, and for "exact",
+        where fewer masks expect other weights."""
+        if not sampler_of(self.sampler).independent:
+            raise ValueError(
+                "return_spread=True needs independent masks, and those of sampler "
+                f"{self.sampler!r} are drawn together: use sampler='gamma'."
+            )
+        if self.weights == "exact":
+            raise ValueError(
+                "return_spread=True compares two estimates of the same weights, and weights='exact' are none, but a "
+                "window of random reach: use weights='count' or 'rb'."
+            )
+        if self.count % 2:
+            raise ValueError(
+                f"return_spread=True splits the masks into two halves, and {self.count} is odd: draw "
+                f"{self.count + 1} masks."
+            )
+        parts = (slice(None, self.count // 2), slice(self.count // 2, None))
+        return tuple(replace(self, masks=self.masks.some(part)) for part in parts)
+
+    def log_dense(self, rows, columns):
+        heads = torch.arange(self.heads)
+        own = self.masks.bucket(heads, rows[None].expand(self.heads, -1))[:, :, None, :]
+        other = self.masks.bucket(heads, columns[None].expand(self.heads, -1))[:, None, :, :]
+        mask_weight = self.masks.log_weight.to(rows.device)[:, :, None, None].exp()
+        union = torch.zeros(self.heads, len(rows), len(columns), dtype=torch.bool, device=rows.device)
+        total = torch.zeros(union.shape, dtype=torch.float64, device=rows.device)
+        for s in range(self.count):  # one mask at a time: all at once would take S times the memory
+            shared = own[..., s] == other[..., s]
+            union |= shared
+            total += shared * mask_weight[:, s]
+        if self.weights == "count":
+            log_w = (total / self.count).log_()
+        else:
+            distance = (rows[:, None] - columns[None, :]).abs()
+            log_w = self.log_distance(heads, distance.reshape(-1)).reshape(self.heads, *distance.shape)
+            log_w.masked_fill_(~union, -math.inf)
+        return torch.where(columns < self.sinks, Alibi(self.slopes).log_dense(rows, columns), log_w)
+
+    def reach(self, heads, rows):
+        first = self.masks.starts(heads, rows).amin(-1).clamp_min_(self.sinks)
+        return first, self.masks.ends(heads, rows).amax(-1) - 1
+
+    def log_piece(self, heads, rows, first, width, causal):
+        start = self.masks.starts(heads, rows).clamp_min_(self.sinks)
+        end = None if causal else self.masks.ends(heads, rows)
+        if self.weights == "count":
+            return self._runs(heads, rows, start, end, first, width)
+        log_w = by_distance(self.log_distance, heads, rows, first, width, causal)
+        columns = torch.arange(width, device=rows.device, dtype=torch.int32)
+        # a block of a very flat slope ends beyond int32
+        outside = columns < (start.amin(-1, keepdim=True) - first[:, None, None]).clamp_(0, width).int()
+        if end is not None:
+            outside |= columns >= (end.amax(-1, keepdim=True) - first[:, None, None]).clamp_(0, width).int()
+        return log_w.masked_fill_(outside, -math.inf)
+
+    def _runs(self, heads, rows, start, end, first, width):
+        """The count along a row is constant between block edges: write each run once instead of
+        comparing S masks with every pair. Sorted starts add a mask's weight, sorted ends take it
+        away; without ends the row itself ends it."""
+        groups, length, count = start.shape
+        device = rows.device
+        offset = first[:, None, None]
+        weight = self.masks.log_weight[heads.cpu()].exp().to(device)[:, None, :].expand(-1, length, -1)
+        if end is None:
+            edges, order = (start - offset).clamp_(0, width).int().sort(-1)
+            # a row among the sinks ends before the first column that counts
+            stop = torch.maximum((rows[..., None] + 1 - offset).clamp_(0, width).int(), edges[..., -1:])
+            if self.alike:  # equal weights: the sorted order says nothing
+                value = torch.arange(1, count + 1, device=device, dtype=torch.float64).expand(start.shape)
+            else:
+                value = weight.gather(-1, order).cumsum(-1)
+        else:
+            edges, order = torch.cat([start, end], -1).sub_(offset).clamp_(0, width).int().sort(-1)
+            sign = torch.ones(2 * count, device=device)
+            sign[count:] = -1.0
+            value = (torch.cat([weight, weight], -1) * sign).gather(-1, order).cumsum(-1)
+            # cumsum leaves rounding dust where all masks have ended: the integer count says what is
+            # covered
+            covered = sign.expand(groups, length, -1).gather(-1, order).cumsum(-1) > 0
+            value = value.masked_fill_(~covered, 0.0)
+            stop = torch.full_like(edges[..., :1], width)
+        nothing = torch.full((groups, length, 1), -math.inf, device=device)
+        values = torch.cat([nothing, value.div(count).log_().float(), nothing], -1)
+        zero = torch.zeros_like(stop)
+        bounds = torch.cat([zero, edges, stop, torch.full_like(stop, width)], -1)
+        runs = torch.repeat_interleave(
+            values.reshape(-1), bounds.diff(dim=-1).reshape(-1), output_size=groups * length * width
+        )
+        return runs.view(groups, length, width)

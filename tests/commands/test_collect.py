@@ -1,0 +1,108 @@
+"""The store as one table: every record once, what has not changed not read again."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from harness import collect
+from harness.analysis import reader
+from harness.results.store import TaskStore
+from tests.analysis.test_reader import record
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Two finished records, one that failed and one that was stopped."""
+    folder = tmp_path / "results"
+    record(folder, "alibi", {i: 1.0 for i in range(6)})
+    record(folder, "plsh", {i: float(i % 2) for i in range(4)}, draws=2, masks=16)
+    TaskStore(folder, "alibi0", "other", "x").open_part("a").write([{"key": 0}, {"key": 1}])
+    failed = {"status": "oom", "error": "MemoryError", "message": "too much", "attempt": "a"}
+    TaskStore(folder, "alibi0", "worse", "x").record_attempt("a", failed)
+    (folder / "torn").mkdir()
+    (folder / "torn" / "cell.json").write_text('{"cell')
+    return folder
+
+
+def test_a_row_holds_what_the_record_says(results):
+    table, read = collect.collect(results)
+    rows = {(row["cell_id"], row["task"]): row for row in table.to_pylist()}
+    assert read == 4 and len(rows) == 4
+    plsh = rows["plsh1", "retrieval"]
+    metric = next(r for r in reader.records(results) if r.cell_id == "plsh1").metrics["retrieval/accuracy"]
+    assert plsh["retrieval/accuracy"] == metric["value"] == 0.5
+    assert (plsh["retrieval/accuracy_low"], plsh["retrieval/accuracy_high"], plsh["retrieval/accuracy_n"]) == (0, 1, 4)
+    assert plsh["attn.masks"] == 16 and plsh["context"] == 64 and plsh["model.weights"] == "w"
+    assert plsh["status"] == "ok" and plsh["samples"] == 4 and plsh["pairs_per_row.fused"] == 3.0
+    worse, other = rows["alibi0", "worse"], rows["alibi0", "other"]
+    assert worse["status"] == "oom" and worse["why"] == "MemoryError: too much" and worse["samples"] == 0
+    assert other["status"] == "stopped" and other["samples"] == 2 and other["retrieval/accuracy"] is None
+
+
+def test_only_what_has_changed_is_read_again(results):
+    first, _ = collect.collect(results)
+    again, read = collect.collect(results)
+    assert read == 0 and again.equals(first)
+    TaskStore(results, "alibi0", "other", "x").open_part("b").write([{"key": 2}])
+    third, read = collect.collect(results)
+    assert read == 1 and third.num_rows == 4
+    assert {r["samples"] for r in third.to_pylist() if r["task"] == "other"} == {3}
+    (results / "plsh1" / "cell.json").unlink()
+    assert collect.collect(results)[0].num_rows == 3
+    (results / "index" / "records.parquet").write_text("no parquet")
+    whole, read = collect.collect(results)
+    assert read == 3 and whole.num_rows == 3
+
+
+def test_a_column_of_two_types_does_not_stop_it(results):
+    collect.collect(results)
+    record(results, "window", {0: 1.0}, cutoff="wide")
+    record(results, "window", {0: 1.0}, cutoff=2, sinks=1)
+    assert collect.collect(results)[0].num_rows == 6
+    record(results, "stock", {0: 1.0}, masks="many")  # the copy has masks as a number
+    table, read = collect.collect(results)
+    assert table.num_rows == 7 and read == 1
+    assert {"16", "many"} <= set(table["attn.masks"].to_pylist())
+
+
+def test_a_column_of_booleans_and_numbers_does_not_stop_it(results):
+    record(results, "window", {0: 1.0}, cutoff=True)
+    assert pa.types.is_boolean(collect.collect(results)[0]["attn.cutoff"].type)
+    record(results, "window", {0: 1.0}, cutoff=3, sinks=1)
+    table, read = collect.collect(results)
+    assert read == 1 and set(table["attn.cutoff"].to_pylist()) == {None, "True", "3"}
+    assert pa.types.is_integer(table["attn.masks"].type)  # what goes together stays what it is
+
+
+def test_a_copy_of_another_format_is_read_anew(results, monkeypatch):
+    collect.collect(results)
+    row_of = collect.row_of
+    monkeypatch.setattr(collect, "row_of", lambda record: {**row_of(record), "new": 1})
+    monkeypatch.setattr(collect, "FORMAT", collect.FORMAT + "x")
+    table, read = collect.collect(results)
+    assert read == 4 and table["new"].to_pylist() == [1] * 4
+    assert collect.collect(results)[1] == 0
+
+
+def test_both_formats_hold_the_same(results, tmp_path, capsys):
+    for name in ("o.parquet", "o.csv"):
+        assert collect.main([str(results), "--out", str(tmp_path / name)]) == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert document == {"status": "ok", "records": 4, "read": 0, "out": str(tmp_path / "o.csv")}
+    a, b = pyarrow.parquet.read_table(tmp_path / "o.parquet"), pyarrow.csv.read_csv(tmp_path / "o.csv")
+    assert a.column_names == b.column_names and "_trace" not in a.column_names
+    assert a["retrieval/accuracy"].to_pylist() == b["retrieval/accuracy"].to_pylist()
+
+
+def test_mistakes_are_answered_in_a_sentence(results, tmp_path, capsys):
+    for arguments, says in (
+        (["--out", "x.xlsx"], "must end in"),
+        ([str(tmp_path / "absent"), "--out", "x.csv"], "no folder"),
+        ([str(results), "--out", str(results / "torn" / "cell.json" / "x.csv")], "cannot be written"),
+    ):
+        assert collect.main(arguments) == 2
+        out, err = capsys.readouterr()
+        assert says in err and json.loads(out.splitlines()[-1])["status"] == "invalid"

@@ -1,0 +1,61 @@
+"""The retrieval task's rows: what they say of a prompt is said of the one that was fed."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+
+from harness.models.load import load_model
+from harness.models.options import ModelConfig
+from harness.models.spec import resolve_model
+from harness.tasks.retrieval import prompts
+from harness.tasks.retrieval.task import answer
+from tests.conftest import EMBEDDED
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    spec = resolve_model(ModelConfig(name="tiny", path=str(EMBEDDED / "tiny")), None)
+    return load_model(spec, device=torch.device("cpu"), kernel="auto")
+
+
+def made(tiny, context: int, first: int) -> list[dict]:
+    arguments = {"samples": 3, "data_seed": 0, "haystack": "noise", "text": None, "depths": [0.0, 0.5, 1.0]}
+    samples = prompts.build(prompts.encoder(tiny.tokenizer), context=context, **arguments)
+    return [{**sample, "key": first + 2 * n} for n, sample in enumerate(samples)]
+
+
+def test_prompts_of_several_lengths_are_answered_as_each_alone(tiny):
+    samples = sorted(made(tiny, 300, 0) + made(tiny, 297, 1), key=lambda sample: sample["key"])
+    rows = answer(tiny, samples)
+    assert [row["key"] for row in rows] == list(range(6)) and {row["tokens_seen"] for row in rows} == {297, 300}
+    for row, sample in zip(rows, samples, strict=True):
+        (alone,) = answer(tiny, [sample])
+        exact = ("prediction", "score", "doc_hash", "depth", "distance", "tokens_wanted")
+        assert [row[name] for name in exact] == [alone[name] for name in exact]
+        assert row["nll"] == pytest.approx(alone["nll"], abs=1e-4)
+
+
+def test_the_hash_of_a_question_is_that_of_what_is_fed(tiny):
+    (sample, *_) = made(tiny, 300, 0)
+    wrong = {**sample, "prompt": sample["prompt"].replace(sample["value"], "1234567"), "doc_hash": "as stored"}
+    (found,) = answer(tiny, [wrong])
+    assert found["score"] == 0
+    assert found["doc_hash"] == hashlib.sha256(f"{wrong['prompt']}\0{wrong['value']}".encode()).hexdigest()[:16]
+
+
+def test_the_share_of_a_users_text_is_in_every_row_and_beside_the_metrics(run, tmp_path):
+    (tmp_path / "text").write_text("海上起了大风，船长站在甲板上。" * 90, encoding="utf-8")
+    options = ("model=tiny", "attn=alibi", "context=400", "samples=4", "task.retrieval.haystack=text")
+    text = f"task.retrieval.text={tmp_path / 'text'}"
+    code, document, _, _ = run(*options, text, f"results={tmp_path / 'results'}")
+    assert code == 0
+    (part,) = tmp_path.glob("results/*/retrieval-*/parts/*.jsonl")
+    shares = [json.loads(line)["text_share"] for line in part.read_text().splitlines()]
+    assert len(shares) == 4 and all(0.8 < share < 1 for share in shares)
+    metric = document["metrics"]["retrieval/text_share"]
+    assert metric["value"] == pytest.approx(sum(shares) / 4) and metric["unit"] == "share of tokens"
+    for name in ("absent", "."):
+        code, document, _, err = run(*options, f"task.retrieval.text={tmp_path / name}", f"results={tmp_path}")
+        assert code == 2 and "no such file" in document["message"] and "Traceback" not in err

@@ -1,0 +1,201 @@
+"""The recipe of tiny-books on a small folder of texts, and its measure, bits per byte, against
+plain sums."""
+
+import dataclasses
+import gzip
+import hashlib
+import math
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoTokenizer, MptForCausalLM
+
+from harness.common.errors import UserError
+from harness.models.load import load_model
+from harness.models.options import ModelConfig
+from harness.models.spec import resolve_model
+from harness.training import __main__ as train_tiny
+from harness.training import bits, books, books_train, net, tokenizer
+from harness.training.train import Phase, Stage
+from kernels import Alibi
+
+WORDS = ["the", "a", "whale", "sea", "ship", "said", "of", "and", "Mr.", "upon", "“Aye,”", "was", "naïve", "—", "old\n"]
+
+
+def novel(seed, words=700):
+    rng = random.Random(seed)
+    return " ".join(rng.choice(WORDS) for _ in range(words)) + "\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("novels")
+    for seed, book in enumerate(books.BOOKS):
+        path = root / book.part / book.file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(novel(seed))
+    return root
+
+
+@pytest.fixture(scope="module")
+def small(folder):
+    """A tokenizer of 300 tokens and the stream of the training novels."""
+    read = [text for book, text in books.read(folder).items() if book.part == "train"]
+    encoder = tokenizer.learn(read, 300, 64)
+    return encoder, books_train.stream(encoder, read)
+
+
+def test_the_books_are_named():
+    assert len({book.number for book in books.BOOKS}) == len({book.sha256 for book in books.BOOKS}) == 10
+    assert [book.part for book in books.BOOKS] == ["train"] * 8 + ["validation", "test"]
+
+
+@pytest.mark.parametrize("of", ["THE", "THIS"])
+def test_header_and_licence_are_cut_off(of):
+    text = f"Title: X\r\n\r\n*** START OF {of} PROJECT GUTENBERG EBOOK X ***\r\n\r\nCall me.\r\nYes.\r\n\r\n"
+    text += f"*** END OF {of} PROJECT GUTENBERG EBOOK X ***\r\nLicence *** START\r\n"
+    assert books.body(text) == "Call me.\nYes.\n" == books.body("Call me.\nYes.\n")
+
+
+def test_another_edition_is_said_and_a_missing_one_refused(folder, tmp_path):
+    texts = books.read(folder)
+    sentences = books.differing(texts)
+    first = books.BOOKS[0]
+    assert len(sentences) == 10 and hashlib.sha256(texts[first].encode()).hexdigest()[:12] in sentences[0]
+    known = dataclasses.replace(first, sha256=hashlib.sha256(b"a\n").hexdigest())
+    assert books.differing({known: "a\n"}) == []
+    with pytest.raises(UserError, match="no such folder"):
+        books.read(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="A Tale of Two Cities there, Project Gutenberg's number 98"):
+        books.read(tmp_path)
+
+
+def test_learning_the_tokens_repeats(folder, small):
+    read = [text for book, text in books.read(folder).items() if book.part == "train"]
+    again = tokenizer.learn(read, 300, 64)
+    assert again.backend_tokenizer.to_str() == small[0].backend_tokenizer.to_str()
+    assert len(again) == 300
+
+
+def test_a_pass_reads_every_token_once():
+    length, total = 16, 192
+    places = books_train.starts(total, length, random.Random(3))
+    first = [next(places) for _ in range((total - length) // length)]
+    assert len(set(first)) == len(first) and first != sorted(first)
+    assert {b - a for a, b in zip(sorted(first), sorted(first)[1:], strict=False)} == {length}
+    assert min(first) >= 0 and max(first) + length < total
+
+
+def trained(small, steps, checkpoint=None, seed=0):
+    encoder, data = small
+    torch.manual_seed(seed)
+    model = net.Net(net.config(len(encoder), d_model=32, layers=2, heads=4))
+    phase = Phase("test", (Stage(32, steps, 256), Stage(64, 4, 256)), decay=0.9)
+    return model, books_train.train(model, data, phase, seed, lambda line: None, checkpoint)[0]
+
+
+def test_training_lowers_the_loss_and_repeats(small):
+    _, losses = trained(small, 60)
+    assert losses[0] > math.log(300) - 0.5
+    assert sum(losses[-5:]) / 5 < losses[0] - 2
+    assert trained(small, 3)[1] == trained(small, 3)[1] != trained(small, 3, seed=1)[1]
+
+
+def test_a_stopped_run_goes_on(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(books_train, "SAVE_EVERY", 3)
+    monkeypatch.setattr(books_train, "LOG_EVERY", 1)
+    whole, losses = trained(small, 4)
+    assert len(losses) == 8
+    file = tmp_path / "checkpoint.pt"
+    encoder, data = small
+
+    def stop(line):
+        if "4/8" in line:
+            raise KeyboardInterrupt
+
+    torch.manual_seed(0)
+    model = net.Net(net.config(len(encoder), d_model=32, layers=2, heads=4))
+    phase = Phase("test", (Stage(32, 4, 256), Stage(64, 4, 256)), decay=0.9)
+    with pytest.raises(KeyboardInterrupt):
+        books_train.train(model, data, phase, 0, stop, file)
+    resumed, found = trained(small, 4, file)
+    assert found == losses
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], weight), name
+    assert len(trained(small, 4, file, seed=1)[1]) == 8  # the checkpoint of another run
+
+
+def test_the_command_makes_a_model_that_loads(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(books_train, "SHAPE", {"d_model": 32, "layers": 1, "heads": 4})
+    monkeypatch.setattr(books_train, "VOCABULARY", 280)
+    arguments = ["--only", "tiny-books", "--books", str(folder), "--out", str(tmp_path), "--steps-scale", "0"]
+    monkeypatch.setattr("sys.argv", ["train_tiny", *arguments])
+    train_tiny.main()
+    printed = capsys.readouterr()
+    assert "another edition" not in printed.out and printed.err.count("is not the text") == 10
+    made = books_train.told(tmp_path / "tiny-books")
+    assert made["tokens"] == 2 * 4096 and made["texts"]["test/moby-dick.txt"] != books.BOOKS[-1].sha256
+    card = (tmp_path / "tiny-books" / "README.md").read_text()
+    assert "PLSH S=16 gamma rb" in card and "window T=" in card and "| gzip -9 |" in card
+    assert not (tmp_path / "tiny-books" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--only", "tiny-books"], ["--books", "x"], ["--measure"]])
+def test_what_does_not_go_together_is_refused(arguments, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train_tiny", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        train_tiny.main()
+    assert stopped.value.code == 2 and "--books FOLDER" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def exported(small, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    model, _ = trained(small, 20)
+    net.export(model, path)
+    small[0].save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("tokens, context", [(40, 64), (64, 64), (65, 64), (96, 64), (97, 64), (150, 64), (150, 2)])
+@torch.inference_mode()
+def test_sliding_windows_count_every_token_once(exported, small, tokens, context):
+    ids = small[1][5 : 5 + tokens + 1]
+    spec = resolve_model(ModelConfig(name="x", path=str(exported)), None)
+    loaded = load_model(spec, device=torch.device("cpu"), kernel="auto")
+    found = bits.sliding(loaded, ids, [Alibi(spec.slopes)] * 2, context=context)
+    assert len(found) == tokens
+    stock = MptForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
+    half = context // 2
+    for target in range(1, tokens + 1):
+        # the window that counts this token: the first, or the one whose second half holds it, or
+        # the last
+        end = context if target <= context else min(tokens, math.ceil((target - context) / half) * half + context)
+        end = min(end, tokens)
+        first = max(0, end - context)
+        logits = stock(ids[None, first:target]).logits[0, -1]
+        expected = F.cross_entropy(logits, ids[target])
+        assert abs(found[target - 1] - expected) < 1e-4, target
+
+
+def test_bytes_of_tokens_are_those_of_the_text(exported):
+    encoder = AutoTokenizer.from_pretrained(exported)
+    sizes = bits.byte_counts(encoder)
+    for text in ["“Aye,” — said naïve 鯨 \x00", "the whale", ""]:
+        ids = torch.tensor(encoder.encode(text), dtype=torch.long)
+        assert sizes[ids].sum() == len(text.encode())
+    assert sizes[encoder.eos_token_id] == 0 and sizes[1:].min() == 1
+
+
+def test_plain_references():
+    text, before = novel(1).encode(), novel(1).encode()
+    found = bits.compressed(text, before)
+    assert found["gzip -9"] == 8 * len(gzip.compress(text, 9)) / len(text)
+    assert found["xz -9e after the training texts"] < 0.1 < found["xz -9e"]  # the same text again
+    assert bits.compressed(bytes(range(256)), b"")["entropy of single bytes"] == 8.0
+    ids = torch.tensor([1, 1, 2, 3])
+    counted = bits.unigram(ids, torch.tensor([1, 1, 1, 2]), torch.tensor([0, 1, 2, 1]))
+    shares = [4 / 8, 4 / 8, 2 / 8, 1 / 8]
+    assert counted == pytest.approx(-sum(math.log2(share) for share in shares) / 5)
