@@ -21,7 +21,7 @@ from harness.common.ranks import Team
 from harness.common.signals import StopRequest
 from harness.experiment.compose import composed, words_of
 from harness.experiment.plan import Plan, plan
-from harness.run import run_plan
+from harness.experiment.run_plan import run_plan
 from harness.tracking.tracker import Tracker
 from kernels.common.malloc import keep_freed_memory
 

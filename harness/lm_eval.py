@@ -19,7 +19,7 @@ def register() -> None:
     from lm_eval.api.registry import model_registry
 
     if "plsh" not in model_registry:
-        model_registry.register("plsh", target="harness.tasks.lmeval.replaced:ReplacedLM")
+        model_registry.register("plsh", target="harness.experiment.replaced_lm:ReplacedLM")
 
 
 def main() -> int:

@@ -75,12 +75,6 @@ class Attention(ABC):
         by how they are counted: "fused", each pair once, and "passes", each mask by itself. What is
         not known is left out."""
 
-    def references(self, model: "ModelSpec", context: int) -> "dict[str, Attention]":
-        """What a table shows beside this method, by role. Exact ALiBi ("exact") is always there."""
-        from harness.attentions.window import windows_beside
-
-        return windows_beside(self, model, context) if self.beside_windows else {}
-
     @classmethod
     def chosen(cls, options: Any, *, masks: int, context: int, model: "ModelSpec") -> "Attention":
         """From the command line: `options` has every attn.* of every method. Raises UserError for

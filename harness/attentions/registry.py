@@ -9,7 +9,7 @@ from harness.attentions.alibi import EXACT, Alibi
 from harness.attentions.base import Attention, Option, Unknown
 from harness.attentions.plsh import Plsh
 from harness.attentions.stock import Stock
-from harness.attentions.window import Window
+from harness.attentions.window import Window, windows_beside
 from harness.common.errors import UserError, choose
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ATTENTIONS: dict[str, type[Attention]] = {kind.name: kind for kind in (Alibi, Stock, Plsh, Window)}
 
-__all__ = ["ATTENTIONS", "EXACT", "attention_of", "chosen", "options", "place_of"]
+__all__ = ["ATTENTIONS", "EXACT", "attention_of", "chosen", "options", "place_of", "references"]
 
 
 def options() -> list[Option]:
@@ -41,6 +41,11 @@ def chosen(given: Any, *, masks: int, context: int, model: "ModelSpec") -> Atten
     if not 0 <= given.sinks <= context:
         raise UserError(f"attn.sinks must be from 0 to context={context}, not {given.sinks}.")
     return kind.chosen(given, masks=masks, context=context, model=model)
+
+
+def references(attention: Attention, model: "ModelSpec", context: int) -> dict[str, Attention]:
+    """What a table shows beside a method, by role. Exact ALiBi ("exact") is always there."""
+    return windows_beside(attention, model, context) if attention.beside_windows else {}
 
 
 def attention_of(identity: Mapping) -> Attention:

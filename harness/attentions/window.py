@@ -6,24 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.attentions.base import Attention, Style, one_of
+from harness.attentions.masks import refuse_align, samplers
 from harness.common.errors import UserError
 
 if TYPE_CHECKING:
     from harness.models.spec import ModelSpec
-    from kernels.methods.samplers import Sampler
 
 
 def _matches() -> tuple[str, ...]:
     from kernels.methods.samplers import MATCHES
 
     return MATCHES
-
-
-def samplers() -> "dict[str, Sampler]":
-    """By name (`kernels.methods.samplers`)."""
-    from kernels.methods.samplers import SAMPLERS
-
-    return SAMPLERS
 
 
 @dataclass
@@ -51,7 +44,6 @@ class Window(Attention):
 
     @classmethod
     def chosen(cls, options, *, masks, context, model):
-        from harness.attentions.plsh import refuse_align
         from kernels.methods.cost import expected_pairs
 
         kept = {"sinks": options.sinks, "evict": options.evict}

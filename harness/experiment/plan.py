@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.attentions.registry import EXACT, chosen
+from harness.attentions.registry import EXACT, chosen, references
 from harness.cell import DRAWS, Cell
 from harness.common import environment
 from harness.common.errors import CannotLoad, UserError, choose, nearest
@@ -144,12 +144,12 @@ class Planner:
         beside = {}
         if wanted != "none":
             cost = (*named, attention, config.context)
-            beside = self._once(("references", *cost), lambda: attention.references(model, config.context))
+            beside = self._once(("references", *cost), lambda: references(attention, model, config.context))
             beside = {"exact": EXACT, **beside}
-        references = {role: cell.with_attention(reference) for role, reference in beside.items()}
+        cells = {role: cell.with_attention(reference) for role, reference in beside.items()}
         return Plan(
             cell=cell,
-            references={role: found for role, found in references.items() if found.cell_id != cell.cell_id},
+            references={role: found for role, found in cells.items() if found.cell_id != cell.cell_id},
             compute_references=wanted == "compute",
             tasks=tasks,
             samples=config.samples,

@@ -24,7 +24,7 @@ from harness.common.preflight import refuse_foreign_kernels
 from harness.common.ranks import ranks
 from harness.common.signals import StopRequest
 from harness.common.streams import print_in_any_encoding
-from harness.data import prepare
+from harness.experiment.prepare import prepare
 from harness.sweep.cells import Mistakes, expand, plans
 from harness.sweep.grid import checked, read
 from harness.sweep.progress import Progress

@@ -14,6 +14,7 @@ from torch import Tensor
 from harness.attentions.alibi import EXACT
 from harness.attentions.base import Attention
 from harness.attentions.plsh import Plsh
+from harness.attentions.registry import references
 from harness.cell import Cell
 from harness.common import stats
 from harness.models.load import LoadedModel, load_model
@@ -97,4 +98,4 @@ def compare(
 def attentions(spec: ModelSpec) -> list[Attention]:
     """Exact ALiBi first, then both weights of Positional LSH, then the windows of equal cost."""
     random = [Plsh(MASKS, "gamma", weights) for weights in ("count", "rb")]
-    return [EXACT, *random, *random[0].references(spec, CONTEXT).values()]
+    return [EXACT, *random, *references(random[0], spec, CONTEXT).values()]

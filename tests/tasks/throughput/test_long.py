@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from harness.attentions.plsh import Plsh
+from harness.attentions.registry import references
 from harness.models.family import Architecture
 from harness.models.load import LoadedModel, random_model
 from harness.tasks.throughput.memory import peak_bytes
@@ -28,7 +29,7 @@ def methods(loaded, tokens: int) -> dict:
     slopes = loaded.attention.slopes
     # any model of two heads has these slopes
     model = spec("model=random", *(f"model.architecture.{n}={v}" for n, v in (("heads", 2), ("width", 32))))
-    beside = Plsh(MASKS, "gamma", "count").references(model, tokens)
+    beside = references(Plsh(MASKS, "gamma", "count"), model, tokens)
     windows = {m: Window(slopes, beside[f"window {m}"].cutoff) for m in ("fused", "passes")}
     masks = {f"plsh {w}": PositionalLSH.draw(slopes, MASKS, seed=0, weights=w) for w in ("count", "rb")}
     return {"exact": Alibi(slopes), **masks, **windows}
