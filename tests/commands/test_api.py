@@ -88,7 +88,7 @@ class TestRun:
         def broken(*_, **__):
             raise ValueError("broken on purpose")
 
-        monkeypatch.setattr("harness.models.load.load_model", broken)
+        monkeypatch.setattr("harness.experiment.run_plan.load_model", broken)
         found = harness.run(references="none", results=tmp_path, **SMALL)
         assert found.status == "failed" and found.tasks["retrieval"].outcome["message"] == "broken on purpose"
 

@@ -111,7 +111,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("arguments", "says", "hint"), MISTAKES, ids=[" ".join(m[0]) for m in MISTAKES])
 def test_mistakes_are_answered_before_a_model_is_loaded(run, monkeypatch, tmp_path, arguments, says, hint):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("harness.models.load.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("harness.experiment.run_plan.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     code, document, _, err = run(*arguments)
     assert code == 2
     assert document["status"] == "invalid" and says in document["message"] and hint in document["message"]
@@ -181,7 +181,7 @@ def test_one_task_with_two_sets_of_options_is_two_records(run, tmp_path):
 def test_second_run_computes_nothing(run, monkeypatch, tmp_path):
     arguments = (*FAST, f"results={tmp_path}")
     first = run(*arguments)
-    monkeypatch.setattr("harness.models.load.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("harness.experiment.run_plan.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     again = run(*arguments)
     assert first[1].pop("rows_written") > 0 and again[1].pop("rows_written") == 0
     assert again[0] == 0 and again[1] == first[1]
