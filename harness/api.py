@@ -62,18 +62,19 @@ def run(*words: str, **options: object) -> CellRecord:
     """Run one cell as `python -m harness.run` does, or find it in the store.
 
     Args:
-        words: options as on the command line: "attn.weights=rb". options: options as Python values:
-        model="tiny", masks=16. A mapping stands for the options of a group,
-            attn={"name": "plsh", "weights": "rb"}, and for tasks with theirs, task={"ruler":
-            {"names": ["ruler_vt"]}}.
+        words: options as on the command line: "attn.weights=rb".
+        options: options as Python values: model="tiny", masks=16. A mapping stands for the options
+            of a group, attn={"name": "plsh", "weights": "rb"}, and for tasks with theirs,
+            task={"ruler": {"names": ["ruler_vt"]}}.
 
     Returns:
         The record of the cell. A task that failed is a status and no exception, as it is on the
-        command line.
+            command line.
 
     Raises:
-        UserError: for what the command answers with exit code 2. KeyboardInterrupt: where a signal
-        has stopped the run; what was computed is kept, and the same call goes on.
+        UserError: for what the command answers with exit code 2.
+        KeyboardInterrupt: where a signal has stopped the run; what was computed is kept, and the
+            same call goes on.
     """
     arguments = [*words, *words_of(options)]
     refuse_foreign_kernels()

@@ -31,38 +31,33 @@ def attend(
 
     Args:
         q: (batch, heads, queries, head_dim); k, v: (batch, kv_heads, keys, head_dim), kv_heads
-        dividing heads. scale: default 1/sqrt(head_dim). kernel: "exact" (dense, fp32 or fp64),
-        "sdpa" (visited pairs only), "flex" (FlexAttention, compiled at the
-            first call of a kind), "triton" (one fused pass, on a GPU), "auto" (triton on a GPU
-            where it can do the call and its first one of the kind agrees with the oracle, else
-            sdpa: `kernels.auto`).
+            dividing heads.
+        scale: default 1/sqrt(head_dim).
+        kernel: "exact" (dense, fp32 or fp64), "sdpa" (visited pairs only), "flex" (FlexAttention,
+            compiled at the first call of a kind), "triton" (one fused pass, on a GPU), "auto"
+            (triton on a GPU where it can do the call and its first one of the kind agrees with the
+            oracle, else sdpa: `kernels.auto`).
         q_offset: token coordinate of q's first row, one number or (batch,); default keys - queries
-        - padding + gap, as
-            in decoding with a cache. The queries must lie among the keys; negative coordinates are
-            padding.
+            - padding + gap, as in decoding with a cache. The queries must lie among the keys;
+            negative coordinates are padding.
         padding: (batch,) how many leading slots of k are padding. Token coordinates count from the
-        first real token,
-            so a padded row equals the same row alone. Rows of padding give 0.
+            first real token, so a padded row equals the same row alone. Rows of padding give 0.
         gap: how many tokens k and v leave out after the sinks, one number or (batch,): a cache that
-        has dropped what no
-            row will reach again holds the first `weights.sinks` tokens, then token sinks + gap and
-            all after it. Causal only, and every query comes after what is left out, which it does
-            not see: the result is that of all keys where nothing is left out that the first query
-            reaches (`weights.reach`).
+            has dropped what no row will reach again holds the first `weights.sinks` tokens, then
+            token sinks + gap and all after it. Causal only, and every query comes after what is
+            left out, which it does not see: the result is that of all keys where nothing is left
+            out that the first query reaches (`weights.reach`).
         places: padding, q_offset and, where keys are left out, gap, as the rows of one tensor (2 or
-        3, batch) of whole
-            numbers, in place of the three. Those of a CUDA tensor are not looked at on the host and
-            so not checked: a CUDA graph that holds the call reads them at every replay. int32 on
-            q's device is taken as it is.
+            3, batch) of whole numbers, in place of the three. Those of a CUDA tensor are not looked
+            at on the host and so not checked: a CUDA graph that holds the call reads them at every
+            replay. int32 on q's device is taken as it is.
         return_lse: also return the log-sum-exp of each row, (batch, heads, queries), float32 or
-        float64 as computed;
-            -inf in a row of padding.
+            float64 as computed; -inf in a row of padding.
         return_spread: also return the sampling error of each row, (batch, heads, queries) float32:
-        an estimate of the
-            standard deviation of `out` over draws of the masks, root mean square over head_dim; 0
-            in a row of padding. No gradient flows through it. Needs an even number of masks of the
-            sampler "gamma", weights "count" or "rb", and the kernel "exact" or "sdpa", which "auto"
-            then chooses.
+            an estimate of the standard deviation of `out` over draws of the masks, root mean square
+            over head_dim; 0 in a row of padding. No gradient flows through it. Needs an even number
+            of masks of the sampler "gamma", weights "count" or "rb", and the kernel "exact" or
+            "sdpa", which "auto" then chooses.
 
             With out_A and out_B the outputs under the first and the second half of the masks, each
             normalised by itself and with the weights of S/2 masks, ``spread = sqrt(mean over
@@ -81,8 +76,7 @@ def attend(
             by no mask of the draw is not in it: average squares over rows.
 
     Returns: out (batch, heads, queries, head_dim) in q's dtype, or a tuple of out, lse, spread, as
-    far as asked for.
-        Raises ValueError with what to change.
+        far as asked for. Raises ValueError with what to change.
     """
     if q.device.type != "meta" and torch.is_autocast_enabled(q.device.type):
         with torch.autocast(q.device.type, enabled=False):  # the dtype of q, k and v says what is computed in

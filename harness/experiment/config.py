@@ -2,15 +2,19 @@
 checks what they mean together."""
 
 import functools
+import math
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from harness.common.errors import UserError, choose
 from harness.models.options import ArchitectureConfig, ModelConfig
 from harness.tracking.options import TrackingConfig
 
+LEAST = {"masks": 1, "context": 2, "samples": 1, "batch": 1, "seed": 0, "data_seed": 0, "draws": 1}
+REFERENCES = ("compute", "read", "none")
 GROUPS = {"model", "attn", "kernel", "task", "tracking"}  # options whose value is the name of a file in CONF
 
 
@@ -45,6 +49,18 @@ class RunConfig:
     results: str = "results"
     lease: float = 0.0
     references: str | None = None
+
+    def check(self) -> None:
+        """Raise UserError for a value that makes no sense by itself. Groups check their own; what
+        makes no sense together is in `harness.experiment.refusals`."""
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < 2**63:
+                raise UserError(f"{name} must be at least {least} and below 2**63, not {value}.")
+        if not 0 <= self.lease < math.inf:
+            raise UserError(f"lease must be a number of seconds, or 0 for none, not {self.lease}.")
+        if self.references is not None:
+            choose("references", self.references, REFERENCES)
 
 
 def attn_config() -> type[AttnConfig]:

@@ -1,7 +1,6 @@
 """From a composed configuration to what will be done: cells, tasks, device, every mistake answered
 before a model is loaded."""
 
-import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,15 +17,13 @@ from harness.common.errors import CannotLoad, UserError, choose, nearest
 from harness.common.paths import CONF
 from harness.experiment.config import RunConfig, attn_config
 from harness.experiment.machine import device_of, memory_sentence, store, writable
-from harness.experiment.refusals import refuse_kernel, refuse_length, refuse_model, refuse_ranks
+from harness.experiment.refusals import refuse_draws, refuse_kernel, refuse_length, refuse_model, refuse_ranks
 from harness.models.options import ArchitectureConfig, ModelConfig
 from harness.models.spec import resolve_model
 from harness.tasks.base import PlannedTask
 from harness.tasks.registry import family_of
 from harness.tracking import tracker
 from harness.tracking.options import TrackingConfig
-
-REFERENCES = ("compute", "read", "none")
 
 
 @dataclass(frozen=True)
@@ -93,11 +90,7 @@ class Planner:
 
     def plan(self, config: RunConfig) -> Plan:
         """Check everything that can be known without weights. Raises UserError."""
-        refuse_ranges(config)
-        if config.draws is not None and config.draws < 1:
-            raise UserError(f"draws must be at least 1, not {config.draws}.")
-        if not 0 <= config.lease < math.inf:
-            raise UserError(f"lease must be a number of seconds, or 0 for none, not {config.lease}.")
+        config.check()
         tracking = self._once(("tracking", repr(config.tracking)), lambda: tracker.check(config.tracking))
         named = (repr(config.model), config.dtype)
         model = self._once(("model", *named), lambda: resolve_model(config.model, config.dtype))
@@ -108,8 +101,7 @@ class Planner:
         draws = (config.draws or DRAWS) if attention.random else 1
         cell = Cell(model, attention, kernel, config.context, config.seed, draws, config.data_seed)
         # with random weights nothing but speed is asked for, and a speed is compared within one run
-        own = "compute" if model.embedded or model.random else "read"
-        wanted = choose("references", config.references or own, REFERENCES)
+        wanted = config.references or ("compute" if model.embedded or model.random else "read")
         placed = ("device", config.device, model.device_map)
         device = self._once(placed, lambda: device_of(config.device, model.device_map, here=self.here))
         if self.here and not attention.native:
@@ -118,11 +110,7 @@ class Planner:
         if not tasks:
             raise UserError("No task is chosen: set task=retrieval.")
         for planned in tasks:
-            if planned.task.rows_are == "samples" and draws > config.samples:
-                raise UserError(
-                    f"samples={config.samples} cannot be spread over draws={draws}: ask for more samples or fewer "
-                    "draws."
-                )
+            refuse_draws(planned.task, config.samples, draws)
             refuse_model(planned.task, model)
             refuse_length(cell, planned.task)
             if self.here:
@@ -181,13 +169,6 @@ class Planner:
         if error is not None:
             raise UserError(str(error))
         return found
-
-
-def refuse_ranges(config: RunConfig) -> None:
-    """UserError for a number that is too small or too large."""
-    for name, least in (("masks", 1), ("context", 2), ("samples", 1), ("batch", 1), ("seed", 0), ("data_seed", 0)):
-        if not least <= getattr(config, name) < 2**63:
-            raise UserError(f"{name} must be at least {least} and below 2**63, not {getattr(config, name)}.")
 
 
 def _tasks(chosen: dict[str, dict | None], device: torch.device) -> list[PlannedTask]:

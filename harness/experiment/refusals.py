@@ -45,6 +45,12 @@ def refuse_model(task: Task, model: ModelSpec) -> None:
         )
 
 
+def refuse_draws(task: Task, samples: int, draws: int) -> None:
+    """UserError if there are fewer samples than draws of the masks to spread them over."""
+    if task.rows_are == "samples" and draws > samples:
+        raise UserError(f"samples={samples} cannot be spread over draws={draws}: ask for more samples or fewer draws.")
+
+
 def refuse_ranks(task: Task, model: ModelSpec) -> None:
     """UserError if several processes could not divide this task of this model."""
     if ranks() == 1:

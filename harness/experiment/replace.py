@@ -10,7 +10,7 @@ from harness.cell import Cell
 from harness.common.errors import UserError, choose
 from harness.common.preflight import refuse_foreign_kernels
 from harness.experiment.compose import composed, words_of
-from harness.experiment.plan import refuse_ranges, typed
+from harness.experiment.plan import typed
 from harness.experiment.refusals import refuse_kernel
 from harness.models.families import FAMILIES, family_of
 from harness.models.spec import DTYPES, ModelSpec, architecture_of
@@ -105,16 +105,18 @@ def attention(
     names and configuration stay.
 
     Args:
-        model: the model, or a module that holds it. attn: what is computed: alibi, plsh, window or
-        stock. masks: masks of each layer and head, and what a window's cost is matched to. context:
-        tokens at which a window without a cutoff costs as much as the masks; nothing else needs it.
-        seed, draw: which masks; (seed, draw) are those of `harness.run` with the same seed. kernel:
-        how it is computed: auto, sdpa, flex, triton or exact. check: hold the model's first
-        replacement against the float64 oracle and the ways of its KV cache, by forwards
-            of a few tokens. To be left out for weights that are on other devices or in shards.
+        model: the model, or a module that holds it.
+        attn: what is computed: alibi, plsh, window or stock.
+        masks: masks of each layer and head, and what a window's cost is matched to.
+        context: tokens at which a window without a cutoff costs as much as the masks; nothing else
+            needs it.
+        seed, draw: which masks; (seed, draw) are those of `harness.run` with the same seed.
+        kernel: how it is computed: auto, sdpa, flex, triton or exact.
+        check: hold the model's first replacement against the float64 oracle and the ways of its KV
+            cache, by forwards of a few tokens. To be left out for weights that are on other devices
+            or in shards.
         options: the attention's own, as on the command line without their "attn.": sampler,
-        weights, match, cutoff,
-            sinks, evict, align.
+            weights, match, cutoff, sinks, evict, align.
 
     Raises:
         UserError: for an option that the command line would refuse, or a model that has no ALiBi.
@@ -123,7 +125,7 @@ def attention(
     own = {f"attn.{name}": value for name, value in options.items()}
     sizes = {"masks": masks, "context": context or ANY_CONTEXT, "seed": seed}
     config = typed(composed(words_of({"attn": attn, "kernel": kernel, **sizes, **own})))
-    refuse_ranges(config)
+    config.check()
     if config.attn.name == "window" and config.attn.cutoff is None and context is None:
         raise UserError(
             "A window has a cutoff, or costs as much as masks do at some context: give cutoff= or context=."

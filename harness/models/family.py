@@ -66,16 +66,15 @@ class Family:
     """One model family.
 
     architecture: raw config.json -> Architecture (UserError for a variant that is not supported).
-    mend: raw config.json -> the same in the form transformers accepts. raw: Architecture -> raw
-    config.json of a model with that architecture, for random weights. is_attention: which modules
-    to replace. forward: (module, attend, *what the block hands the module in place) -> the module's
-    own return value. It calls
-        ``attend(q, k, v, scale=, dropout=)`` with the new tokens' keys and values, which returns
-        the output and the probabilities, or None for them; `attend` knows the cache, the padding
-        and whether the module is in training.
+    mend: raw config.json -> the same in the form transformers accepts.
+    raw: Architecture -> raw config.json of a model with that architecture, for random weights.
+    is_attention: which modules to replace.
+    forward: (module, attend, *what the block hands the module in place) -> the module's own return
+        value. It calls ``attend(q, k, v, scale=, dropout=)`` with the new tokens' keys and values,
+        which returns the output and the probabilities, or None for them; `attend` knows the cache,
+        the padding and whether the module is in training.
     idle: what the block hands the module by name and the replaced attention has no use for. The
-    cache and the mask are
-        known; anything else is refused.
+        cache and the mask are known; anything else is refused.
     slope_factor: what the family's own code multiplies its slopes by, besides the bias itself.
     """
 

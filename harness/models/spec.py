@@ -35,10 +35,12 @@ class ModelSpec:
     """A model that can be loaded. `identity` is what distinguishes its results from another
     model's.
 
-    revision: of a model on the Hub the commit, whatever branch or tag was asked for. init_seed: of
-    random weights; None for a checkpoint's. layers: how many of the checkpoint's; None for all.
+    revision: of a model on the Hub the commit, whatever branch or tag was asked for.
+    init_seed: of random weights; None for a checkpoint's. layers: how many of the checkpoint's;
+        None for all.
     reads: "text", or "prompts" for a model that knows no words but those of the harness's own
-    prompts. device_map: how accelerate spreads it over the GPUs; None for one device.
+        prompts.
+    device_map: how accelerate spreads it over the GPUs; None for one device.
     """
 
     name: str

@@ -27,8 +27,10 @@ class Entry:
     """What the store has of one task of one cell.
 
     status: ok, unsupported, error, oom, stopped or missing. samples: rows that task.json is made
-    of, None without one. exhausted: there are no more samples. rows: about how many there are. why:
-    the last failure in a line. mark, trace: how the folder looked (see TaskStore).
+        of, None without one.
+    exhausted: there are no more samples. rows: about how many there are. why: the last failure in a
+        line.
+    mark, trace: how the folder looked (see TaskStore).
     """
 
     status: str

@@ -103,9 +103,10 @@ def mirror(
     seconds.
 
     mode: online or offline; without_key: the mode where there is no API key, None to do nothing
-    then. instead: project, entity, group, run_id or sweep_id in place of what was wished for when
-    the cell was run; duplicates: the run that has the cell, of which this one shall say no more
-    than that.
+        then.
+    instead: project, entity, group, run_id or sweep_id in place of what was wished for when the
+        cell was run;
+    duplicates: the run that has the cell, of which this one shall say no more than that.
     """
     outcome = Outcome(mode)
     runs = {}
