@@ -6,8 +6,9 @@ from harness.analysis import contexts, reader, table
 from harness.report.describe import Grid, Page
 
 
-def store_model(store: Path, model: str) -> str:
-    """Comparison and depth tables of one model's records, by task and context."""
+def store_model(store: Path, model: str, *, depths: bool = True) -> str:
+    """Comparison tables of one model's records, by task and context, and its depth tables unless
+    `depths` is False."""
     asked = reader.questions(r for r in reader.records(store) if r.cell["model"] == model)
     assert asked, f"{store} has no records of {model}"
     timed = [q for q in asked if q.records[0].rows_are == "repeats"]
@@ -16,8 +17,8 @@ def store_model(store: Path, model: str) -> str:
     left = [q for q in asked if q not in timed] if parts else asked
     for q in left:
         parts.append(table.comparison(q.records, title=f"{q.model}, {q.task}, {q.context} tokens").markdown())
-        if depths := table.by_depth(q.records):
-            parts.append(depths.markdown())
+        if depths and (by_depth := table.by_depth(q.records)):
+            parts.append(by_depth.markdown())
     return "\n".join(parts).rstrip()
 
 

@@ -1,8 +1,9 @@
 """`python -m tests.measure.tables PAGE...`: make the marked tables of README.md and docs/ anew from
 the committed records, as `make tables` does.
 
-A table stands between the marks `<!-- table: STORE MODEL -->` and `<!-- end of table -->`; in
-STORE's place may stand a file of figures that one of the modules of MEASURED has written.
+A table stands between the marks `<!-- table: STORE MODEL -->` and `<!-- end of table -->`. With the
+word `comparison` after MODEL the depth tables are left out. STORE may also be a file of figures that
+one of the modules of MEASURED has written.
 """
 
 import argparse
@@ -29,19 +30,19 @@ MEASURED = {
     "flat.json": "tests.measure.flat",
     "bench_cpu.json": "kernels.bench.table",
 }
-MARK = re.compile(r"(<!-- table: (\S+) (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+MARK = re.compile(r"(<!-- table: (\S+) ([^\n]+?)( comparison)? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def rewritten(text: str) -> str:
     """The text with every marked table made anew from its record."""
-    return MARK.sub(lambda m: f"{m[1]}{drawn(ROOT / m[2], m[3])}\n{m[4]}", text)
+    return MARK.sub(lambda m: f"{m[1]}{drawn(ROOT / m[2], m[3], depths=not m[4])}\n{m[5]}", text)
 
 
-def drawn(record: Path, model: str) -> str:
+def drawn(record: Path, model: str, *, depths: bool) -> str:
     """The tables of a file of figures, or those of one model's records in a store."""
     if record.suffix == ".json":
         return importlib.import_module(MEASURED[record.name]).markdown(read_json(record))
-    return store_model(record, model)
+    return store_model(record, model, depths=depths)
 
 
 def rewrite(pages: Sequence[Path], *, check: bool) -> int:

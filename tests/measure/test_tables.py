@@ -3,7 +3,7 @@
 import shutil
 
 from harness.common.paths import ROOT
-from tests.measure.tables import main
+from tests.measure.tables import main, rewritten
 
 
 def test_tables_in_the_pages_are_current():
@@ -22,3 +22,13 @@ def test_a_stale_table_is_found_and_rewritten(tmp_path, capsys):
     assert page.read_text() != whole
     assert main([str(page)]) == 0 and page.read_text() == whole
     assert "Rewritten: README.md" in capsys.readouterr().out
+
+
+def test_a_mark_may_ask_for_the_comparison_alone():
+    mark = "<!-- table: docs/results/first {} -->\n<!-- end of table -->\n"
+    whole, comparison = (
+        rewritten(mark.format(words)).splitlines() for words in ("tiny-plain", "tiny-plain comparison")
+    )
+    start = next(i for i, line in enumerate(whole) if line.startswith("| accuracy at needle depth"))
+    assert len([line for line in comparison if line.startswith("| ")]) == 6
+    assert comparison[1:-1] == whole[1 : start - 1]
