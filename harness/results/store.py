@@ -40,7 +40,7 @@ def read_json(path: Path) -> dict | None:
     """The file's content; None if it is not there or not whole."""
     try:
         return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):  # the last: brackets by the thousand
         return None
 
 

@@ -6,6 +6,7 @@ server or of the network can hold or break a run."""
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from harness.tracking.content import content_of, duplicate_of, hash_of, row_hash
 MARKER = "wandb.json"
 HALF_MADE = 2.0  # seconds to wait for what another agent is writing
 DESTINATION = ("server", "project", "entity", "run_id")
+ENTRY = ("hash", "folder", "url", *DESTINATION)  # of each run that was written, beside its mode
+OFFLINE_RUN = re.compile(r"offline-run-[\w.-]+", re.ASCII)
 # of one run under an agent, or said to wandb.init by name: not to be taken from the environment for
 # every cell
 NOT_INHERITED = ("RUN_ID", "SWEEP_ID", "SWEEP_PARAM_PATH", "MODE", "RESUME", "NAME", "NOTES", "TAGS", "SERVICE")
@@ -48,8 +51,8 @@ def wish(results: Path, cell_id: str, **wanted: object) -> None:
     """Remember where the run of a cell is to go: project, entity, group, tags, and under an agent
     run_id, sweep_id."""
     path = results / cell_id / MARKER
-    marker = read_json(path) or {}
-    if path.parent.is_dir() and marker.get("wish") != wanted:
+    marker = _marker(path)
+    if path.parent.is_dir() and marker["wish"] != wanted:
         write_atomic(path, {**marker, "wish": wanted})
 
 
@@ -64,7 +67,7 @@ def claim(results: Path, cell_id: str, sweep_id: str, run_id: str) -> str:
         until = time.monotonic() + HALF_MADE
         while (first := read_json(path)) is None and time.monotonic() < until:
             time.sleep(0.05)
-        return (first or {}).get("run_id", run_id)
+        return _text(first, "run_id") or run_id
     return run_id
 
 
@@ -102,11 +105,15 @@ def mirror(
     """Write the runs of these cells, those that are there already left out. Returns within `limit`
     seconds.
 
-    mode: online or offline; without_key: the mode where there is no API key, None to do nothing
-        then.
-    instead: project, entity, group, run_id or sweep_id in place of what was wished for when the
-        cell was run;
-    duplicates: the run that has the cell, of which this one shall say no more than that.
+    Args:
+        results: the results folder.
+        cell_ids: cells whose runs are to be written.
+        mode: online or offline.
+        without_key: the mode where there is no API key; None to do nothing then.
+        limit: seconds.
+        interrupted: asked again and again; True ends the upload.
+        instead: project, entity, group, run_id or sweep_id in place of the wishes of the cell's
+            run; duplicates: the run that has the cell already, to which this one only points.
     """
     outcome = Outcome(mode)
     runs = {}
@@ -139,7 +146,7 @@ def _wanted(results: Path, cell_id: str, instead: dict) -> dict | None:
     content = content_of(results, cell_id)
     if content is None:
         return None
-    given = (read_json(results / cell_id / MARKER) or {}).get("wish", {})
+    given = _marker(results / cell_id / MARKER)["wish"]
     given = {**given, **{k: v for k, v in instead.items() if v is not None}}
     content["group"] = given.get("group") or content["group"]
     content["tags"] = list(dict.fromkeys([*content["tags"], *given.get("tags", ())]))
@@ -161,13 +168,12 @@ def _wanted(results: Path, cell_id: str, instead: dict) -> dict | None:
 def _entry(results: Path, wanted: dict) -> dict | None:
     """The note that this very content is at its destination, online before offline; None if it is
     not, or if the offline folder is gone."""
-    marker = read_json(results / wanted["content"]["cell_id"] / MARKER) or {}
     there = [
         entry
-        for entry in marker.get("written", ())
+        for entry in _marker(results / wanted["content"]["cell_id"] / MARKER)["written"]
         if entry["hash"] == wanted["hash"]
         and all(entry[key] == wanted[key] for key in DESTINATION)
-        and (entry["mode"] == "online" or (results / "wandb" / entry["folder"]).is_dir())
+        and (entry["mode"] == "online" or offline_run(results, entry["folder"]))
     ]
     return max(there, key=lambda entry: entry["mode"] == "online", default=None)
 
@@ -176,19 +182,66 @@ def _remember(results: Path, wanted: dict, reply: dict) -> None:
     """Note what is where. An offline folder that this one replaces is removed: of a cell the last
     state counts."""
     path = results / wanted["content"]["cell_id"] / MARKER
-    marker = read_json(path) or {}
+    marker = _marker(path)
     entry = {"mode": reply["mode"], **{key: wanted[key] for key in DESTINATION}, "hash": wanted["hash"]}
     entry |= {"url": reply["url"], "folder": reply["folder"], "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
     def place(of: dict) -> tuple:
         return (of["mode"], *(of[key] for key in DESTINATION))
 
-    replaced = [e for e in marker.get("written", ()) if place(e) == place(entry)]
-    kept = [e for e in marker.get("written", ()) if place(e) != place(entry)]
+    replaced = [e for e in marker["written"] if place(e) == place(entry)]
+    kept = [e for e in marker["written"] if place(e) != place(entry)]
     with contextlib.suppress(OSError):
         write_atomic(path, {**marker, "written": [*kept, entry]})
         for folder in {e["folder"] for e in replaced} - {None, entry["folder"]}:
-            rmtree(results / "wandb" / folder, ignore_errors=True)
+            remove_offline_run(results, folder)
+
+
+def offline_run(results: Path, name: object) -> Path | None:
+    """The folder of an offline run that the mirror has made; None where the name, which comes from
+    a file that anybody may have written, stands for anything else: another path, a link, a folder
+    without a run in it."""
+    if not isinstance(name, str) or not OFFLINE_RUN.fullmatch(name):
+        return None
+    folder = results / "wandb" / name
+    plain = not (folder.is_symlink() or folder.parent.is_symlink()) and folder.is_dir()
+    return folder if plain and any(folder.glob("run-*.wandb")) else None
+
+
+def remove_offline_run(results: Path, name: object) -> None:
+    """Remove the folder of an offline run; nothing else in the world, whatever the name says."""
+    if folder := offline_run(results, name):
+        rmtree(folder, ignore_errors=True)  # follows no link within, and none put in the folder's place
+
+
+def _marker(path: Path) -> dict:
+    """wandb.json of a cell: "wish", and "written", a list of entries that have all their keys. What
+    is not of this form is left out: the file may come from anywhere, and W&B decides nothing."""
+    content = read_json(path)
+    content = content if isinstance(content, dict) else {}
+    wish, written = content.get("wish"), content.get("written")
+    return {
+        **content,
+        "wish": {k: v for k, v in wish.items() if _is_wish(k, v)} if isinstance(wish, dict) else {},
+        "written": [entry for entry in written if _is_entry(entry)] if isinstance(written, list) else [],
+    }
+
+
+def _is_wish(name: str, value: object) -> bool:
+    if name == "tags":
+        return isinstance(value, list) and all(isinstance(tag, str) for tag in value)
+    return value is None or isinstance(value, str)
+
+
+def _is_entry(entry: object) -> bool:
+    if not isinstance(entry, dict) or entry.get("mode") not in ("online", "offline"):
+        return False
+    return all(key in entry and (entry[key] is None or isinstance(entry[key], str)) for key in ENTRY)
+
+
+def _text(content: object, key: str) -> str | None:
+    value = content.get(key) if isinstance(content, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def _ask(request: dict, limit: float, interrupted: Callable[[], bool]) -> list[dict]:

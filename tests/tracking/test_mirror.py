@@ -12,7 +12,7 @@ import pytest
 from harness import sync
 from harness.results.store import read_json, write_atomic
 from harness.tracking.content import content_of
-from harness.tracking.mirror import mirror, wish
+from harness.tracking.mirror import mirror, offline_run, remove_offline_run, wish
 from tests.tracking.conftest import cell_of, finish_again, stop_after, task_json
 from tests.tracking.server import ENTITY
 
@@ -166,3 +166,65 @@ def test_a_store_that_cannot_be_written_is_no_crash(nobody, results, state, monk
     cells = [cell_of(results)] if state == "unwritable" else ["0" * 16]
     outcome = mirror(results, cells, mode="offline", limit=60)
     assert not outcome.failed and len(outcome.done) == (state == "unwritable")
+
+
+def test_only_a_run_of_the_mirror_is_ever_removed(tmp_path):
+    results, precious = tmp_path / "results", tmp_path / "precious"
+    for folder in (precious, results / "cell", results / "wandb" / "offline-run-made", results / "wandb" / "notes"):
+        folder.mkdir(parents=True)
+        (folder / "run-x.wandb").touch()
+    (results / "wandb" / "offline-run-empty").mkdir()
+    (results / "wandb" / "offline-run-file").touch()
+    (results / "wandb" / "offline-run-link").symlink_to(precious)
+    before = sorted(tmp_path.rglob("*"))
+    odd = ["..", ".", "", "/", "../cell", "../../precious", str(precious), "notes", "offline-run-made/../notes"]
+    odd += ["offline-run-empty", "offline-run-file", "offline-run-link", "offline-run-made/", "offline-run-gone"]
+    for name in [*odd, "offline-run-made\n", "offline-run-made\0", None, 7, ["offline-run-made"]]:
+        assert offline_run(results, name) is None
+        remove_offline_run(results, name)
+    assert sorted(tmp_path.rglob("*")) == before
+    (results / "wandb" / "offline-run-made" / "files").symlink_to(precious)
+    remove_offline_run(results, "offline-run-made")
+    assert not (results / "wandb" / "offline-run-made").exists()
+    assert (precious / "run-x.wandb").exists()
+
+
+def test_nothing_is_removed_through_a_link_in_place_of_the_folder_of_all_runs(tmp_path):
+    results, theirs = tmp_path / "results", tmp_path / "theirs"
+    (theirs / "offline-run-a").mkdir(parents=True)
+    (theirs / "offline-run-a" / "run-a.wandb").touch()
+    results.mkdir()
+    (results / "wandb").symlink_to(theirs)
+    remove_offline_run(results, "offline-run-a")
+    assert (theirs / "offline-run-a").is_dir()
+
+
+@pytest.mark.parametrize("folder", ["..", "/precious"])
+def test_a_note_that_names_another_folder_removes_nothing(nobody, results, folder):
+    cell_id = cell_of(results)
+    precious = results.parent / "precious"
+    precious.mkdir()
+    folder = str(precious) if folder == "/precious" else folder
+    mirror(results, [cell_id], mode="offline", limit=60)
+    note = results / cell_id / "wandb.json"
+    content = read_json(note)
+    content["written"][0]["folder"] = folder
+    write_atomic(note, content)
+    record = read_json(task_json(results))
+    record["metrics"]["retrieval/accuracy"]["value"] = 0.25
+    write_atomic(task_json(results), record)
+    assert list(mirror(results, [cell_id], mode="offline", limit=60).done) == [cell_id]
+    assert precious.is_dir() and task_json(results).is_file()
+
+
+def test_a_note_of_another_form_is_as_none(nobody, results):
+    cell_id = cell_of(results)
+    note, forms = results / cell_id / "wandb.json", ["[1]", "7", '"text"', "[" * 5000, "\0"]
+    forms += ['{"wish": [1], "written": {"a": 1}}', '{"written": [null, {"mode": "offline"}, {"mode": [1]}]}']
+    for content in [*forms, '{"wish": {"tags": 3, "project": [1]}}']:
+        note.write_text(content)
+        wish(results, cell_id, project="theirs", tags=["a"])
+        assert read_json(note) == {"wish": {"project": "theirs", "tags": ["a"]}, "written": []}
+    note.write_text('{"wish": {"tags": 3, "project": [1]}, "written": [null, {"mode": "offline"}, {"mode": [1]}]}')
+    assert list(mirror(results, [cell_id], mode="offline", limit=60).done) == [cell_id]
+    assert mirror(results, [cell_id], mode="offline", limit=60).current == [cell_id]
