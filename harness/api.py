@@ -19,6 +19,7 @@ from harness.common.errors import STATUSES, UserError
 from harness.common.preflight import refuse_foreign_kernels
 from harness.common.ranks import Team
 from harness.common.signals import StopRequest
+from harness.common.stats import Metric
 from harness.experiment.compose import composed, words_of
 from harness.experiment.plan import Plan, plan
 from harness.experiment.run_plan import run_plan
@@ -44,7 +45,7 @@ class CellRecord:
     text: str
 
     @cached_property
-    def metrics(self) -> dict[str, dict]:
+    def metrics(self) -> dict[str, Metric]:
         """Every metric of the cell by its name, such as retrieval/accuracy: value, low, high, n,
         unit."""
         return {name: metric for record in self.tasks.values() for name, metric in record.metrics.items()}

@@ -12,7 +12,9 @@ import json
 import os
 import sys
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -86,26 +88,25 @@ def collect(results: Path) -> tuple[pa.Table, int]:
     return whole.drop_columns([n for n in empty if n not in FIRST]), read
 
 
-def row_of(record: reader.Record) -> dict:
+def row_of(record: reader.Record) -> dict[str, Any]:
     """One record as a flat row of strings, numbers, booleans and None."""
     outcome = record.outcome
-    why = f"{outcome['error']}: {outcome.get('message', '')}" if outcome.get("error") else None
-    samples = outcome["samples"] if outcome.get("status") == record.status == "ok" else len(record.rows)
+    why = f"{outcome.error}: {outcome.message}" if outcome.error else None
+    samples = outcome.samples if outcome.status == record.status == "ok" else record.count
     about = (record.cell_id, record.task, record.store.task_id, record.status, samples, why)
-    row = dict(zip(FIRST, (*about, record.cell["model"], record.cell["label"]), strict=True))
-    row |= _flat(record.cell["identity"])
-    row |= _flat(record.cell["pairs_per_row"], "pairs_per_row.")
-    row["options"] = json.dumps(outcome.get("options"), sort_keys=True) if "options" in outcome else None
-    row["attempt"] = outcome.get("attempt")
+    row = dict(zip(FIRST, (*about, record.cell.model, record.cell.label), strict=True))
+    row |= _flat(record.identity.as_json())
+    row |= _flat(record.pairs, "pairs_per_row.")
+    row["options"] = None if outcome.options is None else json.dumps(outcome.options, sort_keys=True)
+    row["attempt"] = outcome.attempt
     for name, metric in record.metrics.items():
-        row[name] = metric["value"]
-        row |= {f"{name}_{end}": metric.get(end) for end in ("low", "high", "n")}
-    return row | _flat(outcome.get("environment", {}), "environment.")
+        row |= {name: metric.value, f"{name}_low": metric.low, f"{name}_high": metric.high, f"{name}_n": metric.n}
+    return row | _flat(record.environment.as_json(), "environment.")
 
 
-def _flat(value: dict, prefix: str = "") -> dict:
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries by dotted names; lists as JSON."""
-    row = {}
+    row: dict[str, Any] = {}
     for name, inner in value.items():
         if isinstance(inner, dict):
             row |= _flat(inner, f"{prefix}{name}.")

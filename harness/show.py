@@ -43,15 +43,14 @@ def _print_record(record: reader.Record, found: list[reader.Record]) -> None:
     beside = [r for r in found if reader.same_question(r) == reader.same_question(record) and r is not record]
     exact = reader.reference_of(record, beside)
     shown = [record] if exact is None else [exact, record]
-    title = f"{record.task} · {record.cell['model']} · {record.cell['identity']['context']} tokens · {record.status}"
+    title = f"{record.task} · {record.cell.model} · {record.context} tokens · {record.status}"
     table.comparison(shown, title=title).print()
-    metrics = [[n, table.interval(m), str(m["n"]), m["unit"]] for n, m in record.metrics.items()]
+    metrics = [[n, table.interval(m), str(m.n), m.unit] for n, m in record.metrics.items()]
     if metrics:
         Table("", ["metric", "value", "n", "unit"], metrics, []).print()
-    if message := record.outcome.get("message"):
-        print(f"{record.outcome['error']}: {message}")
-    environment = record.outcome.get("environment", {})
-    facts = {**record.cell["identity"], **record.outcome.get("options", {}), **environment}
+    if message := record.outcome.message:
+        print(f"{record.outcome.error}: {message}")
+    facts = {**record.identity.as_json(), **record.options, **record.environment.as_json()}
     for name, value in facts.items():
         print(f"  {name}: {json.dumps(value)}")
 

@@ -53,5 +53,5 @@ def _label(record: Record, question: Question) -> str:
     for other in (r for r in question.records if r.method.beside_windows):
         for match, window in question.windows(other).items():
             if window is record:
-                return f"window of equal {match} cost" + ", evicting" * bool(record.attention.get("evict"))
-    return record.cell["label"]
+                return f"window of equal {match} cost" + ", evicting" * record.method.evict
+    return record.cell.label

@@ -8,10 +8,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from harness.attentions.base import Attention
 from harness.attentions.registry import EXACT, attention_of, place_of
-from harness.common.stats import Difference, paired_difference
+from harness.common.stats import Difference, Metric, paired_difference
+from harness.results.schema import (
+    AttentionIdentity,
+    CellDescription,
+    CellIdentity,
+    Environment,
+    SampleRow,
+    TaskOutcome,
+    unreadable,
+)
 from harness.results.store import TaskStore, read_json, status_of, write_atomic
 
 SCORES = ("fraction", "score")  # units of metrics of which more is better
@@ -22,12 +32,16 @@ MACHINE = ("device", "threads", "torch", "triton", "commit")  # what is in a tim
 class Record:
     """One task of one cell as the store has it."""
 
-    cell: dict
+    cell: CellDescription
     store: TaskStore
 
     @property
     def cell_id(self) -> str:
-        return self.cell["cell_id"]
+        return self.cell.cell_id
+
+    @property
+    def identity(self) -> CellIdentity:
+        return self.cell.identity
 
     @property
     def task(self) -> str:
@@ -54,55 +68,61 @@ class Record:
         return len(self._all_rows) if "_all_rows" in vars(self) else self.store.lines()
 
     @property
-    def attention(self) -> dict:
-        return self.cell["identity"]["attn"]
+    def attention(self) -> AttentionIdentity:
+        return self.identity.attn
 
     @cached_property
     def method(self) -> Attention:
         """The attention as an object, to be shown."""
-        return attention_of(self.attention)
+        return attention_of(self.attention.as_json())
 
     @property
     def context(self) -> int:
-        return self.cell["identity"]["context"]
+        return self.identity.context
 
     @property
-    def pairs(self) -> dict[str, float]:
+    def pairs(self) -> dict[str, int | float]:
         """Visited pairs per row and head: {"fused": ...} and for masks also {"passes": ...}, as far
         as they are known."""
-        return self.cell["pairs_per_row"]
+        return self.cell.pairs_per_row
 
     @property
     def clustered(self) -> bool:
-        return (self.cell["identity"]["draws"] or 1) > 1
+        return (self.identity.draws or 1) > 1
 
     @cached_property
-    def outcome(self) -> dict:
-        """task.json if finished, else the last attempt that failed, else nothing."""
-        return self._finished or next((a for a in reversed(self._attempts) if "error" in a), {})
+    def outcome(self) -> TaskOutcome:
+        """task.json if finished, else the last attempt that failed, else an empty one, which is
+        false."""
+        return TaskOutcome.read(self._finished or next((a for a in reversed(self._attempts) if "error" in a), {}))
 
     @property
-    def environment(self) -> dict:
-        """Where the outcome was made; empty without one."""
-        return self.outcome.get("environment", {})
+    def environment(self) -> Environment:
+        """Where the outcome was made; an empty one, which is false, without one."""
+        return self.outcome.environment
 
     @property
     def start(self) -> str:
         """When it was begun, to be compared with others; empty without an outcome."""
-        return self.environment.get("start", "")
+        return self.environment.start
 
     @property
-    def metrics(self) -> dict[str, dict]:
-        return self.outcome.get("metrics", {})
+    def metrics(self) -> dict[str, Metric]:
+        return self.outcome.metrics
 
     @property
-    def asked(self) -> dict:
+    def options(self) -> dict[str, Any]:
+        """What the task's id holds; empty while nothing has ended."""
+        return self.outcome.options or {}
+
+    @property
+    def asked(self) -> dict[str, Any]:
         """The task's options, without the machine and the code that are in a timing's id."""
-        return {k: v for k, v in (self.outcome.get("options") or {}).items() if k not in MACHINE}
+        return {k: v for k, v in self.options.items() if k not in MACHINE}
 
     @property
     def rows_are(self) -> str:
-        return self.outcome.get("rows_are", "samples")
+        return self.outcome.rows_are
 
     @property
     def headline(self) -> str:
@@ -110,22 +130,33 @@ class Record:
         return next(iter(self.metrics), f"{self.task}/accuracy")
 
     @property
-    def score(self) -> dict | None:
+    def score(self) -> Metric | None:
         """The headline, if it is a score of which more is better; None for other tasks or without
         an outcome."""
         metric = self.metrics.get(self.headline)
-        return metric if metric and metric.get("unit") in SCORES else None
+        return metric if metric and metric.unit in SCORES else None
 
-    def summary(self) -> dict:
+    def summary(self) -> dict[str, Any]:
         """Status, options and metrics as plain JSON. A cell may hold one task several times, with
         other options."""
-        about = {"task": self.task, "task_id": self.store.task_id, "status": self.status, "samples": len(self.rows)}
-        return {**about, "options": self.outcome.get("options"), "metrics": self.metrics}
+        about = {"task": self.task, "task_id": self.store.task_id, "status": self.status, "samples": self.count}
+        metrics = {name: metric.as_dict() for name, metric in self.metrics.items()}
+        return {**about, "options": self.outcome.options, "metrics": metrics}
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return len(self.lines)
 
     @cached_property
-    def rows(self) -> dict[int, dict]:
+    def rows(self) -> dict[int, SampleRow]:
         """Rows by sample: those that the metrics are made of, or all there are while nothing is
-        finished."""
+        finished. What a repeat of a timing holds is in `more`."""
+        return {key: SampleRow.read(row) for key, row in self.lines.items()}
+
+    @cached_property
+    def lines(self) -> dict[int, dict[str, Any]]:
+        """The same as JSON, with all that the task wrote."""
         rows, finished = self._all_rows, self._finished
         return {k: row for k, row in rows.items() if k < finished["samples"]} if finished else rows
 
@@ -140,13 +171,23 @@ def records(results: Path, cell_ids: Iterable[str] | None = None) -> list[Record
     )
     found = []
     for folder in folders:
-        cell = read_json(folder / "cell.json")
+        cell = _cell(folder / "cell.json")
         if cell is None:
             continue
         for place in sorted(p for p in folder.iterdir() if p.is_dir() and "-" in p.name):
             task, task_id = place.name.rsplit("-", 1)
             found.append(Record(cell, TaskStore(results, folder.name, task, task_id)))
     return found
+
+
+def _cell(file: Path) -> CellDescription | None:
+    """What the file holds; None, with a note, if that is no cell."""
+    raw = read_json(file)
+    try:
+        return None if raw is None else CellDescription.read(raw)
+    except ValueError as error:
+        unreadable(file, error)
+        return None
 
 
 def write_view(results: Path, cell_id: str) -> None:
@@ -160,22 +201,14 @@ def write_view(results: Path, cell_id: str) -> None:
 def view(results: Path, cell_id: str) -> dict | None:
     """The cell and the summaries of all its tasks; None if the store has none."""
     found = records(results, [cell_id])
-    return {**found[0].cell, "tasks": [r.summary() for r in found]} if found else None
+    return {**found[0].cell.as_json(), "tasks": [r.summary() for r in found]} if found else None
 
 
 def same_question(record: Record) -> tuple:
     """What two records must share to be compared: model, dtype, context, prompts, task and its
     options."""
-    identity = record.cell["identity"]
-    options = record.outcome.get("options")
-    return (
-        str(identity["model"]),
-        identity["dtype"],
-        identity["context"],
-        identity["data_seed"],
-        record.task,
-        str(options),
-    )
+    identity, options = record.identity, str(record.outcome.options)
+    return str(identity.model), identity.dtype, identity.context, identity.data_seed, record.task, options
 
 
 @dataclass(frozen=True)
@@ -207,7 +240,7 @@ class Question:
         return found
 
     def named(self, name: str) -> list[Record]:
-        return [r for r in self.records if r.attention["name"] == name]
+        return [r for r in self.records if r.attention.name == name]
 
 
 def questions(found: Iterable[Record]) -> list[Question]:
@@ -217,15 +250,15 @@ def questions(found: Iterable[Record]) -> list[Question]:
     identities: dict[str, list[str]] = defaultdict(list)
     for r in found:
         groups[same_question(r)].append(r)
-        model = str(r.cell["identity"]["model"])
-        if model not in identities[r.cell["model"]]:
-            identities[r.cell["model"]].append(model)
+        model = str(r.identity.model)
+        if model not in identities[r.cell.model]:
+            identities[r.cell.model].append(model)
     made = []
     for question, group in groups.items():
         first = group[0]
-        name, known = first.cell["model"], identities[first.cell["model"]]
-        model = name if len(known) == 1 else f"{name} ({_digest(first.cell['identity']['model'])})"
-        group.sort(key=lambda r: (place_of(r.method), r.pairs.get("fused", math.inf), r.cell["label"]))
+        name, known = first.cell.model, identities[first.cell.model]
+        model = name if len(known) == 1 else f"{name} ({_digest(first.identity.model)})"
+        group.sort(key=lambda r: (place_of(r.method), r.pairs.get("fused", math.inf), r.cell.label))
         made.append((model, first.task, first.context, str(question), group))
     return [
         Question(model, task, context, group) for model, task, context, _, group in sorted(made, key=lambda m: m[:4])
@@ -242,13 +275,16 @@ def difference(this: Record, reference: Record, field: str = "score") -> Differe
 
     def values(record: Record, other: Record) -> dict[int, float]:
         return {
-            key: row[field]
+            key: value
             for key, row in record.rows.items()
-            if key in other.rows and row["doc_hash"] == other.rows[key]["doc_hash"] and row[field] is not None
+            if row.doc_hash
+            and key in other.rows
+            and row.doc_hash == other.rows[key].doc_hash
+            and (value := getattr(row, field)) is not None
         }
 
     random = this if this.clustered else reference
-    draw_of: Mapping[int, int] = {key: row["draw"] for key, row in random.rows.items()}
+    draw_of: Mapping[int, int] = {key: row.draw for key, row in random.rows.items()}
     scores = values(this, reference), values(reference, this)
     rate = field == "score" and (this.score or reference.score)  # other figures may lie in [0, 1] by chance
     return paired_difference(

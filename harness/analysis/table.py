@@ -1,11 +1,11 @@
 """Tables of records: attentions side by side, by depth, across tasks, and the words for a
 figure."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from harness.analysis.reader import Record, difference, reference_of
 from harness.analysis.versions import differences
-from harness.common.stats import Difference
+from harness.common.stats import Difference, Metric
 from harness.common.table import Table
 
 
@@ -27,7 +27,7 @@ def comparison(records: Sequence[Record], *, title: str = "") -> Table:
         rows.append(
             [
                 _label(record),
-                pairs(record.cell["pairs_per_row"]),
+                pairs(record.pairs),
                 interval(metrics.get(headline)),
                 signed(change),
                 f"{change.detectable:.3f}" if change and change.detectable is not None else "",
@@ -43,8 +43,8 @@ def repeats(records: Sequence[Record], *, title: str = "") -> Table:
     beside their errors, and samples, which could be paired, there are none."""
     names: dict[str, str] = {}
     for record in records:
-        names |= {name: metric["unit"] for name, metric in record.metrics.items() if name not in names}
-    rows = [["pairs per row, expected", *(pairs(r.cell["pairs_per_row"]) for r in records)]]
+        names |= {name: metric.unit for name, metric in record.metrics.items() if name not in names}
+    rows = [["pairs per row, expected", *(pairs(r.pairs) for r in records)]]
     for name in sorted(names, key=lambda n: _place(n, records)):
         unit = UNITS[names[name]][1] if names[name] in UNITS else ""
         line = heading(name) + (f" ({unit})" if unit else "")
@@ -55,7 +55,7 @@ def repeats(records: Sequence[Record], *, title: str = "") -> Table:
 
 def other_versions(records: Sequence[Record]) -> list[str]:
     """The sentence of `harness.analysis.versions` on records side by side, if it has one."""
-    told = differences((record.cell["label"], record) for record in records)
+    told = differences((record.cell.label, record) for record in records)
     return [told] if told else []
 
 
@@ -64,9 +64,8 @@ def taken_with(records: Sequence[Record]) -> str:
     names = {"batch": "batch", "decode_tokens": "decoded tokens", "chunk": "chunks of", "threads": "threads"}
     said = []
     for r in records:
-        options = r.outcome.get("options") or {}
-        told = [f"context {r.context}", *(f"{name} {options[k]}" for k, name in names.items() if options.get(k))]
-        said.append(", ".join([*told, r.cell["identity"]["dtype"], options.get("device") or "unknown device"]))
+        told = [f"context {r.context}", *(f"{name} {r.options[k]}" for k, name in names.items() if r.options.get(k))]
+        said.append(", ".join([*told, r.identity.dtype, r.options.get("device") or "unknown device"]))
     return f"Measured with: {'; '.join(dict.fromkeys(said))}."
 
 
@@ -77,9 +76,7 @@ def by_depth(records: Sequence[Record], *, title: str = "") -> Table | None:
     if not depths:
         return None
     rows = [
-        [r.cell["label"], *(_value(r.metrics.get(f"{r.task}{marker}{d:g}")) for d in depths)]
-        for r in records
-        if r.metrics
+        [r.cell.label, *(_value(r.metrics.get(f"{r.task}{marker}{d:g}")) for d in depths)] for r in records if r.metrics
     ]
     return Table(title, ["accuracy at needle depth", *(f"{d:g}" for d in depths)], rows, [])
 
@@ -92,10 +89,10 @@ def notes(kinds: Collection[str]) -> list[str]:
 def across_tasks(by_task: Sequence[Sequence[Record]]) -> Table:
     """The headline of each task (a column) under each attention (a row)."""
     names = [f"{records[0].task}: {heading(headline_of(records))}" for records in by_task]
-    labels = dict.fromkeys(record.cell["label"] for records in by_task for record in records)
+    labels = dict.fromkeys(record.cell.label for records in by_task for record in records)
     rows = []
     for label in labels:
-        of = [next((r for r in records if r.cell["label"] == label), None) for records in by_task]
+        of = [next((r for r in records if r.cell.label == label), None) for records in by_task]
         values = [
             (headline(r) if r.headline == headline_of(records) else "") or r.status if r else ""
             for r, records in zip(of, by_task, strict=True)
@@ -114,25 +111,22 @@ def overview(records: Sequence[Record]) -> Table:
     columns = ["cell", "model", "attention", "context", "task", "status", "samples", "result"]
     rows = []
     for r in records:
-        about = [r.cell_id, r.cell["model"], r.cell["label"], str(r.context), r.task, r.status, str(len(r.rows))]
+        about = [r.cell_id, r.cell.model, r.cell.label, str(r.context), r.task, r.status, str(r.count)]
         rows.append([*about, f"{heading(r.headline)} {headline(r)}" if r.metrics else ""])
     return Table("", columns, rows, [])
 
 
-def interval(metric: dict | None) -> str:
+def interval(metric: Metric | None) -> str:
     if metric is None:
         return ""
-    value, low, high = (_number(metric[name], metric["unit"]) for name in ("value", "low", "high"))
-    return value if metric["low"] is None else f"{value} [{low}, {high}]"
+    value, low, high = (_number(v, metric.unit) for v in (metric.value, metric.low, metric.high))
+    return value if metric.low is None else f"{value} [{low}, {high}]"
 
 
-def told(metric: dict) -> str:
+def told(metric: Metric) -> str:
     """An interval with its unit, for a sentence."""
-    return (
-        f"{interval(metric)} {UNITS[metric['unit']][1] or metric['unit']}"
-        if metric["unit"] in UNITS
-        else interval(metric)
-    )
+    shown = interval(metric)
+    return f"{shown} {UNITS[metric.unit][1] or metric.unit}" if metric.unit in UNITS else shown
 
 
 def headline(record: Record) -> str:
@@ -143,7 +137,7 @@ def headline(record: Record) -> str:
     return interval(metrics.get(record.headline)) + beside
 
 
-def pairs(cost: dict[str, float]) -> str:
+def pairs(cost: Mapping[str, float]) -> str:
     text = f"{cost['fused']:.1f}" if "fused" in cost else ""
     return f"{text} ({cost['passes']:.1f} in passes)" if "passes" in cost else text
 
@@ -157,14 +151,14 @@ def _label(record: Record) -> str:
     """The attention, and what must be said of its numbers."""
     remarks = [] if record.status == "ok" else [record.status]
     remarks += record.method.remarks(record.cell)
-    return record.cell["label"] + (f" ({'; '.join(remarks)})" if remarks else "")
+    return record.cell.label + (f" ({'; '.join(remarks)})" if remarks else "")
 
 
 def _samples(record: Record, headline: str) -> str:
     """How many the headline is made of, and how many were left out."""
-    count = str(record.metrics.get(headline, {}).get("n", len(record.rows)))
-    left_out = record.metrics.get(f"{record.task}/too_long")
-    return f"{count} ({left_out['value']} too long)" if left_out else count
+    shown, left_out = record.metrics.get(headline), record.metrics.get(f"{record.task}/too_long")
+    count = str(shown.n if shown else record.count)
+    return f"{count} ({left_out.value} too long)" if left_out else count
 
 
 def _number(value: float | None, unit: str) -> str:
@@ -180,20 +174,20 @@ def _place(name: str, records: Sequence[Record]) -> int:
     return max(list(r.metrics).index(name) for r in records if name in r.metrics)
 
 
-def _value(metric: dict | None) -> str:
-    return "" if metric is None else f"{metric['value']:.2f}"
+def _value(metric: Metric | None) -> str:
+    return "" if metric is None else f"{metric.value:.2f}"
 
 
 def signed(change: Difference | None) -> str:
     if change is None:
         return ""
-    if change.low is None:
+    if change.low is None or change.high is None:
         return f"{change.value:+.3f}"
     return f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
 
 
 # how a number of this unit is shown, and what is said of it beside its name
-UNITS = {
+UNITS: dict[str, tuple[Callable[[float], str], str]] = {
     "bytes": (lambda v: f"{v / 2**20:,.1f}", "MiB"),
     "relative error": (lambda v: f"{v:.1e}", "relative"),
     "FLOPs": (lambda v: f"{v / 1e9:,.2f}", "GFLOP"),

@@ -15,8 +15,7 @@ def differences(named: Iterable[tuple[str, Record]]) -> str | None:
     against it."""
     found: dict[str, dict[str, list[str]]] = {}
     for name, record in named:
-        environment = record.environment
-        for packages in (environment.get("packages") or {}, *environment.get("earlier_packages", ())):
+        for packages in (record.environment.packages, *record.environment.earlier_packages):
             for library in DECIDING:
                 if version := packages.get(library):
                     found.setdefault(library, {}).setdefault(version, []).append(name)

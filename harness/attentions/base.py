@@ -2,14 +2,15 @@
 beside it, its looks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from harness.common.errors import UserError
 
-if TYPE_CHECKING:  # both import torch, and reading records needs none
+if TYPE_CHECKING:  # the models import torch, and reading records needs none
     from harness.models.spec import ModelSpec
+    from harness.results.schema import CellDescription
     from kernels import Weights
 
 FIRST = ("masks", "sampler", "weights", "cutoff")  # stand in every identity, null where a method has no such option
@@ -125,9 +126,9 @@ class Attention(ABC):
         """What the record of a cell says of the method beside its identity, as JSON."""
         return {}
 
-    def remarks(self, cell: Mapping) -> list[str]:
-        """What a table must say beside the label, from the record of the cell (`facts`
-        included)."""
+    def remarks(self, cell: "CellDescription") -> list[str]:
+        """What a table must say beside the label, from the record of the cell (`facts` in its
+        `more`)."""
         return []
 
     @property

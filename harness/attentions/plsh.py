@@ -112,8 +112,8 @@ class Plsh(Attention):
         return {"alignment": {"heads": int((off > 0).sum()), "bias": float(off.max())}}
 
     def remarks(self, cell):
-        said = ["one draw: intervals leave out the masks' variance"] * (cell["identity"]["draws"] == 1)
-        if grid := cell.get("alignment"):
+        said = ["one draw: intervals leave out the masks' variance"] * (cell.identity.draws == 1)
+        if grid := cell.more.get("alignment"):
             heads = f"{grid['heads']} head{'s' * (grid['heads'] > 1)} on the grid"
             said.append(f"{heads}: expected weights, at most 1, are off by up to {grid['bias']:.2g}")
         return said

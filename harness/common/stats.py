@@ -18,13 +18,13 @@ class Metric:
     """A figure with its 95 % interval, or a time with its quartiles; n is the number of samples or
     repeats it is made of."""
 
-    value: float
-    low: float | None
-    high: float | None
+    value: int | float
+    low: int | float | None
+    high: int | float | None
     n: int
     unit: str
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "unit": self.unit}
 
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import yaml
 
 from harness.analysis.reader import Record
-from harness.attentions.base import RUN
-from harness.attentions.registry import attention_of
+from harness.attentions.base import RUN, Attention
 from harness.common.paths import CONF
 from harness.experiment.overrides import word
 from harness.tasks.lmeval.catalogue import RULER
@@ -20,27 +19,27 @@ SWEPT = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")  # Hydra'
 
 def recorded(found: Sequence[Record]) -> list[str]:
     """The distinct commands that made these records, as the store has them."""
-    given = (r.environment.get("command") for r in found)
+    given = (r.environment.command for r in found)
     return list(dict.fromkeys(command for command in given if command))
 
 
-def beside(record: Record, attention: dict, context: int | None = None) -> str:
+def beside(record: Record, attention: Attention, context: int | None = None) -> str:
     """The command for another attention or context under the conditions of this record: same model,
     seeds, task."""
-    identity = record.cell["identity"]
-    words = ["python", "-m", "harness.run", *model(record), f"attn={attention['name']}"]
-    for option, value in attention_of(attention).identity.items():
+    identity = record.identity
+    words = ["python", "-m", "harness.run", *model(record), f"attn={attention.name}"]
+    for option, value in attention.identity.items():
         if option != "name" and value not in (None, False):
             words.append(f"{'' if option in RUN else 'attn.'}{option}={_value(value)}")
     given = _given(record)
-    words += [f"context={context or identity['context']}", *_task(record), f"dtype={identity['dtype']}"]
-    if record.rows_are == "samples" and record.rows:
-        words.append(f"samples={len(record.rows)}")
-    words.append(f"data_seed={identity['data_seed']}")
-    if attention["name"] == record.attention["name"] and identity.get("seed") is not None:
-        words += [f"seed={identity['seed']}", f"draws={identity['draws']}"]
-    if identity.get("kernel") not in (None, "auto"):
-        words.append(f"kernel={identity['kernel']}")
+    words += [f"context={context or identity.context}", *_task(record), f"dtype={identity.dtype}"]
+    if record.rows_are == "samples" and record.count:
+        words.append(f"samples={record.count}")
+    words.append(f"data_seed={identity.data_seed}")
+    if attention.name == record.attention.name and identity.seed is not None:
+        words += [f"seed={identity.seed}", f"draws={identity.draws}"]
+    if identity.kernel not in (None, "auto"):
+        words.append(f"kernel={identity.kernel}")
     named = {word.split("=")[0] for word in words}
     words += [w for w in given if w.startswith(KEPT) and w.split("=")[0] not in named]
     return shlex.join(words)
@@ -49,7 +48,7 @@ def beside(record: Record, attention: dict, context: int | None = None) -> str:
 def model(record: Record) -> list[str]:
     """The words that choose the record's model, its options included."""
     given = _given(record)
-    name = record.cell["model"].split(",")[0]
+    name = record.cell.model.split(",")[0]
     chosen = next((w for w in given if w.startswith("model=")), word("model", _choices().get(name, name)))
     return [chosen, *(w for w in given if w.startswith("model."))]
 
@@ -58,7 +57,7 @@ def _task(record: Record) -> list[str]:
     """The words that choose the record's task: one of lm-eval's is chosen by its family."""
     if given := [w for w in _given(record) if w.startswith("task=")]:
         return given
-    lm_eval = "lm_eval" in (record.outcome.get("options") or {})
+    lm_eval = "lm_eval" in record.options
     family = "ruler" if record.task in RULER else "lm_eval" if lm_eval else None
     return [f"task={family}", f"task.{family}.names=[{record.task}]"] if family else [f"task={record.task}"]
 

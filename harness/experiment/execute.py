@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ from harness.common.signals import StopRequest
 from harness.experiment.plan import PlannedTask
 from harness.models.load import LoadedModel
 from harness.results.lease import Lease
+from harness.results.schema import CellDescription, CellIdentity, Environment, Packages, TaskOutcome
 from harness.results.store import Part, TaskStore, new_attempt, write_atomic
 from harness.tasks.base import TaskContext
 from kernels.auto import CHOSEN
@@ -55,22 +57,31 @@ def run_task(
         return status
     attempt, part = new_attempt(), None
     held = Lease(store.folder, attempt, lease)
-    about = {"task": task.name, "task_id": task_id, "attempt": attempt, "options": identity, "rows_are": task.rows_are}
-    about["environment"] = environment.describe(device)
+    made = Environment.read(environment.describe(device))
     if team.size > 1:
-        about["environment"]["ranks"] = team.size
+        made = made.but(ranks=team.size)
+    about = TaskOutcome(
+        schema=TaskOutcome.VERSION,
+        task=task.name,
+        task_id=task_id,
+        attempt=attempt,
+        options=identity,
+        rows_are=task.rows_are,
+        environment=made,
+    )
     label = f"{cell.attention.label} · {task.name}"
     try:
         if lease:
             held.take(lambda: stop.requested or _enough(store, samples) is not None)
             if status := _enough(store, samples) or ("stopped" if stop.requested else None):
                 return status
-        write_atomic(store.cell_folder / "cell.json", describe_cell(cell))
-        store.try_again(attempt, about)
-        rows = store.rows()
-        if rows and (earlier := _earlier_packages(store.finished(), about["environment"]["packages"])):
-            about["environment"]["earlier_packages"] = earlier
-        done = frozenset(k for k in rows if k < samples)
+        write_atomic(store.cell_folder / "cell.json", describe_cell(cell).as_json())
+        store.try_again(attempt, about.as_json())
+        lines = store.rows()
+        if lines and (earlier := _earlier_packages(store.finished(), made.packages)):
+            made = made.but(earlier_packages=earlier)
+            about = about.but(environment=made)
+        done = frozenset(k for k in lines if k < samples)
         part = store.open_part(attempt)
         # before the clock of the samples starts
         if samples >= MANY and len(done) < samples:
@@ -84,29 +95,31 @@ def run_task(
             if not _write_rows(planned, context, part, stop, progress):
                 return "stopped"
             if task.needs_model and (weights := model().weights):
-                about["environment"]["weights"] = weights.as_dict()
+                made = made.but(weights=weights.as_dict())
         part.close()
         if CHOSEN:
-            about["environment"]["auto_kernel"] = sorted(CHOSEN)
+            made = made.but(auto_kernel=sorted(CHOSEN))
+        about = about.but(environment=made)
         others = team.reports(lambda: stop.requested)
         progress.written += sum(other["rows"] for other in others)
         for status in ("error", "oom", "unsupported", "stopped"):
             for other in (one for one in others if one["status"] == status):
                 if other["failure"]:
                     failure = {**other["failure"], "message": f"rank {other['rank']}: {other['failure']['message']}"}
-                    _record(store, {**about, **failure}, label, progress)
+                    _record(store, about.but(**failure), label, progress)
                 return status
         expected = len(done) + progress.fresh + sum(other["rows"] for other in others)
-        rows = _visible(store, expected) if others else store.rows()
+        lines = _visible(store, expected) if others else store.rows()
         # rows beyond the first gap are of a larger run that was stopped: they wait until it goes on
-        count = next(k for k in itertools.count() if k not in rows)
-        metrics = task.metrics(options, [rows[k] for k in range(count)], clustered=cell.draws > 1)
-        named = {f"{task.name}/{name}": metric.as_dict() for name, metric in metrics.items()}
-        store.finish({**about, "status": "ok", "samples": count, "exhausted": count < samples, "metrics": named})
+        count = next(k for k in itertools.count() if k not in lines)
+        metrics = task.metrics(options, [task.row(lines[k]) for k in range(count)], clustered=cell.draws > 1)
+        named = {f"{task.name}/{name}": metric for name, metric in metrics.items()}
+        done_with = about.but(status="ok", samples=count, exhausted=count < samples, metrics=named)
+        store.finish(done_with.as_json())
         return "ok"
     except Exception as error:  # an outcome of this task: the other tasks still run
         failure = failure_of(error)
-        _record(store, {**about, **failure}, label, progress, said=isinstance(error, UserError))
+        _record(store, about.but(**failure), label, progress, said=isinstance(error, UserError))
         if isinstance(error, UserError):  # which the command line says by itself
             raise
         return failure["status"]
@@ -162,7 +175,7 @@ def share_task(
 def _write_rows(planned: PlannedTask, context: TaskContext, part: Part, stop: StopRequest, progress: Progress) -> bool:
     """Compute what is missing of this process's share. False if it was stopped."""
     for written in planned.task.run(planned.options, context):
-        part.write(written)
+        part.write([row.as_json() for row in written])
         progress.advance(len(written))
         if stop.requested:
             return False
@@ -175,7 +188,7 @@ def _shared(context: TaskContext) -> int:
     return len(context.done) + sum(len(keys) for _, keys in context.batches())
 
 
-def _visible(store: TaskStore, expected: int) -> dict[int, dict]:
+def _visible(store: TaskStore, expected: int) -> dict[int, dict[str, Any]]:
     """The rows, once those of all ranks are seen: a file system over a network may take a moment.
     UserError if they never are."""
     until = time.monotonic() + VISIBLE
@@ -189,23 +202,23 @@ def _visible(store: TaskStore, expected: int) -> dict[int, dict]:
     return rows
 
 
-def _record(store: TaskStore, record: dict, label: str, progress: Progress, *, said: bool = False) -> None:
+def _record(store: TaskStore, outcome: TaskOutcome, label: str, progress: Progress, *, said: bool = False) -> None:
     """Keep the outcome of a task that has failed, and say it unless somebody else does."""
-    status, message = record["status"], record["message"]
     if not said:
-        told = message if record["error"] == "NotImplementedError" else f"{record['error']}: {message}"
-        progress.say(f"{label}: {status}: {told}")
+        unsupported = outcome.error == "NotImplementedError"
+        told = outcome.message if unsupported else f"{outcome.error}: {outcome.message}"
+        progress.say(f"{label}: {outcome.status}: {told}")
     try:
-        if status == "unsupported":
-            store.finish({**record, "samples": 0, "exhausted": True, "metrics": {}})
+        if outcome.status == "unsupported":
+            store.finish(outcome.but(samples=0, exhausted=True, metrics={}).as_json())
         else:
-            store.record_attempt(record["attempt"], record)
+            store.record_attempt(outcome.attempt or new_attempt(), outcome.as_json())
     except OSError as full:  # a full disk: what is on it stays, and the other tasks are still tried
         progress.say(f"The outcome could not be recorded: {full}")
 
 
-def failure_of(error: Exception) -> dict:
-    """What is recorded of an exception, while it is handled."""
+def failure_of(error: Exception) -> dict[str, str]:
+    """Of an outcome what is recorded of an exception, while it is handled."""
     about = {"status": outcome_of(error), "error": type(error).__name__}
     about["message"] = without_secrets(str(error))[:2000]
     about["traceback"] = without_secrets(traceback.format_exc(limit=-12))
@@ -214,16 +227,15 @@ def failure_of(error: Exception) -> dict:
 
 def _enough(store: TaskStore, samples: int) -> str | None:
     """The status of a task that is finished with so many samples, or as many as there are."""
-    finished = store.finished()
-    return finished["status"] if finished and (finished["samples"] >= samples or finished.get("exhausted")) else None
+    finished = TaskOutcome.read(store.finished() or {})
+    return finished.status if finished and (finished.samples >= samples or finished.exhausted) else None
 
 
-def _earlier_packages(finished: dict | None, packages: dict) -> list[dict]:
+def _earlier_packages(finished: dict[str, Any] | None, packages: Packages) -> list[Packages]:
     """The other versions under which rows that are there were computed, as far as the record
     says."""
-    environment = (finished or {}).get("environment", {})
-    known = [environment.get("packages"), *environment.get("earlier_packages", ())]
-    return [one for one in known if one and one != packages]
+    before = TaskOutcome.read(finished or {}).environment
+    return [one for one in (before.packages, *before.earlier_packages) if one and one != packages]
 
 
 def outcome_of(error: Exception) -> str:
@@ -235,16 +247,17 @@ def outcome_of(error: Exception) -> str:
     return "unsupported" if isinstance(error, NotImplementedError) else "error"
 
 
-def describe_cell(cell: Cell) -> dict:
+def describe_cell(cell: Cell) -> CellDescription:
     """What the store keeps of a cell beside its identity, so that it can be read without this
     code's objects."""
-    return {
-        "cell_id": cell.cell_id,
-        "identity": cell.identity,
-        "model": cell.model.name,
-        "source": cell.model.repo and cell.model.source,
-        "architecture": cell.model.architecture.as_dict(),
-        "label": cell.attention.label,
-        "pairs_per_row": cell.cost(),
+    return CellDescription(
+        schema=CellDescription.VERSION,
+        cell_id=cell.cell_id,
+        identity=CellIdentity.read(cell.identity),
+        model=cell.model.name,
+        source=cell.model.repo and cell.model.source,
+        architecture=cell.model.architecture.as_dict(),
+        label=cell.attention.label,
+        pairs_per_row=cell.cost(),
         **cell.attention.facts(cell.model),
-    }
+    )

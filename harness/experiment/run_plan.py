@@ -72,11 +72,12 @@ def _report(planned, statuses: dict, code: int, *, rows_written: int) -> dict:
     own = planned.cell
     beside = dict(planned.references)
     cells = {"exact": beside.pop("exact", None), "this cell": own, **beside}
-    metrics, present = {}, set()
-    by_task: list[dict] = []
+    metrics: dict[str, dict] = {}
+    present: set[str] = set()
+    by_task: list[dict[str, reader.Record]] = []
     for task in planned.tasks:
         name, options = task.task.name, task.identity(own)
-        shown = {}
+        shown: dict[str, reader.Record] = {}
         for role, cell in cells.items():
             if cell is not None:
                 wanted = cell.task_id(name, options)
@@ -84,7 +85,7 @@ def _report(planned, statuses: dict, code: int, *, rows_written: int) -> dict:
                     if (record.task, record.store.task_id) == (name, wanted):
                         shown[role] = record
         if "this cell" in shown:
-            metrics |= shown["this cell"].metrics
+            metrics |= {name: metric.as_dict() for name, metric in shown["this cell"].metrics.items()}
         present |= set(shown)
         if shown:
             if task.task.rows_are == "samples":  # a time belongs beside its error, in its own table

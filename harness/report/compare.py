@@ -12,7 +12,7 @@ from harness.analysis import reader, table
 from harness.analysis.reader import Record
 from harness.common.errors import UserError
 from harness.common.paths import ROOT
-from harness.common.stats import LEVEL
+from harness.common.stats import LEVEL, Metric
 from harness.common.table import Table, say
 
 # Words in a unit, whether less is better (-1) or more (1), and the least ratio that counts as a
@@ -83,7 +83,7 @@ def print_changes(found: Sequence[Change]) -> None:
     order = ("failed", "worse", "gone", "better", "new", "same")
     rows = [
         [
-            *(c.record.cell["model"], c.record.cell["label"], str(c.record.context), c.record.task),
+            *(c.record.cell.model, c.record.cell.label, str(c.record.context), c.record.task),
             *(c.metric, c.before, c.after, c.difference, c.verdict),
         ]
         for c in sorted(found, key=lambda c: order.index(c.verdict))
@@ -115,7 +115,7 @@ def _changes(old: Record, new: Record) -> list[Change]:
     paired = {f"{new.task}/answer_nll": ("nll", -1)}
     if new.score:
         paired[new.headline] = ("score", 1)
-    by_turns = any(m.get("unit") == "times exact" for r in (old, new) for m in r.metrics.values())
+    by_turns = any(m.unit == "times exact" for r in (old, new) for m in r.metrics.values())
     for name, before in old.metrics.items():
         after = new.metrics.get(name)
         if after is None:
@@ -141,19 +141,19 @@ def _paired(old: Record, new: Record, field: str, sign: int) -> tuple[str, str]:
     return table.signed(change), ("better" if sign * change.value > 0 else "worse") if apart else "same"
 
 
-def _unit(metric: dict) -> str | None:
+def _unit(metric: Metric) -> str | None:
     """The word of UNITS that the metric's unit has."""
-    words = str(metric.get("unit")).split()
+    words = metric.unit.split()
     return next((unit for unit in UNITS if unit in (" ".join(words), *words, *(w.rstrip("s") for w in words))), None)
 
 
-def _apart(old: dict, new: dict, sign: int, ratio: float) -> str:
+def _apart(old: Metric, new: Metric, sign: int, ratio: float) -> str:
     """Whether the larger of two figures is more than `ratio` times the other, and their intervals,
     if they have any, lie apart; `sign` is 1 if more is better, -1 if less."""
-    low, high = sorted((old, new), key=lambda m: m["value"])
-    if high["value"] <= ratio * low["value"]:
+    low, high = sorted((old, new), key=lambda m: m.value)
+    if high.value <= ratio * low.value:
         return "same"
-    if None not in (low["high"], high["low"]) and low["high"] >= high["low"]:
+    if low.high is not None and high.low is not None and low.high >= high.low:
         return "same"
     return "better" if (high is new) == (sign > 0) else "worse"
 
@@ -171,16 +171,16 @@ def _by_setting(found: Iterable[Record], known: dict[tuple, tuple]) -> dict[tupl
     def name(key: tuple, r: Record) -> tuple:
         if short[key] not in several:
             return short[key]
-        return *short[key], str(r.cell["identity"]["model"]), r.cell["identity"].get("kernel"), key[2]
+        return *short[key], str(r.identity.model), r.identity.kernel, key[2]
 
     return {name(key, r): r for key, r in chosen.items()}
 
 
 def _setting(r: Record) -> tuple:
-    identity, options = r.cell["identity"], r.outcome.get("options") or {}
-    kept = [identity.get(name) for name in ("dtype", "context", "seed", "draws", "data_seed")]
-    machine = [options.get(name) for name in ("device", "threads")] if r.rows_are == "repeats" else []
-    return (r.cell["model"], str(identity["attn"]), *kept, r.task, str(r.asked), *machine)
+    identity = r.identity
+    kept = identity.dtype, identity.context, identity.seed, identity.draws, identity.data_seed
+    machine = [r.options.get(name) for name in ("device", "threads")] if r.rows_are == "repeats" else []
+    return (r.cell.model, str(identity.attn.as_json()), *kept, r.task, str(r.asked), *machine)
 
 
 def _git(*arguments: str) -> bytes | None:

@@ -9,7 +9,7 @@ from harness.report.describe import Grid, Page
 def store_model(store: Path, model: str, *, depths: bool = True) -> str:
     """Comparison tables of one model's records, by task and context, and its depth tables unless
     `depths` is False."""
-    asked = reader.questions(r for r in reader.records(store) if r.cell["model"] == model)
+    asked = reader.questions(r for r in reader.records(store) if r.cell.model == model)
     assert asked, f"{store} has no records of {model}"
     timed = [q for q in asked if q.records[0].rows_are == "repeats"]
     parts = [t.markdown() for t in contexts.tables(timed)]

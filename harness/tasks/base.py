@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from harness.cell import Cell
 from harness.common.stats import Metric
 from harness.models.load import LoadedModel
+from harness.results.schema import Row
 
 
 @dataclass
@@ -71,16 +72,34 @@ def canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, default=lambda other: re.sub(r" at 0x[0-9a-f]+", "", str(other)))
 
 
-@dataclass(frozen=True)
 class Task(Protocol):
     """What is run on a cell (see harness.tasks.retrieval.task)."""
 
-    name: str
-    rows_are: str  # "samples" or "repeats"
-    needs_model: bool
-    needs_trained_weights: bool  # refuse model.weights=random: what is measured would say nothing
-    natural_text: bool  # refuse models that know nothing but the words of our prompts
-    generates: int  # tokens a model sees at most after the `context` of its prompt
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def rows_are(self) -> str:
+        """ "samples" or "repeats"."""
+        ...
+
+    @property
+    def needs_model(self) -> bool: ...
+
+    @property
+    def needs_trained_weights(self) -> bool:
+        """Refuse model.weights=random: what is measured would say nothing."""
+        ...
+
+    @property
+    def natural_text(self) -> bool:
+        """Refuse models that know nothing but the words of our prompts."""
+        ...
+
+    @property
+    def generates(self) -> int:
+        """Tokens a model sees at most after the `context` of its prompt."""
+        ...
 
     def identity(self, options: Any) -> dict:
         """The options as they enter the task's id, as plain JSON: a file by its content, not by its
@@ -109,11 +128,16 @@ class Task(Protocol):
         in nothing else share it."""
         ...
 
-    def run(self, options: Any, context: TaskContext) -> Iterator[list[dict]]:
+    def run(self, options: Any, context: TaskContext) -> Iterator[Sequence[Row]]:
         """Rows in batches. Fewer than `context.samples` in all where there are no more."""
         ...
 
-    def metrics(self, options: Any, rows: Sequence[Mapping], *, clustered: bool) -> dict[str, Metric]:
+    def row(self, line: Mapping[str, Any]) -> Row:
+        """A row from the store, as `metrics` takes it: `SampleRow.read` or that of a type with
+        fields of the task's own."""
+        ...
+
+    def metrics(self, options: Any, rows: Sequence[Any], *, clustered: bool) -> dict[str, Metric]:
         """Metrics by name, the one that tables show first."""
         ...
 
@@ -140,12 +164,16 @@ class PlannedTask:
         return self.task.prepare(self.options, cell, samples, results / "data")
 
 
-@dataclass(frozen=True)
 class TaskFamily(Protocol):
     """What `task=NAME` chooses: a module-level object of harness.tasks.registry. A family of one is
     a task itself."""
 
-    name: str
-    options: type  # dataclass of the options under task.NAME
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def options(self) -> type:
+        """Dataclass of the options under task.NAME."""
+        ...
 
     def tasks(self, options: Any) -> list[PlannedTask]: ...

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.analysis.reader import Record, records, view
+from harness.results.schema import Stored
 from harness.results.store import short_hash
 
 TEXT = {"prediction", "target", "doc_hash", "key", "measurement"}  # the only row fields that are sent as text
@@ -24,44 +25,53 @@ def content_of(results: Path, cell_id: str) -> dict | None:
     found = [r for r in records(results, [cell_id]) if r.outcome or r.rows]
     if not found:
         return None
-    cell, identity = found[0].cell, found[0].cell["identity"]
+    cell, identity = found[0].cell, found[0].identity
     named = _names(found)
-    axes = {"context": identity["context"], "masks": identity["attn"]["masks"]}
-    environment = max((r.outcome.get("environment", {}) for r in found), key=lambda e: e.get("start", ""))
-    metrics, summary, tables = {}, {}, {}
+    axes = {"context": identity.context, "masks": identity.attn.masks}
+    environment = max((r.environment for r in found), key=lambda e: e.start)
+    metrics: dict[str, float] = {}
+    summary: dict[str, Any] = {}
+    tables: dict[str, dict[str, Any]] = {}
     for name, record in named.items():
         summary[f"{name}/status"] = record.status
-        summary[f"{name}/samples"] = len(record.rows)
-        summary[f"{name}/error_type"] = record.outcome.get("error", "") if record.status != "ok" else ""
-        for metric, value in record.metrics.items():
-            metric = f"{name}/{metric.split('/', 1)[1]}"
-            metrics[metric] = value["value"]
-            summary |= {f"{metric}_{end}": value[end] for end in ("low", "high") if value[end] is not None}
+        summary[f"{name}/samples"] = record.count
+        summary[f"{name}/error_type"] = (record.outcome.error or "") if record.status != "ok" else ""
+        for full_name, metric in record.metrics.items():
+            plain = f"{name}/{full_name.split('/', 1)[1]}"
+            metrics[plain] = metric.value
+            ends = {f"{plain}_low": metric.low, f"{plain}_high": metric.high}
+            summary |= {end: value for end, value in ends.items() if value is not None}
         if record.metrics:
             tables[f"{name}/rows"] = _table(record)
     return {
         "cell_id": cell_id,
-        "name": f"{cell['model']} {cell['label']} {identity['context']}",
-        "group": f"{cell['model']} {identity['context']} tokens",
-        "job_type": "bench" if all(r.outcome.get("rows_are") == "repeats" for r in found) else "eval",
-        "tags": [t[:64] for t in (cell["model"], identity["attn"]["name"], identity["kernel"]) if t],
+        "name": f"{cell.model} {cell.label} {identity.context}",
+        "group": f"{cell.model} {identity.context} tokens",
+        "job_type": "bench" if all(r.rows_are == "repeats" for r in found) else "eval",
+        "tags": [t[:64] for t in (cell.model, identity.attn.name, identity.kernel) if t],
         "config": {
             "cell_id": cell_id,
-            **{key: cell[key] for key in ("model", "source", "architecture", "label", "pairs_per_row")},
+            **_chosen(cell, "model", "source", "architecture", "label", "pairs_per_row"),
             **axes,
-            **{key: identity[key] for key in ("attn", "kernel", "dtype", "seed", "draws", "data_seed")},
-            "task": {name: record.outcome.get("options") for name, record in named.items()},
-            "environment": environment,
+            **_chosen(identity, "attn", "kernel", "dtype", "seed", "draws", "data_seed"),
+            "task": {name: record.outcome.options for name, record in named.items()},
+            "environment": environment.as_json(),
         },
         "row": {**{k: v for k, v in axes.items() if v is not None}, **metrics} if metrics else {},
         "summary": summary,
         "tables": tables,
         "files": {
             "result.json": view(results, cell_id),
-            **{f"{r.store.folder.name}/task.json": _public(r.outcome) for r in found if r.outcome},
+            **{f"{r.store.folder.name}/task.json": _public(r.outcome.as_json()) for r in found if r.outcome},
         },
         "status": _worst([r.status for r in found]),
     }
+
+
+def _chosen(of: Stored, *names: str) -> dict[str, Any]:
+    """These fields as JSON, null where the record lacks one."""
+    whole = of.as_json()
+    return {name: whole.get(name) for name in names}
 
 
 def duplicate_of(content: dict, run_id: str) -> dict:
@@ -85,7 +95,7 @@ def row_hash(content: dict) -> str:
 def _names(found: list[Record]) -> dict[str, Record]:
     """Records by the name their metrics go by. Where a cell holds a task with several options, the
     newest has the plain name, the others a piece of their id."""
-    by_age = sorted(found, key=lambda r: (r.outcome.get("environment", {}).get("start", ""), r.store.task_id))
+    by_age = sorted(found, key=lambda r: (r.start, r.store.task_id))
     newest = {record.task: record for record in by_age}
     return {
         r.task if newest[r.task] is r else f"{r.task}-{r.store.task_id[:6]}": r
@@ -95,7 +105,7 @@ def _names(found: list[Record]) -> dict[str, Record]:
 
 def _table(record: Record) -> dict[str, Any]:
     """Numbers as they are, the start of short answers, nothing else: a row may hold a prompt."""
-    rows = [_flat(row) for row in record.rows.values()]
+    rows = [_flat(row) for row in record.lines.values()]
     columns = [
         name
         for name in dict.fromkeys(name for row in rows for name in row)

@@ -29,7 +29,7 @@ def record(results, name, scores, *, draws=1, hashes=None, context=64, **attn):
 
 
 def by_name(results):
-    return {r.attention["name"]: r for r in reader.records(results)}
+    return {r.attention.name: r for r in reader.records(results)}
 
 
 def test_difference_is_paired_by_sample(tmp_path):

@@ -41,17 +41,17 @@ class TestRun:
         code, document, out, _ = run(*words, "attn.weights=rb", "attn.sinks=4", f"results={results}")
         assert code == 0 and document["rows_written"] == 0
         assert found.cell_id == document["cell_id"] and str(found.folder) == document["results"]
-        assert found.metrics == document["metrics"]
+        assert {name: m.as_dict() for name, m in found.metrics.items()} == document["metrics"]
         assert {role: r["retrieval"].cell_id for role, r in found.references.items()} == document["references"]
         assert str(found).splitlines() == out.splitlines()[:-1]
 
     def test_the_record_says_what_was_asked_and_how_it_was_made(self, found, results):
         record = found.tasks["retrieval"]
         assert found.status == record.status == "ok" and len(record.rows) == 8
-        assert record.attention["weights"] == "rb" and record.attention["sinks"] == 4
-        scores = [row["score"] for row in record.rows.values()]
-        assert found.metrics["retrieval/accuracy"]["value"] == pytest.approx(sum(scores) / 8)
-        command = shlex.split(record.environment["command"])
+        assert record.attention.weights == "rb" and record.attention.more["sinks"] == 4
+        scores = [row.score for row in record.rows.values()]
+        assert found.metrics["retrieval/accuracy"].value == pytest.approx(sum(scores) / 8)
+        command = shlex.split(record.environment.command)
         assert command[:3] == ["python", "-m", "harness.run"] and f"results={results}" in command
         again = typed(composed(command[3:]))
         assert (again.masks, again.attn.weights, again.attn.sinks, again.draws) == (4, "rb", 4, 2)
@@ -90,7 +90,7 @@ class TestRun:
 
         monkeypatch.setattr("harness.experiment.run_plan.load_model", broken)
         found = harness.run(references="none", results=tmp_path, **SMALL)
-        assert found.status == "failed" and found.tasks["retrieval"].outcome["message"] == "broken on purpose"
+        assert found.status == "failed" and found.tasks["retrieval"].outcome.message == "broken on purpose"
 
     def test_a_signal_is_a_keyboard_interrupt_and_the_same_call_goes_on(self, tmp_path, monkeypatch):
         from harness.tasks.retrieval.task import Retrieval
@@ -120,7 +120,7 @@ class TestLoad:
         assert list(frame.columns) == list(written.columns) and len(frame) == len(written) >= 4
         pd.testing.assert_series_equal(frame["retrieval/accuracy"], written["retrieval/accuracy"])
         own = frame[frame["cell_id"] == found.cell_id].iloc[0]
-        assert own["retrieval/accuracy"] == found.metrics["retrieval/accuracy"]["value"] and own["attn.weights"] == "rb"
+        assert own["retrieval/accuracy"] == found.metrics["retrieval/accuracy"].value and own["attn.weights"] == "rb"
 
     def test_a_folder_that_is_not_there(self, tmp_path):
         with pytest.raises(UserError, match="There is no folder"):

@@ -209,7 +209,7 @@ def test_rows_of_other_versions_are_not_extended_in_silence(run, monkeypatch, tm
         assert "datasets 1.0 of datasets (exact ALiBi) and 2.0 (exact ALiBi)" in out
         assert "lm-eval" not in out.split("other versions")[1].splitlines()[0]
     (record,) = reader.records(tmp_path, [document["cell_id"]])
-    assert [p["datasets"] for p in record.environment["earlier_packages"]] == ["1.0 of datasets"]
+    assert [p["datasets"] for p in record.environment.earlier_packages] == ["1.0 of datasets"]
 
 
 def test_references_are_read_where_they_are_and_named_where_not(run, tmp_path):
@@ -357,4 +357,4 @@ def test_stock_stands_beside_exact_alibi_in_the_table(run, tmp_path):
 
 
 def record_rows(results, cell_id: str) -> list[dict]:
-    return [row for _, row in sorted(reader.records(results, [cell_id])[0].rows.items())]
+    return [row for _, row in sorted(reader.records(results, [cell_id])[0].lines.items())]

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 
+from harness.results.schema import SampleRow
 from harness.results.store import TaskStore
 from harness.tasks import registry
 from harness.tasks.base import PlannedTask
@@ -166,6 +167,8 @@ class Broken:
     def identity_on(self, options, cell):
         return {}
 
+    row = staticmethod(SampleRow.read)
+
     def check(self, options, cell): ...
 
     def amount(self, options, cell, samples, batch):
@@ -174,7 +177,7 @@ class Broken:
     def prepare(self, options, cell, samples, folder): ...
 
     def run(self, options, context):
-        yield [{"key": 0, "draw": 0, "score": 1.0, "doc_hash": "x"}]
+        yield [SampleRow(key=0, draw=0, score=1.0, doc_hash="x")]
         raise self.fault
 
 

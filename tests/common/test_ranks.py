@@ -64,7 +64,7 @@ def test_two_processes_have_the_rows_of_one(run, tmp_path):
     parts = [len(p.read_text().splitlines()) for p in (tmp_path / "two").glob("*/*/parts/*.jsonl")]
     assert sorted(parts) == [4, 5]
     (record,) = reader.records(tmp_path / "two")
-    assert record.environment["ranks"] == 2 and record.metrics == alone["metrics"]
+    assert record.environment.ranks == 2 and record.summary()["metrics"] == alone["metrics"]
 
 
 def test_what_rank_0_decides_holds_for_the_turn(in_team):

@@ -128,8 +128,8 @@ def test_a_grid_is_in_the_weights_the_label_and_what_is_told_of_the_cell():
     assert "align" not in base.identity["attn"] and cell("attn.align=0").cell_id == base.cell_id
     assert found.identity["attn"]["align"] == 64 and found.attention.label.endswith(", grid of 64")
     assert found.weights(1)[1].masks.grid[:, 0].tolist() == [1.0] * 7 + [64.0]  # of slopes down to 1/256
-    assert describe_cell(found)["alignment"] == {"heads": 1, "bias": pytest.approx((64 / 256) ** 2 / 8)}
-    assert "alignment" not in describe_cell(base)
+    assert describe_cell(found).more["alignment"] == {"heads": 1, "bias": pytest.approx((64 / 256) ** 2 / 8)}
+    assert "alignment" not in describe_cell(base).more
     fused = planned("attn.align=64").references["window fused"]
     assert fused.cost()["fused"] == pytest.approx(found.cost()["fused"], rel=1e-5)
     assert found.cost()["fused"] != base.cost()["fused"]

@@ -24,7 +24,7 @@ def test_the_command_beside_a_record_composes_to_its_cell(store):
     assert found
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for record in found:
-            words = shlex.split(command.beside(record, record.attention))
+            words = shlex.split(command.beside(record, record.method))
             planned = plan(compose("config", overrides=words[3:]))
             assert planned.cell.cell_id == record.cell_id, words
 

@@ -47,8 +47,7 @@ def on_disk(results: Path) -> dict[Task, list[dict]]:
 def counted(results: Path) -> dict[Task, tuple[dict[int, dict], dict, str]]:
     """The rows that count, the metrics and the status of each task, as tables get them."""
     return {
-        (r.cell_id, r.store.folder.name): (r.rows, {name: m for name, m in r.metrics.items()}, r.status)
-        for r in reader.records(results)
+        (r.cell_id, r.store.folder.name): (r.lines, r.summary()["metrics"], r.status) for r in reader.records(results)
     }
 
 

@@ -74,7 +74,7 @@ def test_what_was_loaded_is_recorded(run, tmp_path, folder):
     (record,) = reader.records(tmp_path)
     file = (folder / "model.safetensors").read_bytes()
     tensors = load_file(folder / "model.safetensors")
-    assert record.outcome["environment"]["weights"] == {
+    assert record.environment.weights == {
         "tensors": len(tensors),
         "bytes": sum(tensor.nbytes for tensor in tensors.values()),
         "sha256": "sha256:" + sha256(sha256(file).digest()).hexdigest(),

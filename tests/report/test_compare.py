@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from harness.common.paths import ROOT
+from harness.common.stats import Metric
 from harness.report.__main__ import main
 from harness.report.compare import _apart
 from tests.report import made
@@ -65,8 +66,8 @@ def test_other_weights_of_the_same_model_are_compared(two, capsys):
 
 
 def test_times_are_worse_when_their_intervals_lie_apart_and_bytes_when_there_are_more():
-    def metric(low: float | None, high: float | None, value: float = 0.0) -> dict:
-        return {"value": value, "low": low, "high": high}
+    def metric(low: float | None, high: float | None, value: float = 0.0) -> Metric:
+        return Metric(value, low, high, 10, "ms")
 
     assert _apart(metric(9, 12, 10), metric(19, 22, 20), -1, 1.25) == "worse"
     assert _apart(metric(19, 22, 20), metric(9, 12, 10), -1, 1.25) == "better"

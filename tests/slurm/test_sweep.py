@@ -52,7 +52,7 @@ def check(sweep: Sweep, expected: dict, server: Server, *, twice: int = 0) -> No
     for record in sweep.records():
         assert server.state.runs[record.cell_id]["exitcode"] == 0
         (row,) = server.rows(record.cell_id)
-        assert row["retrieval/accuracy"] == record.metrics["retrieval/accuracy"]["value"]
+        assert row["retrieval/accuracy"] == record.metrics["retrieval/accuracy"].value
 
 
 # a cell that is stopped after each sample, one that is stopped before the first, one that a signal

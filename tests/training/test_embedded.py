@@ -66,7 +66,7 @@ def test_accuracy_on_fresh_prompts(name, context, least):
     )
     samples = list(made)
     rows = [row for i in range(0, PROMPTS, 10) for row in answer(loaded, samples[i : i + 10])]
-    assert sum(row["score"] for row in rows) / PROMPTS >= least
+    assert sum(row.score for row in rows) / PROMPTS >= least
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, PASSAGE, "".join(map(chr, range(0x250)))])

@@ -55,9 +55,10 @@ def _newest(questions: list[Question]) -> list[Question]:
     kept: dict[tuple, tuple[str, Question]] = {}
     for place, q in enumerate(questions):
         r = max(q.records, key=lambda r: r.start)
-        options = r.outcome.get("options") or {}
-        key = (q.model, q.task, q.context, str(r.asked), options.get("device"), options.get("threads"))
-        key = (*key, str(r.cell["identity"]["dtype"])) if r.rows_are == "repeats" else (place,)
+        key: tuple = (place,)
+        if r.rows_are == "repeats":
+            machine = r.options.get("device"), r.options.get("threads")
+            key = (q.model, q.task, q.context, str(r.asked), *machine, r.identity.dtype)
         if key not in kept or kept[key][0] < r.start:
             kept[key] = (r.start, q)
     return [q for _, q in kept.values()]
@@ -69,49 +70,49 @@ def _missing(group: list[Question]) -> list[tuple[list[str], Tags, str]]:
     for q in group:
         for r in q.records:
             if r.method.any_context and r.outcome:
-                seen.setdefault(r.cell["label"], r)
+                seen.setdefault(r.cell.label, r)
     gaps = []
     for q in group:
         if not any(r.outcome for r in q.records):
             continue  # only begun: its options are not known, so nothing can be said of what belongs beside it
-        own = {r.cell["label"] for r in q.records}
+        own = {r.cell.label for r in q.records}
         wanted = [(label, r) for label, r in seen.items() if label not in own]
         if q.exact is None and EXACT.name not in own and EXACT.name not in seen:
             wanted.append((EXACT.name, q.records[0]))
         for label, example in wanted:
-            attention = example.attention if label != EXACT.name else Alibi().identity
-            made_by = command.beside(example, attention, q.context)
-            tags = Tags(q.model, q.task, attention.get("sampler") or "", attention.get("weights") or "")
+            method = example.method if label != EXACT.name else Alibi()
+            made_by = command.beside(example, method, q.context)
+            tags = common.tags_of(example, q.model) if label != EXACT.name else Tags(q.model, q.task)
             row = ["", q.model, label, str(q.context), q.task, "missing", "0", "", "", ""]
             gaps.append((row, tags, made_by))
         for r in (r for r in q.records if r.method.beside_windows):
             if r.score and (absent := [m for m in r.pairs if m not in q.windows(r)]):
                 names = " and ".join(OTHERS[m].name for m in absent)
-                what = f"S={r.attention['masks']}" if r.attention.get("masks") else r.cell["label"]
+                what = f"S={r.attention.masks}" if r.attention.masks else r.cell.label
                 row = ["", q.model, f"{names}, {what}", str(q.context), q.task, "missing"]
-                made_by = command.beside(r, r.attention) + " references=compute"
+                made_by = command.beside(r, r.method) + " references=compute"
                 gaps.append((row + ["0", "", "", ""], Tags(q.model, q.task), made_by))
     return gaps
 
 
 def _details(r: Record) -> list[tuple[str, str]]:
     """What a row opens to: how the record was made, and what went wrong if it did."""
-    outcome, environment = r.outcome, r.outcome.get("environment", {})
-    made_by = environment.get("command")
-    found = [("command", made_by) if made_by else ("command to go on", command.beside(r, r.attention))]
-    found.append(("started", environment.get("start")))
-    dirty = ", with uncommitted changes" if environment.get("dirty") else ""
-    found.append(("commit", f"{environment.get('commit') or 'unknown'}{dirty}" if environment else None))
-    libraries = ", ".join(f"{n} {v}" for n, v in (environment.get("packages") or {}).items() if v)
-    found += [("versions", libraries), ("device", environment.get("device")), ("host", environment.get("host"))]
-    options = outcome.get("options") or {}
-    found.append(("options", ", ".join(f"{k}={v}" for k, v in options.items() if v is not None)))
+    outcome, environment = r.outcome, r.environment
+    made_by = environment.command
+    found: list[tuple[str, str | None]] = []
+    found.append(("command", made_by) if made_by else ("command to go on", command.beside(r, r.method)))
+    found.append(("started", environment.start))
+    dirty = ", with uncommitted changes" if environment.dirty else ""
+    found.append(("commit", f"{environment.commit or 'unknown'}{dirty}" if environment else None))
+    libraries = ", ".join(f"{n} {v}" for n, v in environment.packages.items() if v)
+    found += [("versions", libraries), ("device", environment.device), ("host", environment.host)]
+    found.append(("options", ", ".join(f"{k}={v}" for k, v in r.options.items() if v is not None)))
     found.append(("pairs per row", table.pairs(r.pairs)))
     found.append(("record", f"{r.cell_id}/{r.store.name}-{r.store.task_id}"))
-    if message := outcome.get("message"):
-        found.append((str(outcome.get("error")), str(message)[:MESSAGE]))
-    wrong = next((row for row in r.rows.values() if row.get("score") == 0 and "prediction" in row), None)
+    if outcome.message:
+        found.append((str(outcome.error), outcome.message[:MESSAGE]))
+    wrong = next((row for row in r.rows.values() if row.score == 0 and row.prediction is not None), None)
     if wrong:
-        told = f"sample {wrong['key']}: wanted {wrong.get('target')!r}, read {wrong['prediction']!r}"
+        told = f"sample {wrong.key}: wanted {wrong.target!r}, read {wrong.prediction!r}"
         found.append(("first wrong answer", told[:MESSAGE]))
-    return [(name, str(value)) for name, value in found if value]
+    return [(name, value) for name, value in found if value]

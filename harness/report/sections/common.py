@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from harness.analysis.reader import Question, Record
 from harness.analysis.table import heading, interval
+from harness.common.stats import Metric
 from harness.experiment import command
 from harness.report.describe import Axis, Group, Heat, Live, Panel, Point, Series, Tags, finite, points
 from harness.report.methods import EXACT, WINDOW_FUSED, WINDOW_PASSES, Method
@@ -18,7 +19,7 @@ VARYING = ("kernel", "seed", "draws")  # may set apart cells of one attention
 
 def tags_of(record: Record, model: str) -> Tags:
     attention = record.attention
-    return Tags(model, record.task, attention.get("sampler") or "", attention.get("weights") or "")
+    return Tags(model, record.task, attention.sampler or "", attention.weights or "")
 
 
 def by_model(questions: Iterable[Question]) -> dict[tuple[str, str], list[Question]]:
@@ -39,7 +40,7 @@ def groups(
     for (model, task), group in by_model(questions).items():
         if drawn := draw(model, group):
             first = group[0].records[0]
-            own = replace(live, model=first.cell["model"], y=live.y.replace("TASK", task) or first.headline)
+            own = replace(live, model=first.cell.model, y=live.y.replace("TASK", task) or first.headline)
             made.append(Group(f"{model}, {task}", drawn, Tags(model, task), own))
             shown += group
     return made, commands(shown)
@@ -49,9 +50,8 @@ def titles(group: Sequence[Question]) -> list[str]:
     """What tells the questions of one model and task apart: the context, and what else differs."""
 
     def facts(q: Question) -> dict:
-        identity = q.records[0].cell["identity"]
-        options = q.records[0].outcome.get("options") or {}
-        return {"dtype": identity["dtype"], "data_seed": identity["data_seed"], **options}
+        first = q.records[0]
+        return {"dtype": first.identity.dtype, "data_seed": first.identity.data_seed, **first.options}
 
     all_facts = [facts(q) for q in group]
     # what has only begun has no options yet
@@ -69,11 +69,11 @@ def masks_series(q: Question) -> dict[tuple[Method, str], list[Record]]:
     apart."""
     found: dict[tuple[Method, str], list[Record]] = defaultdict(list)
     plsh = [r for r in q.named("plsh") if r.metrics]
-    varying = [name for name in VARYING if len({r.cell["identity"].get(name) for r in plsh}) > 1]
+    varying = [name for name in VARYING if len({getattr(r.identity, name) for r in plsh}) > 1]
     for r in plsh:
-        remark = [*r.method.variant, *(f"{name} {r.cell['identity'].get(name)}" for name in varying)]
+        remark = [*r.method.variant, *(f"{name} {getattr(r.identity, name)}" for name in varying)]
         found[look(r.method.style, r), ", ".join(remark)].append(r)
-    return {key: sorted(records, key=lambda r: r.attention["masks"]) for key, records in found.items()}
+    return {key: sorted(records, key=masks_of) for key, records in found.items()}
 
 
 def windows(q: Question) -> dict[tuple[str, Tags, str], dict[int, Record]]:
@@ -83,13 +83,18 @@ def windows(q: Question) -> dict[tuple[str, Tags, str], dict[int, Record]]:
     for r in (r for records in masks_series(q).values() for r in records):
         remark = ", ".join([*sampler_of(r), *r.method.variant])
         for match, window in q.windows(r).items():
-            found[match, Tags(sampler=r.attention["sampler"]), remark][r.attention["masks"]] = window
+            found[match, Tags(sampler=r.attention.sampler or ""), remark][masks_of(r)] = window
     return found
+
+
+def masks_of(record: Record) -> int:
+    """Its number of masks; 0 without any."""
+    return record.attention.masks or 0
 
 
 def sampler_of(masks: Record) -> list[str]:
     """The sampler, unless it is the paper's."""
-    sampler = masks.attention["sampler"]
+    sampler = masks.attention.sampler
     return [] if sampler == "gamma" else [f"{sampler} masks"]
 
 
@@ -110,9 +115,9 @@ def conditions(questions: Iterable[Question]) -> dict[tuple[str, str], str]:
     conditions are never on one plot. Versions and commits are named where they differ."""
     said, versions = {}, {}
     for r in (r for q in questions for r in q.records if r.rows_are == "repeats" and r.outcome):
-        options, identity = r.outcome.get("options") or {}, r.cell["identity"]
-        words = [r.environment.get("device") or "unknown device", identity.get("dtype")]
-        words += [f"kernel {identity['kernel']}"] if identity.get("kernel") not in (None, "auto") else []
+        options, identity = r.options, r.identity
+        words = [r.environment.device or "unknown device", identity.dtype]
+        words += [f"kernel {identity.kernel}"] if identity.kernel not in (None, "auto") else []
         named = {"threads": "threads", "batch": "batch", "chunk": "chunk", "decode_tokens": "decoded tokens"}
         words += [f"{word} {options[name]}" for name, word in named.items() if options.get(name) is not None]
         said[r.cell_id, r.store.task_id] = ", ".join(map(str, filter(None, words)))
@@ -128,12 +133,11 @@ def conditions(questions: Iterable[Question]) -> dict[tuple[str, str], str]:
     return full
 
 
-def point(x: float | None, metric: dict | None, about: str) -> Point | None:
+def point(x: float | None, metric: Metric | None, about: str) -> Point | None:
     """A metric of the store at x; None where it is missing or not a number."""
-    if metric is None or x is None or not finite(metric.get("value")):
+    if metric is None or x is None or not finite(metric.value):
         return None
-    said = f"{about}\n{interval(metric)}, n = {metric.get('n')}"
-    return Point(x, metric["value"], metric.get("low"), metric.get("high"), said)
+    return Point(x, metric.value, metric.low, metric.high, f"{about}\n{interval(metric)}, n = {metric.n}")
 
 
 def beside_error(record: Record) -> str:
@@ -153,7 +157,7 @@ def exact_band(q: Question) -> list[Series]:
 def score_axis(q: Question) -> Axis:
     """The task's score, from 0 to 1 where it is a share."""
     headline = next((r.headline for r in q.records if r.score), "/accuracy")
-    within = all(0 <= r.score["value"] <= 1 for r in q.records if r.score)
+    within = all(0 <= r.score.value <= 1 for r in q.records if r.score)
     return Axis(heading(headline), range=(-0.04, 1.04) if within else None)
 
 

@@ -32,7 +32,7 @@ def section(questions: list[Question]) -> Section:
         panels = [p for name in MEASURES if (p := _panel(found, name))]
         first = found[0][0]
         y = next(n for n in MEASURES if n in first.metrics)
-        live = Live("config.context", y, log_x=True, log_y=True, model=first.cell["model"])
+        live = Live("config.context", y, log_x=True, log_y=True, model=first.cell.model)
         groups.append(Group(f"{model} on {on}", panels, Tags(model, first.task), live))
     words = ["python", "-m", "harness.run", "-m", "task=throughput", "attn=plsh", "masks=16"]
     words += [*(command.model(questions[0].records[0]) if questions else ()), "context=1024,4096,16384"]
@@ -60,8 +60,8 @@ def _lines(q: Question) -> Iterator[tuple[Record, Line]]:
             matched[window.cell_id].append(line)
     for r in q.records:
         if any(name in r.metrics for name in MEASURES):
-            said = [f"S={r.attention['masks']}"] if r.attention.get("masks") else []
-            method, masks = common.look(r.method.style, r), r.attention.get("masks")
+            method, masks = common.look(r.method.style, r), r.attention.masks
+            said = [f"S={masks}"] if masks else []
             own = method, ", ".join(said + r.method.variant), common.tags_of(r, q.model), masks
             yield from ((r, line) for line in matched[r.cell_id] or [own])
 
@@ -92,4 +92,4 @@ def _panel(found: list[tuple[Record, Line]], name: str) -> Panel | None:
 
 
 def _about(r: Record) -> str:
-    return f"{r.cell['label']}, {r.context} tokens{common.beside_error(r)}"
+    return f"{r.cell.label}, {r.context} tokens{common.beside_error(r)}"

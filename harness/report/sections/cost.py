@@ -10,6 +10,7 @@ from dataclasses import replace
 from harness.analysis import table
 from harness.analysis.reader import Question, Record
 from harness.attentions.plsh import Plsh
+from harness.common.stats import Metric
 from harness.experiment import command
 from harness.report.describe import Axis, Live, Panel, Point, Section, Series, Tags, finite, points
 from harness.report.methods import Method
@@ -58,10 +59,10 @@ def _panels(q: Question, title: str, timed: dict[str, dict[tuple, Record]]) -> l
     on, own = max(here.items(), key=lambda x: len(x[1]), default=("", {}))
     told = f" on {on}" if len([1 for found in here.values() if found]) > 1 else ""
 
-    def passes(r: Record) -> dict | None:
+    def passes(r: Record) -> Metric | None:
         return _counted(r.pairs.get("passes", r.pairs.get("fused")))
 
-    def cache(r: Record) -> dict | None:
+    def cache(r: Record) -> Metric | None:
         return r.metrics.get(f"{r.task}/kv_allocated_bytes")
 
     found = [
@@ -71,7 +72,7 @@ def _panels(q: Question, title: str, timed: dict[str, dict[tuple, Record]]) -> l
     ]
     for axis, names in TIMES.items():
 
-        def time(r: Record, names=names) -> dict | None:
+        def time(r: Record, names: tuple[str, ...] = names) -> Metric | None:
             return _first(own.get(_setting(r)), names)
 
         found.append(_panel(q, f"{title}, {axis.split(' (')[0]}{told}", axis, time, own))
@@ -82,7 +83,7 @@ def _panel(
     q: Question,
     title: str,
     axis: str,
-    cost: Callable[[Record], dict | None],
+    cost: Callable[[Record], Metric | None],
     timed: dict[tuple, Record] | None = None,
 ) -> Panel | None:
     """Scores against `cost`, a metric; of times, beside the error of the record in `timed` that
@@ -108,25 +109,26 @@ def _panel(
     return Panel(title, x, common.score_axis(q), series)
 
 
-def _at(cost: dict | None, r: Record, timed: dict[tuple, Record] | None) -> Point | None:
-    if cost is None or not finite(cost["value"]) or cost["value"] <= 0:
+def _at(cost: Metric | None, r: Record, timed: dict[tuple, Record] | None) -> Point | None:
+    if cost is None or not finite(cost.value) or cost.value <= 0:
         return None
     told = table.told(cost) + (common.beside_error(timed[_setting(r)]) if timed else "")
-    found = common.point(cost["value"], r.score, f"{r.cell['label']}, {told}")
-    ends = (cost["low"], cost["high"])
-    return replace(found, x_ends=ends) if found and finite(ends[0]) and finite(ends[1]) else found
+    found = common.point(cost.value, r.score, f"{r.cell.label}, {told}")
+    if found is None or cost.low is None or cost.high is None or not (finite(cost.low) and finite(cost.high)):
+        return found
+    return replace(found, x_ends=(cost.low, cost.high))
 
 
-def _counted(pairs: float | None) -> dict | None:
-    return None if pairs is None else {"value": pairs, "low": None, "high": None, "unit": "pairs"}
+def _counted(pairs: float | None) -> Metric | None:
+    return None if pairs is None else Metric(pairs, None, None, 1, "pairs")
 
 
-def _first(r: Record | None, names: Sequence[str]) -> dict | None:
+def _first(r: Record | None, names: Sequence[str]) -> Metric | None:
     return next((r.metrics[name] for name in names if name in r.metrics), None) if r else None
 
 
 def _setting(r: Record) -> tuple:
     """What an accuracy and a time must share to be drawn as one point: the computation, not its
     prompts or draws."""
-    identity = r.cell["identity"]
-    return str(identity["model"]), identity["dtype"], identity["context"], str(identity["attn"]), identity.get("kernel")
+    identity = r.identity
+    return str(identity.model), identity.dtype, identity.context, str(identity.attn.as_json()), identity.kernel

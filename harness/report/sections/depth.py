@@ -36,7 +36,7 @@ def _heats(model: str, group: list[Question]) -> list[Heat]:
     for q, name in zip(group, names, strict=True):
         for (method, remark), records in common.masks_series(q).items():
             for r in records:
-                masks[r.attention["masks"], method.name, remark][name] = r
+                masks[common.masks_of(r), method.name, remark][name] = r
         for (match, tags, remark), matched in common.windows(q).items():
             for count, window in matched.items() if match == "fused" else ():
                 windows[count, tags.sampler][remark][name] = window
@@ -60,7 +60,7 @@ def _heat(title: str, chosen: Mapping[str, Record], tags: Tags) -> Heat | None:
     squares = {}
     for column, (name, r) in enumerate(chosen.items()):
         for row, depth in enumerate(depths):
-            about = f"{r.cell['label']}, {name}, depth {depth:g}"
+            about = f"{r.cell.label}, {name}, depth {depth:g}"
             for p in points([common.point(column, r.metrics.get(f"{r.task}{MARKER}{depth:g}"), about)]):
                 squares[column, row] = p
     if not squares:

@@ -36,11 +36,11 @@ def _panels(q: Question, title: str) -> list[Panel]:
     """One panel for each number of masks: exact ALiBi, the masks, their windows."""
     found, matched = common.masks_series(q), common.windows(q)
     panels = []
-    for masks in sorted({r.attention["masks"] for records in found.values() for r in records}):
+    for masks in sorted({common.masks_of(r) for records in found.values() for r in records}):
         drawn: list[tuple[Method, Record, Tags, str]] = [(EXACT, q.exact, Tags(), "")] if q.exact else []
         for (method, remark), records in found.items():
             for r in records:
-                if r.attention["masks"] == masks:
+                if common.masks_of(r) == masks:
                     drawn.append((method, r, common.tags_of(r, q.model), remark))
         for (match, tags, remark), windows in matched.items():
             if masks in windows:
@@ -63,6 +63,6 @@ def _points(record: Record, shift: float) -> list[Point]:
     for name, metric in record.metrics.items():
         if match := BIN.search(name):
             low, high = int(match[1]), int(match[2])
-            about = f"{record.cell['label']}, {low} to {high} tokens"
+            about = f"{record.cell.label}, {low} to {high} tokens"
             candidates.append(common.point(math.sqrt(low * high) * shift, metric, about))
     return sorted(points(candidates), key=lambda p: p.x)

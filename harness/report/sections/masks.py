@@ -27,14 +27,14 @@ def section(questions: list[Question]) -> Section:
 
 def _panel(q: Question, title: str) -> Panel | None:
     found = common.masks_series(q)
-    counts = {r.attention["masks"] for records in found.values() for r in records}
+    counts = {common.masks_of(r) for records in found.values() for r in records}
     series: list[Series] = []
     for place, ((method, remark), records) in enumerate(found.items()):
-        drawn = points(common.point(r.attention["masks"] * SPREAD**place, r.score, r.cell["label"]) for r in records)
+        drawn = points(common.point(common.masks_of(r) * SPREAD**place, r.score, r.cell.label) for r in records)
         series.append(Series(method, drawn, tags=common.tags_of(records[0], q.model), remark=remark))
     for place, ((match, tags, remark), windows) in enumerate(common.windows(q).items(), start=1):
         drawn = points(
-            common.point(masks / SPREAD**place, w.score, f"{w.cell['label']}, matched to S={masks}")
+            common.point(masks / SPREAD**place, w.score, f"{w.cell.label}, matched to S={masks}")
             for masks, w in sorted(windows.items())
         )
         series.append(Series(common.WINDOWS[match], drawn, tags=tags, remark=remark))

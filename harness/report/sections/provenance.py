@@ -6,18 +6,19 @@ from harness.analysis.reader import Question, Record
 from harness.common.table import Table
 from harness.report.describe import Grid, Section, Tags
 from harness.report.sections import common
+from harness.results.schema import Environment
 
 
 def section(questions: list[Question]) -> Section:
     groups: dict[tuple, list[tuple[Question, Record]]] = defaultdict(list)
     for q in questions:
         for r in q.records:
-            if environment := r.outcome.get("environment"):
-                groups[_made_with(environment)].append((q, r))
+            if r.environment:
+                groups[_made_with(r.environment)].append((q, r))
     rows, tags = [], []
     for (commit, device, packages), made in groups.items():
-        starts = sorted(r.outcome["environment"].get("start") or "" for _, r in made)
-        hosts = sorted({str(r.outcome["environment"].get("host")) for _, r in made})
+        starts = sorted(r.start for _, r in made)
+        hosts = sorted({str(r.environment.host) for _, r in made})
         shown = ", ".join(hosts[:3]) + (f" and {len(hosts) - 3} more" if len(hosts) > 3 else "")
         rows.append([commit, device, packages, shown, starts[0], starts[-1], str(len(made))])
         models = {q.model for q, _ in made}
@@ -34,11 +35,11 @@ def section(questions: list[Question]) -> Section:
     )
 
 
-def _made_with(environment: dict) -> tuple[str, str, str]:
-    dirty = " with uncommitted changes" if environment.get("dirty") else ""
-    packages = {"python": environment.get("python"), **(environment.get("packages") or {})}
+def _made_with(environment: Environment) -> tuple[str, str, str]:
+    dirty = " with uncommitted changes" if environment.dirty else ""
+    packages = {"python": environment.python, **environment.packages}
     named = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
-    driver = f", driver {environment['driver']}" if environment.get("driver") else ""
-    tf32 = ", TF32 on" if environment.get("tf32") else ""
-    commit = str(environment.get("commit") or "unknown")[:12]
-    return f"{commit}{dirty}", f"{environment.get('device')}{driver}{tf32}", named
+    driver = f", driver {environment.driver}" if environment.driver else ""
+    tf32 = ", TF32 on" if environment.tf32 else ""
+    commit = (environment.commit or "unknown")[:12]
+    return f"{commit}{dirty}", f"{environment.device}{driver}{tf32}", named

@@ -74,7 +74,7 @@ def section(questions: list[Question]) -> Section:
         panels = [p for t in titles if (p := _forest(t, [m for m in matches if m.title == t], reach))]
         if panels:
             first = group[0].records[0]
-            live = Live("config.masks", first.headline, log_x=True, model=first.cell["model"])
+            live = Live("config.masks", first.headline, log_x=True, model=first.cell.model)
             blocks.append(Group(f"{model}, {task}", panels, tags, live))
         blocks.append(_grid(model, task, matches))
     if all_matches:
@@ -127,7 +127,7 @@ def _decisions(matches: Sequence[Match], other: str) -> Counter:
 
 
 def _decision(change: Difference) -> str:
-    if change.low is None or change.low <= 0 <= change.high:
+    if change.low is None or change.high is None or change.low <= 0 <= change.high:
         return "undecided"
     return "better" if change.low > 0 else "worse"
 
@@ -152,20 +152,20 @@ def _gap(q: Question, matches: Sequence[Match]) -> tuple[str, str] | None:
     names = " and ".join(dict.fromkeys(name for _, names in lacking for name in names))
     more = f" for {len(lacking)} cells, the others' commands stand in All cells" if len(lacking) > 1 else ""
     told = f"{q.model}, {matches[0].title}: {names} not in the store{more}."
-    return told, command.beside(first, first.attention) + " references=compute"
+    return told, command.beside(first, first.method) + " references=compute"
 
 
 def _forest(title: str, matches: list[Match], reach: float) -> Panel | None:
     """Rows from top to bottom: one cell each, its three differences a little apart."""
-    matches = sorted(matches, key=lambda m: (m.tags.sampler, m.tags.weights, m.record.attention["masks"]), reverse=True)
-    varying = [n for n in common.VARYING if len({m.record.cell["identity"].get(n) for m in matches}) > 1]
+    matches = sorted(matches, key=lambda m: (m.tags.sampler, m.tags.weights, common.masks_of(m.record)), reverse=True)
+    varying = [n for n in common.VARYING if len({getattr(m.record.identity, n) for m in matches}) > 1]
     ticks = {float(row): _short(m.record, varying) for row, m in enumerate(matches)}
     series = []
     for place, (other, method) in enumerate(OTHERS.items()):
         candidates: list[Point] = []
         for row, m in enumerate(matches):
             if change := m.against.get(other):
-                note = f"{m.record.cell['label']} minus {method.name}\n{table.signed(change)}, n = {change.n}"
+                note = f"{m.record.cell.label} minus {method.name}\n{table.signed(change)}, n = {change.n}"
                 candidates.append(Point(change.value, row + 0.22 * (1 - place), change.low, change.high, note))
         for tags in dict.fromkeys(m.tags for m in matches):
             own = [p for p in points(candidates) if matches[round(p.y)].tags == tags]
@@ -195,7 +195,7 @@ def _grid(model: str, task: str, matches: list[Match]) -> Grid:
         detectable = f"{exact.detectable:.3f}" if exact and exact.detectable is not None else ""
         rows.append(
             [
-                m.record.cell["label"],
+                m.record.cell.label,
                 str(m.record.context),
                 table.pairs(m.record.pairs),
                 table.interval(m.record.score),
@@ -232,6 +232,6 @@ def _side_by_side(asked: list[Question]) -> list[Grid]:
 
 def _short(record: Record, varying: Sequence[str]) -> str:
     a = record.attention
-    sampler = "" if a["sampler"] == "gamma" else f" {a['sampler']}"
-    others = [*record.method.variant, *(f"{name} {record.cell['identity'].get(name)}" for name in varying)]
-    return ", ".join([f"S={a['masks']} {a['weights']}{sampler}", *others])
+    sampler = "" if a.sampler == "gamma" else f" {a.sampler}"
+    others = [*record.method.variant, *(f"{name} {getattr(record.identity, name)}" for name in varying)]
+    return ", ".join([f"S={a.masks} {a.weights}{sampler}", *others])

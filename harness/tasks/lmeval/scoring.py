@@ -13,6 +13,7 @@ import numpy as np
 
 from harness.common import stats
 from harness.common.errors import UserError
+from harness.results.schema import SampleRow
 from harness.tasks.base import canonical
 from harness.tasks.lmeval.catalogue import Leaf
 from harness.tasks.lmeval.documents import Request, build_task, task_config
@@ -57,14 +58,22 @@ def lengths(task, lm, documents: Iterable[tuple[int, Mapping]]) -> dict[int, int
     return found
 
 
-def left_out(task, lm, number: int, document: Mapping) -> dict:
+def left_out(task, lm, number: int, document: Mapping) -> SampleRow:
     """The row of a document whose prompt is longer than the context: nothing was asked."""
     made = _requests(task, number, document, lm.framing)
-    about = {"key": number, "score": None, "values": {}, "prediction": "", "doc_hash": _doc_hash(document, made)}
-    return {**about, "tokens_wanted": max(lm.tokens(r) for r in made), "tokens_seen": 0, "too_long": True}
+    return SampleRow(
+        key=number,
+        score=None,
+        values={},
+        prediction="",
+        doc_hash=_doc_hash(document, made),
+        tokens_wanted=max(lm.tokens(r) for r in made),
+        tokens_seen=0,
+        too_long=True,
+    )
 
 
-def rows_of(task, lm, documents: Sequence[tuple[int, Mapping]]) -> list[dict]:
+def rows_of(task, lm, documents: Sequence[tuple[int, Mapping]]) -> list[SampleRow]:
     """Answer documents of one batch and score them by the task's own functions: a row for each."""
     made = [_requests(task, number, document, lm.framing) for number, document in documents]
     flat = [r for requests in made for r in requests]
@@ -100,8 +109,8 @@ def _doc_hash(document: Mapping, made: Sequence) -> str:
     return hashlib.sha256(canonical([document, [r.args for r in made]]).encode()).hexdigest()[:16]
 
 
-def _row(task, lm, number: int, made: list, document: Mapping) -> dict:
-    values = {}
+def _row(task, lm, number: int, made: list, document: Mapping) -> SampleRow:
+    values: dict[str, Any] = {}
     for name in made[0].filtered_resps:
         found = task.process_results(document, [r.filtered_resps[name] for r in made])
         suffix = "" if len(made[0].filtered_resps) == 1 else f"_{name}"
@@ -109,16 +118,16 @@ def _row(task, lm, number: int, made: list, document: Mapping) -> dict:
     tokens = max(lm.tokens(r) for r in made)
     first = next(iter(made[0].filtered_resps.values()))
     values = _without_placeholders(values, lm.context)
-    return {
-        "key": number,
-        "score": _score(values),
-        "values": values,
-        "prediction": str(first)[:KEPT],
-        "target": str(task.doc_to_target(document))[:KEPT],
-        "doc_hash": _doc_hash(document, made),
-        "tokens_wanted": tokens,
-        "tokens_seen": tokens,
-    }
+    return SampleRow(
+        key=number,
+        score=_score(values),
+        values=values,
+        prediction=str(first)[:KEPT],
+        target=str(task.doc_to_target(document))[:KEPT],
+        doc_hash=_doc_hash(document, made),
+        tokens_wanted=tokens,
+        tokens_seen=tokens,
+    )
 
 
 def _without_placeholders(values: dict, context: int) -> dict:
@@ -149,18 +158,18 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, bool) else value
 
 
-def metrics(leaf: Leaf, rows: Sequence[Mapping], *, clustered: bool) -> dict[str, stats.Metric]:
+def metrics(leaf: Leaf, rows: Sequence[SampleRow], *, clustered: bool) -> dict[str, stats.Metric]:
     """The task's metrics by its own aggregation, each with an interval computed here (lm-eval's
     bootstrap knows nothing of mask draws). Means of scores from 0 to 1: as for retrieval.
     Everything else: the jackknife. Of a text's perplexities bits per byte comes first: it is what
     tables show. Documents that were left out are counted, last."""
-    left_out = sum(r.get("too_long", False) for r in rows)
-    rows = [r for r in rows if not r.get("too_long")]
-    draws = [r["draw"] for r in rows]
+    left_out = sum(r.too_long for r in rows)
+    rows = [r for r in rows if not r.too_long]
+    draws = [r.draw for r in rows]
     functions = _aggregations(leaf)
-    found = {}
-    for name in sorted(rows[0]["values"], key=lambda name: name != "bits_per_byte"):
-        values = [r["values"][name] for r in rows]
+    found: dict[str, stats.Metric] = {}
+    for name in sorted(rows[0].values, key=lambda name: name != "bits_per_byte"):
+        values = [r.values[name] for r in rows]
         # a metric under one of several filters has the filter's name behind its own
         own = [m for m in functions if name == m or name.startswith(f"{m}_")]
         function = functions[max(own, key=len)] if own else _mean

@@ -3,7 +3,7 @@
 
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from harness.cell import Cell
 from harness.common import stats
 from harness.common.errors import UserError, choose
 from harness.models.load import load_tokenizer
+from harness.results.schema import SampleRow
 from harness.tasks.base import PlannedTask, Prepared, TaskContext
 from harness.tasks.lmeval import catalogue, chat
 
@@ -122,11 +123,14 @@ class LmEvalTask:
         request = replace(self._request(options, cell, samples), content=self._content(options, cell))
         return documents(request, folder, load_tokenizer(cell.model))
 
-    def run(self, options: LeafOptions, context: TaskContext) -> Iterator[list[dict]]:
+    row = staticmethod(SampleRow.read)
+
+    def run(self, options: LeafOptions, context: TaskContext) -> Iterator[list[SampleRow]]:
         from harness.tasks.lmeval import scoring
         from harness.tasks.lmeval.model import RunnerLM
 
         cell = context.cell
+        assert context.data is not None, "the task prepares data"
         place = context.data.place
         request = self._request(options, cell, context.samples)
         task = scoring.load_task(request, place, options.max_gen_toks)
@@ -155,9 +159,9 @@ class LmEvalTask:
                 with loaded.attention.use(weights(draw)):
                     rows += scoring.rows_of(task, lm, fitting)
             seconds = (time.perf_counter() - started) / len(rows)
-            yield [{**row, "draw": draw, "seconds": seconds} for row in rows]
+            yield [row.but(draw=draw, seconds=seconds) for row in rows]
 
-    def metrics(self, options: LeafOptions, rows: Sequence[Mapping], *, clustered: bool) -> dict[str, stats.Metric]:
+    def metrics(self, options: LeafOptions, rows: Sequence[SampleRow], *, clustered: bool) -> dict[str, stats.Metric]:
         from harness.tasks.lmeval import scoring
 
         return scoring.metrics(self.leaf, rows, clustered=clustered)

@@ -17,6 +17,7 @@ from harness.common import stats
 from harness.common.errors import UserError, choose
 from harness.models.cache import new_cache
 from harness.models.load import LoadedModel, load_tokenizer
+from harness.results.schema import Number, SampleRow
 from harness.tasks.base import PlannedTask, Prepared, TaskContext
 from harness.tasks.retrieval import needles, prompts
 
@@ -33,6 +34,16 @@ class Options:
     haystack: str = "noise"
     text: str | None = None
     depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
+
+
+class RetrievalRow(SampleRow):
+    """A sample, with what each of this task has."""
+
+    score: Number
+    nll: Number
+    depth: Number
+    distance: int
+    tokens_seen: int
 
 
 class Retrieval:
@@ -89,8 +100,11 @@ class Retrieval:
             depths=list(options.depths),
         )
 
-    def run(self, options: Options, context: TaskContext) -> Iterator[list[dict]]:
+    row = staticmethod(RetrievalRow.read)
+
+    def run(self, options: Options, context: TaskContext) -> Iterator[list[RetrievalRow]]:
         cell, loaded = context.cell, context.model()
+        assert context.data is not None, "the task prepares data"
         data = prompts.read(context.data.place)
         weights = functools.cache(cell.weights)
         for draw, keys in context.batches():
@@ -98,33 +112,33 @@ class Retrieval:
             with loaded.attention.use(weights(draw)):
                 rows = answer(loaded, [data[k] for k in keys], evict=cell.attention.evict)
             seconds = (time.perf_counter() - started) / len(rows)
-            for row in rows:
-                if row["tokens_seen"] < cell.context:  # this tokenizer allows no exact length
-                    row["tokens_short"] = cell.context - row["tokens_seen"]
-            yield [{**row, "draw": draw, "seconds": seconds} for row in rows]
+            # a tokenizer may allow no exact length
+            lacking = [cell.context - r.tokens_seen for r in rows]
+            short = [{"tokens_short": tokens} if tokens > 0 else {} for tokens in lacking]
+            yield [r.but(**lack, draw=draw, seconds=seconds) for r, lack in zip(rows, short, strict=True)]
 
-    def metrics(self, options: Options, rows: Sequence[Mapping], *, clustered: bool) -> dict[str, stats.Metric]:
-        def rate(chosen: Sequence[Mapping]) -> stats.Metric:
-            return stats.proportion([r["score"] for r in chosen], [r["draw"] for r in chosen], clustered=clustered)
+    def metrics(self, options: Options, rows: Sequence[RetrievalRow], *, clustered: bool) -> dict[str, stats.Metric]:
+        def rate(chosen: Sequence[RetrievalRow]) -> stats.Metric:
+            return stats.proportion([r.score for r in chosen], [r.draw for r in chosen], clustered=clustered)
 
+        draws = [r.draw for r in rows]
         found = {"accuracy": rate(rows)}
         found["answer_nll"] = stats.mean(
-            [r["nll"] for r in rows], [r["draw"] for r in rows], clustered=clustered, unit="nats per answer", least=0.0
+            [r.nll for r in rows], draws, clustered=clustered, unit="nats per answer", least=0.0
         )
-        for depth in sorted({r["depth"] for r in rows}):
-            found[f"accuracy_depth_{depth:g}"] = rate([r for r in rows if r["depth"] == depth])
+        for depth in sorted({r.depth for r in rows}):
+            found[f"accuracy_depth_{depth:g}"] = rate([r for r in rows if r.depth == depth])
         for low, high in distance_bins(rows):
-            within = [r for r in rows if low <= r["distance"] < high]
+            within = [r for r in rows if low <= r.distance < high]
             found[f"accuracy_distance_{low}_{high}"] = rate(within)
-        shares = [r["text_share"] for r in rows if "text_share" in r]
+        shares = [r.text_share for r in rows if r.text_share is not None]
         if shares:
-            draws = [r["draw"] for r in rows]
             found["text_share"] = stats.mean(shares, draws, clustered=clustered, unit="share of tokens", least=0.0)
-        short = [r["tokens_short"] for r in rows if "tokens_short" in r]
+        short = [r.tokens_short for r in rows if r.tokens_short is not None]
         if short:
             found["tokens_short"] = stats.Metric(max(short), None, None, len(short), "tokens")
         for name in ("kv_allocated_bytes", "kv_used_bytes"):
-            sizes = [r[name] for r in rows if name in r]  # rows of older records have none
+            sizes = [size for r in rows if (size := getattr(r, name)) is not None]  # rows of older records have none
             if sizes:
                 found[name] = stats.Metric(max(sizes), None, None, len(sizes), "bytes")
         return found
@@ -135,13 +149,13 @@ def _least_context(tokenizer) -> int:
     return prompts.shortest(prompts.encoder(tokenizer)) + 8
 
 
-def distance_bins(rows: Sequence[Mapping]) -> list[tuple[int, int]]:
+def distance_bins(rows: Sequence[RetrievalRow]) -> list[tuple[int, int]]:
     """Octaves of the needle's distance from the question, [2^k, 2^(k+1)) tokens, that hold samples:
     the same for every context, so that contexts can be laid over one another."""
-    return sorted({(1 << (b - 1), 1 << b) for b in (max(1, r["distance"]).bit_length() for r in rows)})
+    return sorted({(1 << (b - 1), 1 << b) for b in (max(1, r.distance).bit_length() for r in rows)})
 
 
-def answer(loaded: LoadedModel, samples: Sequence[Mapping], *, evict: bool = False) -> list[dict]:
+def answer(loaded: LoadedModel, samples: Sequence[Mapping], *, evict: bool = False) -> list[RetrievalRow]:
     """Greedy answers to prompts, those of one length together, and the true answers' negative
     log-likelihood. The bytes of the KV cache are those of one sequence.
 
@@ -152,11 +166,11 @@ def answer(loaded: LoadedModel, samples: Sequence[Mapping], *, evict: bool = Fal
     for sample in samples:
         alike[sample["tokens"]].append(sample)
     rows = [row for together in alike.values() for row in _answer(loaded, together, evict=evict)]
-    return sorted(rows, key=lambda row: row["key"])
+    return sorted(rows, key=lambda row: row.key)
 
 
 @torch.inference_mode()
-def _answer(loaded: LoadedModel, samples: Sequence[Mapping], *, evict: bool) -> list[dict]:
+def _answer(loaded: LoadedModel, samples: Sequence[Mapping], *, evict: bool) -> list[RetrievalRow]:
     model, tokenizer = loaded.model, loaded.tokenizer
     encode = prompts.encoder(tokenizer)
     ids = [encode(s["prompt"]) for s in samples]
@@ -184,21 +198,21 @@ def _answer(loaded: LoadedModel, samples: Sequence[Mapping], *, evict: bool) -> 
     texts = tokenizer.batch_decode(generated.sequences[:, tokens:], skip_special_tokens=True)
     nll = _answer_nll(model, cache, prompt, answers)
     return [
-        {
-            "key": s["key"],
-            "score": float(first_number(text) == s["value"]),
-            "nll": loss,
-            "prediction": text,
-            "target": s["value"],
-            "depth": s["depth"],
-            "distance": s["distance"],
-            "doc_hash": prompts.doc_hash(s["prompt"], s["value"]),
-            "tokens_wanted": s["tokens"],
-            "tokens_seen": len(i),
-            "kv_allocated_bytes": cache.allocated_bytes // len(samples),
-            "kv_used_bytes": cache.used_bytes // len(samples),
+        RetrievalRow(
+            key=s["key"],
+            score=float(first_number(text) == s["value"]),
+            nll=loss,
+            prediction=text,
+            target=s["value"],
+            depth=s["depth"],
+            distance=s["distance"],
+            doc_hash=prompts.doc_hash(s["prompt"], s["value"]),
+            tokens_wanted=s["tokens"],
+            tokens_seen=len(i),
+            kv_allocated_bytes=cache.allocated_bytes // len(samples),
+            kv_used_bytes=cache.used_bytes // len(samples),
             **{name: s[name] for name in ("text_share",) if name in s},
-        }
+        )
         for s, text, loss, i in zip(samples, texts, nll, ids, strict=True)
     ]
 

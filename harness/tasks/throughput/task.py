@@ -4,11 +4,13 @@ error of what was timed."""
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from harness.attentions.registry import EXACT
 from harness.cell import Cell
 from harness.common.errors import UserError
 from harness.common.stats import Metric
+from harness.results.schema import CountsRow, RepeatRow
 from harness.tasks.base import PlannedTask, TaskContext
 from harness.tasks.throughput.figures import figures
 
@@ -86,7 +88,10 @@ class Throughput:
     def prepare(self, options: Options, cell: Cell, samples: int, folder: Path) -> None:
         return None
 
-    def run(self, options: Options, context: TaskContext) -> Iterator[list[dict]]:
+    def row(self, line: Mapping[str, Any]) -> CountsRow | RepeatRow:
+        return (CountsRow if line.get("measurement") == "facts" else RepeatRow).read(line)
+
+    def run(self, options: Options, context: TaskContext) -> Iterator[list[CountsRow] | list[RepeatRow]]:
         """Row 0 holds what is counted, once; then the measurements by turns, a repeat of each after
         the other. Every attempt checks what it times, and each of its rows carries the errors."""
         from harness.tasks.throughput.devices import energy_meter
@@ -112,7 +117,7 @@ class Throughput:
             session.forget()
         errors = {name: facts[name] for name in ("error", "error_cached")}
         if 0 not in context.done:
-            yield [{"key": 0, "draw": DRAW, "measurement": "facts", **facts, **counts(session, arch)}]
+            yield [CountsRow(key=0, draw=DRAW, measurement="facts", **facts, **counts(session, arch))]
         for key in range(1, context.samples):
             if key in context.done:
                 continue
@@ -125,9 +130,9 @@ class Throughput:
             joules = meter() - before if meter else None
             about = {"measurement": measured.kind, "rows": measured.rows, "exact": measured.exact}
             repeat = (key - 1) // len(found)
-            yield [{"key": key, "draw": DRAW, "repeat": repeat, **about, **times, "joules": joules, **errors}]
+            yield [RepeatRow(key=key, draw=DRAW, repeat=repeat, **about, **times, joules=joules, **errors)]
 
-    def metrics(self, options: Options, rows: Sequence[Mapping], *, clustered: bool) -> dict[str, Metric]:
+    def metrics(self, options: Options, rows: Sequence[CountsRow | RepeatRow], *, clustered: bool) -> dict[str, Metric]:
         return figures(rows)
 
 

@@ -100,13 +100,13 @@ def test_requests_and_answers_are_those_of_lm_eval(own, talker, data, frame):
         samples = sorted(theirs[leaf.name], key=lambda sample: sample["doc_id"])
         assert len(rows) == len(samples) == 4
         for row, sample in zip(rows, samples, strict=True):
-            made = scoring._requests(task, row["key"], sample["doc"], lm.framing)
+            made = scoring._requests(task, row.key, sample["doc"], lm.framing)
             asked = [list(arguments) for arguments in sample["arguments"]]
             assert [list(request.args) for request in made] == asked
             if leaf.name != "chosen":
-                assert row["prediction"] == sample["filtered_resps"][0]
+                assert row.prediction == sample["filtered_resps"][0]
             metric = "acc" if leaf.name == "chosen" else "exact_match"
-            assert row["values"][metric] == sample[metric]
+            assert row.values[metric] == sample[metric]
             if leaf.name == "chosen":
                 ours, wanted = lm.loglikelihood(made), [found for (found,) in sample["resps"]]
                 assert [one for one, _ in ours] == pytest.approx([one for one, _ in wanted], abs=1e-4)

@@ -29,20 +29,20 @@ def made(tiny, context: int, first: int) -> list[dict]:
 def test_prompts_of_several_lengths_are_answered_as_each_alone(tiny):
     samples = sorted(made(tiny, 300, 0) + made(tiny, 297, 1), key=lambda sample: sample["key"])
     rows = answer(tiny, samples)
-    assert [row["key"] for row in rows] == list(range(6)) and {row["tokens_seen"] for row in rows} == {297, 300}
+    assert [row.key for row in rows] == list(range(6)) and {row.tokens_seen for row in rows} == {297, 300}
     for row, sample in zip(rows, samples, strict=True):
         (alone,) = answer(tiny, [sample])
         exact = ("prediction", "score", "doc_hash", "depth", "distance", "tokens_wanted")
-        assert [row[name] for name in exact] == [alone[name] for name in exact]
-        assert row["nll"] == pytest.approx(alone["nll"], abs=1e-4)
+        assert [getattr(row, name) for name in exact] == [getattr(alone, name) for name in exact]
+        assert row.nll == pytest.approx(alone.nll, abs=1e-4)
 
 
 def test_the_hash_of_a_question_is_that_of_what_is_fed(tiny):
     (sample, *_) = made(tiny, 300, 0)
     wrong = {**sample, "prompt": sample["prompt"].replace(sample["value"], "1234567"), "doc_hash": "as stored"}
     (found,) = answer(tiny, [wrong])
-    assert found["score"] == 0
-    assert found["doc_hash"] == hashlib.sha256(f"{wrong['prompt']}\0{wrong['value']}".encode()).hexdigest()[:16]
+    assert found.score == 0
+    assert found.doc_hash == hashlib.sha256(f"{wrong['prompt']}\0{wrong['value']}".encode()).hexdigest()[:16]
 
 
 def test_the_share_of_a_users_text_is_in_every_row_and_beside_the_metrics(run, tmp_path):

@@ -2,20 +2,23 @@
 
 import pytest
 
+from harness.results.schema import CountsRow, RepeatRow
 from harness.tasks.throughput.figures import figures
 from tests.measure import overhead as bench_overhead
 
 FACTS = {"key": 0, "error": 1e-7, "error_cached": 2e-7, "alibi_difference": 0.1, "peak_bytes": 9, "flops": 2e12}
 FACTS |= {"kv_allocated_bytes": 8, "kv_used_bytes": 7, "decode_bytes": 1e9, "visited_pairs": 5}
 FACTS |= {"peak_flops": 1e13, "peak_bandwidth": 1e12}
+FACTS = CountsRow(**FACTS)
 
 
-def row(measurement: str, ms: float, *, repeat: int = 0, rows: int = 0, exact: bool = False, joules=None) -> dict:
+def row(measurement: str, ms: float, *, repeat: int = 0, rows: int = 0, exact: bool = False, joules=None) -> RepeatRow:
     tokens = 1000 if rows == 0 else rows
     laps = 1 if rows == 0 else 4
     times = {"ms": ms, "attention_ms": ms / 4, "slowest_ms": 2 * ms, "tokens": tokens, "laps": laps}
     about = {"measurement": measurement, "rows": rows, "exact": exact, "repeat": repeat}
-    return {**about, **times, "joules": joules, "error": 1e-7 * (1 + repeat), "error_cached": 2e-7}
+    errors = {"error": 1e-7 * (1 + repeat), "error_cached": 2e-7}
+    return RepeatRow(key=1, **about, **times, joules=joules, **errors)
 
 
 def test_medians_quartiles_and_rates():
@@ -40,7 +43,7 @@ def test_speed_ups_are_paired_within_a_repeat():
 
 
 def test_unknown_peaks_and_energy_are_left_out_and_known_energy_is_summed():
-    unknown = FACTS | {"peak_flops": None, "peak_bandwidth": None}
+    unknown = FACTS.but(peak_flops=None, peak_bandwidth=None)
     assert not {"mfu", "mbu"} & set(figures([unknown, row("prefill", 1.0), row("decode", 1.0, rows=1)]))
     metered = [row("prefill", 1.0, joules=j) for j in (0.0, 30.0)]  # the meter moves in steps
     assert figures([FACTS, *metered, row("decode", 1.0, rows=1)])["joules_per_1k_tokens"].value == 15.0

@@ -39,7 +39,7 @@ def test_every_repeat_is_a_row_beside_its_errors(measure, tmp_path):
     code, document, out, _ = measure("samples=3", "task.throughput.batch=2")
     assert code == 0 and document["tasks"] == {"throughput": "ok"}
     record = only(tmp_path)
-    rows = list(record.rows.values())
+    rows = list(record.lines.values())
     # counts, then by turns: prefill twice, chunked prefill and one and two rows, both for each
     # attention
     assert len(rows) == 1 + 2 * (2 + 2 * 3) and record.rows_are == "repeats"
@@ -61,7 +61,7 @@ def test_every_repeat_is_a_row_beside_its_errors(measure, tmp_path):
 def test_exact_alibi_changes_nothing_and_is_timed_alone(measure, tmp_path):
     measure("attn=alibi")
     record = only(tmp_path)
-    assert record.metrics["throughput/alibi_difference"]["value"] == 0
+    assert record.metrics["throughput/alibi_difference"].value == 0
     assert not any("speedup" in name for name in record.metrics) and len(record.rows) == 1 + 2 * 4
 
 
@@ -75,20 +75,20 @@ def test_evicting_holds_less_and_computes_the_same(measure, tmp_path):
     assert evicted["metrics"]["throughput/error_cached"]["value"] <= 5e-5
     assert "throughput/prefill_ms" in kept["metrics"] and "throughput/prefill_ms" not in evicted["metrics"]
     assert "throughput/decode_packing_ms" not in kept["metrics"]
-    packed = [r for r in reader.records(tmp_path)[0].rows.values() if r.get("packing_ms")]
-    packed += [r for r in reader.records(tmp_path)[1].rows.values() if r.get("packing_ms")]
+    packed = [r for r in reader.records(tmp_path)[0].lines.values() if r.get("packing_ms")]
+    packed += [r for r in reader.records(tmp_path)[1].lines.values() if r.get("packing_ms")]
     assert packed and all(r["ms"] >= r["packing_ms"] * r["rows"] / 16 for r in packed)
 
 
 def test_more_repeats_extend_and_another_commit_does_not(measure, tmp_path, monkeypatch):
     measure()
     before = only(tmp_path)
-    rows = before.rows  # read from the store when first asked for
+    rows = before.lines  # read from the store when first asked for
     measure("task.throughput.repeats=3", "samples=99")
     after = only(tmp_path)
     assert after.store.task_id == before.store.task_id and len(after.rows) == len(rows) + 8
-    assert all(after.rows[k] == row for k, row in rows.items())
-    options = after.outcome["options"]
+    assert all(after.lines[k] == row for k, row in rows.items())
+    options = after.options
     assert {"device", "torch", "triton", "commit"} <= set(options) and "repeats" not in options
     monkeypatch.setattr("harness.common.environment._git", lambda *arguments: "another")
     measure()
@@ -110,7 +110,7 @@ def test_a_stopped_run_goes_on_after_its_last_repeat(measure, tmp_path, monkeypa
     monkeypatch.setattr(store.Part, "write", write)
     assert measure()[0] == 0
     record = only(tmp_path)
-    assert len(record.rows) == 17 and json.loads(json.dumps(rows)) == [record.rows[k] for k in range(5)]
+    assert len(record.rows) == 17 and json.loads(json.dumps(rows)) == [record.lines[k] for k in range(5)]
 
 
 @pytest.mark.parametrize("broken", ["the kernel", "the cache"])
@@ -124,7 +124,7 @@ def test_a_wrong_result_is_an_error_without_a_speed(measure, tmp_path, monkeypat
     code, document, _, _ = measure()
     record = only(tmp_path)
     assert code == 1 and record.status == "error" and not record.rows and not document["metrics"]
-    assert "no speed is recorded" in record.outcome["message"]
+    assert "no speed is recorded" in record.outcome.message
 
 
 def wrong_where(broken, wrong):

@@ -1,0 +1,348 @@
+"""What the files of a store hold, one type each. docs/records.md explains them.
+
+A record that lacks a field which came later has its default, and a field that a later version wrote
+is kept, not understood, and named once on stderr. Whoever adds a field, or changes what one means,
+raises the VERSION of the file's type (of an outcome also for its environment and metrics) and runs
+
+    python -m harness.results.schema --write
+
+which writes the JSON schemas in docs/schema.
+"""
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from harness.common.paths import ROOT
+from harness.common.stats import Metric
+
+FOLDER = ROOT / "docs" / "schema"
+Packages = dict[str, str | None]  # versions
+Number = int | float  # either stays what it is, so that a record which is written again is the same
+MENDED = 20  # fields of one record that are left out because they cannot be read, at most
+
+
+class Stored(BaseModel, frozen=True, extra="allow", populate_by_name=True):
+    """A piece of a record. Fields that were neither read nor given have their default and are not
+    written."""
+
+    VERSION: ClassVar[int] = 1
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> Self:
+        """From JSON. A field whose value is of the wrong kind is left out, with a note.
+
+        Raises ValueError where one is missing, or wrong, that must be there.
+        """
+        try:
+            found = cls.model_validate(raw)
+        except ValidationError:
+            found = _mended(cls, raw)
+        written = raw.get("schema")
+        if isinstance(written, int) and written > cls.VERSION:
+            for name in _unknown(found):
+                _say_later(cls.__name__, name, written, cls.VERSION)
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is written: what was read or given, in the order of the fields."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+    def but(self, **fields: Any) -> Self:
+        """The same with other values of these fields."""
+        return self.model_copy(update=fields)
+
+    @property
+    def more(self) -> Mapping[str, Any]:
+        """Fields that this type does not declare."""
+        return self.model_extra or {}
+
+
+class AttentionIdentity(Stored):
+    """The attention of a cell: options that every record has, null where the method lacks them; in
+    `more` those of the method alone (`harness.attentions.registry.attention_of`)."""
+
+    name: str
+    masks: int | None = None
+    sampler: str | None = None
+    weights: str | None = None
+    cutoff: Number | None = None
+
+
+class CellIdentity(Stored):
+    """What the results depend on; a cell's id is a hash of it.
+
+    model: weights, slopes and tokenizer by hash. draws: of the masks. seed, draws: null for an
+    attention without chance; kernel: null for the checkpoint's own attention.
+    """
+
+    version: int = Field(default=0, alias="schema", description="version of the identity, part of the hash")
+    model: dict[str, Any]
+    dtype: str
+    attn: AttentionIdentity
+    kernel: str | None = None
+    context: int
+    seed: int | None = None
+    draws: int | None = None
+    data_seed: int
+
+
+class CellDescription(Stored):
+    """cell.json: a cell, so that it can be read without this code's objects.
+
+    model: its name; source: its repository, if it has one. label: the attention, for people.
+    pairs_per_row: visited pairs (key before query) per row and head by how they are counted:
+    "fused", each pair once, and "passes", each mask by itself. What the method says beyond this
+    (`Attention.facts`) stands beside them.
+    """
+
+    version: int = Field(default=0, alias="schema", description="version of this file; absent in the first records")
+    cell_id: str
+    identity: CellIdentity
+    model: str
+    source: str | None = None
+    architecture: dict[str, Any] = {}
+    label: str
+    pairs_per_row: dict[str, Number] = {}
+
+
+class Environment(Stored):
+    """Where an outcome was made.
+
+    start: UTC, as 2026-01-31T23:59:59Z. ranks: processes that shared the work, if several.
+    earlier_packages: other versions under which rows of this outcome were computed. weights: what
+    was done to the checkpoint's weights. auto_kernel: what kernel=auto chose.
+    """
+
+    commit: str | None = None
+    dirty: bool | None = None
+    python: str | None = None
+    packages: Packages = {}
+    device: str | None = None
+    driver: str | None = None
+    tf32: bool | None = None
+    threads: int | None = None
+    host: str | None = None
+    slurm_job: str | None = None
+    start: str = ""
+    command: str | None = None
+    ranks: int | None = None
+    earlier_packages: list[Packages] = []
+    weights: dict[str, Any] | None = None
+    auto_kernel: list[str] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.model_fields_set)
+
+
+class TaskOutcome(Stored):
+    """task.json, the mark of a finished task (status ok or unsupported); attempts/NAME.json, one
+    attempt that ended otherwise (error, oom, or stopped while it tries again).
+
+    options: what the task's id holds. rows_are: "samples", or "repeats" of a timing. error,
+    message, traceback: of what failed. samples: rows that the metrics are made of; exhausted: there
+    are no more. metrics: by TASK/NAME, the one that tables show first. after: attempts that had
+    been recorded by then. order: of an attempt, among those of the task.
+    """
+
+    version: int = Field(default=0, alias="schema", description="version of this file; absent in the first records")
+    task: str = ""
+    task_id: str = ""
+    attempt: str | None = None
+    options: dict[str, Any] | None = None
+    rows_are: str = "samples"
+    environment: Environment = Environment()
+    status: str = ""
+    error: str | None = None
+    message: str = ""
+    traceback: str | None = None
+    samples: int = 0
+    exhausted: bool = False
+    metrics: dict[str, Metric] = {}
+    after: int = 0
+    order: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.model_fields_set)
+
+
+class Row(Stored):
+    """A line of parts/ATTEMPT.jsonl. A task may add fields of its own."""
+
+    key: int
+
+
+class SampleRow(Row):
+    """One sample of an accuracy task.
+
+    score: what is compared in pairs, more is better; null for a document that was left out
+    (too_long). nll: of the true answer, in nats. values: all metrics of lm-eval's. depth: where the
+    needle lies, 0 to 1; distance: its tokens from the question. doc_hash: of what was fed; only
+    samples of one hash are compared. tokens_short: missing to the context. kv_*: bytes of the cache
+    of a sequence. text_share: of the prompt's tokens those of the user's text. seconds: of the
+    batch, by sample.
+    """
+
+    score: Number | None = None
+    nll: Number | None = None
+    values: dict[str, Any] = {}
+    prediction: str | None = None
+    target: str | None = None
+    depth: Number | None = None
+    distance: int | None = None
+    doc_hash: str | None = None
+    tokens_wanted: int | None = None
+    tokens_seen: int | None = None
+    too_long: bool = False
+    kv_allocated_bytes: int | None = None
+    kv_used_bytes: int | None = None
+    text_share: Number | None = None
+    tokens_short: int | None = None
+    draw: int = 0
+    seconds: Number | None = None
+
+
+class CountsRow(Row):
+    """Row 0 of task=throughput: what is counted once. Peaks are null where they are not known."""
+
+    draw: int = 0
+    measurement: str = "facts"
+    error: Number
+    error_cached: Number
+    alibi_difference: Number
+    peak_bytes: Number
+    kv_allocated_bytes: Number
+    kv_used_bytes: Number
+    visited_pairs: Number
+    flops: Number
+    decode_bytes: Number
+    peak_flops: Number | None = None
+    peak_bandwidth: Number | None = None
+    peak_source: str | None = None
+
+
+class RepeatRow(Row):
+    """One repeat of a measurement of task=throughput: prefill, chunked_prefill, or decode with
+    `rows` tokens a step, under the cell's own attention or `exact` ALiBi.
+
+    ms: of the whole, attention_ms within it. slowest_ms: of the steps; packing_ms: of one packing
+    of a cache that evicts. tokens: of a lap, all sequences together. error, error_cached: of the
+    check that this attempt passed.
+    """
+
+    draw: int = 0
+    repeat: int
+    measurement: str
+    rows: int
+    exact: bool
+    ms: Number
+    attention_ms: Number
+    slowest_ms: Number | None = None
+    packing_ms: Number | None = None
+    tokens: int
+    laps: int
+    joules: Number | None = None
+    error: Number
+    error_cached: Number
+
+
+TYPES: dict[str, type] = {
+    "cell": CellDescription,
+    "task": TaskOutcome,
+    "environment": Environment,
+    "metric": Metric,
+    "sample": SampleRow,
+    "repeat": RepeatRow,
+    "counts": CountsRow,
+}
+
+
+def json_schema(name: str) -> str:
+    """The JSON schema of one of TYPES, as docs/schema/NAME.json holds it."""
+    kind = TYPES[name]
+    about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "version": getattr(kind, "VERSION", 1)}
+    return json.dumps({**about, **TypeAdapter(kind).json_schema(by_alias=True)}, indent=1) + "\n"
+
+
+def _mended(cls: type[Stored], raw: Mapping[str, Any]) -> Any:
+    """As `read`, without the fields that cannot be read."""
+    whole = deepcopy(dict(raw))
+    for _ in range(MENDED):
+        try:
+            return cls.model_validate(whole)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            gone = _drop(whole, first)
+            if gone is None:
+                raise
+            _say(f"A {cls.__name__} holds {gone}, which cannot be read ({first['msg']}): it is left out.")
+    return cls.model_validate(whole)
+
+
+def _drop(whole: dict[str, Any], error: ErrorDetails) -> str | None:
+    """Remove what the error is about; None where what is missing must be there."""
+    place = error["loc"][:-1] if error["type"] == "missing" else error["loc"]
+    inside: Any = whole
+    holder, last, path = None, None, []
+    for name in place:
+        if not isinstance(inside, dict) or name not in inside:
+            break  # the name of one of several types
+        holder, last = inside, name
+        path.append(str(name))
+        inside = inside[name]
+    if holder is None:
+        return None
+    del holder[last]
+    return ".".join(path)
+
+
+def _unknown(found: object, prefix: str = "") -> list[str]:
+    """Fields that no type declares, those of pieces included."""
+    if not isinstance(found, Stored):
+        return []
+    pieces = ((name, getattr(found, name)) for name in type(found).model_fields)
+    return [prefix + name for name in found.more] + [
+        one for name, piece in pieces for one in _unknown(piece, f"{prefix}{name}.")
+    ]
+
+
+def _say_later(kind: str, name: str, written: int, known: int) -> None:
+    _say(f"A later version wrote {name} into a {kind} (schema {written}, known here: {known}): it is ignored.")
+
+
+def unreadable(file: Path, error: ValueError) -> None:
+    """Say that a file of the store is none of its kind."""
+    _say(f"{file} cannot be read, and is left out: {' '.join(str(error).split())}")
+
+
+@functools.cache
+def _say(sentence: str) -> None:
+    """On stderr, once."""
+    print(sentence, file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the JSON schemas, or write them into docs/schema. Returns 0."""
+    parser = argparse.ArgumentParser(prog="python -m harness.results.schema", description="JSON schemas of records.")
+    parser.add_argument("--write", action="store_true", help="write docs/schema/NAME.json instead of printing")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="another folder than docs/schema")
+    given = parser.parse_args(arguments)
+    for name in TYPES:
+        if given.write:
+            given.out.mkdir(parents=True, exist_ok=True)
+            (given.out / f"{name}.json").write_text(json_schema(name))
+        else:
+            print(json_schema(name), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
