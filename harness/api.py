@@ -20,7 +20,7 @@ from harness.common.preflight import refuse_foreign_kernels
 from harness.common.ranks import Team
 from harness.common.signals import StopRequest
 from harness.common.stats import Metric
-from harness.experiment.compose import composed, words_of
+from harness.experiment.compose import compose_config, option_words
 from harness.experiment.plan import Plan, plan
 from harness.experiment.run_plan import run_plan
 from harness.tracking.tracker import Tracker
@@ -77,9 +77,9 @@ def run(*words: str, **options: object) -> CellRecord:
         KeyboardInterrupt: where a signal has stopped the run; what was computed is kept, and the
             same call goes on.
     """
-    arguments = [*words, *words_of(options)]
+    arguments = [*words, *option_words(options)]
     refuse_foreign_kernels()
-    planned = plan(composed(arguments))
+    planned = plan(compose_config(arguments))
     keep_freed_memory()
     with contextlib.ExitStack() as around:
         team = around.enter_context(Team())

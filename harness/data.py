@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from harness.common.errors import UserError, refused
 from harness.common.preflight import refuse_foreign_kernels
 from harness.common.streams import print_in_any_encoding
-from harness.experiment.compose import composed
+from harness.experiment.compose import compose_config
 
 if TYPE_CHECKING:
     pass
@@ -24,10 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         refuse_foreign_kernels()
-        from harness.experiment.plan import Planner, typed
+        from harness.experiment.plan import Planner, to_run_config
         from harness.experiment.prepare import prepare
 
-        plan = Planner(here=False).plan(typed(composed(arguments)))
+        plan = Planner(on_this_machine=False).plan(to_run_config(compose_config(arguments)))
         return prepare([plan], results=str(plan.results), models=False)
     except UserError as error:
         return refused(str(error))

@@ -19,9 +19,9 @@ from harness.common.preflight import refuse_foreign_kernels
 from harness.common.ranks import Team
 from harness.common.signals import StopRequest, ignore_signals
 from harness.common.streams import print_in_any_encoding
-from harness.experiment.config import register
+from harness.experiment.config import register_schema
 from harness.experiment.mistakes import explain, refuse_unknown_flags
-from harness.experiment.overrides import parsed, settled
+from harness.experiment.overrides import normalize_arguments, parse_override
 from harness.tracking.tracker import Tracker
 from kernels.common.malloc import keep_freed_memory
 
@@ -34,7 +34,7 @@ def main() -> int:
     (run again)."""
     print_in_any_encoding()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to us instead of Hydra's own report
-    register()
+    register_schema()
     codes: list[int] = []
     cell_ids: list[str] = []
 
@@ -63,7 +63,7 @@ def main() -> int:
             stop = around.enter_context(StopRequest())
             try:
                 refuse_unknown_flags(sys.argv[1:])
-                sys.argv[1:] = settled(sys.argv[1:])
+                sys.argv[1:] = normalize_arguments(sys.argv[1:])
                 refuse_foreign_kernels()
                 keep_freed_memory()
                 with Tracker(stop) as tracker:
@@ -82,7 +82,7 @@ def main() -> int:
 
 
 def _multirun() -> bool:
-    modes = [parsed(a).value() for a in sys.argv[1:] if a.lstrip("+").startswith("hydra.mode=")]
+    modes = [parse_override(a).value() for a in sys.argv[1:] if a.lstrip("+").startswith("hydra.mode=")]
     return modes[-1] == "MULTIRUN" if modes else any(a in ("-m", "--multirun") for a in sys.argv[1:])
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # the models import torch, and reading records needs none
     from kernels import Weights
 
 FIRST = ("masks", "sampler", "weights", "cutoff")  # stand in every identity, null where a method has no such option
-RUN = ("masks",)  # options of a method that the command line sets without attn.
+RUN_OPTIONS = ("masks",)  # options of a method that the command line sets without attn.
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Attention(ABC):
         """From the command line: `options` has every attn.* of every method. Raises UserError for
         values that make no sense together."""
         cls.refuse_evict(options)
-        given = {f.name: masks if f.name in RUN else getattr(options, f.name) for f in fields(cls)}
+        given = {f.name: masks if f.name in RUN_OPTIONS else getattr(options, f.name) for f in fields(cls)}
         if absent := [f.name for f in fields(cls) if f.default is MISSING and given[f.name] is None]:
             raise UserError(f"attn={cls.name} needs a value of {' and '.join(f'attn.{name}' for name in absent)}.")
         return cls(**{name: value for name, value in given.items() if value is not None})
@@ -97,7 +97,7 @@ class Attention(ABC):
     @classmethod
     def options(cls) -> list[Option]:
         """What can be set as attn.NAME; null stands for the method's default."""
-        declared = [f for f in fields(cls.Options or cls) if f.name not in RUN]
+        declared = [f for f in fields(cls.Options or cls) if f.name not in RUN_OPTIONS]
         return [
             Option(f.name, f.type | None, None, f.metadata.get("known"))  # type: ignore[operator]
             if f.default is MISSING

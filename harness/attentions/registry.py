@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ATTENTIONS: dict[str, type[Attention]] = {kind.name: kind for kind in (Alibi, Stock, Plsh, Window)}
 
-__all__ = ["ATTENTIONS", "EXACT", "attention_of", "chosen", "options", "place_of", "references"]
+__all__ = ["ATTENTIONS", "EXACT", "attention_of", "choose_attention", "options", "place_of", "references"]
 
 
 def options() -> list[Option]:
@@ -31,7 +31,7 @@ def options() -> list[Option]:
     return list(found.values())
 
 
-def chosen(given: Any, *, masks: int, context: int, model: "ModelSpec") -> Attention:
+def choose_attention(given: Any, *, masks: int, context: int, model: "ModelSpec") -> Attention:
     """The attention of a configuration, whose attn.* are `given`. Raises UserError."""
     kind = ATTENTIONS[choose("attn", given.name, ATTENTIONS)]
     for option in options():

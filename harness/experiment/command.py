@@ -1,4 +1,5 @@
-"""The command that makes a record, or one that is missing beside it."""
+"""Commands read from records: the one that made a record, and those for records missing beside
+it."""
 
 import functools
 import re
@@ -8,31 +9,36 @@ from collections.abc import Sequence
 import yaml
 
 from harness.analysis.reader import Record
-from harness.attentions.base import RUN, Attention
+from harness.attentions.base import RUN_OPTIONS, Attention
 from harness.common.paths import CONF
-from harness.experiment.overrides import word
+from harness.experiment.overrides import override_word
 from harness.tasks.lmeval.catalogue import RULER
 
-KEPT = ("model.", "device=", "batch=", "results=", "task.")  # of a recorded command, for its neighbours
-SWEPT = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")  # Hydra's functions of several values
+# options that a neighbour's command takes over from the recorded command
+INHERITED = ("model.", "device=", "batch=", "results=", "task.")
+SWEEP_FUNCTION = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")  # Hydra's, for several values
 
 
-def recorded(found: Sequence[Record]) -> list[str]:
-    """The distinct commands that made these records, as the store has them."""
-    given = (r.environment.command for r in found)
-    return list(dict.fromkeys(command for command in given if command))
+def recorded_commands(records: Sequence[Record]) -> list[str]:
+    """Return the distinct commands that made these records, as the store has them."""
+    commands = (record.environment.command for record in records)
+    return list(dict.fromkeys(command for command in commands if command))
 
 
-def beside(record: Record, attention: Attention, context: int | None = None) -> str:
-    """The command for another attention or context under the conditions of this record: same model,
-    seeds, task."""
+def neighbour_command(record: Record, attention: Attention, context: int | None = None) -> str:
+    """Return the command for another attention or context under the conditions of a record.
+
+    Args:
+        record: the record whose model, seeds and task are used.
+        attention: the attention to compute.
+        context: tokens; the record's own if None.
+    """
     identity = record.identity
-    words = ["python", "-m", "harness.run", *model(record), f"attn={attention.name}"]
+    words = ["python", "-m", "harness.run", *model_words(record), f"attn={attention.name}"]
     for option, value in attention.identity.items():
         if option != "name" and value not in (None, False):
-            words.append(f"{'' if option in RUN else 'attn.'}{option}={_value(value)}")
-    given = _given(record)
-    words += [f"context={context or identity.context}", *_task(record), f"dtype={identity.dtype}"]
+            words.append(f"{'' if option in RUN_OPTIONS else 'attn.'}{option}={_value_text(value)}")
+    words += [f"context={context or identity.context}", *_task_words(record), f"dtype={identity.dtype}"]
     if record.rows_are == "samples" and record.count:
         words.append(f"samples={record.count}")
     words.append(f"data_seed={identity.data_seed}")
@@ -40,46 +46,49 @@ def beside(record: Record, attention: Attention, context: int | None = None) -> 
         words += [f"seed={identity.seed}", f"draws={identity.draws}"]
     if identity.kernel not in (None, "auto"):
         words.append(f"kernel={identity.kernel}")
-    named = {word.split("=")[0] for word in words}
-    words += [w for w in given if w.startswith(KEPT) and w.split("=")[0] not in named]
-    return shlex.join(words)
+    names = {word.split("=")[0] for word in words}
+    inherited = [word for word in _single_overrides(record) if word.startswith(INHERITED)]
+    return shlex.join([*words, *(word for word in inherited if word.split("=")[0] not in names)])
 
 
-def model(record: Record) -> list[str]:
-    """The words that choose the record's model, its options included."""
-    given = _given(record)
+def model_words(record: Record) -> list[str]:
+    """Return the overrides that choose the record's model, its options included."""
+    overrides = _single_overrides(record)
     name = record.cell.model.split(",")[0]
-    chosen = next((w for w in given if w.startswith("model=")), word("model", _choices().get(name, name)))
-    return [chosen, *(w for w in given if w.startswith("model."))]
+    default = override_word("model", _config_names().get(name, name))
+    model = next((word for word in overrides if word.startswith("model=")), default)
+    return [model, *(word for word in overrides if word.startswith("model."))]
 
 
-def _task(record: Record) -> list[str]:
-    """The words that choose the record's task: one of lm-eval's is chosen by its family."""
-    if given := [w for w in _given(record) if w.startswith("task=")]:
-        return given
+def _task_words(record: Record) -> list[str]:
+    """The overrides that choose the record's task; a task of lm-eval is chosen by its family."""
+    if words := [word for word in _single_overrides(record) if word.startswith("task=")]:
+        return words
     lm_eval = "lm_eval" in record.options
     family = "ruler" if record.task in RULER else "lm_eval" if lm_eval else None
     return [f"task={family}", f"task.{family}.names=[{record.task}]"] if family else [f"task={record.task}"]
 
 
-def _given(record: Record) -> list[str]:
-    """The words of the record's command that hold one value: a list in brackets is one, a
-    multirun's list is not."""
-    said = recorded([record])
-    words = shlex.split(said[0]) if said else []
-    return [w for w in words if "=" in w and _single(w.split("=", 1)[1])]
+def _single_overrides(record: Record) -> list[str]:
+    """The overrides of the record's command that hold a single value.
+
+    A list in brackets is a single value, the comma-separated list of a multirun is not.
+    """
+    commands = recorded_commands([record])
+    words = shlex.split(commands[0]) if commands else []
+    return [word for word in words if "=" in word and _is_single(word.split("=", 1)[1])]
 
 
-def _single(value: str) -> bool:
-    return value[:1] in ("[", "{", '"', "'") or ("," not in value and not SWEPT.match(value))
+def _is_single(value: str) -> bool:
+    return value[:1] in ("[", "{", '"', "'") or ("," not in value and not SWEEP_FUNCTION.match(value))
 
 
 @functools.cache
-def _choices() -> dict[str, str]:
-    """The configuration that a model's name comes from."""
+def _config_names() -> dict[str, str]:
+    """Names of files in conf/model by the name of the model that they configure."""
     files = sorted((CONF / "model").glob("*.yaml"))
     return {yaml.safe_load(file.read_text()).get("name", file.stem): file.stem for file in files}
 
 
-def _value(option: object) -> str:
-    return str(option).lower() if isinstance(option, bool) else str(option)
+def _value_text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

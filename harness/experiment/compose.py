@@ -1,5 +1,4 @@
-"""A configuration composed from words of the command line within another program, whose own Hydra
-stays as it is."""
+"""Compose a configuration inside another program and leave that program's Hydra untouched."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,69 +15,71 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.common.errors import UserError
 from harness.common.paths import CONF
-from harness.experiment.config import GROUPS, register
+from harness.experiment.config import GROUPS, register_schema
 from harness.experiment.mistakes import explain
-from harness.experiment.overrides import as_typed, quoted
+from harness.experiment.overrides import normalize_override, quote_value
 
-SCHEMA = "schema.yaml"  # what `register` puts into Hydra's store
+SCHEMA_FILE = "schema.yaml"  # the entry that `register_schema` adds to Hydra's store
 
 
-def words_of(options: Mapping[str, object]) -> list[str]:
-    """Python values as words of the command line: masks=16, attn="plsh", dtype=None, device="cpu".
+def option_words(options: Mapping[str, object]) -> list[str]:
+    """Return Python values as overrides of the command line: masks=16, attn="plsh", dtype=None.
 
-    A mapping stands for the options of a group (``attn={"name": "plsh", "weights": "rb"}``), and
-    for several tasks with their options (``task={"ruler": {"names": ["ruler_vt"]}}``).
+    A mapping stands for the options of a group (``attn={"name": "plsh", "weights": "rb"}``) or for
+    several tasks with their options (``task={"ruler": {"names": ["ruler_vt"]}}``).
     """
     words = []
     for name, value in options.items():
         if name == "task" and isinstance(value, Mapping):
-            words.append(f"task={_text(list(value))}")
-            for task, own in value.items():
-                words += [f"task.{task}.{key}={_text(one)}" for key, one in (own or {}).items()]
+            words.append(f"task={_value_text(list(value))}")
+            for task, task_options in value.items():
+                words += [f"task.{task}.{key}={_value_text(item)}" for key, item in (task_options or {}).items()]
         elif name in GROUPS and isinstance(value, Mapping):
-            words += [f"{name}={_text(value['name'])}"] if "name" in value else []
-            words += [f"{name}.{key}={_text(one)}" for key, one in value.items() if key != "name"]
+            words += [f"{name}={_value_text(value['name'])}"] if "name" in value else []
+            words += [f"{name}.{key}={_value_text(item)}" for key, item in value.items() if key != "name"]
         else:
-            words.append(f"{name}={_text(value)}")
+            words.append(f"{name}={_value_text(value)}")
     return words
 
 
-def composed(words: Sequence[str]) -> DictConfig:
-    """What `python -m harness.run` composes from these words. Raises UserError with the sentence
-    that the command would print."""
+def compose_config(words: Sequence[str]) -> DictConfig:
+    """Return the configuration that `python -m harness.run` composes from these overrides.
+
+    Raises:
+        UserError: with the message that the command would print.
+    """
     for word in words:
         if word.startswith("-"):
             raise UserError(f"{word} is a flag of the command line, and no option: leave it out.")
-    with _own_hydra():
+    with _isolated_hydra():
         try:
             with initialize_config_dir(str(CONF), version_base="1.3"):
-                return compose("config", overrides=[as_typed(word) for word in words])
+                return compose("config", overrides=[normalize_override(word) for word in words])
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(explain(error, list(words))) from None
 
 
 @contextlib.contextmanager
-def _own_hydra() -> Iterator[None]:
-    """Hydra with our schema and as if nobody had initialized it; afterwards as the program around
-    has left it."""
+def _isolated_hydra() -> Iterator[None]:
+    """Start from an uninitialized Hydra with our schema; on exit restore the caller's state."""
     store = ConfigStore.instance().repo
-    schema, resolvers = store.get(SCHEMA), dict(BaseContainer._resolvers)
-    objects = {kind: Singleton._instances.pop(kind, None) for kind in (GlobalHydra, VersionBase)}
-    register()
+    schema, resolvers = store.get(SCHEMA_FILE), dict(BaseContainer._resolvers)
+    singletons = {kind: Singleton._instances.pop(kind, None) for kind in (GlobalHydra, VersionBase)}
+    register_schema()
     try:
         yield
     finally:
-        for kind, before in objects.items():
+        for kind, instance in singletons.items():
             Singleton._instances.pop(kind, None)
-            if before is not None:
-                Singleton._instances[kind] = before
-        store.pop(SCHEMA, None)
+            if instance is not None:
+                Singleton._instances[kind] = instance
+        store.pop(SCHEMA_FILE, None)
         if schema is not None:
-            store[SCHEMA] = schema
+            store[SCHEMA_FILE] = schema
         BaseContainer._resolvers = resolvers
 
 
-def _text(value: object) -> str:
+def _value_text(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -86,7 +87,7 @@ def _text(value: object) -> str:
     if isinstance(value, (int, float)):
         return str(value)
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{quoted(str(key))}:{_text(one)}" for key, one in value.items()) + "}"
+        return "{" + ",".join(f"{quote_value(str(key))}:{_value_text(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join(map(_text, value)) + "]"
-    return quoted(str(value))
+        return "[" + ",".join(map(_value_text, value)) + "]"
+    return quote_value(str(value))

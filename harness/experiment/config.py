@@ -1,5 +1,4 @@
-"""The configuration's types. Hydra checks names and types against these; `harness.experiment.plan`
-checks what they mean together."""
+"""Types of the configuration: Hydra checks names and types, `harness.experiment.plan` the rest."""
 
 import functools
 import math
@@ -13,14 +12,14 @@ from harness.common.errors import UserError, choose
 from harness.models.options import ArchitectureConfig, ModelConfig
 from harness.tracking.options import TrackingConfig
 
-LEAST = {"masks": 1, "context": 2, "samples": 1, "batch": 1, "seed": 0, "data_seed": 0, "draws": 1}
+MIN_VALUES = {"masks": 1, "context": 2, "samples": 1, "batch": 1, "seed": 0, "data_seed": 0, "draws": 1}
 REFERENCES = ("compute", "read", "none")
 GROUPS = {"model", "attn", "kernel", "task", "tracking"}  # options whose value is the name of a file in CONF
 
 
 @dataclass
 class AttnConfig:
-    """`attn_config` is this with the options of all methods."""
+    """Base of the type that `attn_config` returns, which has the options of all methods."""
 
     name: str = MISSING
 
@@ -51,12 +50,18 @@ class RunConfig:
     references: str | None = None
 
     def check(self) -> None:
-        """Raise UserError for a value that makes no sense by itself. Groups check their own; what
-        makes no sense together is in `harness.experiment.refusals`."""
-        for name, least in LEAST.items():
+        """Check each top-level value by itself.
+
+        Groups check their own options; relations between options are checked in
+        `harness.experiment.refusals`.
+
+        Raises:
+            UserError: for a value outside its range.
+        """
+        for name, minimum in MIN_VALUES.items():
             value = getattr(self, name)
-            if value is not None and not least <= value < 2**63:
-                raise UserError(f"{name} must be at least {least} and below 2**63, not {value}.")
+            if value is not None and not minimum <= value < 2**63:
+                raise UserError(f"{name} must be at least {minimum} and below 2**63, not {value}.")
         if not 0 <= self.lease < math.inf:
             raise UserError(f"lease must be a number of seconds, or 0 for none, not {self.lease}.")
         if self.references is not None:
@@ -64,8 +69,10 @@ class RunConfig:
 
 
 def attn_config() -> type[AttnConfig]:
-    """The type of `RunConfig.attn`: attn.* of every method of `harness.attentions.registry`, so
-    that a sweep over methods may name the options of each."""
+    """Return the type of `RunConfig.attn`, with the options of every registered method.
+
+    A sweep over methods may therefore set the options of each.
+    """
     from harness.attentions import registry
 
     return _with_options(tuple(option[:3] for option in registry.options()))
@@ -73,9 +80,10 @@ def attn_config() -> type[AttnConfig]:
 
 @functools.cache
 def _with_options(options: tuple[tuple[str, Any, Any], ...]) -> type[AttnConfig]:
-    made = make_dataclass("AttnOptions", [(n, kind, field(default=d)) for n, kind, d in options], bases=(AttnConfig,))
-    made.__module__ = __name__  # where a pickled configuration looks for it
-    return made
+    declarations = [(name, kind, field(default=default)) for name, kind, default in options]
+    config_type = make_dataclass("AttnOptions", declarations, bases=(AttnConfig,))
+    config_type.__module__ = __name__  # where a pickled configuration looks for it
+    return config_type
 
 
 def __getattr__(name: str) -> Any:
@@ -84,8 +92,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def register() -> None:
-    """Make the types known to Hydra under the name that conf/config.yaml begins with. An
-    architecture is there to be filled in, since nothing can be set within null; one that nobody
-    fills in is left out by `harness.experiment.plan.typed`."""
+def register_schema() -> None:
+    """Register the types with Hydra under the name that conf/config.yaml begins with.
+
+    The architecture is present although its default is null, because Hydra sets nothing inside
+    null. `harness.experiment.plan.to_run_config` removes it again if it was not filled in.
+    """
     ConfigStore.instance().store(name="schema", node=RunConfig(ModelConfig(architecture=ArchitectureConfig())))

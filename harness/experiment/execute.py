@@ -1,5 +1,4 @@
-"""Run the tasks of a cell against the store: nothing already computed is lost, every end is an
-outcome."""
+"""Run the tasks of a cell against the store: rows are never lost, every end is an outcome."""
 
 import contextlib
 import itertools
@@ -26,8 +25,8 @@ from harness.results.store import Part, TaskStore, new_attempt, write_atomic
 from harness.tasks.base import TaskContext
 from kernels.auto import CHOSEN
 
-MANY = 10_000  # samples whose data take so long that silence would be taken for a hang
-VISIBLE = 30.0  # seconds for the rows of other ranks to be seen
+MIN_ANNOUNCED_SAMPLES = 10_000  # making their data takes so long that the run would seem to hang
+ROWS_TIMEOUT = 30.0  # seconds until rows of other ranks must be visible
 
 
 def run_task(
@@ -44,19 +43,38 @@ def run_task(
     team: Team,
     lease: float = 0.0,
 ) -> str:
-    """Bring one task of a cell to as many rows as `samples` asks of it, or as there are; with other
-    ranks, which `share_task` meanwhile. lease: see harness.results.lease. Returns its status: ok,
-    unsupported, oom, error or stopped. Raises UserError, once it is recorded as an error, for what
-    the user must change."""
+    """Compute the missing rows of one task of a cell, and record the outcome.
+
+    Other ranks call `share_task` at the same time.
+
+    Args:
+        cell: the cell.
+        planned: the task and its options.
+        samples: rows wanted; a task may have fewer.
+        batch: samples computed at a time.
+        results: results folder.
+        device: device recorded in the environment.
+        model: loads the model; called only if rows are missing.
+        stop: checked after each batch.
+        progress: where progress is reported.
+        team: the ranks that share the rows.
+        lease: seconds of the lease, 0 for none (`harness.results.lease`).
+
+    Returns:
+        The status: ok, unsupported, oom, error or stopped.
+
+    Raises:
+        UserError: for a mistake of the user's, after it was recorded as an error.
+    """
     task, options = planned.task, planned.options
     identity = planned.identity(cell)
     samples, batch = task.amount(options, cell, samples, batch)
     task_id = cell.task_id(task.name, identity)
     store = TaskStore(results, cell.cell_id, task.name, task_id)
-    if status := _enough(store, samples):
+    if status := _finished_status(store, samples):
         return status
     attempt, part = new_attempt(), None
-    held = Lease(store.folder, attempt, lease)
+    task_lease = Lease(store.folder, attempt, lease)
     made = Environment.read(environment.describe(device))
     if team.size > 1:
         made = made.but(ranks=team.size)
@@ -72,8 +90,8 @@ def run_task(
     label = f"{cell.attention.label} · {task.name}"
     try:
         if lease:
-            held.take(lambda: stop.requested or _enough(store, samples) is not None)
-            if status := _enough(store, samples) or ("stopped" if stop.requested else None):
+            task_lease.take(lambda: stop.requested or _finished_status(store, samples) is not None)
+            if status := _finished_status(store, samples) or ("stopped" if stop.requested else None):
                 return status
         write_atomic(store.cell_folder / "cell.json", describe_cell(cell).as_json())
         store.try_again(attempt, about.as_json())
@@ -83,13 +101,13 @@ def run_task(
             about = about.but(environment=made)
         done = frozenset(k for k in lines if k < samples)
         part = store.open_part(attempt)
-        # before the clock of the samples starts
-        if samples >= MANY and len(done) < samples:
+        # data are made before progress starts to time the samples
+        if samples >= MIN_ANNOUNCED_SAMPLES and len(done) < samples:
             progress.say(f"{label}: making or reading up to {samples:,} samples in {results / 'data'}")
         data = planned.prepare(cell, samples, results) if len(done) < samples else None
         team.decide(None)
         context = TaskContext(cell, samples, batch, done, model, data, (team.rank, team.size))
-        progress.start(label, _shared(context), len(done), rows_are=task.rows_are)
+        progress.start(label, _rows_of_share(context), len(done), rows_are=task.rows_are)
         CHOSEN.clear()
         if len(done) < samples:
             if not _write_rows(planned, context, part, stop, progress):
@@ -100,34 +118,38 @@ def run_task(
         if CHOSEN:
             made = made.but(auto_kernel=sorted(CHOSEN))
         about = about.but(environment=made)
-        others = team.reports(lambda: stop.requested)
-        progress.written += sum(other["rows"] for other in others)
+        reports = team.reports(lambda: stop.requested)
+        progress.written += sum(report["rows"] for report in reports)
         for status in ("error", "oom", "unsupported", "stopped"):
-            for other in (one for one in others if one["status"] == status):
-                if other["failure"]:
-                    failure = {**other["failure"], "message": f"rank {other['rank']}: {other['failure']['message']}"}
-                    _record(store, about.but(**failure), label, progress)
+            for report in reports:
+                if report["status"] != status:
+                    continue
+                if report["failure"]:
+                    failure = {**report["failure"], "message": f"rank {report['rank']}: {report['failure']['message']}"}
+                    _record_failure(store, about.but(**failure), label, progress)
                 return status
-        expected = len(done) + progress.fresh + sum(other["rows"] for other in others)
-        lines = _visible(store, expected) if others else store.rows()
-        # rows beyond the first gap are of a larger run that was stopped: they wait until it goes on
+        expected = len(done) + progress.fresh + sum(report["rows"] for report in reports)
+        lines = _wait_for_rows(store, expected) if reports else store.rows()
+        # rows beyond the first gap belong to a larger run that was stopped, and count once it
+        # resumes
         count = next(k for k in itertools.count() if k not in lines)
         metrics = task.metrics(options, [task.row(lines[k]) for k in range(count)], clustered=cell.draws > 1)
         named = {f"{task.name}/{name}": metric for name, metric in metrics.items()}
-        done_with = about.but(status="ok", samples=count, exhausted=count < samples, metrics=named)
-        store.finish(done_with.as_json())
+        outcome = about.but(status="ok", samples=count, exhausted=count < samples, metrics=named)
+        store.finish(outcome.as_json())
         return "ok"
     except Exception as error:  # an outcome of this task: the other tasks still run
-        failure = failure_of(error)
-        _record(store, about.but(**failure), label, progress, said=isinstance(error, UserError))
-        if isinstance(error, UserError):  # which the command line says by itself
+        failure = describe_failure(error)
+        mistake = isinstance(error, UserError)  # the command line prints these itself
+        _record_failure(store, about.but(**failure), label, progress, quiet=mistake)
+        if mistake:
             raise
         return failure["status"]
     finally:
         if part is not None:
             with contextlib.suppress(OSError):
                 part.close()
-        held.release()
+        task_lease.release()
         progress.stop()
 
 
@@ -144,11 +166,18 @@ def share_task(
     team: Team,
     **_: object,
 ) -> str:
-    """What another rank than the first does of a task: its share of the rows, in a part file of its
-    own, and a report to rank 0, which records and finishes. Returns the status, as `run_task`
-    does."""
-    if (decided := team.decision(lambda: stop.requested)) is not None:
-        return decided
+    """Compute the share of a task's rows of a rank other than 0, and report to rank 0.
+
+    The rows go into a part file of this rank; rank 0 records and finishes the task.
+
+    Args:
+        cell, planned, samples, batch, results, model, stop, progress, team: as in `run_task`.
+
+    Returns:
+        The status, as `run_task` does.
+    """
+    if (decision := team.decision(lambda: stop.requested)) is not None:
+        return decision
     task, options = planned.task, planned.options
     samples, batch = task.amount(options, cell, samples, batch)
     store = TaskStore(results, cell.cell_id, task.name, cell.task_id(task.name, planned.identity(cell)))
@@ -159,11 +188,11 @@ def share_task(
         if len(done) < samples:
             data = planned.prepare(cell, samples, results)
             context = TaskContext(cell, samples, batch, done, model, data, (team.rank, team.size))
-            progress.start("", _shared(context), len(done))
+            progress.start("", _rows_of_share(context), len(done))
             status = "ok" if _write_rows(planned, context, part, stop, progress) else "stopped"
         part.close()
     except Exception as error:
-        failure = failure_of(error)
+        failure = describe_failure(error)
         status = failure["status"]
     finally:
         with contextlib.suppress(OSError):
@@ -173,27 +202,28 @@ def share_task(
 
 
 def _write_rows(planned: PlannedTask, context: TaskContext, part: Part, stop: StopRequest, progress: Progress) -> bool:
-    """Compute what is missing of this process's share. False if it was stopped."""
-    for written in planned.task.run(planned.options, context):
-        part.write([row.as_json() for row in written])
-        progress.advance(len(written))
+    """Compute the missing rows of this process's share. False if it was stopped."""
+    for rows in planned.task.run(planned.options, context):
+        part.write([row.as_json() for row in rows])
+        progress.advance(len(rows))
         if stop.requested:
             return False
     return True
 
 
-def _shared(context: TaskContext) -> int:
-    """How many rows there are when this process has done its share and no other has done
-    anything."""
+def _rows_of_share(context: TaskContext) -> int:
+    """Rows that are present when this process has done its share and the other ranks nothing."""
     return len(context.done) + sum(len(keys) for _, keys in context.batches())
 
 
-def _visible(store: TaskStore, expected: int) -> dict[int, dict[str, Any]]:
-    """The rows, once those of all ranks are seen: a file system over a network may take a moment.
-    UserError if they never are."""
-    until = time.monotonic() + VISIBLE
+def _wait_for_rows(store: TaskStore, expected: int) -> dict[int, dict[str, Any]]:
+    """The rows of all ranks, which a network file system may show with a delay.
+
+    Raises UserError if they do not appear within ROWS_TIMEOUT.
+    """
+    deadline = time.monotonic() + ROWS_TIMEOUT
     while len(rows := store.rows()) < expected:
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             raise UserError(
                 f"The ranks have written {expected} rows, and {store.folder} holds {len(rows)}: all ranks need one "
                 "results folder that all of them see."
@@ -202,44 +232,48 @@ def _visible(store: TaskStore, expected: int) -> dict[int, dict[str, Any]]:
     return rows
 
 
-def _record(store: TaskStore, outcome: TaskOutcome, label: str, progress: Progress, *, said: bool = False) -> None:
-    """Keep the outcome of a task that has failed, and say it unless somebody else does."""
-    if not said:
+def _record_failure(
+    store: TaskStore, outcome: TaskOutcome, label: str, progress: Progress, *, quiet: bool = False
+) -> None:
+    """Record the outcome of a failed task, and print it unless `quiet`."""
+    if not quiet:
         unsupported = outcome.error == "NotImplementedError"
-        told = outcome.message if unsupported else f"{outcome.error}: {outcome.message}"
-        progress.say(f"{label}: {outcome.status}: {told}")
+        reason = outcome.message if unsupported else f"{outcome.error}: {outcome.message}"
+        progress.say(f"{label}: {outcome.status}: {reason}")
     try:
         if outcome.status == "unsupported":
             store.finish(outcome.but(samples=0, exhausted=True, metrics={}).as_json())
         else:
             store.record_attempt(outcome.attempt or new_attempt(), outcome.as_json())
-    except OSError as full:  # a full disk: what is on it stays, and the other tasks are still tried
-        progress.say(f"The outcome could not be recorded: {full}")
+    except OSError as error:  # a full disk: its files stay, and the other tasks are still tried
+        progress.say(f"The outcome could not be recorded: {error}")
 
 
-def failure_of(error: Exception) -> dict[str, str]:
-    """Of an outcome what is recorded of an exception, while it is handled."""
-    about = {"status": outcome_of(error), "error": type(error).__name__}
-    about["message"] = without_secrets(str(error))[:2000]
-    about["traceback"] = without_secrets(traceback.format_exc(limit=-12))
-    return about
+def describe_failure(error: Exception) -> dict[str, str]:
+    """Return the record of an exception; called while the exception is handled."""
+    return {
+        "status": failure_status(error),
+        "error": type(error).__name__,
+        "message": without_secrets(str(error))[:2000],
+        "traceback": without_secrets(traceback.format_exc(limit=-12)),
+    }
 
 
-def _enough(store: TaskStore, samples: int) -> str | None:
-    """The status of a task that is finished with so many samples, or as many as there are."""
-    finished = TaskOutcome.read(store.finished() or {})
-    return finished.status if finished and (finished.samples >= samples or finished.exhausted) else None
+def _finished_status(store: TaskStore, samples: int) -> str | None:
+    """The status of a task that is finished with at least `samples` rows, or has no more rows."""
+    outcome = TaskOutcome.read(store.finished() or {})
+    return outcome.status if outcome and (outcome.samples >= samples or outcome.exhausted) else None
 
 
 def _earlier_packages(finished: dict[str, Any] | None, packages: Packages) -> list[Packages]:
-    """The other versions under which rows that are there were computed, as far as the record
-    says."""
-    before = TaskOutcome.read(finished or {}).environment
-    return [one for one in (before.packages, *before.earlier_packages) if one and one != packages]
+    """Package versions other than `packages` that the record names for the existing rows."""
+    environment = TaskOutcome.read(finished or {}).environment
+    recorded = [environment.packages, *environment.earlier_packages]
+    return [versions for versions in recorded if versions and versions != packages]
 
 
-def outcome_of(error: Exception) -> str:
-    """oom, unsupported or error."""
+def failure_status(error: Exception) -> str:
+    """Return the status of a task that ended with this exception: oom, unsupported or error."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return "oom"
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's allocator on a CPU
@@ -248,8 +282,8 @@ def outcome_of(error: Exception) -> str:
 
 
 def describe_cell(cell: Cell) -> CellDescription:
-    """What the store keeps of a cell beside its identity, so that it can be read without this
-    code's objects."""
+    """Return the contents of cell.json, from which a cell can be shown without this code's
+    objects."""
     return CellDescription(
         schema=CellDescription.VERSION,
         cell_id=cell.cell_id,

@@ -1,5 +1,4 @@
-"""What a run needs of a machine: a device, enough memory, a folder to write to; checked before a
-model is loaded."""
+"""Requirements of a run, checked before a model is loaded: device, memory and results folder."""
 
 import os
 import tempfile
@@ -14,9 +13,12 @@ from harness.experiment.config import RunConfig
 from harness.models import memory
 
 
-def store(folder: str) -> Path:
-    """The results folder, which need not be there; UserError if it could not be read. Nothing is
-    made."""
+def results_dir(folder: str) -> Path:
+    """Return the path of the results folder, which may not exist yet, without creating it.
+
+    Raises:
+        UserError: if the name is empty or the folder exists and cannot be read.
+    """
     if not folder.strip():
         raise UserError("results must name a folder: set results=FOLDER.")
     path = Path(folder).expanduser()
@@ -29,9 +31,13 @@ def store(folder: str) -> Path:
     return path
 
 
-def writable(folder: str) -> Path:
-    """The results folder, made if need be; UserError if nothing can be written there."""
-    path = store(folder)
+def make_results_dir(folder: str) -> Path:
+    """Create the results folder if it does not exist, and return its path.
+
+    Raises:
+        UserError: if the folder cannot be created or written to.
+    """
+    path = results_dir(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -44,9 +50,19 @@ def writable(folder: str) -> Path:
 def memory_sentence(
     config: RunConfig, cell: Cell, kernel: str, device: torch.device, *, batch: int, keeps_all: bool
 ) -> str:
-    """How much memory the runs of a cell and its references will need, as a sentence; UserError if
-    it is not there. batch: sequences at a time. keeps_all: something runs whose cache drops no key,
-    whatever the cell's own does."""
+    """Return a sentence with the memory that a cell and its references will need.
+
+    Args:
+        config: the configuration, for context and draws.
+        cell: the cell to run.
+        kernel: the kernel whose buffers are counted, or "stock".
+        device: where the model runs.
+        batch: sequences at a time.
+        keeps_all: whether some run keeps all keys in its cache, even if the cell evicts.
+
+    Raises:
+        UserError: if the device has less memory.
+    """
     model = cell.model
 
     def checked(**size) -> str:
@@ -56,29 +72,38 @@ def memory_sentence(
     size = {"itemsize": model.torch_dtype.itemsize, "batch": batch, "tokens": config.context}
     size |= {"masks": cell.attention.masks_drawn, "draws": config.draws or DRAWS}
     if cell.attention.evict and not keeps_all:
-        checked(**size, reach=0)  # the masks, before they are drawn
+        checked(**size, reach=0)  # the masks must fit before they are drawn
         spans = (weights.span for draw in range(cell.draws) for weights in cell.weights(draw))
         size["reach"] = cell.attention.sinks + max(spans)
     return checked(**size)
 
 
-def device_of(wanted: str, device_map: str | None, *, here: bool) -> torch.device:
-    """The device that an option names. here: it must be one of this machine. Raises UserError."""
-    if here and device_map is not None and not (torch.cuda.is_available() and wanted in ("auto", "cuda")):
+def resolve_device(name: str, device_map: str | None, *, on_this_machine: bool) -> torch.device:
+    """Return the device that the option `device` names.
+
+    Args:
+        name: value of the option: auto, cpu, cuda or cuda:N.
+        device_map: value of model.device_map.
+        on_this_machine: whether this machine must have the device.
+
+    Raises:
+        UserError: if there is no such device, or device_map cannot be combined with it.
+    """
+    if on_this_machine and device_map is not None and not (torch.cuda.is_available() and name in ("auto", "cuda")):
         raise UserError(
             f"model.device_map={device_map} spreads the model over CUDA devices: it needs device=auto or cuda and a "
             f"machine that has some (here are {torch.cuda.device_count()}). Leave it out for one device."
         )
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if here and wanted == "cuda" and ranks() > 1:  # each rank of a machine has a device of its own
-        wanted = f"cuda:{local_rank()}"
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if on_this_machine and name == "cuda" and ranks() > 1:  # each rank of a machine has a device of its own
+        name = f"cuda:{local_rank()}"
     try:
-        device = torch.device(wanted)
+        device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device={wanted!r} is not a device: use auto, cpu, cuda or cuda:0.") from None
+        raise UserError(f"device={name!r} is not a device: use auto, cpu, cuda or cuda:0.") from None
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device={wanted} is not supported: use auto, cpu, cuda or cuda:0.")
-    if here and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device={wanted}: this machine has {torch.cuda.device_count()} CUDA devices. Use device=cpu.")
+        raise UserError(f"device={name} is not supported: use auto, cpu, cuda or cuda:0.")
+    if on_this_machine and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices. Use device=cpu.")
     return device

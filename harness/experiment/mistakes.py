@@ -1,5 +1,4 @@
-"""Turn what Hydra and OmegaConf say of a wrong command line into two sentences with the nearest
-right word."""
+"""Turn errors of Hydra and OmegaConf into two sentences with the nearest valid name."""
 
 import re
 import shlex
@@ -14,26 +13,26 @@ from harness.experiment import overrides
 
 
 def explain(error: Exception, arguments: list[str]) -> str:
-    """One or two sentences that say what to change."""
-    message = _whole_message(error)
+    """Return one or two sentences that tell the user how to correct the command line."""
+    message = _message_chain(error)
     if "'hydra/launcher/submitit_" in message:
         return "This launcher needs the package hydra-submitit-launcher: pip install -e '.[slurm]' adds it."
-    if found := re.search(r"Could not (?:find|load) '([\w/-]+)/([^'/]+)'", message):
-        return f"There is no {found[1]}={found[2]}.{nearest(found[2], _options(found[1]))}"
-    if found := re.search(r"Key '([^']+)' (?:is )?not in", message):
-        word = next((_name(a) for a in arguments if _name(a).split(".")[-1] == found[1]), found[1])
-        return f"There is no option {word!r}.{nearest(word, known_names())}"
-    if found := re.search(r"Could not override '([^']+)'", message):
-        return f"There is no option {found[1]!r}.{nearest(found[1], known_names())}"
+    if match := re.search(r"Could not (?:find|load) '([\w/-]+)/([^'/]+)'", message):
+        return f"There is no {match[1]}={match[2]}.{nearest(match[2], _group_names(match[1]))}"
+    if match := re.search(r"Key '([^']+)' (?:is )?not in", message):
+        name = next((_name(a) for a in arguments if _name(a).split(".")[-1] == match[1]), match[1])
+        return f"There is no option {name!r}.{nearest(name, option_names())}"
+    if match := re.search(r"Could not override '([^']+)'", message):
+        return f"There is no option {match[1]!r}.{nearest(match[1], option_names())}"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if key := re.search(r"full_key: (\S+)", message):
         if "is not Optional" in message:
-            return f"{key[1]} needs a value, and null is none."
+            return f"{key[1]} needs a value: it cannot be null."
         reason = next((line for line in lines if "could not be converted" in line or "not a" in line), lines[0])
         return f"{key[1]}: {reason.rstrip('.')}."
-    if found := re.search(r"Ambiguous value for argument '(.+)'", message):
-        one = shlex.quote(overrides.word(*found[1].split("=", 1)))
-        return f"{lines[0]}: several values need -m (one cell each), a list is written key=[a,b], one value {one}."
+    if match := re.search(r"Ambiguous value for argument '(.+)'", message):
+        single = shlex.quote(overrides.override_word(*match[1].split("=", 1)))
+        return f"{lines[0]}: several values need -m (one cell each), a list is written key=[a,b], one value {single}."
     return lines[0] if lines else type(error).__name__
 
 
@@ -45,21 +44,24 @@ MODES |= {"--cfg": "cfg", "-c": "cfg", "--info": "info", "-i": "info"}
 
 
 def refuse_unknown_flags(arguments: list[str]) -> None:
-    """UserError for a flag that Hydra does not have, or that another contradicts: its own answers
-    are pages of usage and tracebacks."""
-    given = [a.split("=", 1)[0] for a in arguments if a.startswith("-")]
-    for flag in given:
+    """Refuse flags that Hydra would answer with pages of usage or a traceback.
+
+    Raises:
+        UserError: for an unknown flag, or flags that exclude each other.
+    """
+    flags = [a.split("=", 1)[0] for a in arguments if a.startswith("-")]
+    for flag in flags:
         if flag not in FLAGS:
             raise UserError(f"The flag {flag} is not known.{nearest(flag, FLAGS)} See python -m harness.run --help.")
-    modes = [flag for flag in dict.fromkeys(given) if flag in MODES]
+    modes = [flag for flag in dict.fromkeys(flags) if flag in MODES]
     if len({MODES[flag] for flag in modes}) > 1:
         raise UserError(f"{' and '.join(modes)} exclude each other: leave out all but one.")
-    if "--resolve" in given and not {"--cfg", "-c", "--help", "-h"} & set(given):
+    if "--resolve" in flags and not {"--cfg", "-c", "--help", "-h"} & set(flags):
         raise UserError("--resolve goes with --cfg job, which prints the configuration.")
 
 
-def known_names() -> list[str]:
-    """Every option that can be set, dotted, and every group."""
+def option_names() -> list[str]:
+    """Return the dotted names of all options, and the names of the groups."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         config = compose("config")
@@ -74,7 +76,7 @@ def _flatten(config: DictConfig, prefix: str = "") -> list[str]:
     return names
 
 
-def _options(group: str) -> list[str]:
+def _group_names(group: str) -> list[str]:
     return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
 
 
@@ -82,7 +84,7 @@ def _name(argument: str) -> str:
     return argument.split("=", 1)[0].lstrip("+~")
 
 
-def _whole_message(error: BaseException | None) -> str:
+def _message_chain(error: BaseException | None) -> str:
     parts = []
     while error is not None:
         parts.append(str(error))

@@ -1,5 +1,4 @@
-"""From a composed configuration to what will be done: cells, tasks, device, every mistake answered
-before a model is loaded."""
+"""Turn a composed configuration into cells, tasks and a device, before a model is loaded."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
@@ -10,61 +9,71 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.attentions.registry import EXACT, chosen, references
+from harness.attentions.registry import EXACT, choose_attention, references
 from harness.cell import DRAWS, Cell
 from harness.common import environment
 from harness.common.errors import CannotLoad, UserError, choose, nearest
 from harness.common.paths import CONF
 from harness.experiment.config import RunConfig, attn_config
-from harness.experiment.machine import device_of, memory_sentence, store, writable
+from harness.experiment.machine import make_results_dir, memory_sentence, resolve_device, results_dir
 from harness.experiment.refusals import refuse_draws, refuse_kernel, refuse_length, refuse_model, refuse_ranks
 from harness.models.options import ArchitectureConfig, ModelConfig
 from harness.models.spec import resolve_model
 from harness.tasks.base import PlannedTask
-from harness.tasks.registry import family_of
+from harness.tasks.registry import task_family
 from harness.tracking import tracker
 from harness.tracking.options import TrackingConfig
 
 
 @dataclass(frozen=True)
 class Plan:
+    """A checked run: one cell, its references and its tasks."""
+
     cell: Cell
-    references: dict[str, Cell]  # role ("exact", "window fused", ...) -> cell, the main cell not among them
+    references: dict[str, Cell]  # role ("exact", "window fused", ...) -> cell, without the main cell
     compute_references: bool
     tasks: list[PlannedTask]
     samples: int
     batch: int
     device: torch.device
     results: Path
-    memory: str | None  # the sentence that says how much will be needed
+    memory: str | None  # sentence about the memory needed; None for tasks without a model
     tracking: TrackingConfig
     lease: float
 
     @property
     def cells(self) -> list[Cell]:
-        """What is to be computed, the main cell first."""
+        """The cells to compute, the main cell first."""
         return [self.cell, *(self.references.values() if self.compute_references else ())]
 
 
 def plan(cfg: DictConfig) -> Plan:
-    """Check everything that can be known without weights. Raises UserError."""
-    return Planner().plan(typed(cfg))
+    """Return the plan of a composed configuration, after all checks that need no weights.
+
+    Raises:
+        UserError: for a mistake of the user's.
+    """
+    return Planner().plan(to_run_config(cfg))
 
 
-def typed(cfg: DictConfig) -> RunConfig:
-    """The composed configuration as objects. Raises UserError for an option that there is not."""
+def to_run_config(cfg: DictConfig) -> RunConfig:
+    """Return the composed configuration as objects.
+
+    Raises:
+        UserError: for an unknown option, or an architecture that is only partly given.
+    """
     parts = (cfg, "", RunConfig), (cfg.model, "model.", ModelConfig), (cfg.attn, "attn.", attn_config())
     parts += ((cfg.model.architecture or {}, "model.architecture.", ArchitectureConfig),)
     for part, name, kind in (*parts, (cfg.tracking, "tracking.", TrackingConfig)):
         known = [f"{name}{field}" for field in kind.__dataclass_fields__]
-        for key in part:  # +key=value adds what Hydra does not know
+        for key in part:  # +key=value adds a key that the schema lacks
             if f"{name}{key}" not in known:
                 raise UserError(f"There is no option {name + key!r}.{nearest(name + key, known)}")
     shape = cfg.model.architecture
     if shape is not None:
         absent = [key for key in shape if OmegaConf.is_missing(shape, key)]
-        given = [key for key in shape if key not in absent and shape[key] != getattr(ArchitectureConfig, key, None)]
-        if absent and given:
+        changed = [key for key in shape if key not in absent and shape[key] != getattr(ArchitectureConfig, key, None)]
+        if absent and changed:
             raise UserError(
                 f"model.architecture lacks {', '.join(absent)}: give all of it, for a model whose config.json cannot "
                 "be read, or none."
@@ -75,70 +84,80 @@ def typed(cfg: DictConfig) -> RunConfig:
 
 
 class Planner:
-    """Plans of many configurations. What depends on few of the values (the model, a window's
-    cutoff, a task's check) is computed once for each of theirs, while this object lives.
+    """Plans many configurations, memoising whatever depends on only a few fields.
 
-    here: the runs are for this machine, whose devices, memory and results folder are checked too;
-    otherwise nothing is written.
+    on_this_machine: the runs are for this machine, whose devices, memory and results folder are
+    checked, too; otherwise nothing is written.
     """
 
-    def __init__(self, *, here: bool = True):
-        self.here = here
-        self._known: dict[Hashable, tuple[Any, UserError | None]] = {}
-        self._absent: dict[Hashable, CannotLoad] = {}  # models that could not be had, looked for once
+    def __init__(self, *, on_this_machine: bool = True):
+        self.on_this_machine = on_this_machine
+        self._cache: dict[Hashable, tuple[Any, UserError | None]] = {}
+        self._missing: dict[Hashable, CannotLoad] = {}  # models that could not be loaded, tried once
         self._kernels = sorted(p.stem for p in (CONF / "kernel").glob("*.yaml"))
 
     def plan(self, config: RunConfig) -> Plan:
-        """Check everything that can be known without weights. Raises UserError."""
+        """Return the plan of a configuration, after all checks that need no weights.
+
+        Raises:
+            UserError: for a mistake of the user's.
+        """
         config.check()
-        tracking = self._once(("tracking", repr(config.tracking)), lambda: tracker.check(config.tracking))
-        named = (repr(config.model), config.dtype)
-        model = self._once(("model", *named), lambda: resolve_model(config.model, config.dtype))
+        tracking = self._cached(("tracking", repr(config.tracking)), lambda: tracker.check(config.tracking))
+        model_key = (repr(config.model), config.dtype)
+        model = self._cached(("model", *model_key), lambda: resolve_model(config.model, config.dtype))
         kernel = choose("kernel", config.kernel.name, self._kernels)
-        given = (*named, repr(config.attn), config.masks, config.context)
+        attention_key = (*model_key, repr(config.attn), config.masks, config.context)
         sizes = {"masks": config.masks, "context": config.context, "model": model}
-        attention = self._once(("attention", *given), lambda: chosen(config.attn, **sizes))
+        attention = self._cached(("attention", *attention_key), lambda: choose_attention(config.attn, **sizes))
         draws = (config.draws or DRAWS) if attention.random else 1
         cell = Cell(model, attention, kernel, config.context, config.seed, draws, config.data_seed)
-        # with random weights nothing but speed is asked for, and a speed is compared within one run
-        wanted = config.references or ("compute" if model.embedded or model.random else "read")
-        placed = ("device", config.device, model.device_map)
-        device = self._once(placed, lambda: device_of(config.device, model.device_map, here=self.here))
-        if self.here and not attention.native:
+        # random weights serve only to measure speed, and a speed is compared within one run
+        mode = config.references or ("compute" if model.embedded or model.random else "read")
+        device_key = ("device", config.device, model.device_map)
+        local = self.on_this_machine
+        device = self._cached(
+            device_key, lambda: resolve_device(config.device, model.device_map, on_this_machine=local)
+        )
+        if local and not attention.native:
             refuse_kernel(kernel, attention, model, device)
-        tasks = self._once(("tasks", repr(config.task), device), lambda: _tasks(config.task, device))
+        tasks = self._cached(("tasks", repr(config.task), device), lambda: _tasks(config.task, device))
         if not tasks:
-            raise UserError("No task is chosen: set task=retrieval.")
+            raise UserError("No task is choose_attention: set task=retrieval.")
         for planned in tasks:
             refuse_draws(planned.task, config.samples, draws)
             refuse_model(planned.task, model)
             refuse_length(cell, planned.task)
-            if self.here:
+            if local:
                 refuse_ranks(planned.task, model)
-        results = self._once(("results", config.results), lambda: (writable if self.here else store)(config.results))
+        find_dir = make_results_dir if local else results_dir
+        results = self._cached(("results", config.results), lambda: find_dir(config.results))
         sentence = None
         batches = [t.task.amount(t.options, cell, config.samples, config.batch)[1] for t in tasks if t.task.needs_model]
-        if self.here and batches:
-            # exact ALiBi keeps all keys: the reference, and what a timing stands beside
-            keeps_all = wanted == "compute" or any(t.task.rows_are == "repeats" for t in tasks)
-            # stock and its reference by turns: the larger of the two
+        if local and batches:
+            # exact ALiBi keeps all keys, as a computed reference and inside every timing task
+            keeps_all = mode == "compute" or any(t.task.rows_are == "repeats" for t in tasks)
+            # stock and its reference run in turn: "stock" estimates the larger of the two
             method = attention.name if attention.native else kernel
-            how = {"batch": max(batches), "keeps_all": keeps_all}
-            size = (*given, method, *how.values(), config.draws, *placed, cell.cell_id * attention.evict)
-            sentence = self._once(("memory", *size), lambda: memory_sentence(config, cell, method, device, **how))
+            usage = {"batch": max(batches), "keeps_all": keeps_all}
+            evicting_cell = cell.cell_id * attention.evict
+            memory_key = (*attention_key, method, *usage.values(), config.draws, *device_key, evicting_cell)
+            sentence = self._cached(
+                ("memory", *memory_key), lambda: memory_sentence(config, cell, method, device, **usage)
+            )
         for planned in tasks:
-            seen = (id(planned), *named, attention, kernel, config.context)
-            self._once(("check", *seen), lambda p=planned: self._check(p, cell, named))
-        beside = {}
-        if wanted != "none":
-            cost = (*named, attention, config.context)
-            beside = self._once(("references", *cost), lambda: references(attention, model, config.context))
-            beside = {"exact": EXACT, **beside}
-        cells = {role: cell.with_attention(reference) for role, reference in beside.items()}
+            check_key = (id(planned), *model_key, attention, kernel, config.context)
+            self._cached(("check", *check_key), lambda p=planned: self._check_task(p, cell, model_key))
+        attentions = {}
+        if mode != "none":
+            key = ("references", *model_key, attention, config.context)
+            attentions = self._cached(key, lambda: references(attention, model, config.context))
+            attentions = {"exact": EXACT, **attentions}
+        cells = {role: cell.with_attention(reference) for role, reference in attentions.items()}
         return Plan(
             cell=cell,
-            references={role: found for role, found in cells.items() if found.cell_id != cell.cell_id},
-            compute_references=wanted == "compute",
+            references={role: reference for role, reference in cells.items() if reference.cell_id != cell.cell_id},
+            compute_references=mode == "compute",
             tasks=tasks,
             samples=config.samples,
             batch=config.batch,
@@ -149,50 +168,50 @@ class Planner:
             lease=config.lease,
         )
 
-    def _check(self, planned: PlannedTask, cell: Cell, named: Hashable) -> None:
-        if named in self._absent:
-            raise self._absent[named]
+    def _check_task(self, planned: PlannedTask, cell: Cell, model_key: Hashable) -> None:
+        if model_key in self._missing:
+            raise self._missing[model_key]
         try:
             planned.task.check(planned.options, cell)
         except CannotLoad as error:
-            self._absent[named] = error
+            self._missing[model_key] = error
             raise
 
-    def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` returns or the UserError it raises, made at the first call with this key."""
-        if key not in self._known:
+    def _cached(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The result of `make`, or its UserError, from the first call with this key."""
+        if key not in self._cache:
             try:
-                self._known[key] = (make(), None)
+                self._cache[key] = (make(), None)
             except UserError as error:
-                self._known[key] = (None, error)
-        found, error = self._known[key]
+                self._cache[key] = (None, error)
+        result, error = self._cache[key]
         if error is not None:
             raise UserError(str(error))
-        return found
+        return result
 
 
-def _tasks(chosen: dict[str, dict | None], device: torch.device) -> list[PlannedTask]:
-    """What the chosen names stand for, each task once."""
-    found = {}
+def _tasks(families: dict[str, dict | None], device: torch.device) -> list[PlannedTask]:
+    """The tasks of the named families with their options, each task once."""
+    tasks = {}
     machine = environment.machine(device)
-    for name, given in chosen.items():
-        family = family_of(name)
-        for planned in family.tasks(_options(name, family.options, {} if given is None else given)):
+    for name, options in families.items():
+        family = task_family(name)
+        for planned in family.tasks(_task_options(name, family.options, {} if options is None else options)):
             if planned.task.rows_are == "repeats":
                 planned = replace(planned, machine=machine)
-            found.setdefault((planned.task.name, str(planned.asked)), planned)
-    return list(found.values())
+            tasks.setdefault((planned.task.name, str(planned.asked)), planned)
+    return list(tasks.values())
 
 
-def _options(name: str, kind: type, given: dict) -> Any:
-    if not isinstance(given, dict):
-        raise UserError(f"task.{name}={given} is no option: write task.{name}.OPTION=VALUE.")
-    typed = OmegaConf.structured(kind)
-    for key in given:
-        if key not in typed:
-            raise UserError(f"task.{name} has no option {key!r}.{nearest(key, list(typed))}")
+def _task_options(name: str, kind: type, values: dict) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"task.{name}={values} is no option: write task.{name}.OPTION=VALUE.")
+    options = OmegaConf.structured(kind)
+    for key in values:
+        if key not in options:
+            raise UserError(f"task.{name} has no option {key!r}.{nearest(key, list(options))}")
     try:
-        return OmegaConf.to_object(OmegaConf.merge(typed, given))
+        return OmegaConf.to_object(OmegaConf.merge(options, values))
     except OmegaConfBaseException as error:
         key = f"task.{name}.{getattr(error, 'full_key', None) or 'option'}"
         reason = str(error).splitlines()[0].rstrip(".")

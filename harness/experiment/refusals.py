@@ -1,4 +1,4 @@
-"""What a kernel, a model or a task cannot do together, said before anything is loaded."""
+"""Refuse combinations of kernel, model, task and ranks before anything is loaded."""
 
 import re
 
@@ -13,7 +13,17 @@ from harness.tasks.base import Task
 
 
 def refuse_kernel(kernel: str, attention: Attention, model: ModelSpec, device: torch.device) -> None:
-    """UserError if this kernel cannot compute this attention of this model here."""
+    """Check that a kernel can compute an attention on a device.
+
+    Args:
+        kernel: name of the kernel.
+        attention: the attention method.
+        model: the model, for its data type and head dimension.
+        device: the device.
+
+    Raises:
+        UserError: if it cannot.
+    """
     reason = None
     if kernel == "triton":
         try:
@@ -28,14 +38,14 @@ def refuse_kernel(kernel: str, attention: Attention, model: ModelSpec, device: t
 
         reason = flex.hindrance(device, model.torch_dtype)
     if reason:
-        raise UserError(re.sub(r"kernel='(\w+)'", r"kernel=\1", reason))  # in the words of the command line
+        raise UserError(re.sub(r"kernel='(\w+)'", r"kernel=\1", reason))  # the syntax of the command line
 
 
 def refuse_model(task: Task, model: ModelSpec) -> None:
-    """UserError if of this model the task could say nothing."""
+    """Raise UserError if the task is meaningless for this model."""
     if model.random and task.needs_trained_weights:
         raise UserError(
-            f"task={task.name} is refused: the model has random weights, of which an accuracy says nothing. Use "
+            f"task={task.name} is refused: the model has random weights, whose accuracy means nothing. Use "
             "model.weights=checkpoint, or task=throughput."
         )
     if model.reads == "prompts" and task.natural_text:
@@ -46,13 +56,13 @@ def refuse_model(task: Task, model: ModelSpec) -> None:
 
 
 def refuse_draws(task: Task, samples: int, draws: int) -> None:
-    """UserError if there are fewer samples than draws of the masks to spread them over."""
+    """Raise UserError if there are fewer samples than draws of the masks."""
     if task.rows_are == "samples" and draws > samples:
         raise UserError(f"samples={samples} cannot be spread over draws={draws}: ask for more samples or fewer draws.")
 
 
 def refuse_ranks(task: Task, model: ModelSpec) -> None:
-    """UserError if several processes could not divide this task of this model."""
+    """Raise UserError if several processes cannot share this task of this model."""
     if ranks() == 1:
         return
     if model.device_map is not None:
@@ -68,12 +78,12 @@ def refuse_ranks(task: Task, model: ModelSpec) -> None:
 
 
 def refuse_length(cell: Cell, task: Task) -> None:
-    """UserError if the checkpoint's own attention cannot see the prompt and what the task generates
-    after it."""
+    """Raise UserError if prompt and generated tokens exceed the limit of the checkpoint's own
+    code."""
     limit = cell.model.architecture.positions
     if cell.attention.native and limit and cell.context + task.generates > limit:
         raise UserError(
             f"attn={cell.attention.name} fails beyond this checkpoint's max_seq_len of {limit} tokens: "
-            f"task={task.name} needs {cell.context + task.generates} (context={cell.context}, and what it generates). "
+            f"task={task.name} needs {cell.context + task.generates} (context={cell.context}, and those it generates). "
             "Use attn=alibi, which has no such bound, or a smaller context."
         )

@@ -1,16 +1,16 @@
-"""Replace the attention of a model that is loaded already, for a `with` block or for good."""
+"""Replace the attention of an already loaded model, for a `with` block or for good."""
 
 from types import TracebackType
 from weakref import WeakSet
 
 import torch
 
-from harness.attentions.registry import chosen
+from harness.attentions.registry import choose_attention
 from harness.cell import Cell
 from harness.common.errors import UserError, choose
 from harness.common.preflight import refuse_foreign_kernels
-from harness.experiment.compose import composed, words_of
-from harness.experiment.plan import typed
+from harness.experiment.compose import compose_config, option_words
+from harness.experiment.plan import to_run_config
 from harness.experiment.refusals import refuse_kernel
 from harness.models.families import FAMILIES, family_of
 from harness.models.spec import DTYPES, ModelSpec, architecture_of
@@ -24,8 +24,8 @@ from harness.models.cache import new_cache  # noqa: E402
 from harness.models.swap import SwappedAttention  # noqa: E402
 from kernels.auto import CHOSEN  # noqa: E402
 
-ANY_CONTEXT = 2**31 - 1  # tokens, where nothing depends on how many there are
-COMPILED = ("triton", "flex")  # kernels that take the types of DTYPES alone
+ANY_CONTEXT = 2**31 - 1  # tokens, for attentions that do not depend on the context
+COMPILED_KERNELS = ("triton", "flex")  # they take only the types in DTYPES
 
 _checked: WeakSet[PreTrainedModel] = WeakSet()
 
@@ -41,17 +41,21 @@ class Replacement:
 
     @property
     def label(self) -> str:
-        """As tables name it."""
+        """The attention's name in tables."""
         return self._cell.attention.label
 
     @property
     def random(self) -> bool:
-        """Whether it has masks, which another draw changes."""
+        """Whether the attention depends on the draw."""
         return self._cell.attention.random
 
     def redraw(self, draw: int) -> None:
-        """Use another draw of the masks. An attention without masks stays as it is."""
-        _refuse_draw(draw)
+        """Use another draw of the masks; attention without random masks does not change.
+
+        Raises:
+            UserError: if the attention was removed, or `draw` is out of range.
+        """
+        _check_draw(draw)
         if not self._in_place:
             raise UserError("This attention was removed: replace it anew.")
         if self.random and draw != self.draw:
@@ -59,14 +63,16 @@ class Replacement:
         self.draw = draw
 
     def cache(self, tokens: int) -> dict:
-        """Arguments of `generate` for an empty KV cache in buffers that are allocated once, for
-        `tokens` tokens of each sequence, the generated ones included. With evict=True it drops the
-        keys that nothing can reach any more."""
+        """Return arguments of `generate` for an empty KV cache in preallocated buffers.
+
+        tokens: capacity for each sequence, prompt and generated tokens together. With evict=True
+        the cache drops keys that no later token can reach.
+        """
         cache = new_cache(self._model, tokens, evict=self._cell.attention.evict)
         return {**cache.argument, "prefill_chunk_size": cache.chunk}
 
     def remove(self) -> None:
-        """Put the attention back that was there before; a second call does nothing."""
+        """Restore the previous attention; a second call does nothing."""
         if not self._in_place:
             return
         self._in_place = False
@@ -100,40 +106,44 @@ def attention(
 ) -> Replacement:
     """Replace the attention of every layer of a loaded MPT, BLOOM or Falcon with ALiBi.
 
-    In a `with` statement the model is as it was when the block ends; otherwise until `remove` of
-    what is returned is called. The model may be wrapped, as PEFT and torch.compile do; its weights,
-    names and configuration stay.
+    A `with` statement restores the model at the end of its block; without one the replacement lasts
+    until `remove` is called. The model may be wrapped, as PEFT and torch.compile do; its weights,
+    names and configuration do not change.
 
     Args:
-        model: the model, or a module that holds it.
-        attn: what is computed: alibi, plsh, window or stock.
-        masks: masks of each layer and head, and what a window's cost is matched to.
-        context: tokens at which a window without a cutoff costs as much as the masks; nothing else
-            needs it.
-        seed, draw: which masks; (seed, draw) are those of `harness.run` with the same seed.
-        kernel: how it is computed: auto, sdpa, flex, triton or exact.
-        check: hold the model's first replacement against the float64 oracle and the ways of its KV
-            cache, by forwards of a few tokens. To be left out for weights that are on other devices
-            or in shards.
-        options: the attention's own, as on the command line without their "attn.": sampler,
-            weights, match, cutoff, sinks, evict, align.
+        model: the model, or a module that contains it.
+        attn: attention method: alibi, plsh, window or stock.
+        masks: masks of each layer and head; also the number whose cost a window matches.
+        context: tokens at which a window without a cutoff costs as much as the masks; otherwise
+            not needed.
+        seed, draw: key of the masks; the same masks as in `harness.run` with this seed.
+        kernel: implementation: auto, sdpa, flex, triton or exact.
+        check: whether to compare a model's first replacement with the float64 oracle, with and
+            without KV cache, by forwards of a few tokens. Switch it off for weights that are
+            sharded or on other devices.
+        options: options of the method, as on the command line without "attn.": sampler, weights,
+            match, cutoff, sinks, evict, align.
+
+    Returns:
+        The replacement, a context manager.
 
     Raises:
-        UserError: for an option that the command line would refuse, or a model that has no ALiBi.
+        UserError: for an option that the command line would refuse, or a model without ALiBi.
     """
-    _refuse_draw(draw)
-    own = {f"attn.{name}": value for name, value in options.items()}
+    _check_draw(draw)
+    method_options = {f"attn.{name}": value for name, value in options.items()}
     sizes = {"masks": masks, "context": context or ANY_CONTEXT, "seed": seed}
-    config = typed(composed(words_of({"attn": attn, "kernel": kernel, **sizes, **own})))
+    words = option_words({"attn": attn, "kernel": kernel, **sizes, **method_options})
+    config = to_run_config(compose_config(words))
     config.check()
     if config.attn.name == "window" and config.attn.cutoff is None and context is None:
         raise UserError(
-            "A window has a cutoff, or costs as much as masks do at some context: give cutoff= or context=."
+            "A window needs a cutoff, or a context at which it costs as much as the masks: give cutoff= or context=."
         )
     transformer = _transformer(model)
     spec = _spec(transformer)
-    method = chosen(config.attn, masks=config.masks, context=config.context, model=spec)
-    if kernel in COMPILED:
+    method = choose_attention(config.attn, masks=config.masks, context=config.context, model=spec)
+    if kernel in COMPILED_KERNELS:
         choose("dtype", spec.dtype, DTYPES)
     if not method.native:
         refuse_kernel(kernel, method, spec, transformer.device)
@@ -143,7 +153,7 @@ def attention(
         swapped = SwappedAttention(transformer, spec.family, spec.slopes, kernel=kernel, removable=True)
     try:
         if check and not method.native and transformer not in _checked:
-            _check(transformer, swapped, kernel)
+            _self_check(transformer, swapped, kernel)
         return Replacement(transformer, swapped, cell, draw)
     except BaseException:
         if swapped.removable and not swapped.held:
@@ -152,30 +162,30 @@ def attention(
 
 
 def _transformer(model: torch.nn.Module) -> PreTrainedModel:
-    """The model itself, within whatever wraps it."""
+    """The transformers model inside its wrappers. Raises UserError if there is none with ALiBi."""
     if not isinstance(model, torch.nn.Module):
-        raise UserError(f"A model is wanted, and {type(model).__name__} is none: of a pipeline, give pipeline.model.")
-    found = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
-    for module in found:
+        raise UserError(f"{type(model).__name__} is not a model: of a pipeline, give pipeline.model.")
+    transformers = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
+    for module in transformers:
         if module.config.model_type in FAMILIES:
             return module
-    if not found:
+    if not transformers:
         raise UserError(f"{type(model).__name__} holds no model of transformers.")
-    family_of(found[0].config.model_type)  # says which there are
+    family_of(transformers[0].config.model_type)  # raises an error that lists the families
     raise AssertionError
 
 
 def _spec(model: PreTrainedModel) -> ModelSpec:
-    """What the options of an attention depend on. Weights that are quantized are computed by their
-    own modules."""
+    """Specification of a loaded model, as far as options of an attention depend on it."""
+    # quantized weights are computed by their own modules, which attention does not touch
     raw = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
     name = model.config.name_or_path or type(model).__name__
     dtype = str(model.dtype).removeprefix("torch.")
     return ModelSpec(name, None, None, None, dtype, architecture_of(raw), identity={})
 
 
-def _check(model: PreTrainedModel, swapped: SwappedAttention, kernel: str) -> None:
-    """The check of every load, with what is in training set to evaluation meanwhile."""
+def _self_check(model: PreTrainedModel, swapped: SwappedAttention, kernel: str) -> None:
+    """Run the check of every load, with training modules in evaluation mode meanwhile."""
     training = [module for module in model.modules() if module.training]
     held = swapped.hold(swapped.exact, kernel)
     model.eval()
@@ -185,10 +195,10 @@ def _check(model: PreTrainedModel, swapped: SwappedAttention, kernel: str) -> No
         for module in training:
             module.training = True
         swapped.release(held)
-        CHOSEN.clear()  # what the check chose is nobody's choice
+        CHOSEN.clear()  # kernels choose_attention during the check are not the user's
     _checked.add(model)
 
 
-def _refuse_draw(draw: int) -> None:
+def _check_draw(draw: int) -> None:
     if not 0 <= draw < 2**63:
         raise UserError(f"draw must be at least 0 and below 2**63, not {draw}.")

@@ -1,4 +1,4 @@
-"""Run what was planned: every task of a cell and its references, then the tables and the JSON line."""
+"""Run a plan: every task of a cell and its references, then the tables and the JSON line."""
 
 import contextlib
 import functools
@@ -18,22 +18,35 @@ from harness.models.load import load_model
 from harness.tracking.tracker import Tracker
 
 
-def run_plan(planned: Plan, stop: StopRequest, tracker: Tracker, team: Team) -> tuple[int, dict]:
-    """Run the planned tasks of a cell and its references: (exit code, the JSON document that was
-    printed). UserError where no task of it could run. Of several ranks the first records, reports
-    and prints."""
+def run_plan(plan: Plan, stop: StopRequest, tracker: Tracker, team: Team) -> tuple[int, dict]:
+    """Run the planned tasks of a cell and its references, and print the tables and the JSON line.
+
+    Of several ranks only rank 0 records, reports and prints.
+
+    Args:
+        plan: the plan.
+        stop: checked between tasks and batches.
+        tracker: gets each cell once its tasks have ended.
+        team: the ranks that share the work.
+
+    Returns:
+        The exit code, and the JSON document that was printed.
+
+    Raises:
+        UserError: if none of the tasks could run.
+    """
     progress = Progress(quiet=not team.leads)
-    if planned.memory:
-        progress.say(planned.memory)
-    model = functools.cache(lambda: load_model(planned.cell.model, device=planned.device, kernel=planned.cell.kernel))
+    if plan.memory:
+        progress.say(plan.memory)
+    model = functools.cache(lambda: load_model(plan.cell.model, device=plan.device, kernel=plan.cell.kernel))
     statuses: dict[str, dict[str, str]] = {}
-    work = {"samples": planned.samples, "batch": planned.batch, "results": planned.results, "device": planned.device}
-    work |= {"lease": planned.lease, "model": model, "stop": stop, "progress": progress, "team": team}
-    do = run_task if team.leads else share_task
+    arguments = {"samples": plan.samples, "batch": plan.batch, "results": plan.results, "device": plan.device}
+    arguments |= {"lease": plan.lease, "model": model, "stop": stop, "progress": progress, "team": team}
+    run = run_task if team.leads else share_task
     mistakes: list[UserError] = []
-    for cell in planned.cells:
+    for cell in plan.cells:
         tracker.catch_up()
-        for task in planned.tasks:
+        for task in plan.tasks:
             team.next_turn()
             if stop.requested:
                 status = "stopped"
@@ -41,7 +54,7 @@ def run_plan(planned: Plan, stop: StopRequest, tracker: Tracker, team: Team) -> 
                 status = "invalid"
             else:
                 try:
-                    status = do(cell, task, **work)
+                    status = run(cell, task, **arguments)
                 except UserError as mistake:  # the other tasks may still run
                     status = "invalid"
                     mistakes.append(mistake)
@@ -49,65 +62,66 @@ def run_plan(planned: Plan, stop: StopRequest, tracker: Tracker, team: Team) -> 
             statuses.setdefault(cell.cell_id, {})[task.task.name] = status
         if not team.leads:
             continue
-        with contextlib.suppress(OSError):  # a full disk: the view can be made again, the run goes on
-            reader.write_view(planned.results, cell.cell_id)
-        tracker.add(planned.results, cell.cell_id, planned.tracking, own=cell is planned.cell)
-    ends = {status for tasks in statuses.values() for status in tasks.values()}
+        with contextlib.suppress(OSError):  # a full disk: the view can be rebuilt later, the run goes on
+            reader.write_view(plan.results, cell.cell_id)
+        tracker.add(plan.results, cell.cell_id, plan.tracking, own=cell is plan.cell)
+    outcomes = {status for tasks in statuses.values() for status in tasks.values()}
     if not team.leads:
-        return AGAIN if "stopped" in ends else FAILED if ends & {"error", "oom", "invalid"} else DONE, {}
-    if ends == {"invalid"}:
+        return AGAIN if "stopped" in outcomes else FAILED if outcomes & {"error", "oom", "invalid"} else DONE, {}
+    if outcomes == {"invalid"}:
         raise mistakes[0]
     for sentence in dict.fromkeys(map(str, mistakes)):
         print(sentence, file=sys.stderr)
-    code = MISTAKE if mistakes else AGAIN if "stopped" in ends else FAILED if ends & {"error", "oom"} else DONE
+    failed = outcomes & {"error", "oom"}
+    code = MISTAKE if mistakes else AGAIN if "stopped" in outcomes else FAILED if failed else DONE
     try:
-        return code, _report(planned, statuses, code, rows_written=progress.written)
-    except (BrokenPipeError, SystemExit):  # whoever read stdout left (rich exits then); the results are in the store
+        return code, _report(plan, statuses, code, rows_written=progress.written)
+    except (BrokenPipeError, SystemExit):  # the reader of stdout left (rich exits then); the results are in the store
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code, {}
 
 
-def _report(planned, statuses: dict, code: int, *, rows_written: int) -> dict:
+def _report(plan: Plan, statuses: dict, code: int, *, rows_written: int) -> dict:
     """Print the tables and the JSON line, from the store alone."""
-    own = planned.cell
-    beside = dict(planned.references)
-    cells = {"exact": beside.pop("exact", None), "this cell": own, **beside}
+    main_cell = plan.cell
+    references = dict(plan.references)
+    cells = {"exact": references.pop("exact", None), "this cell": main_cell, **references}
     metrics: dict[str, dict] = {}
     present: set[str] = set()
     by_task: list[dict[str, reader.Record]] = []
-    for task in planned.tasks:
-        name, options = task.task.name, task.identity(own)
-        shown: dict[str, reader.Record] = {}
+    for task in plan.tasks:
+        name, options = task.task.name, task.identity(main_cell)
+        records: dict[str, reader.Record] = {}
         for role, cell in cells.items():
             if cell is not None:
-                wanted = cell.task_id(name, options)
-                for record in reader.records(planned.results, [cell.cell_id]):
-                    if (record.task, record.store.task_id) == (name, wanted):
-                        shown[role] = record
-        if "this cell" in shown:
-            metrics |= {name: metric.as_dict() for name, metric in shown["this cell"].metrics.items()}
-        present |= set(shown)
-        if shown:
+                key = (name, cell.task_id(name, options))
+                for record in reader.records(plan.results, [cell.cell_id]):
+                    if (record.task, record.store.task_id) == key:
+                        records[role] = record
+        if "this cell" in records:
+            metrics |= {name: metric.as_dict() for name, metric in records["this cell"].metrics.items()}
+        present |= set(records)
+        if records:
             if task.task.rows_are == "samples":  # a time belongs beside its error, in its own table
-                by_task.append(shown)
-            title = f"{name} · {own.model.name} · {own.context} tokens"
-            table.comparison(list(shown.values()), title=title).print()
-            if depths := table.by_depth(list(shown.values())):
+                by_task.append(records)
+            title = f"{name} · {main_cell.model.name} · {main_cell.context} tokens"
+            table.comparison(list(records.values()), title=title).print()
+            if depths := table.by_depth(list(records.values())):
                 depths.print()
     if len(by_task) > 1:
-        table.across_tasks([list(shown.values()) for shown in by_task]).print()
-    say(*table.notes({task.task.rows_are for task in planned.tasks}))
-    missing = [role for role in planned.references if role not in present]
+        table.across_tasks([list(records.values()) for records in by_task]).print()
+    say(*table.notes({task.task.rows_are for task in plan.tasks}))
+    missing = [role for role in plan.references if role not in present]
     if missing:
-        print(f"Not in {planned.results}: {', '.join(missing)}. Add references=compute to compute what is missing.")
-    print(f"Results: {planned.results / own.cell_id}")
+        print(f"Not in {plan.results}: {', '.join(missing)}. Add references=compute to compute what is missing.")
+    print(f"Results: {plan.results / main_cell.cell_id}")
     document = {
         "status": STATUSES[code],
-        "cell_id": own.cell_id,
-        "results": str(planned.results / own.cell_id),
-        "tasks": statuses[own.cell_id],
+        "cell_id": main_cell.cell_id,
+        "results": str(plan.results / main_cell.cell_id),
+        "tasks": statuses[main_cell.cell_id],
         "rows_written": rows_written,
-        "references": {role: cell.cell_id for role, cell in planned.references.items() if role in present},
+        "references": {role: cell.cell_id for role, cell in plan.references.items() if role in present},
         "metrics": metrics,
     }
     print(json.dumps(document), flush=True)

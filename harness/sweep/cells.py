@@ -19,10 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.common.errors import UserError
 from harness.common.paths import CONF
-from harness.experiment.config import GROUPS, RunConfig, attn_config, register
+from harness.experiment.config import GROUPS, RunConfig, attn_config, register_schema
 from harness.experiment.mistakes import explain
-from harness.experiment.overrides import as_typed, parsed, word
-from harness.experiment.plan import Plan, Planner, typed
+from harness.experiment.overrides import normalize_override, override_word, parse_override
+from harness.experiment.plan import Plan, Planner, to_run_config
 from harness.results.index import Key
 from harness.sweep.grid import Grid
 from harness.sweep.rows import Rows
@@ -42,7 +42,7 @@ class Composer:
     """Typed configurations of rows, in a `with` block."""
 
     def __enter__(self) -> "Composer":
-        register()
+        register_schema()
         self._open()
         self._schema = OmegaConf.structured(RunConfig)
         self._typed = TYPED | {f"attn.{f.name}" for f in fields(attn_config())}
@@ -82,7 +82,8 @@ class Composer:
     def _base(self, overrides: tuple[str, ...]) -> RunConfig:
         if overrides not in self._composed:
             try:
-                self._composed[overrides] = typed(compose("config", overrides=list(map(as_typed, overrides))))
+                config = compose("config", overrides=list(map(normalize_override, overrides)))
+                self._composed[overrides] = to_run_config(config)
             except UserError as error:
                 self._composed[overrides] = error
             except (HydraException, OmegaConfBaseException) as error:
@@ -106,7 +107,7 @@ class Composer:
         """The value with the type that the option has."""
         if override not in self._set:
             try:
-                read = parsed(override)
+                read = parse_override(override)
                 OmegaConf.update(self._schema, read.key_or_group, read.value(), merge=True)
                 self._set[override] = OmegaConf.select(self._schema, read.key_or_group)
             except UserError as error:
@@ -136,8 +137,8 @@ def plans(grid: Grid, *, results: str, here: bool) -> Iterator[tuple[int, Plan]]
     """The number of each row and what harness.run would do for it. Rows with a mistake are left
     out, and the end raises Mistakes with every mistake of every row."""
     mistakes: dict[str, list[int]] = {}
-    planner = Planner(here=here)
-    folder = word("results", results)
+    planner = Planner(on_this_machine=here)
+    folder = override_word("results", results)
     with Composer() as composer:
         for number in range(1, len(grid) + 1):
             try:

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from harness.common.errors import UserError, nearest
-from harness.experiment.overrides import parsed, quoted, readable
+from harness.experiment.overrides import is_readable, parse_override, quote_value
 
 KEYS = ("program", "method", "name", "description", "project", "entity", "metric", "command", "parameters")
 ENDS = ["harness.run", "${args_no_hyphens}"]  # of the agent's command
@@ -117,7 +117,9 @@ def render(name: str, value: object) -> str:
 
 def checked(name: str, text: str) -> None:
     """UserError unless Hydra reads name=text as one value."""
-    if not readable(name, text):
-        raise UserError(f"{name}: {text!r} cannot be read as an override: write {quoted(text)}, these quotes in it.")
-    if parsed(f"{name}={text}").is_sweep_override():
+    if not is_readable(name, text):
+        raise UserError(
+            f"{name}: {text!r} cannot be read as an override: write {quote_value(text)}, these quotes in it."
+        )
+    if parse_override(f"{name}={text}").is_sweep_override():
         raise UserError(f"{name}: Hydra reads {text!r} as several values: write each as a value, or a list as [a, b].")

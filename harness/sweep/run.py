@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness.common.errors import AGAIN, FAILED
 from harness.common.signals import StopRequest
-from harness.experiment.overrides import word
+from harness.experiment.overrides import override_word
 from harness.sweep.rows import Row
 
 POLL = 0.1  # seconds between looks at the processes
@@ -20,7 +20,7 @@ POLL = 0.1  # seconds between looks at the processes
 
 def command(row: Row, results: str) -> list[str]:
     """The arguments of harness.run for this row."""
-    return [*row.overrides, word("results", results)]
+    return [*row.overrides, override_word("results", results)]
 
 
 def run_rows(

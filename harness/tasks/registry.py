@@ -9,7 +9,7 @@ from harness.tasks.throughput.task import THROUGHPUT
 TASKS: dict[str, TaskFamily] = {family.name: family for family in (RETRIEVAL, RULER, LM_EVAL, THROUGHPUT)}
 
 
-def family_of(name: str) -> TaskFamily:
+def task_family(name: str) -> TaskFamily:
     if name not in TASKS:
         raise UserError(f"There is no task {name!r}.{nearest(name, TASKS)}")
     return TASKS[name]

@@ -18,8 +18,8 @@ from omegaconf.basecontainer import BaseContainer
 import harness
 from harness import collect
 from harness.common.errors import UserError
-from harness.experiment.compose import composed, words_of
-from harness.experiment.plan import typed
+from harness.experiment.compose import compose_config, option_words
+from harness.experiment.plan import to_run_config
 from tests.conftest import ROOT
 
 SMALL = {"model": "tiny", "masks": 4, "context": 128, "samples": 8, "draws": 2, "tracking": "disabled"}
@@ -53,7 +53,7 @@ class TestRun:
         assert found.metrics["retrieval/accuracy"].value == pytest.approx(sum(scores) / 8)
         command = shlex.split(record.environment.command)
         assert command[:3] == ["python", "-m", "harness.run"] and f"results={results}" in command
-        again = typed(composed(command[3:]))
+        again = to_run_config(compose_config(command[3:]))
         assert (again.masks, again.attn.weights, again.attn.sinks, again.draws) == (4, "rb", 4, 2)
 
     def test_words_of_the_command_line_are_options_too(self, found, results):
@@ -75,7 +75,7 @@ class TestRun:
         ids=str,
     )
     def test_a_mistake_is_the_sentence_of_the_command_line(self, options, run, tmp_path):
-        code, document, _, _ = run(*words_of(options), f"results={tmp_path}")
+        code, document, _, _ = run(*option_words(options), f"results={tmp_path}")
         with pytest.raises(UserError) as refused:
             harness.run(results=tmp_path, **options)
         assert code == 2 and str(refused.value) == document["message"]
@@ -136,9 +136,9 @@ class TestAround:
         with initialize_config_dir(str(tmp_path), version_base="1.2"):
             OmegaConf.register_new_resolver("now", lambda _: "theirs", replace=True)
             theirs = GlobalHydra.instance().hydra
-            assert composed(["masks=7"]).masks == 7
+            assert compose_config(["masks=7"]).masks == 7
             with pytest.raises(UserError):
-                composed(["maks=7"])
+                compose_config(["maks=7"])
             assert GlobalHydra.instance().hydra is theirs
             assert compose("app") == {"rate": 2, "when": "theirs"}
         assert not GlobalHydra.instance().is_initialized()
@@ -147,7 +147,7 @@ class TestAround:
         options = {"results": "/a=b (1), {ö} #~", "dtype": None, "attn": {"name": "plsh", "evict": True}, "seed": 3}
         options |= {"task": {"ruler": {"names": ["ruler_vt", "niah_single_1"]}, "retrieval": None}}
         options |= {"model.revision": "83e2010", "lease": 0.5}
-        found = typed(composed(words_of(options)))
+        found = to_run_config(compose_config(option_words(options)))
         assert (found.results, found.dtype, found.seed, found.lease) == (options["results"], None, 3, 0.5)
         assert found.attn.evict is True and found.model.revision == "83e2010"
         assert list(found.task) == ["ruler", "retrieval"] and found.task["ruler"]["names"][1] == "niah_single_1"

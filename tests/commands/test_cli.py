@@ -98,7 +98,7 @@ MISTAKES = [
     (("~tracking",), "~tracking takes away", "disabled"),
     (("~task=[retrieval]",), "takes away what a run needs", "retrieval"),
     (("~masks",), "takes away what a run needs", "masks=VALUE"),
-    (("masks=null",), "masks needs a value", "null is none"),
+    (("masks=null",), "masks needs a value", "cannot be null"),
     (("model.architecture={family:mpt,heads:8}",), "lacks layers, width, vocabulary", "or none"),
     (("model.architecture.heads=8",), "lacks family, layers, width, vocabulary", "or none"),
     (("+model.architecture.hads=8",), "no option", "model.architecture.heads"),
@@ -238,9 +238,11 @@ def test_a_multirun_is_asked_for_between_the_overrides(run, tmp_path, flag):
 
 def test_odd_folders_are_written_and_read(run, tmp_path):
     folder = tmp_path / "a=b (1), {ö} #~"
-    code, document, _, err = run("attn=alibi", "context=160", "samples=1", overrides.word("results", str(folder)))
+    results = overrides.override_word("results", str(folder))
+    code, document, _, err = run("attn=alibi", "context=160", "samples=1", results)
     assert code == 0, err
-    assert [p.name for p in folder.glob("*/cell.json")] and document["results"].startswith(str(folder))
+    assert [p.name for p in folder.glob("*/cell.json")]
+    assert document["results"].startswith(str(folder))
 
 
 def test_more_samples_than_the_machine_holds_are_refused_at_once(run, tmp_path):

@@ -104,7 +104,7 @@ def test_a_rank_that_is_gone_is_not_waited_for(in_team, impatient):
     ],
 )
 def test_what_another_rank_met_is_the_outcome(run, in_team, impatient, monkeypatch, tmp_path, told, code, status):
-    monkeypatch.setattr("harness.experiment.execute.VISIBLE", 0.2)
+    monkeypatch.setattr("harness.experiment.execute.ROWS_TIMEOUT", 0.2)
     monkeypatch.setenv("RANK", "0")
     in_team.store.set("report/1/1/1", json.dumps(told))
     found, document, _, err = run(*OPTIONS, f"results={tmp_path}")

@@ -8,16 +8,16 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from harness.common.paths import CONF, ROOT
-from harness.experiment.config import register
+from harness.experiment.config import register_schema
 from harness.experiment.execute import describe_cell
-from harness.experiment.plan import plan, typed
+from harness.experiment.plan import plan, to_run_config
 from harness.models.spec import resolve_model
 from kernels import Alibi, PositionalLSH, Window, equal_cost_cutoff, expected_pairs
 from kernels.methods.cost import window_pairs
 
 
 def planned(*overrides):
-    register()
+    register_schema()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return plan(compose("config", overrides=list(overrides)))
 
@@ -31,7 +31,8 @@ def test_identity_has_what_the_results_depend_on():
     assert set(found) == {"schema", "model", "dtype", "attn", "kernel", "context", "seed", "draws", "data_seed"}
     assert set(found["model"]) == {"weights", "config", "slopes", "tokenizer"}
     assert found["attn"] == {"name": "plsh", "masks": 16, "sampler": "gamma", "weights": "count", "cutoff": None}
-    assert found["draws"] == 8 and found["seed"] == 0
+    assert found["draws"] == 8
+    assert found["seed"] == 0
 
 
 MATTERS = "masks=8 context=256 seed=1 draws=4 data_seed=1 dtype=bfloat16 kernel=sdpa attn.weights=rb model=tiny-plain"
@@ -57,7 +58,9 @@ def test_options_that_cannot_matter_collapse(attn):
         assert cell(*attn.split(), "masks=3", "attn.sampler=gamma").cell_id == base.cell_id
     if attn == "attn=alibi":
         assert cell(attn, "attn.sinks=4").cell_id == base.cell_id
-    assert base.identity["seed"] is None and base.identity["draws"] is None and base.draws == 1
+    assert base.identity["seed"] is None
+    assert base.identity["draws"] is None
+    assert base.draws == 1
 
 
 def test_all_masks_of_the_fixed_sampler_are_one():
@@ -86,10 +89,12 @@ def test_weights_of_a_cell_are_what_its_identity_says():
     plsh = cell("masks=4", "attn.weights=rb", "seed=5").weights(3)
     assert [type(w) for w in plsh] == [PositionalLSH] * 2
     expected = PositionalLSH.draw(cell().model.slopes, 4, seed=5, draw=3, layer=1, weights="rb")
-    assert (plsh[1].masks.width == expected.masks.width).all() and plsh[1].weights == "rb"
+    assert (plsh[1].masks.width == expected.masks.width).all()
+    assert plsh[1].weights == "rb"
     assert isinstance(cell("attn=alibi").weights(0)[0], Alibi)
     window = cell("attn=window", "attn.cutoff=2.5").weights(0)[0]
-    assert isinstance(window, Window) and window.cutoff == 2.5
+    assert isinstance(window, Window)
+    assert window.cutoff == 2.5
 
 
 def test_cost_is_pairs_per_row_and_head():
@@ -105,11 +110,15 @@ def test_cost_is_pairs_per_row_and_head():
 @pytest.mark.parametrize("attn", ["plsh", "window"])
 def test_sinks_are_in_the_weights_the_label_and_only_then_in_the_identity(attn):
     base, found = cell(f"attn={attn}"), cell(f"attn={attn}", "attn.sinks=4")
-    assert "sinks" not in base.identity["attn"] and cell(f"attn={attn}", "attn.sinks=0").cell_id == base.cell_id
-    assert found.identity["attn"]["sinks"] == 4 and {w.sinks for w in found.weights(1)} == {4}
-    assert found.attention.label.endswith(" +4 sinks") and "sink" not in base.attention.label
+    assert "sinks" not in base.identity["attn"]
+    assert cell(f"attn={attn}", "attn.sinks=0").cell_id == base.cell_id
+    assert found.identity["attn"]["sinks"] == 4
+    assert {w.sinks for w in found.weights(1)} == {4}
+    assert found.attention.label.endswith(" +4 sinks")
+    assert "sink" not in base.attention.label
     evicting = cell(f"attn={attn}", "attn.evict=true")
-    assert "evict" not in found.identity["attn"] and evicting.identity["attn"]["evict"] is True
+    assert "evict" not in found.identity["attn"]
+    assert evicting.identity["attn"]["evict"] is True
 
 
 def test_windows_of_equal_cost_have_the_sinks_of_the_masks():
@@ -125,8 +134,10 @@ def test_windows_of_equal_cost_have_the_sinks_of_the_masks():
 
 def test_a_grid_is_in_the_weights_the_label_and_what_is_told_of_the_cell():
     base, found = cell(), cell("attn.align=64")
-    assert "align" not in base.identity["attn"] and cell("attn.align=0").cell_id == base.cell_id
-    assert found.identity["attn"]["align"] == 64 and found.attention.label.endswith(", grid of 64")
+    assert "align" not in base.identity["attn"]
+    assert cell("attn.align=0").cell_id == base.cell_id
+    assert found.identity["attn"]["align"] == 64
+    assert found.attention.label.endswith(", grid of 64")
     assert found.weights(1)[1].masks.grid[:, 0].tolist() == [1.0] * 7 + [64.0]  # of slopes down to 1/256
     assert describe_cell(found).more["alignment"] == {"heads": 1, "bias": pytest.approx((64 / 256) ** 2 / 8)}
     assert "alignment" not in describe_cell(base).more
@@ -140,7 +151,7 @@ def test_a_grid_is_in_the_weights_the_label_and_what_is_told_of_the_cell():
 
 @pytest.mark.parametrize("group", ["model", "attn", "kernel", "task"])
 def test_every_configuration_composes(group):
-    register()
+    register_schema()
     for file in (CONF / group).glob("*.yaml"):
         choice = f"{group}=[{file.stem}]" if group == "task" else f"{group}={file.stem}"
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
@@ -149,9 +160,9 @@ def test_every_configuration_composes(group):
 
 def spec(*overrides):
     """The model that a command names, without the checks of a task."""
-    register()
+    register_schema()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        config = typed(compose("config", overrides=list(overrides)))
+        config = to_run_config(compose("config", overrides=list(overrides)))
     return resolve_model(config.model, config.dtype)
 
 
@@ -172,7 +183,8 @@ def test_committed_cells_keep_their_ids(file):
 def test_stock_attention_has_neither_kernel_nor_masks():
     base = cell("attn=stock")
     assert base.identity["attn"] == {"name": "stock", "masks": None, "sampler": None, "weights": None, "cutoff": None}
-    assert base.identity["kernel"] is None and base.weights(0) is None
+    assert base.identity["kernel"] is None
+    assert base.weights(0) is None
     for change in ("kernel=exact", "masks=3", "seed=7", "draws=2"):
         assert cell("attn=stock", change).cell_id == base.cell_id
     assert base.cell_id != cell("attn=alibi").cell_id
@@ -180,7 +192,7 @@ def test_stock_attention_has_neither_kernel_nor_masks():
 
 
 def test_the_reference_of_stock_is_exact_alibi_under_the_asked_kernel():
-    register()
+    register_schema()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         planned = plan(compose("config", overrides=["attn=stock", "kernel=sdpa"]))
     assert {role: c.cell_id for role, c in planned.references.items()} == {
@@ -190,23 +202,24 @@ def test_the_reference_of_stock_is_exact_alibi_under_the_asked_kernel():
 
 def test_random_weights_are_identified_by_seed_and_architecture():
     first = spec("model=bloom-560m", "model.weights=random")
-    assert first.identity["weights"] == "random:0" and first.identity["architecture"]["width"] == 1024
+    assert first.identity["weights"] == "random:0"
+    assert first.identity["architecture"]["width"] == 1024
     for change in ("model.init_seed=1", "model.layers=2", "model=bloom-1b1", "model=falcon-rw-1b"):
         assert spec("model=bloom-560m", "model.weights=random", change).identity != first.identity
     assert not spec("model=tiny", "model.weights=random").embedded
 
 
 def test_where_a_model_lies_does_not_identify_it():
-    assert (
-        spec("model.device_map=auto").identity == spec().identity and spec("model.device_map=auto").device_map == "auto"
-    )
+    assert spec("model.device_map=auto").identity == spec().identity
+    assert spec("model.device_map=auto").device_map == "auto"
 
 
 def test_a_part_of_a_model_is_another_model_and_the_whole_is_not():
     whole = spec("model=tiny")
     assert spec("model=tiny", "model.layers=2").identity == whole.identity
     part = spec("model=tiny", "model.layers=1")
-    assert part.identity == {**whole.identity, "layers": 1} and part.architecture.layers == 1
+    assert part.identity == {**whole.identity, "layers": 1}
+    assert part.architecture.layers == 1
     assert part.name == "tiny, first 1 of 2 layers"  # tables must not show it as the whole
 
 

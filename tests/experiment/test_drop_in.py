@@ -193,7 +193,8 @@ class TestOutputs:
         found = ours(x, attention_mask=mask, output_attentions=True)
         assert len(found.attentions) == 2
         for one, other in zip(found.attentions, expected.attentions, strict=True):
-            assert one.shape == (3, 8, 40, 40) and difference(one.transpose(1, 2), other.transpose(1, 2), mask) <= CLOSE
+            assert one.shape == (3, 8, 40, 40)
+            assert difference(one.transpose(1, 2), other.transpose(1, 2), mask) <= CLOSE
         assert difference(found.logits, ours(x, attention_mask=mask).logits, mask) <= CLOSE
 
     @pytest.mark.parametrize("weights", ["count", "window"])
@@ -250,7 +251,8 @@ class TestOutputs:
             model.resize_token_embeddings(110)
         x = ids()
         x[:, ::7] = 105
-        assert difference(ours(x).logits, stock(x).logits) <= CLOSE and ours(x).logits.shape[-1] == 110
+        assert difference(ours(x).logits, stock(x).logits) <= CLOSE
+        assert ours(x).logits.shape[-1] == 110
 
 
 class TestGeneration:

@@ -44,7 +44,8 @@ class TestReplacing:
         with attention(model, "plsh", masks=4):
             assert difference(model(ids()).logits, expected) > 0.1
         assert torch.equal(model(ids()).logits, expected)
-        assert instance_attributes(model) == before and model.config == config
+        assert instance_attributes(model) == before
+        assert model.config == config
 
     @torch.inference_mode()
     def test_it_is_its_own_again_after_an_error(self, model):
@@ -77,10 +78,12 @@ class TestReplacing:
     def test_without_a_block_it_stays_until_it_is_removed(self, model):
         expected = model(ids()).logits
         handle = attention(model, "plsh", masks=4)
-        assert difference(model(ids()).logits, expected) > 0.1 and "PLSH S=4" in repr(handle)
+        assert difference(model(ids()).logits, expected) > 0.1
+        assert "PLSH S=4" in repr(handle)
         handle.remove()
         handle.remove()
-        assert torch.equal(model(ids()).logits, expected) and "removed" in repr(handle)
+        assert torch.equal(model(ids()).logits, expected)
+        assert "removed" in repr(handle)
 
     @torch.inference_mode()
     def test_several_may_be_removed_in_any_order(self, model):
@@ -115,7 +118,8 @@ class TestReplacing:
             handle.redraw(1)
             second = model(ids()).logits
             handle.redraw(0)
-            assert torch.equal(model(ids()).logits, first) and difference(second, first) > 0.1
+            assert torch.equal(model(ids()).logits, first)
+            assert difference(second, first) > 0.1
         with attention(model, "plsh", masks=4, draw=1):
             assert torch.equal(model(ids()).logits, second)
         with pytest.raises(UserError, match="removed"):
@@ -126,7 +130,8 @@ class TestReplacing:
         expected = model(ids()).logits
         with attention(model, "plsh", masks=4):
             other, masks = copy.deepcopy(model), model(ids()).logits
-        assert torch.equal(other(ids()).logits, masks) and torch.equal(model(ids()).logits, expected)
+        assert torch.equal(other(ids()).logits, masks)
+        assert torch.equal(model(ids()).logits, expected)
 
 
 class TestTransformers:

@@ -19,7 +19,7 @@ from harness.tracking import mirror
 # the functions between a computed row and a finished task, and all that they put on disk
 WRITING = {
     store.__file__: ("write_atomic", "finish", "record_attempt", "open_part", "write", "close", "_sync"),
-    execute.__file__: ("run_task", "_write_rows", "_record"),
+    execute.__file__: ("run_task", "_write_rows", "_record_failure"),
     kept.__file__: ("keep", "_put"),
     reader.__file__: ("write_view",),
     mirror.__file__: ("wish", "_remember"),

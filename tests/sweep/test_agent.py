@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 
 from harness.common.paths import CONF
 from harness.common.signals import StopRequest
-from harness.experiment.config import register
+from harness.experiment.config import register_schema
 from harness.experiment.plan import plan
 from harness.sweep.__main__ import main
 from harness.sweep.cells import expand
@@ -97,7 +97,7 @@ def test_two_agents_at_once_compute_each_cell_once_or_say_whose_it_is(server, zy
     assert len(of_cell) == 3 and set(of_cell) == {row.cell_id for row in expand(read(tmp_path / "ours.yaml"))}
     assert main(["ours.yaml", "--missing", "--results", "none"]) == 0  # what Slurm's script runs
     missing = [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines()]
-    register()
+    register_schema()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         assert set(of_cell) == {plan(compose("config", overrides=line)).cell.cell_id for line in missing}
     for names in of_cell.values():

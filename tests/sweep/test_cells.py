@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_dir
 
 from harness.common.errors import CannotLoad
 from harness.common.paths import CONF, ROOT
-from harness.experiment.config import register
-from harness.experiment.plan import plan, typed
+from harness.experiment.config import register_schema
+from harness.experiment.plan import plan, to_run_config
 from harness.sweep.cells import Composer, Mistakes, expand, work_of
 from harness.sweep.grid import Grid, read
 
@@ -51,13 +51,13 @@ def test_random_rows_are_what_hydra_composes_from_all_overrides(tmp_path):
     found = [expand(grid, results=str(tmp_path))[0] for grid in grids]
     with Composer() as composer:
         configs = [composer.config((*row.overrides, f"results={tmp_path}")) for row in found]
-    register()
+    register_schema()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for grid, row, config in zip(grids, found, configs, strict=True):
             overrides = [f"{name}={text}" for name, (text,) in grid.values.items()]
             whole = compose("config", overrides=[*overrides, f"results={tmp_path}"])
             planned = plan(whole)
-            assert list(row.overrides) == overrides and config == typed(whole)
+            assert list(row.overrides) == overrides and config == to_run_config(whole)
             assert row.cell_id == planned.cell.cell_id and list(row.work) == work_of(planned)
             assert set(row.samples) == {int(grid.values["samples"][0])}
 

@@ -81,7 +81,7 @@ def _missing(group: list[Question]) -> list[tuple[list[str], Tags, str]]:
             wanted.append((EXACT.name, q.records[0]))
         for label, example in wanted:
             method = example.method if label != EXACT.name else Alibi()
-            made_by = command.beside(example, method, q.context)
+            made_by = command.neighbour_command(example, method, q.context)
             tags = common.tags_of(example, q.model) if label != EXACT.name else Tags(q.model, q.task)
             row = ["", q.model, label, str(q.context), q.task, "missing", "0", "", "", ""]
             gaps.append((row, tags, made_by))
@@ -90,7 +90,7 @@ def _missing(group: list[Question]) -> list[tuple[list[str], Tags, str]]:
                 names = " and ".join(OTHERS[m].name for m in absent)
                 what = f"S={r.attention.masks}" if r.attention.masks else r.cell.label
                 row = ["", q.model, f"{names}, {what}", str(q.context), q.task, "missing"]
-                made_by = command.beside(r, r.method) + " references=compute"
+                made_by = command.neighbour_command(r, r.method) + " references=compute"
                 gaps.append((row + ["0", "", "", ""], Tags(q.model, q.task), made_by))
     return gaps
 
@@ -100,7 +100,7 @@ def _details(r: Record) -> list[tuple[str, str]]:
     outcome, environment = r.outcome, r.environment
     made_by = environment.command
     found: list[tuple[str, str | None]] = []
-    found.append(("command", made_by) if made_by else ("command to go on", command.beside(r, r.method)))
+    found.append(("command", made_by) if made_by else ("command to go on", command.neighbour_command(r, r.method)))
     found.append(("started", environment.start))
     dirty = ", with uncommitted changes" if environment.dirty else ""
     found.append(("commit", f"{environment.commit or 'unknown'}{dirty}" if environment else None))

@@ -184,6 +184,6 @@ def binary(values: Sequence[float]) -> dict[float, str]:
 def commands(questions: Iterable[Question]) -> list[str]:
     """The commands that made the records of these questions; the table of cells has those left
     out."""
-    said = command.recorded([r for q in questions for r in q.records])
+    said = command.recorded_commands([r for q in questions for r in q.records])
     more = len(said) - COMMANDS
     return said[:COMMANDS] + ([f"# and {more} more: see the table of cells"] if more > 0 else [])

@@ -35,7 +35,7 @@ def section(questions: list[Question]) -> Section:
         live = Live("config.context", y, log_x=True, log_y=True, model=first.cell.model)
         groups.append(Group(f"{model} on {on}", panels, Tags(model, first.task), live))
     words = ["python", "-m", "harness.run", "-m", "task=throughput", "attn=plsh", "masks=16"]
-    words += [*(command.model(questions[0].records[0]) if questions else ()), "context=1024,4096,16384"]
+    words += [*(command.model_words(questions[0].records[0]) if questions else ()), "context=1024,4096,16384"]
     timed = [q for q in questions if any(name in r.metrics for r in q.records for name in MEASURES)]
     return Section(
         "context",

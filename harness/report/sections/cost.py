@@ -38,7 +38,7 @@ def section(questions: list[Question]) -> Section:
     missing = [("No record holds accuracies.", "python -m harness.run")] if not groups else []
     if groups and not any(panel.x.title in TIMES for group in groups for panel in group.panels):
         without = "Milliseconds are left out: no record of task=throughput."
-        words = [*command.model(questions[0].records[0]), "attn=plsh", "masks=16"]
+        words = [*command.model_words(questions[0].records[0]), "attn=plsh", "masks=16"]
         missing.append((without, shlex.join(["python", "-m", "harness.run", "task=throughput", *words])))
     return Section(
         "cost",

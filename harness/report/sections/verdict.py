@@ -152,7 +152,7 @@ def _gap(q: Question, matches: Sequence[Match]) -> tuple[str, str] | None:
     names = " and ".join(dict.fromkeys(name for _, names in lacking for name in names))
     more = f" for {len(lacking)} cells, the others' commands stand in All cells" if len(lacking) > 1 else ""
     told = f"{q.model}, {matches[0].title}: {names} not in the store{more}."
-    return told, command.beside(first, first.method) + " references=compute"
+    return told, command.neighbour_command(first, first.method) + " references=compute"
 
 
 def _forest(title: str, matches: list[Match], reach: float) -> Panel | None:
