@@ -1,11 +1,12 @@
 """Processes that are cheap to start: a server that has imported the harness and read its words
 forks itself for each.
 
-What it forks runs `harness.run` as its command line does, in a session of its own, and ends with
-its exit code. A hook of tests.faults.hooks may act within it.
+What it forks runs `harness.run`, or another command of the harness, as its command line does, in a
+session of its own, and ends with its exit code. A hook of tests.faults.hooks may act within it.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import select
@@ -77,13 +78,16 @@ class Running:
 
 class Zygote:
     """In a `with` block: start(["masks=4", ...]) forks a process that runs harness.run with these
-    arguments."""
+    arguments. modules: what it imports beside the harness's own run."""
+
+    def __init__(self, *modules: str):
+        self._modules = modules
 
     def __enter__(self) -> "Zygote":
         self._folder = tempfile.TemporaryDirectory(prefix="zygote-")
         self.place = Path(self._folder.name) / "socket"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.zygote", str(self.place)], cwd=ROOT, stdin=subprocess.PIPE
+            [sys.executable, "-m", "tests.zygote", str(self.place), *self._modules], cwd=ROOT, stdin=subprocess.PIPE
         )
         while not self.place.exists():
             assert self._process.poll() is None, "the zygote did not start"
@@ -101,10 +105,11 @@ class Zygote:
         *,
         env: Mapping[str, str] | None = None,
         hook: Mapping | None = None,
+        program: str = "harness.run",
     ) -> Running:
         """hook: what tests.faults.hooks.install gets. env: all of the process's environment (this
-        process's)."""
-        return fork(self.place, arguments, env=env, hook=hook)
+        process's). program: the module whose `main` is called."""
+        return fork(self.place, arguments, env=env, hook=hook, program=program)
 
 
 def fork(
@@ -113,6 +118,7 @@ def fork(
     *,
     env: Mapping[str, str] | None = None,
     hook: Mapping | None = None,
+    program: str = "harness.run",
 ) -> Running:
     """See Zygote.start; from any process that knows the zygote's place."""
     name = uuid.uuid4().hex
@@ -120,12 +126,12 @@ def fork(
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(str(place))
     request = {"arguments": list(arguments), "env": dict(os.environ if env is None else env), "hook": hook}
-    request |= {"out": str(out), "err": str(err)}
+    request |= {"out": str(out), "err": str(err), "program": program}
     connection.sendall(json.dumps(request).encode() + b"\n")
     return Running(connection, out, err)
 
 
-def serve(place: str) -> None:
+def serve(place: str, *modules: str) -> None:
     """Fork for each connection, until stdin is closed."""
     # what each run would import anew
     import transformers.generation.utils
@@ -137,8 +143,12 @@ def serve(place: str) -> None:
     import harness.tasks.retrieval.task
     import harness.tracking.mirror  # noqa: F401
     from harness.tasks.retrieval.needles import word_lists
+    from tests.faults.places import writing
 
     word_lists()
+    writing()
+    for module in modules:
+        importlib.import_module(module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"{place}.new")
@@ -172,7 +182,6 @@ def _work(request: dict) -> None:
     """Be the process that was asked for. Does not return."""
     import traceback
 
-    import harness.run
     from tests.faults.hooks import install
 
     os.setsid()
@@ -182,17 +191,20 @@ def _work(request: dict) -> None:
         os.close(file)
     os.environ.clear()
     os.environ.update(request["env"])
-    sys.argv = ["harness.run", *request["arguments"]]
-    code = 1
+    sys.argv = [request["program"], *request["arguments"]]
+    code, ended = 1, None
     try:
+        program = importlib.import_module(request["program"])
         if request["hook"]:
-            install(**request["hook"])
-        code = harness.run.main()
+            ended = install(**request["hook"])
+        code = program.main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:
+        if ended:
+            ended()
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
@@ -200,4 +212,4 @@ def _work(request: dict) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

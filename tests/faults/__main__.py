@@ -23,8 +23,9 @@ from harness.results.store import write_atomic
 from tests.conftest import ROOT
 from tests.faults import slurm, table
 from tests.faults.bench import Bench, Kind, Tally
-from tests.faults.kinds import KINDS
+from tests.faults.kinds import DOCUMENTS, KINDS
 from tests.faults.outages import OUTAGE
+from tests.faults.places import writing
 from tests.slurm.cluster import missing
 
 ALL = 1000
@@ -74,7 +75,7 @@ def measure(faults: int, seed: int, jobs: int, stop: StopRequest) -> dict:
     """All of them, or those until `stop`, as plain JSON. Those of Slurm, which wait most of their
     time, run beside."""
     began = time.monotonic()
-    kinds = [kind for kind in (*KINDS, OUTAGE) if os.geteuid() == 0 or not kind.needs_root]
+    kinds = [kind for kind in (*KINDS, DOCUMENTS, OUTAGE) if os.geteuid() == 0 or not kind.needs_root]
     skipped = [f"{kind.name}: needs root" for kind in KINDS if kind not in kinds]
     clustered = {name: share * faults // ALL for name, _, share, _ in slurm.FAULTS}
     if why := missing():
@@ -97,6 +98,7 @@ def measure(faults: int, seed: int, jobs: int, stop: StopRequest) -> dict:
     about = environment.describe(torch.device("cpu"))
     about |= {"command": f"python -m tests.faults --faults {faults} --seed {seed}", "cores": os.cpu_count()}
     figures = {"environment": about, "seconds": round(time.monotonic() - began), "skipped": skipped}
+    figures["writing_code"] = {"functions": len(writing()), "reached": sorted(bench.reached)}
     return {**figures, "kinds": [tally.as_dict() for tally in tallies]}
 
 

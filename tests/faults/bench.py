@@ -2,6 +2,8 @@
 compare."""
 
 import contextlib
+import functools
+import json
 import os
 import random
 import shutil
@@ -20,19 +22,22 @@ COMMON = ("kernel=sdpa", "dtype=float32", "device=cpu", "batch=2")
 RUNS = (
     ("attn=plsh", "masks=2", "draws=2", "context=96", "samples=8", "references=none"),
     ("attn=plsh", "masks=4", "draws=4", "context=128", "samples=10", "attn.weights=rb", "references=none"),
-    ("attn=alibi", "context=112", "samples=9", "references=none", "model=tiny-plain"),
+    ("attn=alibi", "context=112", "samples=9", "references=none", "model=tiny-plain", "lease=2"),
     ("attn=window", "masks=4", "context=96", "samples=8", "references=none", "attn.match=fused"),
     ("attn=plsh", "masks=2", "draws=2", "context=96", "samples=3", "references=compute"),
 )
+DOCUMENTS = ("task=ruler", "task.ruler.names=[niah_single_1]", "context=320", "samples=3", "masks=2", "draws=2")
+PROGRAMS = ("harness.collect", "harness.report.__main__", "harness.report.page", "harness.sweep.__main__")
 TRIES = 40  # to hit a run before it ends
 
 
 @dataclass
 class Undisturbed:
-    """A run that nothing happened to: its arguments, what its store holds, seconds from its
-    handlers of signals to its end, lines of hooks.WRITING, pages and files on disk."""
+    """A run that nothing happened to: its arguments, its folder and what that store holds, seconds
+    from its handlers of signals to its end, lines of the writing code, pages and files on disk."""
 
     arguments: tuple[str, ...]
+    results: Path
     store: Mapping
     seconds: float
     lines: int
@@ -42,11 +47,12 @@ class Undisturbed:
 
 @dataclass
 class Case:
-    """One run to be broken. extra: arguments more. heal: calls that put the machine right before
-    the run is repeated. hook: of the repeated run. mirror: what has come of the runs of W&B in the
-    end."""
+    """One run to be broken. extra: arguments more. program, arguments: another command to be broken
+    instead. heal: calls that put the machine right before the run is repeated. hook: of the
+    repeated run. beside: what the fault did outside the store, to the runs of W&B for example."""
 
     zygote: Zygote
+    lines_of: Callable[[Path], int]
     run: Undisturbed
     results: Path
     env: dict[str, str]
@@ -54,19 +60,22 @@ class Case:
     heal: list[Callable[[], None]] = field(default_factory=list)
     clean: list[Callable[[], None]] = field(default_factory=list)
     hook: dict | None = None
-    mirror: Callable[[], Harm] = Harm
+    beside: Callable[[], Harm] = Harm
+    program: str = "harness.run"
+    arguments: tuple[str, ...] | None = None
+    out: str = ""  # what the last process printed on stdout
     said: list[str] = field(default_factory=list)
     started: list[Running] = field(default_factory=list)
 
     def start(self, hook: Mapping | None = None) -> Running:
-        arguments = [*self.run.arguments, *self.extra, f"results={self.results}"]
-        self.started.append(self.zygote.start(arguments, env=self.env, hook=hook))
+        arguments = self.arguments or [*self.run.arguments, *self.extra, f"results={self.results}"]
+        self.started.append(self.zygote.start(arguments, env=self.env, hook=hook, program=self.program))
         return self.started[-1]
 
     def end(self, process: Running) -> int:
         """Wait for it; its exit code. What it printed is kept."""
-        out, err = process.communicate(timeout=120)
-        self.said.append(out[-300:] + err)
+        self.out, err = process.communicate(timeout=120)
+        self.said.append(self.out[-300:] + err)
         return process.returncode
 
     @property
@@ -87,6 +96,7 @@ class Kind:
     inject: Callable[[Case, random.Random], list[int] | None]
     promised: Callable[[list[int], bool], bool]
     needs_root: bool = False
+    documents: bool = False  # the run to be broken is that of an lm-eval task
 
 
 @dataclass
@@ -121,14 +131,20 @@ class Bench:
 
     def __enter__(self) -> "Bench":
         self._stack = contextlib.ExitStack()
-        self.zygote = self._stack.enter_context(Zygote())
+        self.zygote = self._stack.enter_context(Zygote(*PROGRAMS))
         # a run that is still being stopped may write while the folder goes
         folder = tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True)
         self.folder = Path(self._stack.enter_context(folder))
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
         self.env |= {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self.reached: set[str] = set()  # functions of the writing code, by runs and commands that nothing happened to
         self.runs = [self._undisturbed(i, (*COMMON, *arguments)) for i, arguments in enumerate(RUNS)]
         return self
+
+    @functools.cached_property
+    def documents(self) -> Undisturbed:
+        """The run of an lm-eval task, which makes its documents first."""
+        return self._undisturbed(len(RUNS), (*COMMON, *DOCUMENTS, "references=none"))
 
     def __exit__(self, *error) -> None:
         self._stack.__exit__(*error)
@@ -144,13 +160,20 @@ class Bench:
         seconds = time.monotonic() - began
         found = [p for p in results.rglob("*")]
         pages = sum(-(-p.stat().st_size // 4096) for p in found if p.is_file())
-        return Undisturbed(arguments, counted(results), seconds, int(lines.read_text()), pages, len(found))
+        return Undisturbed(arguments, results, counted(results), seconds, self.lines_of(lines), pages, len(found))
+
+    def lines_of(self, file: Path) -> int:
+        """What a hook has counted."""
+        counts = json.loads(file.read_text())
+        self.reached |= set(counts["reached"])
+        return counts["lines"]
 
     @contextlib.contextmanager
-    def _case(self, rng: random.Random) -> Iterator[Case]:
+    def _case(self, kind: Kind, rng: random.Random) -> Iterator[Case]:
         """One of the runs. Nothing of it is left in the end: no process, mount, server or file."""
         results = Path(tempfile.mkdtemp(dir=self.folder))
-        case = Case(self.zygote, rng.choice(self.runs), results, dict(self.env))
+        run = self.documents if kind.documents else rng.choice(self.runs)
+        case = Case(self.zygote, self.lines_of, run, results, dict(self.env))
         try:
             yield case
         finally:
@@ -167,7 +190,7 @@ class Bench:
         for attempt in range(TRIES):
             rng = random.Random(f"{self.seed} {kind.name} {number} {attempt}")
             try:
-                with self._case(rng) as case:
+                with self._case(kind, rng) as case:
                     if (codes := kind.inject(case, rng)) is not None:
                         tally.add(*self._judged(kind, case, codes, f"{number}.{attempt}"))
                         break
@@ -189,7 +212,7 @@ class Bench:
             broken.append(f"exit code {again} when run again")
         if any("Traceback (most recent call last)" in said for said in case.said):
             broken.append("a traceback")
-        found = harm(case.results, case.run.store, safe) + case.mirror()
+        found = harm(case.results, case.run.store, safe) + case.beside()
         if found.lost or found.doubled or found.changed:
             broken.append(str(found))
         told = " | ".join(said[-2000:] for said in case.said)

@@ -2,29 +2,18 @@
 that jumps."""
 
 import ctypes
+import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness import run
-from harness.analysis import reader
-from harness.experiment import execute
-from harness.results import store
-from harness.tasks import kept
-from harness.tracking import mirror
+from tests.conftest import ROOT
+from tests.faults.places import writing
 
-# the functions between a computed row and a finished task, and all that they put on disk
-WRITING = {
-    store.__file__: ("write_atomic", "finish", "record_attempt", "open_part", "write", "close", "_sync"),
-    execute.__file__: ("run_task", "_write_rows", "_record_failure"),
-    kept.__file__: ("keep", "_put"),
-    reader.__file__: ("write_view",),
-    mirror.__file__: ("wish", "_remember"),
-    run.__file__: ("run_cell",),
-}
 CAP_DAC_OVERRIDE = 1  # by which root writes where it may not
 CAPABILITIES = 0x20080522  # version 3 of the kernel's interface
 
@@ -36,26 +25,42 @@ def install(
     folder: str | None = None,
     count: str | None = None,
     clock: Sequence[float] | None = None,
-) -> None:
-    """line: before this line of WRITING (counted as they are reached, from 1) `act` is done: the
-    name of a signal to this process, or "read-only", by which nothing can be made in `folder` any
-    more. count: a file for the number of lines at the end. clock: (seconds that the clock is off,
-    calls after which it jumps, seconds it is off then)."""
+) -> Callable[[], None]:
+    """line: before this line of the writing code (tests.faults.places; lines are counted as they
+    are reached, from 1, in whatever thread) `act` is done: the name of a signal to this process, or
+    "read-only", by which nothing can be made in `folder` any more. count: a file for the number of
+    lines and the places that were reached, as JSON. clock: (seconds that the clock is off, calls
+    after which it jumps, seconds it is off then).
+
+    Returns what is to be called when the program has ended.
+    """
     if clock is not None:
         shift_clock(*clock)
     if line is not None or count is not None:
         tracer = _Tracer(line, lambda: _act(act, folder))
+        threading.settrace(tracer.call)
         sys.settrace(tracer.call)
+
+    def ended() -> None:
+        sys.settrace(None)
         if count is not None:
-            _at_the_end(lambda: Path(count).write_text(str(tracer.lines)))
+            reached = sorted(f"{file}:{name}" for file, name in tracer.reached)
+            Path(count).write_text(json.dumps({"lines": tracer.lines, "reached": reached}))
+
+    return ended
 
 
 class _Tracer:
     def __init__(self, line: int | None, act: Callable[[], None]):
-        self.lines, self._line, self._act = 0, line, act
+        self.lines, self.reached, self._line, self._act = 0, set(), line, act
+        self._places = {(str(ROOT / file), name): (file, name) for file, name in writing()}
 
     def call(self, frame, event: str, _):
-        return self._count if frame.f_code.co_name in WRITING.get(frame.f_code.co_filename, ()) else None
+        place = self._places.get((frame.f_code.co_filename, frame.f_code.co_qualname))
+        if place is None:
+            return None
+        self.reached.add(place)
+        return self._count
 
     def _count(self, frame, event: str, _):
         if event == "line":
@@ -71,20 +76,6 @@ def _act(name: str, folder: str | None) -> None:
         make_read_only(Path(folder))
     else:
         os.kill(os.getpid(), getattr(signal, name))
-
-
-def _at_the_end(call: Callable[[], None]) -> None:
-    """Call it after `main`."""
-    before = run.main
-
-    def main() -> int:
-        try:
-            return before()
-        finally:
-            sys.settrace(None)
-            call()
-
-    run.main = main
 
 
 def make_read_only(folder: Path) -> None:

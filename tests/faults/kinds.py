@@ -6,6 +6,7 @@ import signal
 import time
 
 from tests.faults.bench import Case, Kind, mount, remount
+from tests.faults.commands import kill_of_a_command
 from tests.faults.hooks import make_writable
 from tests.zygote import Running
 
@@ -137,8 +138,9 @@ def asks_to_be_run_again(codes: list[int], complete: bool) -> bool:
 
 
 KINDS = (
-    Kind("kill -9 at a random moment", 188, kill_at_a_moment, lambda codes, _: codes == [-9]),
-    Kind("kill -9 at a line of the writing code", 224, kill_at_a_line, lambda codes, _: codes == [-9]),
+    Kind("kill -9 at a random moment", 168, kill_at_a_moment, lambda codes, _: codes == [-9]),
+    Kind("kill -9 at a line of the writing code", 200, kill_at_a_line, lambda codes, _: codes == [-9]),
+    Kind("kill -9 of collect, report and sweep --status", 40, kill_of_a_command, lambda codes, _: codes == [-9]),
     Kind("SIGTERM, SIGUSR1 or SIGINT at a random moment", 110, signal_at_a_moment, asks_to_be_run_again),
     Kind("SIGTERM, SIGUSR1 or SIGINT at a line", 110, signal_at_a_line, asks_to_be_run_again),
     Kind("torn lines after a kill", 110, torn_lines, lambda codes, _: codes == [-9]),
@@ -153,4 +155,12 @@ KINDS = (
     Kind(
         "clock jumps", 44, clock_jump, lambda codes, complete: codes[0] == -9 or asks_to_be_run_again(codes, complete)
     ),
+)
+
+DOCUMENTS = Kind(
+    "kill -9 while an lm-eval task makes its documents",
+    4,
+    kill_at_a_line,
+    lambda codes, _: codes == [-9],
+    documents=True,
 )

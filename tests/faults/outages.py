@@ -23,6 +23,7 @@ MODES = (
 )
 ACTS = ("kill -9 of the run", "kill -9 of the upload", "SIGTERM during the upload")
 TIMEOUT = 8
+SWEEP = "sweep"
 
 
 def outage(case: Case, rng: random.Random) -> list[int] | None:
@@ -32,7 +33,9 @@ def outage(case: Case, rng: random.Random) -> list[int] | None:
     case.extra = (f"tracking.timeout={TIMEOUT}",)
     del case.env["WANDB_MODE"]
     case.env |= {"HOME": str(case.results), "WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url}
-    case.mirror = lambda: mirrored(case, server)
+    case.beside = lambda: mirrored(case, server)
+    if rng.random() < 0.3:  # under an agent
+        case.env |= {"WANDB_SWEEP_ID": SWEEP, "WANDB_RUN_ID": "of-the-agent"}
     how = rng.choice(MODES + ACTS)
     if how in MODES:
         if how == "refused":
@@ -62,11 +65,15 @@ def outage(case: Case, rng: random.Random) -> list[int] | None:
 
 
 def mirrored(case: Case, server: Server) -> Harm:
-    """Each cell must have one run with one row of its figures."""
-    cells = {cell for cell, _ in case.run.store}
-    done = Harm(doubled=len(server.state.runs.keys() - cells))
-    for cell in cells:
-        content, rows = content_of(case.results, cell), server.rows(cell)
+    """Each cell must have one run with one row of its figures, the agent's if one has claimed the
+    cell."""
+    runs = {cell: cell for cell, _ in case.run.store}
+    for marker in case.results.glob(f"*/wandb-{SWEEP}.json"):
+        runs[marker.parent.name] = case.env["WANDB_RUN_ID"]
+    done = Harm(doubled=len(server.state.runs.keys() - set(runs.values())))
+    done.lost += SWEEP in case.env.values() and set(runs.values()) == set(runs)
+    for cell, run in runs.items():
+        content, rows = content_of(case.results, cell), server.rows(run)
         done.lost += not rows
         done.doubled += max(0, len(rows) - 1)
         done.changed += bool(rows) and not content["row"].items() <= rows[-1].items()
