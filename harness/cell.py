@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from harness.attentions.base import Attention
+from harness.common.files import short_hash
 from harness.models.spec import ModelSpec
-from harness.results.store import short_hash
 from kernels import Weights
 
 SCHEMA = 1

@@ -9,9 +9,7 @@ changed since is read again.
 
 import argparse
 import json
-import os
 import sys
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import pyarrow.parquet
 
 from harness.analysis import reader
 from harness.common.errors import refused
+from harness.common.files import replacing
 from harness.common.streams import print_in_any_encoding
 from harness.results.index import FOLDER
 
@@ -168,16 +167,11 @@ def _read(copy: Path) -> pa.Table | None:
 
 def write(table: pa.Table, file: Path) -> None:
     """Put the table in place, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}")
-    try:
+    with replacing(file) as draft:
         if file.suffix == ".csv":
             pa.csv.write_csv(table, draft)
         else:
             pa.parquet.write_table(table, draft)
-        os.replace(draft, file)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

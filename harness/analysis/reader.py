@@ -12,6 +12,7 @@ from typing import Any
 
 from harness.attentions.base import Attention
 from harness.attentions.registry import EXACT, attention_of, place_of
+from harness.common.files import read_json, write_atomic
 from harness.common.stats import Difference, Metric, paired_difference
 from harness.results.schema import (
     AttentionIdentity,
@@ -22,7 +23,7 @@ from harness.results.schema import (
     TaskOutcome,
     unreadable,
 )
-from harness.results.store import TaskStore, read_json, status_of, write_atomic
+from harness.results.store import TaskStore, status_of
 
 SCORES = ("fraction", "score")  # units of metrics of which more is better
 MACHINE = ("device", "threads", "torch", "triton", "commit")  # what is in a timing's id beside its options

@@ -13,6 +13,7 @@ import torch
 from harness.cell import Cell
 from harness.common import environment
 from harness.common.errors import UserError
+from harness.common.files import write_atomic
 from harness.common.progress import Progress
 from harness.common.ranks import Team
 from harness.common.secrets import without_secrets
@@ -21,7 +22,7 @@ from harness.experiment.plan import PlannedTask
 from harness.models.load import LoadedModel
 from harness.results.lease import Lease
 from harness.results.schema import CellDescription, CellIdentity, Environment, Packages, TaskOutcome
-from harness.results.store import Part, TaskStore, new_attempt, write_atomic
+from harness.results.store import Part, TaskStore, new_attempt
 from harness.tasks.base import TaskContext
 from kernels.auto import CHOSEN
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from harness.common.errors import UserError, refused
+from harness.common.files import write_whole
 from harness.common.streams import print_in_any_encoding
 
 
@@ -52,8 +53,7 @@ def _page(given: argparse.Namespace, arguments: list[str]) -> int:
     text = page.draw(described, drawn_by=drawn_by)
     path = given.out / "index.html"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     except OSError as error:
         raise UserError(f"--out {given.out} cannot be written to: {error}.") from None
     print(f"{described.lead}\nPage: {path.resolve().as_uri()}", file=sys.stderr)

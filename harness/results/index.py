@@ -10,12 +10,12 @@ wins, and what the other knew is found again.
 import contextlib
 import json
 import os
-import uuid
 from array import array
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from harness.common.files import write_whole
 from harness.results.store import TaskStore
 
 FOLDER = "index"
@@ -115,9 +115,5 @@ def _read(shard: Path) -> dict[str, Entry]:
 
 
 def _write(shard: Path, known: dict[str, Entry]) -> None:
-    shard.parent.mkdir(parents=True, exist_ok=True)
-    draft = shard.with_name(f".{shard.name}.{uuid.uuid4().hex[:12]}")
-    with draft.open("w") as file:
-        for name in sorted(known):
-            file.write(json.dumps([name, asdict(known[name])], separators=(",", ":")) + "\n")
-    os.replace(draft, shard)
+    lines = (json.dumps([name, asdict(known[name])], separators=(",", ":")) + "\n" for name in sorted(known))
+    write_whole(shard, "".join(lines))

@@ -12,11 +12,10 @@ import os
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.results.store import read_json
+from harness.common.files import read_json, write_atomic
 
 FILE = "lease.json"
 POLL = 0.2  # seconds between two looks at another's lease
@@ -43,15 +42,14 @@ class Lease:
                 if give_up():
                     return
                 with contextlib.suppress(FileExistsError):
-                    self._write(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+                    with self._path.open("x") as file:
+                        json.dump(self._own, file)
                     break
                 beat = self._beat()
                 if beat != seen:
                     seen, since = beat, time.monotonic()
                 if self._dead() or time.monotonic() - since > self._seconds:
-                    draft = self._path.with_name(f".{FILE}.{uuid.uuid4().hex[:12]}")
-                    self._write(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-                    os.replace(draft, self._path)
+                    write_atomic(self._path, self._own)
                     time.sleep(POLL)  # of several that take it over the last has it
                     if self._ours():
                         break
@@ -62,10 +60,6 @@ class Lease:
         self._released.set()
         if self._seconds and self._ours():
             self._path.unlink(missing_ok=True)
-
-    def _write(self, descriptor: int) -> None:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(self._own, file)
 
     def _keep(self) -> None:
         while not self._released.wait(self._seconds / 5) and self._ours():

@@ -6,7 +6,6 @@ by sample key and drops what is torn. task.json, put in place by an atomic renam
 of "finished". Nothing is locked or rewritten.
 """
 
-import hashlib
 import json
 import os
 import socket
@@ -15,33 +14,9 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from harness.common.files import read_json, write_atomic
+
 FINISHED = ("ok", "unsupported")
-
-
-def short_hash(value: object) -> str:
-    """16 hexadecimal digits over canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def write_atomic(path: Path, value: object) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-    with draft.open("w") as file:
-        json.dump(value, file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
-
-
-def read_json(path: Path) -> dict | None:
-    """The file's content; None if it is not there or not whole."""
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):  # the last: brackets by the thousand
-        return None
 
 
 class TaskStore:

@@ -7,13 +7,12 @@ import json
 import os
 import shutil
 import sys
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from harness.common.errors import UserError
-from harness.results.store import read_json, write_atomic
+from harness.common.files import draft_of, read_json, write_atomic
 from harness.tasks.base import Prepared
 
 MANIFEST = "manifest.json"
@@ -32,19 +31,16 @@ def keep(folder: Path, name: str, recipe: Mapping, make: Callable[[Path], Prepar
     if found is None:
         again = " again, since what is there is not what was made" if place.exists() else ""
         print(f"Preparing the data of {name} in {place}{again}", file=sys.stderr, flush=True)
-        draft = folder / f".{place.name}.{uuid.uuid4().hex[:8]}"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            made = replace(make(draft), place=place)
-            files = {file.relative_to(draft).as_posix(): _hash(file) for file in draft.rglob("*") if file.is_file()}
-            about = {"recipe": recipe, "documents": made.count, "sha256": made.sha256, "files": files}
-            write_atomic(draft / MANIFEST, about)
-            _put(draft, place, recipe)
-            found = made
+            with draft_of(place) as draft:
+                made = replace(make(draft), place=place)
+                files = {file.relative_to(draft).as_posix(): _hash(file) for file in draft.rglob("*") if file.is_file()}
+                about = {"recipe": recipe, "documents": made.count, "sha256": made.sha256, "files": files}
+                write_atomic(draft / MANIFEST, about)
+                _put(draft, place, recipe)
+                found = made
         except OSError as error:
             raise UserError(f"The data of {name} cannot be kept in {place}: {error}.") from None
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
     return found
 
 

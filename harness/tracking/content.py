@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.analysis.reader import Record, records, view
+from harness.common.files import short_hash
 from harness.results.schema import Stored
-from harness.results.store import short_hash
 
 TEXT = {"prediction", "target", "doc_hash", "key", "measurement"}  # the only row fields that are sent as text
 LONGEST = 80  # characters of them: an answer, never a document

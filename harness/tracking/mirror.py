@@ -12,16 +12,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
 from urllib.parse import quote
 
+from harness.common.files import draft_of, read_json, write_atomic
 from harness.common.paths import ROOT
 from harness.common.secrets import without_secrets
-from harness.results.store import read_json, write_atomic
 from harness.tracking.content import content_of, duplicate_of, hash_of, row_hash
 
 MARKER = "wandb.json"
@@ -74,22 +73,20 @@ def claim(results: Path, cell_id: str, sweep_id: str, run_id: str) -> str:
 def _make(path: Path, content: str) -> None:
     """Make a file, whole at once where there are hard links. Raises FileExistsError if there is
     one."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-    try:
-        draft.write_text(content)
-        os.link(draft, path)
-    except FileExistsError:
-        raise
-    except OSError:  # no links here, or a full disk, which this shows too
-        with path.open("x") as file:
-            try:
-                file.write(content)
-                file.flush()
-            except OSError:
-                path.unlink()
-                raise
-    finally:
-        draft.unlink(missing_ok=True)
+    with draft_of(path) as draft:
+        try:
+            draft.write_text(content)
+            os.link(draft, path)
+        except FileExistsError:
+            raise
+        except OSError:  # no links here, or a full disk, which this shows too
+            with path.open("x") as file:
+                try:
+                    file.write(content)
+                    file.flush()
+                except OSError:
+                    path.unlink()
+                    raise
 
 
 def mirror(

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from harness.common.errors import UserError
+from harness.common.files import write_atomic
 from harness.common.paths import EMBEDDED
-from harness.results.store import write_atomic
 from harness.training import books, books_card, books_measure, books_train, card, evaluate, recipe
 
 

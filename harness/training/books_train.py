@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from harness.common import environment
 from harness.common.errors import UserError
-from harness.results.store import write_atomic
+from harness.common.files import write_atomic
 from harness.training import books, tokenizer
 from harness.training import net as nets
 from harness.training.train import Phase, Stage, optimisers, schedule

@@ -1,7 +1,8 @@
 """The reader pairs records sample by sample; tables are drawn from it alone."""
 
 from harness.analysis import reader, table
-from harness.results.store import TaskStore, write_atomic
+from harness.common.files import write_atomic
+from harness.results.store import TaskStore
 
 
 def record(results, name, scores, *, draws=1, hashes=None, context=64, **attn):

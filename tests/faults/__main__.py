@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from harness.common import environment
+from harness.common.files import write_atomic
 from harness.common.signals import StopRequest
-from harness.results.store import write_atomic
 from tests.conftest import ROOT
 from tests.faults import slurm, table
 from tests.faults.bench import Bench, Kind, Tally

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 import torch
 
 from harness.common import environment
+from harness.common.files import write_atomic
 from harness.common.paths import ROOT
 from harness.common.table import Table
 from harness.models.families import family_of
 from harness.models.family import Architecture
 from harness.models.load import LoadedModel, random_model
 from harness.models.swap import SwappedAttention
-from harness.results.store import write_atomic
 from harness.tasks.throughput.session import Session, prompt
 from kernels import Alibi, PositionalLSH
 

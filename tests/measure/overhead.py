@@ -30,9 +30,10 @@ from pathlib import Path
 import torch
 
 from harness.common import environment
+from harness.common.files import write_atomic
 from harness.common.paths import ROOT
 from harness.common.table import Table
-from harness.results.store import Part, write_atomic
+from harness.results.store import Part
 
 CELL = 600.0  # seconds
 LIMIT = 0.03

@@ -20,9 +20,9 @@ import torch
 
 from harness.collect import collect
 from harness.common import environment
+from harness.common.files import read_json, write_atomic
 from harness.common.paths import ROOT
 from harness.common.table import Table
-from harness.results.store import read_json, write_atomic
 from harness.sweep.cells import expand
 from harness.sweep.grid import Grid
 from harness.sweep.rows import Rows

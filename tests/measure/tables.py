@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.common.files import read_json
 from harness.common.paths import ROOT
 from harness.report.markdown import store_model
-from harness.results.store import read_json
 
 # files of figures, and the module whose `markdown` draws them; imported when needed, as
 # transformers comes with some

@@ -12,13 +12,13 @@ from importlib.metadata import version
 
 import torch
 
+from harness.common.files import write_atomic
 from harness.common.paths import ROOT
 from harness.common.table import Table
 from harness.models.families import family_of
 from harness.models.family import Architecture
 from harness.models.load import random_model
 from harness.models.swap import SwappedAttention
-from harness.results.store import write_atomic
 
 FILE = ROOT / "docs" / "results" / "upstream.json"
 EDGES = (0, 256, 1024, 2048)

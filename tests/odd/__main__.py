@@ -17,7 +17,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from harness.common import environment
-from harness.results.store import write_atomic
+from harness.common.files import write_atomic
 from tests.conftest import ROOT
 from tests.odd import bench, table
 from tests.odd.cases import MODEL_CASES

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
+from harness.common.files import write_atomic
 from harness.results import index
-from harness.results.store import TaskStore, write_atomic
+from harness.results.store import TaskStore
 from harness.sweep.grid import Grid
 from harness.sweep.rows import Rows
 from harness.sweep.status import states

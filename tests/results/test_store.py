@@ -10,11 +10,13 @@ import time
 
 import pytest
 
-from harness.results.store import TaskStore, new_attempt, read_json, write_atomic
+from harness.common.files import read_json, write_atomic
+from harness.results.store import TaskStore, new_attempt
 
 WRITER = """
 import sys
 from pathlib import Path
+from harness.common.files import 
 from harness.results.store import TaskStore, new_attempt
 store = TaskStore(Path(sys.argv[1]), "cell", "task", "id")
 part = store.open_part(new_attempt())

@@ -2,7 +2,8 @@
 
 import json
 
-from harness.results.store import TaskStore, read_json, write_atomic
+from harness.common.files import read_json, write_atomic
+from harness.results.store import TaskStore
 from harness.tracking.content import LONGEST, content_of, hash_of, row_hash
 from tests.tracking.conftest import cell_of, stop_after, task_json
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness import sync
-from harness.results.store import read_json, write_atomic
+from harness.common.files import read_json, write_atomic
 from harness.tracking.content import content_of
 from harness.tracking.mirror import mirror, offline_run, remove_offline_run, wish
 from tests.tracking.conftest import cell_of, finish_again, stop_after, task_json

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from harness.analysis.reader import Question
+from harness.common.files import read_json
 from harness.common.paths import ROOT
 from harness.common.table import Table
 from harness.report.describe import QUARTILES, Axis, Grid, Group, Guide, Panel, Point, Section, Series, Tags, points
 from harness.report.methods import EXACT, WINDOW, WINDOW_FUSED, WINDOW_PASSES, Method
 from harness.report.sections.common import decades
-from harness.results.store import read_json
 from kernels.bench.plan import COMMAND, FILE
 from kernels.bench.table import COLUMNS, LEGEND, cells, figure, gaps, title, verdicts
 

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from harness.common.errors import UserError
+from harness.common.files import short_hash
 from harness.common.signals import StopRequest
-from harness.results.store import short_hash
 from harness.tasks.base import Prepared
 from harness.tasks.kept import keep
 from harness.tasks.lmeval.catalogue import Leaf, users_code
