@@ -16,7 +16,6 @@ from harness.results.store import TaskStore, new_attempt
 WRITER = """
 import sys
 from pathlib import Path
-from harness.common.files import 
 from harness.results.store import TaskStore, new_attempt
 store = TaskStore(Path(sys.argv[1]), "cell", "task", "id")
 part = store.open_part(new_attempt())
