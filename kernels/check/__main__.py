@@ -6,7 +6,7 @@ call, padding and memory layout. And the configurations that the bench measures:
 dimension 128, each law in every kind of call, with keys left out too. Both forward, decoding and
 backward, what a kernel should write poisoned beforehand. Most of the time goes into compiling: the
 parts run in processes of their own, side by side, and a kernel that crashes takes down its own part
-alone. Each part is printed and written as it ends. Needs torch and triton only. Exits with 1 and
+alone. Each part is printed and written as it ends. Needs torch, triton and numpy only. Exits with 1 and
 says what failed if any error is larger than its limit. Another kernel, and the CPU, can be checked
 too.
 """

@@ -4,7 +4,7 @@ In this order: a quick part of `kernels.check`, all of it, `kernels.bench` forwa
 end to end with the time of the host, a profile where `ncu` is installed, decoding, and the backward
 pass. Each step is a process of its own, gets its share of the minutes or what is left of them, and
 keeps what it had written when it is stopped. The same command with the same folder skips what has
-finished and goes on with the rest. Needs torch and triton only. Exits with 0 when all has finished,
+finished and goes on with the rest. Needs torch, triton and numpy only. Exits with 0 when all has finished,
 with 75 when something is left, with 1 if the check or a step failed. On a CPU it is a dry run of
 the same steps on short inputs.
 """

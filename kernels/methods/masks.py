@@ -6,11 +6,13 @@ With ``width ~ Gamma(2, sigma)`` and ``shift ~ U(0, width)``, ``E[mask] = exp(-|
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.random import Philox, SeedSequence
 
-from kernels.methods.philox import uniforms
 from kernels.methods.samplers import sampler_of
 from kernels.methods.weights import check_whole
 
@@ -120,6 +122,20 @@ def aligned(slopes: torch.Tensor, align: int) -> torch.Tensor:
     it makes of L is off by at most FLAT, ``(align m)^2 / 8 <= FLAT``
     (`kernels.methods.cost.align_bias`)."""
     return (align * slopes.double().cpu()).square() / 8 <= FLAT if align else torch.zeros(len(slopes), dtype=torch.bool)
+
+
+def uniforms(keys: Sequence[Sequence[int]], count: int) -> torch.Tensor:
+    """`count` uniform numbers of (0, 1) with 53 bits each for every key: (N, count) float64.
+
+    A key is a tuple of words below 2**64, for a mask (seed, draw, layer, head). Each word enters
+    NumPy's SeedSequence as its lower and upper 32 bits, whatever its size, and the 128 bits of the
+    sequence key a Philox4x64-10 generator (Salmon, Moraes, Dror and Shaw, "Parallel random numbers:
+    as easy as 1, 2, 3", SC 2011): a pure function of the key, the same on every machine. torch's
+    own generator keeps only 32 bits of a seed.
+    """
+    halves = np.array(keys, dtype="<u8").view("<u4")
+    raw = np.stack([Philox(SeedSequence(key)).random_raw(count) for key in halves])
+    return torch.from_numpy(((raw >> np.uint64(11)) + 0.5) * 2.0**-53)
 
 
 def draw_masks(

@@ -1,5 +1,5 @@
-"""kernels stands on torch and triton alone, and its memory grows with the tokens, not with their
-square."""
+"""kernels stands on torch, triton and numpy alone, and its memory grows with the tokens, not with
+their square."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 import kernels
 
-FOREIGN = ["harness", "hydra", "omegaconf", "transformers", "wandb", "datasets", "lm_eval", "numpy"]
+FOREIGN = ["harness", "hydra", "omegaconf", "transformers", "wandb", "datasets", "lm_eval"]
 
 
 def run(code: str) -> dict:
@@ -25,7 +25,7 @@ def run(code: str) -> dict:
     ],
     ids=["aot", "measure"],
 )
-def test_commands_of_kernels_need_torch_and_triton_alone(command, said):
+def test_commands_of_kernels_need_torch_triton_and_numpy_alone(command, said):
     """Importing anything else ends with the error of a package that is not installed."""
     code = (
         f"import runpy, sys; sys.modules |= dict.fromkeys({FOREIGN}); sys.argv = {command}\n"

@@ -48,8 +48,8 @@ def state(folder: Path) -> dict:
 
 
 def test_a_dry_run_takes_every_step_and_a_second_one_takes_none(tmp_path, monkeypatch, capsys):
-    """With torch and triton alone: importing anything else ends with the error of a package that is
-    not installed."""
+    """With torch, triton and numpy alone: importing anything else ends with the error of a package
+    that is not installed."""
     folder = tmp_path / "gpu"
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules |= dict.fromkeys({FOREIGN})\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
