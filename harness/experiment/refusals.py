@@ -27,16 +27,16 @@ def refuse_kernel(kernel: str, attention: Attention, model: ModelSpec, device: t
     reason = None
     if kernel == "triton":
         try:
-            from kernels.impl.triton.attend import hindrance
+            from kernels.impl.triton.attend import unsupported_reason
         except ImportError:
             raise UserError(
                 "kernel=triton needs the package triton, which is not installed: use kernel=sdpa."
             ) from None
-        reason = hindrance(device, model.torch_dtype, model.architecture.head_dim, attention.masks_counted)
+        reason = unsupported_reason(device, model.torch_dtype, model.architecture.head_dim, attention.masks_counted)
     elif kernel == "flex":
         from kernels.impl import flex  # its import takes seconds
 
-        reason = flex.hindrance(device, model.torch_dtype)
+        reason = flex.unsupported_reason(device, model.torch_dtype)
     if reason:
         raise UserError(re.sub(r"kernel='(\w+)'", r"kernel=\1", reason))  # the syntax of the command line
 

@@ -24,6 +24,7 @@ from kernels.impl.triton.dsinks import sink_constants, sink_kernel
 from kernels.impl.triton.forward import forward_kernel
 from kernels.impl.triton.launch import constants, tile_of
 from kernels.impl.triton.tables import table_constants, tables_kernel
+from kernels.methods.laws import Law
 
 RECORD = Path(__file__).parents[2] / "docs/results/aot.json"
 KERNELS = {"forward": forward_kernel, "decode": decode_kernel, "dq": query_kernel, "dkdv": key_kernel}
@@ -41,7 +42,7 @@ POINTERS = dict.fromkeys(
 }
 # tables that only one law has: under another law a kernel over tiles gets a table of integers in
 # their place
-USED = {"Bias": "distance", "Share": "sum"}
+USED = {"Bias": Law.DISTANCE, "Share": Law.SUM}
 # a multiprocessor of sm_90: registers, and bytes of shared memory of which every block reserves 1
 # KiB for the system
 REGISTERS, SHARED = 65536, 233472
@@ -55,7 +56,7 @@ class Configuration:
 
     kernel: str
     cap: int
-    law: str
+    law: Law
     dim: int = 128
     dtype: str = "bf16"
     masks: int = 16
@@ -65,7 +66,7 @@ class Configuration:
 
     @property
     def id(self) -> str:
-        masks = f"-S{self.masks}" if self.law not in ("linear", "distance") else ""
+        masks = f"-S{self.masks}" if self.law.uses_mask_count else ""
         rows = "" if self.causal else "-both"
         sinks = (f"-sinks{self.sinks}" if self.sinks else "") + "-gap" * self.gaps
         if self.kernel in TABLES:
@@ -76,10 +77,11 @@ class Configuration:
 
 
 def every() -> list[Configuration]:
-    """All configurations that are recorded."""
-    laws, caps = ("linear", "rb", "distance", "count", "sum"), (80, 90)
+    """Returns all configurations that are recorded."""
+    caps, both = (80, 90), (True, False)
+    linear, rao_blackwell, count, sums = Law.LINEAR, Law.RAO_BLACKWELL, Law.COUNT, Law.SUM
     found = []
-    for cap, law in itertools.product(caps, laws):
+    for cap, law in itertools.product(caps, Law):
         found += [Configuration("forward", cap, law, dim, dtype) for dim in (64, 128) for dtype in ("bf16", "fp16")]
         found += [Configuration("forward", cap, law, dim) for dim in (80, 96, 112)]
         found += [Configuration("forward", cap, law, causal=False), Configuration("forward", cap, law, dtype="fp32")]
@@ -91,29 +93,28 @@ def every() -> list[Configuration]:
         found += [Configuration(kernel, cap, law, sinks=70) for kernel in ("forward", "dq")]
         found += [Configuration("forward", cap, law, sinks=sinks, gaps=True) for sinks in (0, 4, 70)]
         found += [Configuration("dq", cap, law, dtype="fp16")]
-    for cap, causal in itertools.product(caps, (True, False)):
-        many = {"masks": 64, "causal": causal}
-        found += [Configuration("forward", cap, law, **many) for law in ("rb", "count", "sum")]
-        found += [Configuration("dq", cap, law, **many) for law in ("count", "sum")]
-        found += [Configuration("dkdv", cap, law, **many) for law in (("count", "sum") if causal else ("count",))]
-    found += [Configuration("decode", cap, "count", masks=64) for cap in caps]
-    found += [Configuration("decode", cap, law, sinks=4, gaps=True) for cap in caps for law in laws]
-    found += [Configuration(kernel, cap, "linear", dim) for kernel in UNLAWFUL for cap in caps for dim in (64, 128)]
-    found += [Configuration("dsinks", cap, "linear", dtype=dtype) for cap in caps for dtype in ("fp16", "fp32")]
-    found += [Configuration("dsinks", cap, "linear", dim, causal=False) for cap in caps for dim in (64, 128)]
-    found += [Configuration(kernel, cap, "rb", masks=1) for cap in caps for kernel in KERNELS]
+    for cap, causal in itertools.product(caps, both):
+        many = [("forward", law) for law in (rao_blackwell, count, sums)] + [("dq", count), ("dq", sums)]
+        many += [("dkdv", count)] + [("dkdv", sums)] * causal
+        found += [Configuration(kernel, cap, law, masks=64, causal=causal) for kernel, law in many]
+    found += [Configuration("decode", cap, count, masks=64) for cap in caps]
+    found += [Configuration("decode", cap, law, sinks=4, gaps=True) for cap in caps for law in Law]
+    found += [Configuration(kernel, cap, linear, dim) for kernel in UNLAWFUL for cap in caps for dim in (64, 128)]
+    found += [Configuration("dsinks", cap, linear, dtype=dtype) for cap in caps for dtype in ("fp16", "fp32")]
+    found += [Configuration("dsinks", cap, linear, dim, causal=False) for cap in caps for dim in (64, 128)]
+    found += [Configuration(kernel, cap, rao_blackwell, masks=1) for cap in caps for kernel in KERNELS]
+    counts = {linear: (), rao_blackwell: (1, 4, 32, 64), count: (1, 4, 32)}  # beside 16 masks
     for law in LAWS:
         found += [Configuration("causal", 90, law, dim, dtype) for dim in (64, 128) for dtype in ("bf16", "fp16")]
         found += [Configuration("causal", 90, law, dim) for dim in (80, 96, 112)]
         found += [Configuration("causal", 90, law, sinks=sinks) for sinks in (4, 70)]
-        many = {"linear": (), "rb": (1, 4, 32, 64), "count": (1, 4, 32)}[law]
-        found += [Configuration("causal", 90, law, masks=masks) for masks in many]
+        found += [Configuration("causal", 90, law, masks=masks) for masks in counts[law]]
         for kernel in ("causal_dq", "causal_dkdv"):
             found += [Configuration(kernel, 90, law, dim) for dim in (64, 128)]
-            found += [Configuration(kernel, 90, law, masks=32) for _ in many[:1]]
+            found += [Configuration(kernel, 90, law, masks=32)] if counts[law] else []
         found.append(Configuration("causal_dq", 90, law, sinks=4))
-    for cap, law in itertools.product(caps, ("rb", "count")):
-        found += [Configuration("tables", cap, law), Configuration("tables", cap, law, causal=False)]
+    for cap, law, causal in itertools.product(caps, (rao_blackwell, count), both):
+        found.append(Configuration("tables", cap, law, causal=causal))
     return found
 
 
@@ -137,7 +138,7 @@ def compiled(configuration: Configuration) -> CompiledKernel:
     else:
         fixed = constants(c.kernel, c.law, c.masks, c.sinks, c.causal, c.dim, DTYPES[c.dtype], tile, c.gaps)
     if c.kernel == "decode":
-        fixed |= tile_constants(DTYPES[c.dtype]) | {"MASKS": 0 if c.law == "linear" else c.masks}
+        fixed |= tile_constants(DTYPES[c.dtype]) | {"MASKS": 0 if c.law is Law.LINEAR else c.masks}
     elif c.kernel == "delta":
         fixed |= {"ROWS": DELTA_ROWS, "num_warps": 4, "num_stages": 3}
     elif c.kernel == "merge":
@@ -194,10 +195,9 @@ def table(kernels: dict) -> str:
         "| kernel | law | registers | spilled | shared | warps | blocks per SM | instructions |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    laws = ("linear", "rb", "distance", "count", "sum")
-    chosen = [Configuration(kernel, 90, law) for kernel in KERNELS for law in laws]
+    chosen = [Configuration(kernel, 90, law) for kernel in KERNELS for law in Law]
     chosen += [Configuration("causal", 90, law) for law in LAWS]
-    for c in [*chosen, *(Configuration("tables", 90, law) for law in ("rb", "count"))]:
+    for c in [*chosen, *(Configuration("tables", 90, law) for law in (Law.RAO_BLACKWELL, Law.COUNT))]:
         k = kernels[c.id]
         lines.append(
             f"| {c.kernel} | {c.law} | {k['registers']} | {k['spilled']} B | {k['shared'] // 1024} KB | {k['warps']} | "
@@ -215,8 +215,8 @@ def _resources(compiled) -> dict:
     kinds = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_]*)", code)
     unit = "HGMMA" if "HGMMA" in kinds else "HMMA" if "HMMA" in kinds else "none"
     return {
-        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
-        "spilled": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "registers": int(re.findall(r"REG:(\d+)", usage)[0]),
+        "spilled": int(re.findall(r"STACK:(\d+)", usage)[0]),
         "shared": compiled.metadata.shared,
         "warps": compiled.metadata.num_warps,
         "instructions": len(kinds),

@@ -17,6 +17,7 @@ from kernels.impl.tables import law_of
 from kernels.impl.triton.causal import STEP
 from kernels.impl.triton.launch import tile_of
 from kernels.impl.triton.tables import BLOCK
+from kernels.methods.laws import Law
 from kernels.methods.plsh import PositionalLSH
 from kernels.methods.weights import Weights, Window
 
@@ -27,10 +28,10 @@ def issued(weights: Weights, tokens: int, dim: int, dtype: torch.dtype) -> dict[
     """Instructions of warps that a causal forward call on all `tokens`, batch 1, issues at least:
     of the forward kernel and of the kernel that builds its tables. None where no machine code of
     these is recorded."""
-    law, masks = law_of(weights), weights.count if isinstance(weights, PositionalLSH) else 0
+    law, masks = law_of(weights), weights.count
     causal = Configuration("causal", 90, law, dim, NAMES[dtype], masks)
     # without masks the kernel of the tables does the same under every law
-    of_tables = Configuration("tables", 90, law if law in ("rb", "count") else "rb")
+    of_tables = Configuration("tables", 90, law if law is Law.COUNT else Law.RAO_BLACKWELL)
     forward, tables = (_recorded().get(c.id) for c in (causal, of_tables))
     if not forward or not tables or weights.sinks:
         return None

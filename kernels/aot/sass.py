@@ -30,9 +30,10 @@ def read(code: str) -> list[Instruction] | None:
     a place that is not in the code. A call comes back: what it runs does not count."""
     lines = LINE.findall(code)
     place = {int(address, 16): i for i, (address, *_) in enumerate(lines)}
-    found = []
+    instructions = []
     for i, (_, predicate, name, _, operands) in enumerate(lines):
-        next_one, after = (i + 1,) if i + 1 < len(lines) else (), ()
+        next_one: tuple[int, ...] = (i + 1,) if i + 1 < len(lines) else ()
+        after: tuple[int, ...] = ()
         if name in ("BRA", "UBRA"):
             target = re.search(r"0x([0-9a-f]+)\s*$", operands)
             if target is None or int(target[1], 16) not in place:
@@ -46,8 +47,8 @@ def read(code: str) -> list[Instruction] | None:
             after = next_one if predicate else ()
         else:
             after = next_one
-        found.append(Instruction(name, after))
-    return found
+        instructions.append(Instruction(name, after))
+    return instructions
 
 
 def path(code: str) -> dict | None:

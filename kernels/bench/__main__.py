@@ -9,6 +9,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ from kernels.common.environment import environment, unwritable
 from kernels.common.malloc import keep_freed_memory
 
 BROKEN = "error: the process ended within this row, which --fresh alone tries again"
-DEFAULTS = {
+DEFAULTS: dict[str, dict[str, Any]] = {
     "cuda": {"heads": "mpt-7b,storywriter,bloom-7b1", "tokens": LENGTHS, "masks": MASKS, "calls": tuple(CALLS)},
     "cpu": {"heads": "small", "tokens": (16384, 4096), "masks": (16,), "calls": ("forward", "decode-1", "decode-16")},
 }
@@ -90,7 +91,9 @@ def one_part(work: Work, device: str, record: Record, clock, stop) -> dict:
             if failed:
                 gc.collect()
                 clock.release()
-            for row in measure(problem, missing, clock, stop, partial(record.begin, run)) if missing else []:
+            for row in (
+                measure(problem, missing, clock, stop, partial(record.begin, run)) if problem and missing else []
+            ):
                 at = row["name"]
                 record.add(run, row)
                 missing = missing[1:]

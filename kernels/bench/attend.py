@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     kernel, dtype = ("triton", torch.bfloat16) if cuda else ("sdpa", torch.float32)
     wait = torch.cuda.synchronize if cuda else lambda: None
     ((name, heads),) = head_sets([options.heads]).items()
-    content = {"environment": environment(options.device, "kernels.bench.attend", options.commit)}
+    content: dict[str, Any] = {"environment": environment(options.device, "kernels.bench.attend", options.commit)}
     content |= {"heads": name, "shape": [heads.heads, heads.dim], "kernel": kernel, "rows": []}
     failed = False
     with torch.no_grad():

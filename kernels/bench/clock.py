@@ -36,8 +36,9 @@ class HostClock:
                 own.append(1e3 * seconds(call))
         return [_quartiles(own) for own in taken]
 
-    def graph(self, call: Call) -> None:
-        """There are no graphs on a CPU."""
+    def graph(self, call: Call) -> dict:
+        """Raises NotImplementedError: there are no graphs on a CPU."""
+        raise NotImplementedError("A CPU has no CUDA graphs.")
 
     def memory_rate(self) -> float:
         """GB read and written per second by the fastest of a few copies too large for a cache: what

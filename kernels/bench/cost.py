@@ -46,6 +46,9 @@ def operations(problem: Problem, pairs: int) -> int:
     return (10 if problem.backward else 4) * problem.heads.dim * pairs
 
 
-def one_mask(weights: PositionalLSH, s: int) -> PositionalLSH:
-    """Mask s of `weights` alone."""
-    return PositionalLSH(weights.slopes, weights.masks.some(slice(s, s + 1)), weights.sampler, weights.weights)
+def one_by_one(weights: Weights) -> list[Weights]:
+    """Each mask of Positional LSH by itself, without sinks. Raises ValueError for weights without
+    masks."""
+    masks, kind = weights.mask_set(), weights.kind
+    each = [masks.some(slice(s, s + 1)) for s in range(weights.count)]
+    return [PositionalLSH(weights.slopes, one, kind.sampler, kind.weights) for one in each]

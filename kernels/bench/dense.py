@@ -157,12 +157,15 @@ def window_blocks(problem: Problem, weights: Window) -> BlockMask:
     column = torch.arange(-(-tokens // BLOCK), device=device)
     before, after = whole.minimum(high + 1) - low, (high + 1 - end).clamp_min(0)
     part = torch.where(column < before[..., None], low[..., None] + column, (end - before)[..., None] + column)
-    parts = [before + after, part, end - whole, whole[..., None] + column]
-    parts = [x[None].clamp_max(len(column)).int() for x in parts]
-    for index in parts[1::2]:
-        index.clamp_max_(len(column) - 1)
+
+    def limited(index: torch.Tensor, largest: int) -> torch.Tensor:
+        return index[None].clamp_max(largest).int()
+
     return BlockMask.from_kv_blocks(
-        *parts,
+        limited(before + after, len(column)),
+        limited(part, len(column) - 1),
+        limited(end - whole, len(column)),
+        limited(whole[..., None] + column, len(column) - 1),
         BLOCK_SIZE=BLOCK,
         mask_mod=lambda b, h, i, j: (i + offset >= j) & (i + offset - j <= reach[h]),
         seq_lengths=(problem.queries, tokens),

@@ -123,11 +123,11 @@ def prepare(problem: Problem, method: Method) -> Run:
     def gradients(toward: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return torch.autograd.grad(out, inputs, toward, retain_graph=True)
 
-    def outcome() -> list[torch.Tensor]:
+    def sampled() -> list[torch.Tensor]:
         dq, dk, dv = gradients(problem.few_toward)
         return [dq[:, :, problem.rows, :dim], dk[..., :dim], dv[..., :dim]]
 
-    return Run(method, prepared, outcome, lambda: gradients(problem.toward))
+    return Run(method, prepared, sampled, lambda: gradients(problem.toward))
 
 
 def errors(problem: Problem, method: Method, found: list[torch.Tensor]) -> dict:

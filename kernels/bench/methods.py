@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from kernels.bench import dense, ours
-from kernels.bench.cost import one_mask
+from kernels.bench.cost import one_by_one
 from kernels.bench.dense import LeftOut, Prepared
 from kernels.bench.problem import Problem
 from kernels.methods.cost import equal_cost_cutoff
@@ -39,8 +40,8 @@ class Method:
 
     @property
     def visited(self) -> list[Weights]:
-        """What is visited one after the other."""
-        return [one_mask(self.weights, s) for s in range(self.masks)] if self.separate else [self.weights]
+        """The weights of the passes that are made one after the other."""
+        return one_by_one(self.weights) if self.separate else [self.weights]
 
 
 def maskless(problem: Problem, kernel: str) -> list[Method]:
@@ -65,8 +66,8 @@ def masked(problem: Problem, kernel: str, masks: int) -> list[Method]:
     """PLSH with this many masks, and the windows beside it: of equal expected pairs, and of equal
     error to each."""
     slopes = problem.heads.slopes
-    found = []
-    kinds = {kind: {"weights": kind} for kind in KINDS}
+    found: list[Method] = []
+    kinds: dict[str, dict[str, Any]] = {kind: {"weights": kind} for kind in KINDS}
     if masks == 16:
         kinds |= {f"{kind}, systematic": {"weights": kind, "sampler": "systematic"} for kind in ("count", "rb")}
         kinds[f"count, grid of {GRID}"] = {"align": GRID}
@@ -81,7 +82,7 @@ def masked(problem: Problem, kernel: str, masks: int) -> list[Method]:
         cutoff = equal_cost_cutoff(slopes, masks, problem.tokens, match=match)
         title = f"window T={cutoff:.2f}, equal {match}, S={masks}"
         found += windows(problem, kernel, cutoff, title, masks, match, others=False)
-    count = found[0].weights
+    count = PositionalLSH.draw(slopes, masks, seed=0)
     prepare = partial(separate, problem, count, kernel)
     name = f"plsh count, merged passes, S={masks}"
     return [*found, Method(name, "plsh", count, prepare, masks, rank=LAST, separate=True)]
@@ -94,7 +95,9 @@ def windows(
     """One window by our kernel and, with `others` on a GPU, by whoever else can compute it, so that
     a slow kernel of ours cannot flatter masks."""
     weights = Window(problem.heads.slopes, cutoff)
-    ways = {None: (rank, partial(ours.one_pass, problem, weights, kernel))}
+    ways: dict[str | None, tuple[int, Callable[[], Prepared]]] = {
+        None: (rank, partial(ours.one_pass, problem, weights, kernel))
+    }
     if others and problem.device.type == "cuda":
         ways["FlexAttention"] = (REST, partial(dense.flex_window, problem, weights))
         ways["flash-attn"] = (REST, partial(dense.flash_attn, problem, weights))

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from kernels.attend import attend
-from kernels.bench.cost import one_mask
+from kernels.bench.cost import one_by_one
 from kernels.bench.dense import Prepared
 from kernels.bench.problem import Problem
 from kernels.impl.tables import Tables
@@ -63,7 +63,7 @@ def passes(problem: Problem, weights: PositionalLSH, kernel: str) -> Prepared:
     """Positional LSH as stated: every mask as attention of its own over the slices of its blocks,
     merged by log-sum-exp in float32. `triton`: the gradients too are the sum of S passes, each from
     the merged output and log-sum-exp."""
-    each, inputs = [one_mask(weights, s) for s in range(weights.count)], [problem.q, problem.k, problem.v]
+    each, inputs = one_by_one(weights), [problem.q, problem.k, problem.v]
     merge = torch.compile(merged) if problem.device.type == "cuda" else merged
 
     def whole(part, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@ compare."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ class Record:
 
     def __init__(self, about: dict, file: Path | None, *, fresh: bool):
         self.file = file
-        self.content = {"environment": about, "runs": [], "not_reached": []}
+        self.content: dict[str, Any] = {"environment": about, "runs": [], "not_reached": []}
         if file is not None and file.exists() and not fresh:
             before = _read(file)
             differing = [x for x in SAME if before["environment"].get(x) != about[x]]

@@ -74,7 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"--part: there are {known}.")
     workers = options.workers or (1 if options.device == "cpu" else min(16, os.cpu_count() or 1))
     here = options.part or (options.device == "cpu" and workers == 1)
-    begin, ended = time.perf_counter(), {}
+    begin = time.perf_counter()
+    ended: dict[tuple[str, torch.dtype], list[dict]] = {}
     about = environment(options.device, "kernels.check", options.commit)
 
     def one(part: tuple[str, torch.dtype]) -> list[dict]:

@@ -1,6 +1,7 @@
 """The calls of `python -m kernels.check`: which there are, and the errors of each beside its
 limits."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -69,13 +70,14 @@ def calls(tokens: int) -> dict[str, dict]:
 def check(name: str, dtype: torch.dtype, *, kernel: str, device: str, tokens: int) -> list[dict]:
     """One of the `parts`, all calls of one kind of weights in one dtype: a row for each, `worst`
     the largest error over its limit, or why there is none."""
+    jobs: list[tuple[str, int, Callable[[], dict[str, float] | None]]]
     if name.startswith(MATRIX):
         some = [case for case in matrix() if (MATRIX + case.rule, case.dtype) == (name, dtype)]
         jobs = [(case.id, case.dim, partial(case_errors, case, kernel, device)) for case in some]
     else:
         given = (all_weights()[name], kernel, device, tokens, DIMS[-1], dtype)
         jobs = [(shape, DIMS[-1], partial(errors, attend, *given, options)) for shape, options in calls(tokens).items()]
-    rows = []
+    rows: list[dict] = []
     for call, dim, measured in jobs:
         row = blank(name, call, dtype, dim)
         try:

@@ -18,7 +18,7 @@ RULES = [
 # (keys, queries, slot of the first query): odd lengths, one token, decoding, few queries at the
 # end, a middle chunk
 SHAPES = [(1, 1, None), (129, 129, None), (203, 203, None), (187, 1, None), (150, 7, None), (201, 70, 64)]
-FACTORS = {
+FACTORS: dict[str, list] = {
     "rule": RULES,
     "masks": [1, 4, 16, 33],
     "heads": [(1, 1), (6, 2), (8, 8), (12, 1), (40, 8)],  # query heads, key heads
@@ -80,13 +80,13 @@ class Case:
 
     def pads(self) -> torch.Tensor | None:
         keys = self.shape[0]
-        return {"none": None, "left": torch.tensor([0, keys // 2, keys // 5]), "all": torch.tensor([keys, keys // 7])}[
-            self.padding
-        ]
+        pads = {"none": None, "left": [0, keys // 2, keys // 5], "all": [keys, keys // 7]}[self.padding]
+        return None if pads is None else torch.tensor(pads)
 
     @property
     def batch(self) -> int:
-        return 1 if self.pads() is None else len(self.pads())
+        pads = self.pads()
+        return 1 if pads is None else len(pads)
 
     @property
     def begin(self) -> int:
@@ -123,13 +123,17 @@ class Case:
 
     def real(self) -> list[tuple[slice, slice, slice]]:
         """Of each sequence the slots of q, k and v that are no padding."""
-        pads = [0] if self.pads() is None else self.pads().tolist()
-        return [(slice(min(max(0, pad - self.begin), self.shape[1]), None), *[slice(pad, None)] * 2) for pad in pads]
+        pads = self.pads()
+        real = []
+        for pad in [0] if pads is None else pads.tolist():
+            queries, keys = slice(min(max(0, pad - self.begin), self.shape[1]), None), slice(pad, None)
+            real.append((queries, keys, keys))
+        return real
 
     def options(self) -> dict:
-        pads, offset = self.pads(), self.shape[2]
-        if pads is not None and offset is not None:
-            offset = offset - pads  # the shape counts slots, the kernels' offset counts tokens
+        pads, slot = self.pads(), self.shape[2]
+        # the shape counts slots, the kernels' offset counts tokens
+        offset = slot if pads is None or slot is None else slot - pads
         return {"causal": self.causal, "q_offset": offset, "padding": pads}
 
 
@@ -140,7 +144,7 @@ def pairwise(factors: dict[str, list]) -> list[Case]:
     missing = {
         ((a, x), (b, y)): None for a, b in itertools.combinations(names, 2) for x in factors[a] for y in factors[b]
     }
-    cases = []
+    cases: list[Case] = []
     while missing:
         chosen = dict(next(iter(missing)))
         for turn, name in enumerate(names):
@@ -152,7 +156,7 @@ def pairwise(factors: dict[str, list]) -> list[Case]:
                 level: sum(_pair(names, (name, level), other) in missing for other in chosen.items())
                 for level in factors[name][start:] + factors[name][:start]
             }
-            chosen[name] = max(gain, key=gain.get)
+            chosen[name] = max(gain, key=gain.__getitem__)
         for pair in itertools.combinations(chosen.items(), 2):
             missing.pop(_pair(names, *pair), None)
         cases.append(Case(**chosen))

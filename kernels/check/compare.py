@@ -25,12 +25,14 @@ def alone(
         if rows == queries:
             yield i, slots, None
             continue
-        own = [x[i : i + 1, :, part].detach().double().requires_grad_() for x, part in zip(inputs, slots, strict=True)]
+        q, k, v = (
+            x[i : i + 1, :, part].detach().double().requires_grad_() for x, part in zip(inputs, slots, strict=True)
+        )
         place = {"causal": case.causal, "q_offset": case.begin + rows - keys}
         with torch.enable_grad():
-            true = attend(*own, weights, kernel="exact", return_lse=True, **place)
+            true = attend(q, k, v, weights, kernel="exact", return_lse=True, **place)
             given = [x[i : i + 1, :, rows:].double() for x in (toward, slant)]
-            yield i, slots, [*(x.detach() for x in true), *torch.autograd.grad(true, own, given)]
+            yield i, slots, [*(x.detach() for x in true), *torch.autograd.grad(true, (q, k, v), given)]
 
 
 def case_errors(case: Case, kernel: str, device: str) -> dict[str, float]:
@@ -38,25 +40,25 @@ def case_errors(case: Case, kernel: str, device: str) -> dict[str, float]:
     gradients of q, k and v through both; `padding`: the largest number that was written where there
     is no token. Each sequence is held to the oracle without its padding."""
     weights, queries, generator = case.weights(), case.shape[1], torch.Generator().manual_seed(3)
-    inputs, options = case.inputs(device), case.options()
+    (q, k, v), options = case.inputs(device), case.options()
     toward = case.tensor(case.heads[0], queries, generator, device)
     slant = torch.randn(toward.shape[:3], generator=generator).to(device)
     for _ in range(turns(device)):
         with torch.no_grad(), poisoned():
-            out, lse = attend(*inputs, weights, kernel=kernel, return_lse=True, **options)
-    gradients = ()
+            out, lse = attend(q, k, v, weights, kernel=kernel, return_lse=True, **options)
+    gradients: tuple[torch.Tensor, ...] = ()
     for _ in range(0 if case.causal and queries <= FEW else turns(device)):
-        some = [x.detach().requires_grad_() for x in inputs]
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
         with torch.enable_grad(), poisoned():
-            results = attend(*some, weights, kernel=kernel, return_lse=True, **options)
+            results = attend(leaves[0], leaves[1], leaves[2], weights, kernel=kernel, return_lse=True, **options)
             given = toward, slant.to(lse.dtype).masked_fill(lse == -math.inf, 0.0)
-            gradients = torch.autograd.grad(results, some, given)
+            gradients = torch.autograd.grad(results, leaves, given)
     found: dict[str, float] = {"padding": 0.0}
 
     def note(name: str, error: float) -> None:
         found[name] = max(found.get(name, 0.0), error)
 
-    for i, slots, true in alone(case, inputs, toward, slant):
+    for i, slots, true in alone(case, (q, k, v), toward, slant):
         for x, part in zip((out, *gradients), (slots[0], *slots), strict=False):
             wrong = relative(x[i, :, : part.start], torch.zeros(1, device=device), 1.0) if part.start else 0.0
             note("padding", wrong)

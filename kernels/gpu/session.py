@@ -80,17 +80,22 @@ def steps(device: str, commit: str | None) -> list[Step]:
     bench = (*where, "--heads", both, "--tokens", tokens, *sizes, "--json", "bench.json", "--calls")
     attend = (*where, "--heads", heads, *sizes[:2], "--tokens")
     few = () if cuda else ("--repeats", "1")
-    left = {"entry": "not_reached", "lasting": True}
-    found = [
+
+    def measured(name: str, share: float, calls: str) -> Step:
+        """A part of the bench, which goes on where it was stopped."""
+        arguments = (*bench, calls)
+        return Step(name, share, "bench.json", "kernels.bench", arguments, entry="not_reached", lasting=True)
+
+    every = [
         Step("first", 0.12, "first.json", "kernels.check", (*where, *quick), "left"),
         Step("check", 0.33, "check.json", "kernels.check", (*where, *check), "left"),
-        Step("forward", 0.45, "bench.json", "kernels.bench", (*bench, "forward"), **left),
+        measured("forward", 0.45, "forward"),
         Step("attend", 0.15, "attend.json", ATTEND, (*attend, tokens, *few, "--json", "attend.json")),
         Step("profile", 0.12, "profile.txt", ATTEND, (*attend, tokens.split(",")[-1], "--once"), profiled=True),
-        Step("decode", 0.25, "bench.json", "kernels.bench", (*bench, "decode-1"), **left),
-        Step("backward", 1.0, "bench.json", "kernels.bench", (*bench, "backward"), **left),
+        measured("decode", 0.25, "decode-1"),
+        measured("backward", 1.0, "backward"),
     ]
-    return [step for step in found if cuda or step.name not in ("profile", "backward")]
+    return [step for step in every if cuda or step.name not in ("profile", "backward")]
 
 
 class Measurement:
@@ -183,7 +188,7 @@ def run(command: list[str], folder: Path, limit: float, say: Callable[[str], Non
     )  # fmt: skip
 
     def listen() -> None:
-        for line in process.stdout:
+        for line in process.stdout or ():
             say(line)
 
     listener = threading.Thread(target=listen, daemon=True)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from kernels.impl.tables import bias_by_distance, law_of, reach_of
+from kernels.methods.laws import Law
 from kernels.methods.weights import Weights
 
 BLOCK = 128  # rows and columns of a block, FlexAttention's own default
@@ -25,7 +26,7 @@ KINDS = 64  # kinds of calls (weights, dtypes, shapes) that one process may comp
 def attend_flex(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, gap: int, need_lse: bool):
     """As `kernels.impl.reference.attend_exact`, with lse None unless `need_lse`. Raises ValueError
     for what FlexAttention cannot do on the CPU."""
-    if reason := hindrance(q.device, q.dtype):
+    if reason := unsupported_reason(q.device, q.dtype):
         raise ValueError(reason)
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     if q.device.type == "cpu" and (need_lse or differentiated):
@@ -47,7 +48,7 @@ def attend_flex(q, k, v, weights: Weights, *, scale: float, causal: bool, offset
             # a donated buffer could be used by one backward pass only, which retain_graph asks for
             # again
             with torch._dynamo.config.patch(recompile_limit=KINDS), torch._functorch.config.patch(donated_buffer=False):
-                if need_lse:
+                if lse is not None:
                     whole, extra = compiled()(q, k, v, return_aux=AuxRequest(lse=True), **options)
                     lse[:, :, skip:] = extra.lse[:, :, :queries]
                 else:
@@ -61,9 +62,9 @@ def attend_flex(q, k, v, weights: Weights, *, scale: float, causal: bool, offset
     return out, lse
 
 
-def hindrance(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this kernel can compute nothing on the device, in a sentence that says what to do; None
-    if it can."""
+def unsupported_reason(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Returns why this kernel does not support the device or dtype, in a sentence that says what to
+    do; None if it does."""
     if dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"kernel='flex' takes float16, bfloat16 and float32, not {dtype}: use kernel='exact'."
     compiler = os.environ.get("CXX", "g++")
@@ -138,24 +139,27 @@ def score_by_law(weights: Weights, row: torch.Tensor, tokens: int):
     """The same for the tokens 0 .. tokens - 1 as keys, none of them a sink."""
     law, device = law_of(weights), row.device
     slope = weights.slopes.float().to(device)
-    if law == "linear":
+    if law is Law.LINEAR:
         return lambda score, b, h, i, j: score - slope[h] * (row[i] - j).abs()
     heads = torch.arange(weights.heads, device=device)
-    if law in ("rb", "distance"):
+    if not law.per_mask:
         width = reach_of(weights, tokens)
-        bias = bias_by_distance(weights.slopes.to(device), weights.count, weights.sampler, width) * math.log(2)
+        bias = bias_by_distance(weights.slopes.to(device), weights.count, weights.kind.sampler, width) * math.log(2)
         bias = F.pad(bias, (0, -bias.shape[1] % BLOCK))
         farthest = bias.shape[1] - 1
         return lambda score, b, h, i, j: score + bias[h, (row[i] - j).abs().clamp_max(farthest)]
     # blocks by their first token: two tokens share a block if it starts alike
-    column = torch.arange(tokens, device=device)
-    own, other = (weights.masks.starts(heads, x[None].expand(len(heads), -1)).int() for x in (row, column))
-    shares = weights.masks.log_weight.exp().div(weights.count).float().to(device)
+    column, masks = torch.arange(tokens, device=device), weights.mask_set()
+    own, other = (masks.starts(heads, x[None].expand(len(heads), -1)).int() for x in (row, column))
+    shares = masks.log_weight.exp().div(weights.count).float().to(device)
 
     def counted(score, b, h, i, j):
-        total = 0.0
-        for s in range(weights.count):
-            total = total + torch.where(own[h, i, s] == other[h, j, s], shares[h, s], 0.0)
+        def share(s: int) -> torch.Tensor:
+            return torch.where(own[h, i, s] == other[h, j, s], shares[h, s], 0.0)
+
+        total = share(0)
+        for s in range(1, weights.count):
+            total = total + share(s)
         return score + torch.log(total)
 
     return counted

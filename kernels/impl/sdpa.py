@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from kernels.impl.reference import spread_of
-from kernels.methods.weights import Weights, Window
+from kernels.methods.weights import Weights
 
 CHUNKS = (64, 128, 256)  # rows per chunk: more waste of the causal triangle, fewer gathered keys
 PIECE = 1 << 20  # pairs computed at once (4 MB of log-weights): larger falls out of cache, smaller pays more calls
@@ -37,10 +37,10 @@ def attend_sdpa(
         pieces = _pieces(weights, offset + skip, offset + queries, tokens, causal, batch, device)
         differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
         if device.type == "cpu" and not (differentiated or weights.sinks or gap):
-            given = [x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)]
+            inputs = [x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v)]
             results = [None if x is None else x.view(*q.shape[:3], -1) for x in (out, lse, spread)]
             for piece in pieces:
-                _attend_in_place(*given, (weights, *halves), *piece, scale, causal, offset, results)
+                _attend_in_place(inputs, (weights, *halves), piece, scale, causal, offset, results)
             return results[0], *(None if x is None else x[..., 0] for x in results[1:])
         flat = [x.reshape(-1, dim) for x in (q, k, v)]
         sinks = min(weights.sinks, tokens)
@@ -103,18 +103,20 @@ def _chunks(weights: Weights, begin: int, stop: int, device: torch.device) -> It
             yield stop - whole, members, torch.tensor([whole], device=device)
 
 
-def _attend_in_place(q, k, v, weights, head, rows, end, size, visited, scale, causal, offset, results):
+def _attend_in_place(inputs, weights, piece, scale, causal, offset, results):
     """A piece of `_pieces` under each of `weights`, without copies of keys; `results` (B, H, Tq, D
     or 1)."""
+    (q, k, v), (head, rows, end, size, visited) = inputs, piece
     length, repeat, keys = rows.shape[1], q.shape[1] // k.shape[1], k.shape[2]
-    window = weights[0] if isinstance(weights[0], Window) else None
-    if window is None:
+    farthest = weights[0].tokens
+    if farthest is None:
         log_w = [_as_bias(each.log_piece(head, rows, end - size, size, causal), q) for each in weights]
     for i, count, (h, row, stop, width) in _runs(head, rows[:, 0], end, visited, length, size):
-        if window is None:
+        if farthest is None:
             bias = [x[:, i : i + count, :, size - width :] for x in log_w]
         else:
-            bias = [_as_bias(_kept(window, h, length, stop - row, width, keys, causal), q)]
+            most = min(int(farthest[h]) + stop - row, keys)
+            bias = [_as_bias(_kept_piece(weights[0], h, length, stop - row, width, most, causal), q)]
         query = _rows_of(q, h, row - offset, length, length, count)
         key, value = (_rows_of(x, h // repeat, stop - width, width, length, count) for x in (k, v))
         for x, found in zip(results, _attend(query, key, value, bias, scale, results[1] is not None), strict=True):
@@ -152,19 +154,28 @@ def _runs(
         begin = i
 
 
-def _kept(window: Window, head: int, length: int, ahead: int, width: int, tokens: int, causal: bool) -> torch.Tensor:
-    """The log-weights (1, length, width) of a chunk whose first row lies `ahead` of the column
-    after its last. They are the same wherever the chunk lies, and stay with the window for the
-    other layers and calls."""
-    kept, key = vars(window).setdefault("_log_pieces", {}), (head, length, ahead, causal)
+def _kept_piece(
+    weights: Weights, head: int, length: int, ahead: int, width: int, most: int, causal: bool
+) -> torch.Tensor:
+    """Log-weights of a chunk under weights that depend on the distance alone. They are the same
+    wherever the chunk lies, and stay with the weights for other layers and calls.
+
+    Args:
+        length, width: rows and columns of the chunk.
+        ahead: the column after its last less its first row.
+        most: the largest `width` of such a chunk, to which the kept piece is computed.
+
+    Returns: (1, length, width).
+    """
+    kept, key = vars(weights).setdefault("_log_pieces", {}), (head, length, ahead, causal)
     found = kept.get(key)
     if found is None or found.shape[-1] < width:
-        size = _whole(min(int(window.tokens[head]) + ahead, tokens))
+        size = _whole(most)
         lasting = length * size <= KEPT // 4
         size = size if lasting else width
         rows = size - ahead + torch.arange(length)[None]
         with torch.inference_mode(False):
-            found = window.log_piece(torch.tensor([head]), rows, torch.zeros(1, dtype=torch.long), size, causal)
+            found = weights.log_piece(torch.tensor([head]), rows, torch.zeros(1, dtype=torch.long), size, causal)
         if lasting:
             if sum(x.numel() for x in kept.values()) + found.numel() > KEPT:
                 kept.clear()

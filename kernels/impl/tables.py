@@ -29,12 +29,13 @@ from dataclasses import dataclass
 import torch
 
 from kernels.methods.cost import log_coverage
-from kernels.methods.plsh import PositionalLSH
-from kernels.methods.weights import Law, Weights, no_tables
+from kernels.methods.laws import Law
+from kernels.methods.masks import Masks
+from kernels.methods.weights import Weights, no_tables
 
 LOG2E = 1.4426950408889634
 WORD = 32  # masks in a word
-MOST = 2 * WORD  # a kernel holds two words of a row
+MAX_MASKS = 2 * WORD  # a kernel holds two words of a row
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Tables:
     a word add to S times the weight.
     """
 
-    law: str
+    law: Law
     tile: int
     masks: int
     sinks: int
@@ -109,7 +110,7 @@ def build_tables(
     device = torch.device(device)
     law, masks = law_of(weights), weights.count
     slopes = weights.slopes.to(device)
-    shares = weights.masks.log_weight.exp().to(device) if masks else slopes[:, None]
+    shares = weights.mask_set().log_weight.exp().to(device) if masks else slopes[:, None]
     order, slope, share = fixed_tables(law, slopes, shares)
     tables = Tables(
         law=law, tile=tile, masks=masks, sinks=weights.sinks, origin=origin, order=order, slope=slope, share=share,
@@ -122,19 +123,19 @@ def build_tables(
         tables.first[head] = low[0]
         if not causal:
             tables.last[head] = high[0].clamp_max(tokens - 1)
-    if law in ("count", "sum"):
-        _fill_planes(tables.planes, weights, rows, tile)
-        _fill_corners(tables.corners, weights, rows, tile, causal)
+    if law.per_mask:
+        _fill_planes(tables.planes, weights.mask_set(), rows, tile)
+        _fill_corners(tables.corners, weights.mask_set(), rows, tile, weights.sinks if causal else 0)
     return tables
 
 
 def empty_tables(
-    law: str, masks: int, origin: int, tokens: int, tile: int, causal: bool, heads: int, device: torch.device
+    law: Law, masks: int, origin: int, tokens: int, tile: int, causal: bool, heads: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
     """`first`, `last`, `planes` and `corners` of Tables, not yet written; `masks` 0 for weights
     without any."""
     assert tile & (tile - 1) == 0 and 0 <= origin < tokens and origin % tile == 0
-    padded, words, counted = whole_tiles(tokens - origin, tile), -(-masks // WORD), law in ("count", "sum")
+    padded, words, counted = whole_tiles(tokens - origin, tile), -(-masks // WORD), law.per_mask
 
     def make(*shape: int, wanted: bool = True) -> torch.Tensor:
         return torch.empty(shape if wanted else 0, dtype=torch.int32, device=device)
@@ -148,13 +149,13 @@ def empty_tables(
 
 
 def fixed_tables(
-    law: str, slopes: torch.Tensor, shares: torch.Tensor
+    law: Law, slopes: torch.Tensor, shares: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`Tables.order`, `slope` and `share`, which are the same for every call: from the slopes (H,)
     float64 and the masks' weights (H, S) float64, empty where there are no masks. The flatter a
     head, the more it visits."""
     share = slopes.new_empty(0, dtype=torch.float32)
-    if law == "sum":
+    if law is Law.SUM:
         words = -(-shares.shape[1] // WORD)
         each = torch.nn.functional.pad(shares, (0, words * WORD - shares.shape[1])).unflatten(1, (-1, 8))
         held = torch.arange(256, device=each.device)[:, None] >> torch.arange(8, device=each.device) & 1
@@ -172,16 +173,16 @@ def bias_of(weights: Weights, tokens: int, slopes: torch.Tensor) -> torch.Tensor
     as long as one of them lives: built at every call it would take decoding more launches than the
     rest. What a CUDA graph that is being captured makes is not kept: it is in the graph's memory,
     and not computed before a replay."""
-    if law_of(weights) != "distance":
+    if law_of(weights) is not Law.DISTANCE:
         return slopes.new_empty(0, dtype=torch.float32)
     width = 1 << (reach_of(weights, tokens) - 1).bit_length()  # few lengths for a context that grows
     kept, place = vars(weights).setdefault("_bias", {}), (slopes.device, width)
     if place not in kept:
-        key = (*place, weights.sampler, weights.count, *weights.slopes.tolist())
+        key = (*place, weights.kind.sampler, weights.count, *weights.slopes.tolist())
         found = _SHARED.get(key)
         if found is None:
             with torch.inference_mode(False), torch.no_grad():
-                found = bias_by_distance(slopes, weights.count, weights.sampler, width)
+                found = bias_by_distance(slopes, weights.count, weights.kind.sampler, width)
             if capturing(slopes.device):
                 return found
             _SHARED[key] = found
@@ -201,26 +202,27 @@ def bias_by_distance(slopes: torch.Tensor, masks: int, sampler: str, width: int)
     return ((-t - log_coverage(t, masks, sampler)) * LOG2E).float()
 
 
-def _fill_planes(planes: torch.Tensor, weights: PositionalLSH, rows: torch.Tensor, tile: int) -> None:
-    words, depth = planes.shape[2:4]
+def _fill_planes(planes: torch.Tensor, masks: Masks, rows: torch.Tensor, tile: int) -> None:
+    heads, _, words, depth, _ = planes.shape
     bit = torch.ones(WORD, dtype=torch.int64, device=rows.device) << torch.arange(WORD, device=rows.device)
-    for head in range(weights.heads):
-        start = weights.masks.starts(torch.tensor([head], device=rows.device), rows[None])[0]
-        place = (start - (rows // tile * tile)[:, None]).clamp_min_(0).view(-1, tile, weights.count)
+    for head in range(heads):
+        start = masks.starts(torch.tensor([head], device=rows.device), rows[None])[0]
+        place = (start - (rows // tile * tile)[:, None]).clamp_min_(0).view(-1, tile, start.shape[1])
         for word in range(words):
             some = place[..., word * WORD : (word + 1) * WORD]
             for k in range(depth):
                 planes[head, :, word, k] = _as_int32((((some >> k) & 1) * bit[: some.shape[2]]).sum(2))
 
 
-def _fill_corners(corners: torch.Tensor, weights: PositionalLSH, rows: torch.Tensor, tile: int, causal: bool) -> None:
-    heads = torch.arange(weights.heads, device=rows.device)
-    far = torch.iinfo(torch.int32).max
+def _fill_corners(corners: torch.Tensor, masks: Masks, rows: torch.Tensor, tile: int, least: int) -> None:
+    """least: a start before it counts as this column."""
+    heads = torch.arange(len(corners), device=rows.device)
+    largest = torch.iinfo(torch.int32).max
     for pivot, token in enumerate((rows[::tile], rows[tile - 1 :: tile])):
-        each = token[None].expand(weights.heads, -1)
-        start = weights.masks.starts(heads, each).clamp_min_(weights.sinks if causal else 0)
+        each = token[None].expand(len(heads), -1)
+        start = masks.starts(heads, each).clamp_min_(least)
         corners[:, :, 2 * pivot] = start.int()
-        corners[:, :, 2 * pivot + 1] = weights.masks.ends(heads, each).clamp_max(far).int()
+        corners[:, :, 2 * pivot + 1] = masks.ends(heads, each).clamp_max(largest).int()
 
 
 def _as_int32(word: torch.Tensor) -> torch.Tensor:

@@ -61,24 +61,29 @@ def expected_pairs(
     law, slopes = sampler_of(sampler), slopes.double().cpu()
     if match not in law.matches:
         raise ValueError(f"The pairs that sampler {sampler!r} visits ({match}) have no formula: count those of a draw.")
+    total = float(sink_pairs(len(slopes), tokens, sinks))
     if law.pairs is not None:
-        return law.pairs(slopes, masks, tokens, match, sinks) + sink_pairs(len(slopes), tokens, sinks)
-    pairs, tokens = sink_pairs(len(slopes), tokens, sinks), max(tokens - sinks, 1)
+        return law.pairs(slopes, masks, tokens, match, sinks) + total
+    tokens = max(tokens - sinks, 1)
     distance = torch.arange(1, tokens, dtype=torch.float64)
     rows = tokens - distance  # how many rows have a key at this distance
 
     def visits(t: torch.Tensor) -> torch.Tensor:
         """How often a pair t sigmas apart is visited."""
-        return law.log_coverage(t, masks).exp() if match == "fused" else masks * law.lone_coverage(t)
+        if match == "fused":
+            assert law.log_coverage is not None
+            return law.log_coverage(t, masks).exp()
+        assert law.lone_coverage is not None
+        return masks * law.lone_coverage(t)
 
-    for slope, flat in zip(slopes, aligned(slopes, align), strict=True):
-        if flat:
+    for slope, on_grid in zip(slopes, aligned(slopes, align), strict=True):
+        if on_grid:
             nearer = distance // align * align
             each = torch.lerp(visits(slope * nearer), visits(slope * (nearer + align)), (distance - nearer) / align)
         else:
             each = visits(slope * distance)
-        pairs += float((rows * each).sum())
-    return pairs
+        total += float((rows * each).sum())
+    return total
 
 
 def sink_pairs(heads: int, tokens: int, sinks: int) -> int:
@@ -92,9 +97,9 @@ def window_pairs(slopes: torch.Tensor, cutoff: float, tokens: int, *, sinks: int
     """``sum over heads and rows i < tokens of min(i, cutoff / slope)``: the pairs of a window, its
     edge not rounded; with sinks, ``min(i, sinks) + min(i - sinks, cutoff / slope)``."""
     pairs, tokens = sink_pairs(len(slopes), tokens, sinks), max(tokens - sinks, 1)
-    reach = torch.clamp(cutoff / slopes.double().cpu(), max=tokens - 1.0)
-    whole = torch.floor(reach)
-    return pairs + float((whole * (whole + 1) / 2 + (tokens - 1 - whole) * reach).sum())
+    farthest = torch.clamp(cutoff / slopes.double().cpu(), max=tokens - 1.0)
+    whole = torch.floor(farthest)
+    return pairs + float((whole * (whole + 1) / 2 + (tokens - 1 - whole) * farthest).sum())
 
 
 def equal_cost_cutoff(

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.random import Philox, SeedSequence
 
+from kernels.methods.checks import check_whole
 from kernels.methods.samplers import sampler_of
-from kernels.methods.weights import check_whole
 
 # How near a block's edge may come to a whole position before rounding could decide: 40 times the
 # rounding error of a float64 position of ten million tokens.
@@ -92,9 +92,10 @@ class Masks:
 
     def _of(self, heads: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Width and shift (G, 1, S) of the heads, and the grid (3, G, 1, 1)."""
-        width, shift, grid = (None if x is None else x[heads.cpu()] for x in (self.width, self.shift, self.grid))
-        grid = None if grid is None else grid.to(device).T[..., None, None]
-        return width.to(device)[:, None, :], shift.to(device)[:, None, :], grid
+        heads = heads.cpu()
+        width, shift = (x[heads].to(device)[:, None, :] for x in (self.width, self.shift))
+        grid = None if self.grid is None else self.grid[heads].to(device).T[..., None, None]
+        return width, shift, grid
 
     @classmethod
     def _own(

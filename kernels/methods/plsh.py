@@ -5,10 +5,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from kernels.methods.checks import check_slopes, check_whole
 from kernels.methods.cost import log_coverage
+from kernels.methods.laws import Kind, Law
 from kernels.methods.masks import Masks, draw_masks
 from kernels.methods.samplers import sampler_of
-from kernels.methods.weights import Alibi, Weights, by_distance, check_slopes, check_whole
+from kernels.methods.weights import Alibi, Weights, by_distance
 
 UNION_WEIGHTS = ("count", "rb", "exact")
 
@@ -81,30 +83,34 @@ class PositionalLSH(Weights):
         return cls(slopes, drawn, sampler, weights, check_whole("sinks", sinks, 0))
 
     @classmethod
-    def example(cls, slopes, kind, sampler, masks, sinks, align=0):
-        return cls.draw(slopes, masks, seed=0, sampler=sampler, weights=kind, sinks=sinks, align=align)
+    def example(cls, slopes, kind):
+        _, weights, sampler, masks, sinks, align = kind
+        return cls.draw(slopes, masks, seed=0, sampler=sampler, weights=weights, sinks=sinks, align=align)
 
     @property
     def count(self) -> int:
         return self.masks.width.shape[1]
 
     @property
-    def law(self):
+    def law(self) -> Law:
         if self.weights == "exact":
-            return "linear"
+            return Law.LINEAR
         if self.weights == "rb":
-            return "rb" if sampler_of(self.sampler).independent else "distance"
-        return "count" if self.alike else "sum"
+            return Law.RAO_BLACKWELL if sampler_of(self.sampler).independent else Law.DISTANCE
+        return Law.COUNT if self.alike else Law.SUM
 
     @property
-    def kind(self):
-        grid = () if self.masks.grid is None else (int(self.masks.grid[:, 0].max()),)
-        return "plsh", self.weights, self.sampler, self.count, self.sinks, *grid
+    def kind(self) -> Kind:
+        align = 0 if self.masks.grid is None else int(self.masks.grid[:, 0].max())
+        return Kind("plsh", self.weights, self.sampler, self.count, self.sinks, align)
 
     def pack(self):
         width, grid = self.masks.width, self.masks.grid
         columns = width, self.masks.shift, self.masks.log_weight.exp(), width.reciprocal()
         return torch.cat([self.slopes[:, None], *columns, *([] if grid is None else [grid])], 1)
+
+    def mask_set(self) -> Masks:
+        return self.masks
 
     @property
     def numbers_per_row(self) -> int:
@@ -135,8 +141,9 @@ class PositionalLSH(Weights):
                 f"return_spread=True splits the masks into two halves, and {self.count} is odd: draw "
                 f"{self.count + 1} masks."
             )
-        parts = (slice(None, self.count // 2), slice(self.count // 2, None))
-        return tuple(replace(self, masks=self.masks.some(part)) for part in parts)
+        middle = self.count // 2
+        first, second = self.masks.some(slice(None, middle)), self.masks.some(slice(middle, None))
+        return replace(self, masks=first), replace(self, masks=second)
 
     def log_dense(self, rows, columns):
         heads = torch.arange(self.heads)

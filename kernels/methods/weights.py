@@ -11,41 +11,74 @@ neither cut nor estimated.
 """
 
 import math
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 import torch
 
-# How a fused kernel weighs a pair: see `kernels.impl.tables`.
-Law = Literal["linear", "rb", "distance", "count", "sum"]
+from kernels.methods.checks import check_slopes, check_whole
+from kernels.methods.laws import Kind, Law
+from kernels.methods.masks import Masks
 
 ENDLESS = 2.0**52  # tokens, a whole number in float64
 
 
 class Weights(ABC):
-    """Weights of H heads. Positions are whole token coordinates >= 0; log-weight -inf means the
-    pair is not visited."""
+    """Weights of H heads. Positions are whole token coordinates >= 0; a log-weight of -inf means
+    that the pair is not visited.
+
+    `slopes`: (H,) float64. `sinks`: how many of the first tokens every row sees. `span`: the
+    farthest distance, in tokens, that any head visits apart from the sinks; None without a bound.
+    """
 
     slopes: torch.Tensor
     sinks: int = 0
-    span: int | None = (
-        None  # how far back any row of any head can reach at most, in tokens, sinks apart; None: no bound
-    )
-    law: Law | None = None  # None: fused kernels have no tables for these weights
-    count: int = 0  # masks, 0 of weights without
+    span: int | None = None
 
     @property
     def heads(self) -> int:
+        """Number of heads H."""
         return len(self.slopes)
 
     @property
+    def law(self) -> Law | None:
+        """How a fused kernel computes a pair's weight; None if fused kernels have no tables for it."""
+        return None
+
+    @property
+    def count(self) -> int:
+        """Number of masks, 0 for weights without masks."""
+        return 0
+
+    @property
+    def counted(self) -> int:
+        """Number of masks that a fused kernel counts pair by pair, 0 where a formula or a table gives
+        the weight."""
+        return self.count if self.law is not None and self.law.per_mask else 0
+
+    @property
+    def kind(self) -> Kind:
+        """The properties of the weights that compiled kernels depend on."""
+        return Kind(type(self).__name__.lower(), sinks=self.sinks)
+
+    @property
     def numbers_per_row(self) -> int:
-        """How many numbers describe what one row visits: what a kernel that works by pieces must
-        have room for."""
+        """How many numbers describe the keys that one row visits: a kernel that works in pieces must
+        have room for them."""
         return 1
+
+    @property
+    def tokens(self) -> torch.Tensor | None:
+        """Farthest visible distance of each head, (H,) int64, where a weight depends on the distance
+        alone and is 0 beyond; None for other weights."""
+        return None
+
+    @classmethod
+    def example(cls, slopes: torch.Tensor, kind: Kind) -> "Weights":
+        """Weights of this class with that `kind`, to check a kernel on. Raises ValueError for a class
+        that has none."""
+        raise ValueError(f"{cls.__name__} has no example.")
 
     @abstractmethod
     def log_dense(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -54,18 +87,20 @@ class Weights(ABC):
 
     @abstractmethod
     def reach(self, heads: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """First and last visited column of each row beyond the sinks, to the left and right: rows
-        (G, C) of heads (G,) -> two (G, C) int64. Both are non-decreasing in the row, the first is
-        at least `sinks` (and so may lie after the row, which then sees sinks alone); the last is
-        not clipped to the number of tokens."""
+        """First and last visited column of each row beyond the sinks: rows (G, C) of heads (G,) ->
+        two (G, C) int64.
+
+        Both are non-decreasing in the row. The first is at least `sinks`, and so may lie after the
+        row, which then sees sinks alone. The last is not clipped to the number of tokens.
+        """
 
     @abstractmethod
     def log_piece(
         self, heads: torch.Tensor, rows: torch.Tensor, first: torch.Tensor, width: int, causal: bool
     ) -> torch.Tensor:
-        """log w of a piece: consecutive rows (G, C) of heads (G,) against columns first[g] ..
+        """log w of a piece: consecutive rows (G, C) of heads (G,) against the columns first[g] ..
         first[g] + width - 1 -> (G, C, width) float32. Columns below `sinks`, and with `causal`
-        those after the row, get -inf."""
+        columns after the row, get -inf."""
 
     def log_sinks(self, heads: torch.Tensor, rows: torch.Tensor, columns: int, causal: bool) -> torch.Tensor:
         """log w of consecutive rows (G, C) of heads (G,) against the sinks 0 .. columns - 1: (G, C,
@@ -74,28 +109,16 @@ class Weights(ABC):
         first = torch.zeros_like(rows[:, 0])
         return by_distance(Alibi(self.slopes)._log_distance, heads, rows, first, columns, causal)
 
-    @property
-    def counted(self) -> int:
-        """How many masks a fused kernel counts pair by pair, 0 where a formula or a table gives the
-        weight."""
-        return self.count if self.law in ("count", "sum") else 0
-
-    @property
-    def kind(self) -> tuple:
-        """What compiled kernels know of the weights, in plain words: (class, kind, sampler, masks,
-        sinks)."""
-        return type(self).__name__.lower(), "", "", 0, self.sinks
-
-    @classmethod
-    def example(cls, slopes: torch.Tensor, kind: str, sampler: str, masks: int, sinks: int) -> "Weights":
-        """Weights of the class with that `kind`, for a check of kernels."""
-        raise ValueError(f"{cls.__name__} has no example.")
-
     def pack(self) -> torch.Tensor:
-        """What a fused kernel reads of the weights: (H, 1 + 4 S) float64, slope, then widths,
-        shifts, weights and reciprocal widths of the masks, and after them the three of
-        `Masks.grid`, if any; or (H, 2), slope and farthest distance, of weights without masks."""
+        """The weights as a fused kernel reads them. With masks: (H, 1 + 4 S) float64, the slope, then
+        widths, shifts, weights and reciprocal widths of the masks, followed by the three columns of
+        `Masks.grid`, if any. Without: (H, 2), slope and farthest distance. Raises ValueError for
+        weights without a law."""
         raise ValueError(no_tables(self))
+
+    def mask_set(self) -> Masks:
+        """The masks, for laws that are `per_mask`. Raises ValueError for weights without masks."""
+        raise ValueError(f"{type(self).__name__} has no masks.")
 
     def halves(self) -> tuple["Weights", "Weights"]:
         """The same weights by each half of the masks, two independent estimates. Raises ValueError
@@ -119,31 +142,8 @@ class Weights(ABC):
 
 
 def no_tables(weights: Weights) -> str:
-    """Why fused kernels cannot compute weights whose law is None."""
+    """The reason why fused kernels cannot compute weights whose law is None."""
     return f"No tables for {type(weights).__name__}: use kernel='sdpa' or 'exact' with it."
-
-
-def check_slopes(slopes: torch.Tensor) -> torch.Tensor:
-    slopes = torch.as_tensor(slopes, dtype=torch.float64, device="cpu")
-    if slopes.ndim != 1 or len(slopes) == 0 or not bool(((slopes > 0) & slopes.isfinite()).all()):
-        raise ValueError(
-            "slopes must be a list of finite positive numbers, one per head (the bias is -m|i-j|: a negative one would "
-            f"reward distance); got {slopes.tolist()!r}."
-        )
-    return slopes
-
-
-def check_whole(name: str, value: int, least: int, end: int = 2**63) -> int:
-    """The value, if it is a whole number of least .. end - 1."""
-    try:
-        number = operator.index(None if isinstance(value, bool) else value)
-    except TypeError:
-        raise ValueError(f"{name} must be a whole number, not {value!r}.") from None
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, not {number}.")
-    if number >= end:
-        raise ValueError(f"{name} must be below {end}, not {number}.")
-    return number
 
 
 def by_distance(
@@ -155,10 +155,18 @@ def by_distance(
     causal: bool,
     begin: int = 0,
 ) -> torch.Tensor:
-    """A piece (see `Weights.log_piece`) whose log-weight depends on the distance alone, by
-    ``formula(heads (U,), distance (U, N) int64) -> (U, N)``. Every row is the same list of numbers
-    moved on by one, and chunks of one head lie alike to their columns: the formula is evaluated
-    once for each distinct list, the rest is copying. Columns before `begin` get -inf."""
+    """A piece (see `Weights.log_piece`) whose log-weight depends on the distance alone.
+
+    Every row is the same list of numbers moved on by one, and chunks of one head often lie alike to
+    their columns: the formula is evaluated once for each distinct list, the rest is copying.
+
+    Args:
+        formula: ``formula(heads (U,), distance (U, N) int64) -> (U, N)``, the log-weights.
+        heads, rows, first, width, causal: as in `Weights.log_piece`.
+        begin: columns before it get -inf.
+
+    Returns: (G, C, width) float32.
+    """
     length = rows.shape[1]
     layout, member = torch.unique(torch.stack([heads, rows[:, 0] - first], 1), dim=0, return_inverse=True)
     ahead = layout[:, 1:] + (length - 1) - torch.arange(width + length - 1, device=rows.device)
@@ -177,13 +185,13 @@ class Alibi(Weights):
 
     slopes: torch.Tensor
 
-    law = "linear"
+    law = Law.LINEAR
 
     def __post_init__(self):
         object.__setattr__(self, "slopes", check_slopes(self.slopes))
 
     @classmethod
-    def example(cls, slopes, kind, sampler, masks, sinks):
+    def example(cls, slopes, kind):
         return cls(slopes)
 
     def pack(self):
@@ -211,18 +219,20 @@ class Window(Weights):
     slopes: torch.Tensor
     cutoff: float
     sinks: int = 0
+    span: int = field(init=False, repr=False, compare=False)
 
-    law = "linear"
+    law = Law.LINEAR
 
     def __post_init__(self):
         object.__setattr__(self, "sinks", check_whole("sinks", self.sinks, 0))
         object.__setattr__(self, "slopes", check_slopes(self.slopes))
         if not self.cutoff >= 0:
             raise ValueError(f"cutoff must be at least 0 (in units of 1/slope), not {self.cutoff}.")
+        object.__setattr__(self, "span", int(self.tokens.max()))
 
     @classmethod
-    def example(cls, slopes, kind, sampler, masks, sinks):
-        return cls(slopes, 5.0, sinks)
+    def example(cls, slopes, kind):
+        return cls(slopes, 5.0, kind.sinks)
 
     def pack(self):
         return torch.stack([self.slopes, self.tokens.double()], 1)
@@ -232,10 +242,6 @@ class Window(Weights):
         """Farthest visible distance of each head, (H,) int64."""
         return torch.floor((self.cutoff / self.slopes).clamp_max(2.0**62)).long()
 
-    @property
-    def span(self) -> int:
-        return int(self.tokens.max())
-
     def log_dense(self, rows, columns):
         distance = (rows[:, None] - columns[None, :]).abs()[None]
         full = Alibi(self.slopes).log_dense(rows, columns)
@@ -243,12 +249,12 @@ class Window(Weights):
         return full.masked_fill(cut, -math.inf)
 
     def reach(self, heads, rows):
-        span = self.tokens[heads.cpu()].to(rows.device)[:, None]
-        return (rows - span).clamp_min(self.sinks), rows + span
+        farthest = self.tokens[heads.cpu()].to(rows.device)[:, None]
+        return (rows - farthest).clamp_min(self.sinks), rows + farthest
 
     def log_piece(self, heads, rows, first, width, causal):
         return by_distance(self._log_distance, heads, rows, first, width, causal, self.sinks)
 
     def _log_distance(self, heads: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
-        span = self.tokens[heads.cpu()].to(distance.device)[:, None]
-        return Alibi(self.slopes)._log_distance(heads, distance).masked_fill_(distance > span, -math.inf)
+        farthest = self.tokens[heads.cpu()].to(distance.device)[:, None]
+        return Alibi(self.slopes)._log_distance(heads, distance).masked_fill_(distance > farthest, -math.inf)

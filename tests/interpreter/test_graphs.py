@@ -12,9 +12,9 @@ from kernels.impl import tables
 from kernels.impl.tables import bias_of
 from kernels.impl.triton.decode import ROWS, decode
 from kernels.impl.triton.forward import forward
-from kernels.impl.triton.launch import places_on
+from kernels.impl.triton.launch import geometry_on_device
 from kernels.impl.triton.numbers import bias_on, numbers_on
-from kernels.impl.triton.ops import placed, tables_on_device
+from kernels.impl.triton.ops import geometry_tensor, tables_on_device
 from tests.kernels.cases import Case
 
 CAPACITY = 96
@@ -80,27 +80,27 @@ def test_places_on_a_device_are_taken_as_they_are():
     """Nothing looks at them: the numbers of a tensor without any could not be read."""
     where = torch.empty(2, 1, dtype=torch.int32, device="meta")
     q = torch.empty(1, 2, 1, 16, device="meta")
-    assert placed(where, q, q, 0) is where
-    assert placed(where.long(), q, q, 0).dtype == torch.int32
+    assert geometry_tensor(where, q, q, 0) is where
+    assert geometry_tensor(where.long(), q, q, 0).dtype == torch.int32
 
 
 def test_what_is_made_while_a_graph_is_captured_is_not_kept(monkeypatch):
     """It is in the memory of the graph, which fills it at every replay."""
     weights = Case(rule="rb/systematic", masks=5, heads=(2, 1)).weights()
     slopes, device = weights.slopes, torch.device("cpu")
-    monkeypatch.setattr("kernels.impl.triton.launch._PLACES", {})
+    monkeypatch.setattr("kernels.impl.triton.launch._GEOMETRIES", {})
     with monkeypatch.context() as patch:
-        for module in ("tables", "triton_launch"):
-            patch.setattr(f"kernels.{module}.capturing", lambda device: True)
+        for module in ("tables", "triton.launch"):
+            patch.setattr(f"kernels.impl.{module}.capturing", lambda device: True)
         made = bias_of(weights, 40, slopes)
         assert bias_of(weights, 40, slopes) is not made
         for rows in (((0, 0), (9, 9)), ((0, 4), (9, 5), (3, 3))):
-            held = places_on(rows, device)
+            held = geometry_on_device(rows, device)
             assert held.dtype == torch.int32 and held.tolist() == list(map(list, rows))
-            assert places_on(rows, device) is not held
+            assert geometry_on_device(rows, device) is not held
     kept = bias_of(weights, 40, slopes)
     assert bias_of(weights, 40, slopes) is kept and torch.equal(kept, made)
-    assert places_on(rows, device) is places_on(rows, device)
+    assert geometry_on_device(rows, device) is geometry_on_device(rows, device)
     assert not tables.capturing(device)
 
 

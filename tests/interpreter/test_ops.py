@@ -49,7 +49,7 @@ def test_torch_finds_nothing_wrong_with_the_operators(rule: str):
 @pytest.mark.parametrize("rule", RULES)
 def test_a_call_copies_nothing_to_the_device_after_the_first(rule: str, monkeypatch):
     """It would stall the stream, and end the capture of a CUDA graph."""
-    monkeypatch.setattr("kernels.impl.triton.launch._PLACES", {})
+    monkeypatch.setattr("kernels.impl.triton.launch._GEOMETRIES", {})
     case = case_of(rule)
     (q, k, v), weights = case.inputs(), case.weights()
     calls = [(q, k, v), (q[:, :, -3:], k, v)]

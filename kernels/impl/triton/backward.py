@@ -15,7 +15,7 @@ from kernels.impl.triton.delta import delta_of
 from kernels.impl.triton.dkdv import key_kernel
 from kernels.impl.triton.dq import query_kernel
 from kernels.impl.triton.dsinks import sink_gradients
-from kernels.impl.triton.launch import constants, places_on, pointers
+from kernels.impl.triton.launch import constants, geometry_on_device, pointers
 
 
 def backward(
@@ -47,13 +47,13 @@ def backward(
         dk[sequence, :, :pad] = dv[sequence, :, :pad] = 0.0
     since, until = visitors(tables)
     inputs = (q, k, v, dout)
-    places = places_on((tuple(pads), tuple(starts)), q.device)
+    geometry = geometry_on_device((tuple(pads), tuple(starts)), q.device)
     if streams(*inputs, tables=tables, gaps=False):
-        causal_gradients(*inputs, lse, delta, dq, dk, dv, until, tables, places, scale)
+        causal_gradients(*inputs, lse, delta, dq, dk, dv, until, tables, geometry, scale)
     else:
         strides = [stride for x in inputs for stride in x.stride()[:3]]
         sizes = (heads, heads // kv_heads, queries, keys, tables.first.shape[1], tables.bias.shape[-1])
-        common = (places, *pointers(tables), *strides, *sizes, scale, scale * LOG2E)
+        common = (geometry, *pointers(tables), *strides, *sizes, scale, scale * LOG2E)
         kind = (tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tile)
         query_kernel[((queries + 2 * tile - 2) // tile, batch, heads)](
             *inputs, dq, lse, delta, *common, **constants("dq", *kind)
@@ -63,7 +63,7 @@ def backward(
         )
     if sinks := min(tables.sinks, keys):
         parts = sink_gradients(
-            *inputs, lse, delta, tables.slope, places, sinks=sinks, causal=tables.causal, scale=scale
+            *inputs, lse, delta, tables.slope, geometry, sinks=sinks, causal=tables.causal, scale=scale
         )
         for sequence, pad in enumerate(pads):
             for to, part in zip((dk, dv), parts[:, sequence], strict=True):

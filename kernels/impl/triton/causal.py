@@ -23,7 +23,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.impl.tables import LOG2E, WORD, Tables
 from kernels.impl.triton.launch import Launcher, capability, pointers, precision_of, strides_of, width_of
-from kernels.impl.triton.tiles import absorb, clear_padding, place_of
+from kernels.impl.triton.tiles import absorb, clear_padding, sequence_geometry
 from kernels.impl.triton.weights import (
     ANY,
     HIDDEN,
@@ -36,9 +36,10 @@ from kernels.impl.triton.weights import (
     weigh_near,
     weights_of,
 )
+from kernels.methods.laws import Law
 
 STEP = 32  # keys at a time
-LAWS = ("linear", "rb", "count")
+LAWS = (Law.LINEAR, Law.RAO_BLACKWELL, Law.COUNT)
 # exponent of a factor of a row or column: what is below float32 becomes 0, of a likelihood at most
 # 2^(100 - 126)
 LARGEST = tl.constexpr(100.0)
@@ -173,19 +174,19 @@ def sink_step(
 
 @triton.jit(do_not_specialize=ANY)
 def causal_kernel(
-    Q, K, V, Out, OutRows, Lse, Places, Order, First, Slope, Bias, Planes, Corners, Share,
+    Q, K, V, Out, OutRows, Lse, Geometry, Order, First, Slope, Bias, Planes, Corners, Share,
     o_b, o_h, o_t, heads, group, queries, keys, padded, origin, scale2,
     LAW: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
     TILE: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of rows, batch, heads). Q, K, V, Out: tensor descriptors of (batch, heads, slots,
     DIM), what lies outside of them is read as 0 and not written; OutRows: the pointer of Out, with
-    strides o_, for rows of padding. Lse (batch, heads, queries) dense. Places as in `place_of`,
+    strides o_, for rows of padding. Lse (batch, heads, queries) dense. Geometry as in `sequence_geometry`,
     without gaps. The other pointers are those of `Tables` with `padded` rows, the first of them
     `origin`."""
     sequence = tl.program_id(1)
     head = tl.load(Order + tl.program_id(2))
-    start, tokens, lead, _ = place_of(Places, sequence, tl.num_programs(1), keys, False)
+    start, tokens, lead, _ = sequence_geometry(Geometry, sequence, tl.num_programs(1), keys, False)
     tile = tl.maximum(start, 0) // TILE + tl.num_programs(0) - 1 - tl.program_id(0)
     i0 = tile * TILE
     if i0 >= start + queries:
@@ -245,12 +246,12 @@ def causal_kernel(
     tl.store(to, lse * LN2, mask=mine)
 
 
-def streamed_constants(law: str, masks: int, dim: int, dtype: torch.dtype, tile: int, **own) -> dict:
+def streamed_constants(law: Law, masks: int, dim: int, dtype: torch.dtype, tile: int, **own) -> dict:
     """What the kernels of these tiles are compiled for, and how they are launched; `own`: what is a
     kernel's own."""
     return {
-        "LAW": law,
-        "MASKS": 0 if law == "linear" else masks,
+        "LAW": law.value,
+        "MASKS": masks if law.uses_mask_count else 0,
         "WIDE": width_of(dim),
         "TILE": tile,
         "STEP": min(STEP, tile),
@@ -258,18 +259,18 @@ def streamed_constants(law: str, masks: int, dim: int, dtype: torch.dtype, tile:
         "PRECISION": precision_of(dtype),
         "ASM": not INTERPRETED,
         "num_warps": 4,
-        "maxnreg": 255 if law == "count" and masks > 16 else 168,
+        "maxnreg": 255 if law is Law.COUNT and masks > 16 else 168,
         "enable_fp_fusion": True,
     } | own
 
 
-def causal_constants(law: str, masks: int, sinks: int, dim: int, dtype: torch.dtype, tile: int) -> dict:
+def causal_constants(law: Law, masks: int, sinks: int, dim: int, dtype: torch.dtype, tile: int) -> dict:
     """Of `causal_kernel`: with the cap on registers and the stages that took the least time on an
     H200. On sm_90 128 registers leave room for four blocks, 168 for three."""
     own = {"SINKS": sinks, "DIM": dim}
-    if law == "rb":
+    if law is Law.RAO_BLACKWELL:
         own["STAGES"] = 3
-    if law == "linear" and not sinks:
+    if law is Law.LINEAR and not sinks:
         own["maxnreg"] = 128
     return streamed_constants(law, masks, dim, dtype, tile, **own)
 
@@ -279,7 +280,7 @@ def streams(*inputs: torch.Tensor, tables: Tables, gaps: bool) -> bool:
     last dimensions."""
     q = inputs[0]
     able = INTERPRETED or capability(q) == 9
-    lawful = tables.law in LAWS and (tables.law != "count" or tables.masks <= WORD)
+    lawful = tables.law in LAWS and (tables.law is not Law.COUNT or tables.masks <= WORD)
     kind = able and tables.causal and not gaps and lawful and q.dtype != torch.float32
     return kind and all(map(streamed, inputs))
 
@@ -303,21 +304,21 @@ def descriptor(x: torch.Tensor, rows: int) -> TensorDescriptor:
 
 def causal_forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, tables: Tables,
-    places: torch.Tensor, *, scale: float,
+    geometry: torch.Tensor, *, scale: float,
 ) -> None:  # fmt: skip
     """As `kernels.impl.triton.forward.forward`, written to `out` and `lse`."""
     batch, heads, queries, dim = q.shape
     step, tile = min(STEP, tables.tile), tables.tile
-    strides, alike = strides_of(out, places=places)
+    strides, alike = strides_of(out, geometry=geometry)
     _launcher(tables.law, tables.masks, tables.sinks, dim, q.dtype, tile)(
         ((queries + 2 * tile - 2) // tile, batch, heads), q.device,
         descriptor(q, tile), descriptor(k, step), descriptor(v, step), descriptor(out, tile),
-        out, lse, places, *pointers(tables, last=False), *strides,
+        out, lse, geometry, *pointers(tables, last=False), *strides,
         heads, heads // k.shape[1], queries, k.shape[2], tables.first.shape[1], tables.origin, scale * LOG2E,
         alike=alike,
     )  # fmt: skip
 
 
 @functools.cache
-def _launcher(law: str, masks: int, sinks: int, dim: int, dtype: torch.dtype, tile: int) -> Launcher:
+def _launcher(law: Law, masks: int, sinks: int, dim: int, dtype: torch.dtype, tile: int) -> Launcher:
     return Launcher(causal_kernel, **causal_constants(law, masks, sinks, dim, dtype, tile))

@@ -11,8 +11,9 @@ import triton.language as tl
 from kernels.impl.tables import LOG2E, Tables
 from kernels.impl.triton.causal import STEP, descriptor, factors_of, key_step, sink_step, streamed_constants, weighed
 from kernels.impl.triton.launch import Launcher, pointers, strides_of
-from kernels.impl.triton.tiles import place_of, row_values
+from kernels.impl.triton.tiles import row_values, sequence_geometry
 from kernels.impl.triton.weights import ANY, scales, weights_of
+from kernels.methods.laws import Law
 
 
 @triton.jit
@@ -27,17 +28,17 @@ def attention_of(score, factor, lse, LAW: tl.constexpr):
 
 @triton.jit(do_not_specialize=ANY)
 def causal_query_kernel(
-    Q, K, V, Dout, Dq, Lse, Delta, Places, Order, First, Slope, Bias, Planes, Corners, Share,
+    Q, K, V, Dout, Dq, Lse, Delta, Geometry, Order, First, Slope, Bias, Planes, Corners, Share,
     heads, group, queries, keys, padded, scale, scale2,
     LAW: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
     STEP: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of rows, batch, heads). Q, K, V, Dout, Dq: tensor descriptors of (batch, heads,
-    slots, DIM); Lse and Delta (batch, heads, queries) dense. Places as in `place_of`, without gaps,
+    slots, DIM); Lse and Delta (batch, heads, queries) dense. Geometry as in `sequence_geometry`, without gaps,
     the other pointers those of `Tables` for all rows."""
     sequence = tl.program_id(1)
     head = tl.load(Order + tl.program_id(2))
-    start, tokens, lead, _ = place_of(Places, sequence, tl.num_programs(1), keys, False)
+    start, tokens, lead, _ = sequence_geometry(Geometry, sequence, tl.num_programs(1), keys, False)
     tile = tl.maximum(start, 0) // TILE + tl.num_programs(0) - 1 - tl.program_id(0)
     i0 = tile * TILE
     if i0 >= start + queries:
@@ -86,7 +87,7 @@ def causal_query_kernel(
 
 @triton.jit(do_not_specialize=ANY)
 def causal_key_kernel(
-    Q, K, V, Dout, Dk, Dv, Lse, Delta, Until, Places, Order, First, Slope, Bias, Planes, Corners, Share,
+    Q, K, V, Dout, Dk, Dv, Lse, Delta, Until, Geometry, Order, First, Slope, Bias, Planes, Corners, Share,
     heads, group, queries, keys, padded, scale, scale2,
     LAW: tl.constexpr, MASKS: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
     STEP: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
@@ -96,7 +97,7 @@ def causal_key_kernel(
     tile. Sinks get 0, since what they get from every row is `kernels.impl.triton.dsinks`'."""
     sequence = tl.program_id(0)
     head = tl.load(Order + tl.program_id(2))
-    start, tokens, lead, _ = place_of(Places, sequence, tl.num_programs(0), keys, False)
+    start, tokens, lead, _ = sequence_geometry(Geometry, sequence, tl.num_programs(0), keys, False)
     tile = tl.program_id(1)
     j0 = tile * TILE
     if j0 >= tokens:
@@ -141,7 +142,7 @@ def causal_key_kernel(
     Dv.store([sequence, head, lead + j0, 0], dv.to(k.dtype).reshape([1, 1, TILE, WIDE]))
 
 
-def backward_constants(kernel: str, law: str, masks: int, sinks: int, dim: int, dtype: torch.dtype, tile: int) -> dict:
+def backward_constants(kernel: str, law: Law, masks: int, sinks: int, dim: int, dtype: torch.dtype, tile: int) -> dict:
     """Of the kernels for dq ("causal_dq"), and for dk and dv ("causal_dkdv"), whose two sums leave
     registers for two blocks."""
     own = {"SINKS": sinks} if kernel == "causal_dq" else {"maxnreg": 255}
@@ -149,7 +150,7 @@ def backward_constants(kernel: str, law: str, masks: int, sinks: int, dim: int, 
 
 
 @functools.cache
-def _launchers(law: str, masks: int, sinks: int, dim: int, dtype: torch.dtype, tile: int) -> tuple[Launcher, Launcher]:
+def _launchers(law: Law, masks: int, sinks: int, dim: int, dtype: torch.dtype, tile: int) -> tuple[Launcher, Launcher]:
     kind = (law, masks, sinks, dim, dtype, tile)
     return (
         Launcher(causal_query_kernel, **backward_constants("causal_dq", *kind)),
@@ -159,7 +160,7 @@ def _launchers(law: str, masks: int, sinks: int, dim: int, dtype: torch.dtype, t
 
 def causal_gradients(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dout: torch.Tensor, lse: torch.Tensor, delta: torch.Tensor,
-    dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor, until: torch.Tensor, tables: Tables, places: torch.Tensor,
+    dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor, until: torch.Tensor, tables: Tables, geometry: torch.Tensor,
     scale: float,
 ) -> None:  # fmt: skip
     """Write dq like q, and dk and dv (B, H, Tk, D), but for padding and sinks; `delta` (B, H, Tq)
@@ -170,14 +171,14 @@ def causal_gradients(
     held = pointers(tables, last=False)
     sizes = (heads, heads // k.shape[1], queries, k.shape[2], padded, scale, scale * LOG2E)
     of_rows, of_keys = _launchers(tables.law, tables.masks, tables.sinks, dim, q.dtype, tile)
-    _, alike = strides_of(lse.view(-1), delta.view(-1), places=places)
+    _, alike = strides_of(lse.view(-1), delta.view(-1), geometry=geometry)
     of_rows(
         ((queries + 2 * tile - 2) // tile, batch, heads), q.device,
         descriptor(q, tile), descriptor(k, step), descriptor(v, step), descriptor(dout, tile), descriptor(dq, tile),
-        lse, delta, places, *held, *sizes, alike=alike,
+        lse, delta, geometry, *held, *sizes, alike=alike,
     )  # fmt: skip
     of_keys(
         (batch, padded // tile, heads), q.device,
         descriptor(q, step), descriptor(k, tile), descriptor(v, tile), descriptor(dout, step), descriptor(dk, tile),
-        descriptor(dv, tile), lse, delta, until, places, *held, *sizes, alike=alike,
+        descriptor(dv, tile), lse, delta, until, geometry, *held, *sizes, alike=alike,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from kernels.impl.tables import LOG2E
 from kernels.impl.triton.launch import Launcher, precision_of, strides_of, width_of
 from kernels.impl.triton.numbers import Numbers
 from kernels.impl.triton.tables import FARTHEST, bucket_of, edge_of, grid_of, gridded, standing_for
-from kernels.impl.triton.tiles import load_pair, load_tile, place_of, row_of
+from kernels.impl.triton.tiles import load_pair, load_tile, row_of, sequence_geometry
 from kernels.impl.triton.weights import (
     ANY,
     HIDDEN,
@@ -31,6 +31,7 @@ from kernels.impl.triton.weights import (
     to_sinks,
     weigh,
 )
+from kernels.methods.laws import Law
 
 ROWS = 16  # query rows of a program, the least that a matrix product takes
 COLUMNS = 64  # keys of a tile, half of them in float32 and in the interpreter
@@ -84,7 +85,7 @@ def _own(starts, place, LANES: tl.constexpr):
 
 @triton.jit(do_not_specialize=ANY)
 def decode_kernel(
-    Q, K, V, Part, Places, Numbers, Slope, Bias, Share,
+    Q, K, V, Part, Geometry, Numbers, Slope, Bias, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
     heads, group, queries, reach, scale2,
     LAW: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, GAPS: tl.constexpr, GRID: tl.constexpr,
@@ -93,12 +94,12 @@ def decode_kernel(
 ):  # fmt: skip
     """Grid (splits, batch, heads). Part (batch, heads, queries, splits, DIM) float32 and, after it,
     the same without DIM: the attention over the keys of one split (the first takes the sinks too)
-    and its log-sum-exp in base 2. Places as in `place_of`, Numbers as in
+    and its log-sum-exp in base 2. Geometry as in `sequence_geometry`, Numbers as in
     `kernels.impl.triton.tables.tables_kernel`, the rest as in `Tables`."""
     LANES: tl.constexpr = lanes(MASKS)
     split, splits = tl.program_id(0), tl.num_programs(0)
     sequence, head = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    start, _, lead, gap = place_of(Places, sequence, tl.num_programs(1), 0, GAPS)
+    start, _, lead, gap = sequence_geometry(Geometry, sequence, tl.num_programs(1), 0, GAPS)
     place = tl.arange(0, ROWS)
     rows = start + place
     mine = place < queries
@@ -202,11 +203,11 @@ def decode_kernel(
 
 @triton.jit(do_not_specialize=ANY)
 def merge_kernel(
-    Part, Out, Lse, Places, o_b, o_h, o_t, heads, queries, splits,
+    Part, Out, Lse, Geometry, o_b, o_h, o_t, heads, queries, splits,
     DIM: tl.constexpr, WIDE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Grid (batch, heads, queries): the parts of one row, STEP at a time, Lse (batch, heads,
-    queries) its log-sum-exp in base e; 0 and -inf of a row of padding. Places as in `place_of`."""
+    queries) its log-sum-exp in base e; 0 and -inf of a row of padding. Geometry as in `sequence_geometry`."""
     sequence, head, query = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     row = (sequence * heads + head) * queries + query
     parts = tl.num_programs(0).to(tl.int64) * heads * queries * splits
@@ -226,7 +227,7 @@ def merge_kernel(
         total = total * shrink + tl.sum(weight, 0)
         acc = acc * shrink + tl.sum(part * weight[:, None], 0)
         top = higher
-    real = tl.load(Places + tl.num_programs(0) + sequence) + query >= 0
+    real = tl.load(Geometry + tl.num_programs(0) + sequence) + query >= 0
     to = Out + sequence * o_b + head * o_h + query * o_t + dims
     tl.store(to, tl.where(real, acc / total, 0.0).to(Out.dtype.element_ty), mask=dims < DIM)
     tl.store(Lse + row, tl.where(real, (top + tl.log2(total)) * LN2, float("-inf")))
@@ -252,7 +253,7 @@ def decode(
     v: torch.Tensor,
     numbers: Numbers,
     bias: torch.Tensor,
-    places: torch.Tensor,
+    geometry: torch.Tensor,
     *,
     scale: float,
     splits: int | None = None,
@@ -260,10 +261,10 @@ def decode(
     """As `kernels.impl.triton.forward.forward` for at most ROWS causal queries, without tables:
     from the numbers and the bias of the weights where q is. `splits`: by default as many as fill
     the GPU. What is launched depends on no number on the device: a CUDA graph may hold it and be
-    replayed at other places."""
+    replayed at other geometry."""
     batch, heads, queries, dim = q.shape
     assert queries <= ROWS
-    gaps, device = len(places) == 3, q.device
+    gaps, device = len(geometry) == 3, q.device
     parts, merging = _launchers(
         numbers.law, numbers.masks, numbers.sinks, gaps, gridded(numbers.numbers, numbers.masks), dim, q.dtype
     )
@@ -272,16 +273,16 @@ def decode(
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=device)
     part = torch.empty(batch * heads * queries * splits * (dim + 1), dtype=torch.float32, device=device)
-    strides, alike = strides_of(q, k, v, places=places)
+    strides, alike = strides_of(q, k, v, geometry=geometry)
     parts(
         (splits, batch, heads), device,
-        q, k, v, part, places, numbers.numbers, numbers.slope, bias, numbers.share, *strides,
+        q, k, v, part, geometry, numbers.numbers, numbers.slope, bias, numbers.share, *strides,
         heads, heads // k.shape[1], queries, bias.shape[-1], scale * LOG2E,
         alike=alike,
     )  # fmt: skip
     merging(
         (batch, heads, queries), device,
-        part, out, lse, places, heads * queries * dim, queries * dim, dim, heads, queries, splits,
+        part, out, lse, geometry, heads * queries * dim, queries * dim, dim, heads, queries, splits,
         alike=alike and dim % 16 == 0,
     )  # fmt: skip
     return out, lse
@@ -289,11 +290,11 @@ def decode(
 
 @functools.cache
 def _launchers(
-    law: str, masks: int, sinks: int, gaps: bool, grid: bool, dim: int, dtype: torch.dtype
+    law: Law, masks: int, sinks: int, gaps: bool, grid: bool, dim: int, dtype: torch.dtype
 ) -> tuple[Launcher, Launcher]:
     """Of the parts and of their merging."""
     parts = Launcher(
-        decode_kernel, LAW=law, MASKS=masks, SINKS=sinks, GAPS=gaps, GRID=grid, DIM=dim, WIDE=width_of(dim),
+        decode_kernel, LAW=law.value, MASKS=masks, SINKS=sinks, GAPS=gaps, GRID=grid, DIM=dim, WIDE=width_of(dim),
         PRECISION=precision_of(dtype), ASM=not INTERPRETED, **tile_constants(dtype),
     )  # fmt: skip
     return parts, Launcher(merge_kernel, DIM=dim, WIDE=width_of(dim), STEP=MERGED, enable_fp_fusion=True)

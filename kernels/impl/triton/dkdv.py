@@ -4,14 +4,14 @@ visit it."""
 import triton
 import triton.language as tl
 
-from kernels.impl.triton.tiles import key_gradients, load_rows, load_tile, place_of, row_of
+from kernels.impl.triton.tiles import key_gradients, load_rows, load_tile, row_of, sequence_geometry
 from kernels.impl.triton.weights import ANY, bounded, far, near, near_stages, weights_of, words_of
 
 
 @triton.jit(do_not_specialize=ANY)
 def key_kernel(
     Q, K, V, Dout, Dk, Dv, Lse, Delta, Since, Until,
-    Places, Order, First, Last, Slope, Bias, Planes, Corners, Share,
+    Geometry, Order, First, Last, Slope, Bias, Planes, Corners, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, d_b, d_h, d_t,
     heads, group, queries, keys, padded, reach, scale, scale2,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, DIM: tl.constexpr,
@@ -23,7 +23,7 @@ def key_kernel(
     is `kernels.impl.triton.dsinks`'."""
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
-    start, tokens, lead, _ = place_of(Places, sequence, tl.num_programs(0), keys, False)
+    start, tokens, lead, _ = sequence_geometry(Geometry, sequence, tl.num_programs(0), keys, False)
     tile = tl.program_id(1)
     j0 = tile * TILE
     if j0 >= tokens:

@@ -4,7 +4,7 @@ forward pass does."""
 import triton
 import triton.language as tl
 
-from kernels.impl.triton.tiles import load_pair, load_tile, place_of, row_of, row_values, sink_tile
+from kernels.impl.triton.tiles import load_pair, load_tile, row_of, row_values, sequence_geometry, sink_tile
 from kernels.impl.triton.weights import (
     ANY,
     SINK_STEP,
@@ -44,7 +44,7 @@ def crowded(law, masks, causal, sinks, tile):
 
 @triton.jit(do_not_specialize=ANY)
 def query_kernel(
-    Q, K, V, Dout, Dq, Lse, Delta, Places, Order, First, Last, Slope, Bias, Planes, Corners, Share,
+    Q, K, V, Dout, Dq, Lse, Delta, Geometry, Order, First, Last, Slope, Bias, Planes, Corners, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, d_b, d_h, d_t,
     heads, group, queries, keys, padded, reach, scale, scale2,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, DIM: tl.constexpr,
@@ -54,7 +54,7 @@ def query_kernel(
     strides d_. Keys are taken STEP at a time."""
     sequence = tl.program_id(1).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
-    start, tokens, lead, _ = place_of(Places, sequence, tl.num_programs(1), keys, False)
+    start, tokens, lead, _ = sequence_geometry(Geometry, sequence, tl.num_programs(1), keys, False)
     tile = tl.maximum(start, 0) // TILE + tl.num_programs(0) - 1 - tl.program_id(0)
     i0 = tile * TILE
     if i0 >= start + queries:

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from kernels.impl.tables import LOG2E
 from kernels.impl.triton.launch import precision_of, width_of
-from kernels.impl.triton.tiles import key_gradients, load_pair, load_rows, place_of, row_of
+from kernels.impl.triton.tiles import key_gradients, load_pair, load_rows, row_of, sequence_geometry
 from kernels.impl.triton.weights import ANY, SINK_STEP, between, to_sinks
 
 ROWS = 64  # of a tile: 32 in float32, whose tiles take twice the memory
@@ -22,7 +22,7 @@ FEWEST = 4  # tiles of rows of a program: fewer are not worth a part of their ow
 
 @triton.jit(do_not_specialize=ANY)
 def sink_kernel(
-    Q, K, V, Dout, PartDk, PartDv, Lse, Delta, Places, Slope,
+    Q, K, V, Dout, PartDk, PartDv, Lse, Delta, Geometry, Slope,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, d_b, d_h, d_t,
     heads, group, queries, keys, sinks, scale, scale2,
     CAUSAL: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
@@ -34,7 +34,7 @@ def sink_kernel(
     tiles = tl.cdiv(sinks, COLUMNS)
     split, splits = tl.program_id(0) // tiles, tl.num_programs(0) // tiles
     sequence, head = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    start, tokens, lead, _ = place_of(Places, sequence, tl.num_programs(1), keys, False)
+    start, tokens, lead, _ = sequence_geometry(Geometry, sequence, tl.num_programs(1), keys, False)
     j0 = tl.program_id(0) % tiles * COLUMNS
     columns = j0 + tl.arange(0, COLUMNS)
     here = columns < tl.minimum(sinks, tokens)
@@ -103,7 +103,7 @@ def sink_gradients(
     lse: torch.Tensor,
     delta: torch.Tensor,
     slope: torch.Tensor,
-    places: torch.Tensor,
+    geometry: torch.Tensor,
     *,
     sinks: int,
     causal: bool,
@@ -112,7 +112,7 @@ def sink_gradients(
     """(2, B, H, sinks, D) float32: dk and dv of the first tokens of each sequence, one for each
     query head, 0 of those that it does not have. The last dimension of q, dout (B, H, Tq, D), k and
     v (B, Hkv, Tk, D) is dense; lse and delta (B, H, Tq), `slope` (H,) for base-2 exponentials,
-    `places` as of `place_of`."""
+    `geometry` as of `sequence_geometry`."""
     batch, heads, queries, dim = q.shape
     fixed = sink_constants(causal, dim, q.dtype)
     tiles = triton.cdiv(sinks, fixed["COLUMNS"])
@@ -121,7 +121,7 @@ def sink_gradients(
     inputs = (q, k, v, dout)
     strides = [stride for x in inputs for stride in x.stride()[:3]]
     sink_kernel[(tiles * splits, batch, heads)](
-        *inputs, *parts, lse, delta, places, slope, *strides,
+        *inputs, *parts, lse, delta, geometry, slope, *strides,
         heads, heads // k.shape[1], queries, k.shape[2], sinks, scale, scale * LOG2E, **fixed,
     )  # fmt: skip
     return parts.sum(1)

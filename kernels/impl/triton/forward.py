@@ -15,7 +15,7 @@ import triton.language as tl
 from kernels.impl.tables import LOG2E, Tables
 from kernels.impl.triton.causal import causal_forward, streams
 from kernels.impl.triton.launch import Launcher, constants, pointers, strides_of
-from kernels.impl.triton.tiles import absorb, clear_padding, load_pair, load_tile, place_of, row_of, sink_tile
+from kernels.impl.triton.tiles import absorb, clear_padding, load_pair, load_tile, row_of, sequence_geometry, sink_tile
 from kernels.impl.triton.weights import (
     ANY,
     HIDDEN,
@@ -30,11 +30,12 @@ from kernels.impl.triton.weights import (
     weights_of,
     words_of,
 )
+from kernels.methods.laws import Law
 
 
 @triton.jit(do_not_specialize=ANY)
 def forward_kernel(
-    Q, K, V, Out, Lse, Places, Order, First, Last, Slope, Bias, Planes, Corners, Share,
+    Q, K, V, Out, Lse, Geometry, Order, First, Last, Slope, Bias, Planes, Corners, Share,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,
     heads, group, queries, keys, padded, origin, reach, scale2,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, GAPS: tl.constexpr,
@@ -42,12 +43,12 @@ def forward_kernel(
     ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of rows, batch, heads). Q, K, V, Out: strides of sequence, head and token in
-    elements, the last dimension dense; Lse (batch, heads, queries) dense. Places as in `place_of`.
+    elements, the last dimension dense; Lse (batch, heads, queries) dense. Geometry as in `sequence_geometry`.
     The other pointers are those of `Tables`, `reach` the width of its bias, `padded` its N and
     `origin` its first row."""
     sequence = tl.program_id(1).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
-    start, tokens, lead, gap = place_of(Places, sequence, tl.num_programs(1), keys, GAPS)
+    start, tokens, lead, gap = sequence_geometry(Geometry, sequence, tl.num_programs(1), keys, GAPS)
     held = SINKS + gap  # the first token after those left out
     tile = tl.maximum(start, 0) // TILE + tl.num_programs(0) - 1 - tl.program_id(0)
     i0 = tile * TILE
@@ -156,28 +157,28 @@ def forward(
     k: torch.Tensor,
     v: torch.Tensor,
     tables: Tables,
-    places: torch.Tensor,
+    geometry: torch.Tensor,
     *,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) with dense last dimensions, `places` as of
-    `kernels.impl.triton.tiles.place_of`, gaps causal only; `tables` for all queries.
+    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) with dense last dimensions, `geometry` as of
+    `kernels.impl.triton.tiles.sequence_geometry`, gaps causal only; `tables` for all queries.
 
     Returns out like q, and lse (B, H, Tq) float32; rows of padding give 0 and -inf.
     """
     batch, heads, queries, dim = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    if streams(q, k, v, tables=tables, gaps=len(places) == 3):
-        causal_forward(q, k, v, out, lse, tables, places, scale=scale)
+    if streams(q, k, v, tables=tables, gaps=len(geometry) == 3):
+        causal_forward(q, k, v, out, lse, tables, geometry, scale=scale)
         return out, lse
-    strides, alike = strides_of(q, k, v, out, places=places)
+    strides, alike = strides_of(q, k, v, out, geometry=geometry)
     launcher = _launcher(
-        tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tables.tile, len(places) == 3
+        tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tables.tile, len(geometry) == 3
     )
     launcher(
         ((queries + 2 * tables.tile - 2) // tables.tile, batch, heads), q.device,
-        q, k, v, out, lse, places, *pointers(tables), *strides,
+        q, k, v, out, lse, geometry, *pointers(tables), *strides,
         heads, heads // k.shape[1], queries, k.shape[2], tables.first.shape[1], tables.origin,
         tables.bias.shape[-1], scale * LOG2E,
         alike=alike,
@@ -187,7 +188,7 @@ def forward(
 
 @functools.cache
 def _launcher(
-    law: str, masks: int, sinks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int, gaps: bool
+    law: Law, masks: int, sinks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int, gaps: bool
 ) -> Launcher:
     return Launcher(
         forward_kernel, GAPS=gaps, **constants("forward", law, masks, sinks, causal, dim, dtype, tile, gaps)

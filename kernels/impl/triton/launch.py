@@ -6,8 +6,9 @@ import triton
 
 from kernels.impl.tables import WORD, Tables, capturing
 from kernels.impl.triton.weights import INTERPRETED
+from kernels.methods.laws import Law
 
-LEAST = 16  # rows or columns of a product's operand
+MIN_OPERAND = 16  # rows or columns of a matrix product's operand
 
 
 def pointers(tables: Tables, *, last: bool = True) -> list[torch.Tensor]:
@@ -17,31 +18,37 @@ def pointers(tables: Tables, *, last: bool = True) -> list[torch.Tensor]:
     return [getattr(tables, name) if getattr(tables, name).numel() else tables.first for name in named]
 
 
-KEPT = 64  # calls whose places stay on a device
-_PLACES: dict[tuple, torch.Tensor] = {}
+MAX_GEOMETRIES = 64  # kept on a device
+_GEOMETRIES: dict[tuple, torch.Tensor] = {}
 
 
-def places_on(places: tuple[tuple[int, ...], ...], device: torch.device) -> torch.Tensor:
-    """`kernels.impl.geometry.Places` on the host as int32 on a device. All layers of a model ask
-    for the same: they stay there for a while, for each stream by itself, so that none reads what
-    another has yet to write. A CUDA graph that is being captured has its own, filled in by every
-    replay: a copy from the host would end the capture."""
+def geometry_on_device(geometry: tuple[tuple[int, ...], ...], device: torch.device) -> torch.Tensor:
+    """Returns a geometry that is known on the host (`kernels.impl.geometry`) as int32 on a device.
+
+    All layers of a model ask for the same geometry: its tensor is kept for a while, one for each
+    stream, so that no stream reads what another has yet to write. A CUDA graph that is being
+    captured gets a tensor of its own, filled in by every replay, because a copy from the host would
+    end the capture.
+    """
     if capturing(device):
-        held = torch.empty(len(places), len(places[0]), dtype=torch.int32, device=device)
-        for to, numbers in zip(held, places, strict=True):
-            for part, number in zip(to, numbers, strict=True) if len(set(numbers)) > 1 else [(to, numbers[0])]:
-                part.fill_(number)
-        return held
+        rows = torch.empty(len(geometry), len(geometry[0]), dtype=torch.int32, device=device)
+        for row, numbers in zip(rows, geometry, strict=True):
+            if len(set(numbers)) == 1:
+                row.fill_(numbers[0])
+                continue
+            for element, number in zip(row, numbers, strict=True):
+                element.fill_(number)
+        return rows
     cuda = device.type == "cuda"
-    key = (places, device, triton.runtime.driver.active.get_current_stream(device.index) if cuda else None)
-    held = _PLACES.get(key)
-    if held is None:
-        if len(_PLACES) >= KEPT:
-            del _PLACES[next(iter(_PLACES))]
+    key = (geometry, device, triton.runtime.driver.active.get_current_stream(device.index) if cuda else None)
+    known = _GEOMETRIES.get(key)
+    if known is None:
+        if len(_GEOMETRIES) >= MAX_GEOMETRIES:
+            del _GEOMETRIES[next(iter(_GEOMETRIES))]
         with torch.inference_mode(False):  # a copy out of pinned memory does not make the host wait for the device
-            made = torch.tensor(places, dtype=torch.int32, pin_memory=cuda)
-            held = _PLACES[key] = made.to(device, non_blocking=True)
-    return held
+            pinned = torch.tensor(geometry, dtype=torch.int32, pin_memory=cuda)
+            known = _GEOMETRIES[key] = pinned.to(device, non_blocking=True)
+    return known
 
 
 class Launcher:
@@ -80,10 +87,11 @@ def watched() -> bool:
     return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls)
 
 
-def strides_of(*tensors: torch.Tensor, places: torch.Tensor) -> tuple[list[int], bool]:
-    """Strides of all dimensions but the last, and whether launches with these tensors and places
+def strides_of(*tensors: torch.Tensor, geometry: torch.Tensor) -> tuple[list[int], bool]:
+    """Strides of all dimensions but the last, and whether launches with these tensors and geometry
     are alike."""
-    strides, bits, largest = [], places.data_ptr(), 0
+    strides: list[int] = []
+    bits, largest = geometry.data_ptr(), 0
     for x in tensors:
         each = x.stride()[:-1]
         strides += each
@@ -95,16 +103,16 @@ def strides_of(*tensors: torch.Tensor, places: torch.Tensor) -> tuple[list[int],
 
 
 def constants(
-    kernel: str, law: str, masks: int, sinks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int,
+    kernel: str, law: Law, masks: int, sinks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int,
     gaps: bool = False,
 ) -> dict:  # fmt: skip
     """What the kernel over tiles, "forward", "dq" or "dkdv", is compiled for, and how it is
     launched; other kernels have a step and warps of their own. gaps: of the forward kernel, whether
     keys leave out tokens."""
     return {
-        "LAW": law,
+        "LAW": law.value,
         "CAUSAL": causal,
-        "MASKS": 0 if law in ("linear", "distance") else masks,
+        "MASKS": masks if law.uses_mask_count else 0,
         "SINKS": sinks,
         "DIM": dim,
         "WIDE": width_of(dim),
@@ -114,30 +122,31 @@ def constants(
         "ASM": not INTERPRETED,
         "num_warps": warps_of(kernel, dim, dtype, tile),
         # what two words of masks that are summed in both directions would fetch ahead would spill
-        "num_stages": 1 if kernel == "dq" and law == "sum" and masks > WORD and not causal else 2,
+        "num_stages": 1 if kernel == "dq" and law is Law.SUM and masks > WORD and not causal else 2,
         "enable_fp_fusion": True,  # the default changes with Triton's version
     }
 
 
 def step_of(
-    kernel: str, law: str, masks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int, sinks: int, gaps: bool
+    kernel: str, law: Law, masks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int, sinks: int, gaps: bool
 ) -> int:
     """How much of the other side a program takes at a time: the whole tile where score, weights and
     sums fit into the registers that two programs on a multiprocessor have, else a half or a quarter
     of it."""
-    looked_up, words = law in ("distance", "sum"), law in ("count", "sum") and masks > WORD
+    two_words = law.per_mask and masks > WORD
     if kernel != "forward":
-        more = law in ("rb", "distance", "sum") and not causal or words and (law == "sum" or kernel == "dkdv")
-        more |= law == "distance" and sinks > 0
+        more = (law is Law.RAO_BLACKWELL or law.uses_lookup) and not causal
+        more |= two_words and (law is Law.SUM or kernel == "dkdv")
+        more |= law is Law.DISTANCE and sinks > 0
         halvings = int(width_of(dim) > 64) + int(more)
     elif dtype == torch.float32 or tile == 64:
         # a loop over sinks, which fewer would be no loop for
-        many = law == "rb" and sinks > 0 or law == "sum" and sinks > LEAST
-        more = law == "sum" and (not causal or many or gaps)
-        halvings = int(dtype == torch.float32 or looked_up or words or not causal or gaps or many) + int(more)
+        many = law is Law.RAO_BLACKWELL and sinks > 0 or law is Law.SUM and sinks > MIN_OPERAND
+        more = law is Law.SUM and (not causal or many or gaps)
+        halvings = int(dtype == torch.float32 or law.uses_lookup or two_words or not causal or gaps or many) + int(more)
     else:
         halvings = 0
-    return max(LEAST, tile >> halvings)
+    return max(MIN_OPERAND, tile >> halvings)
 
 
 def warps_of(kernel: str, dim: int, dtype: torch.dtype, tile: int) -> int:
@@ -153,7 +162,7 @@ def warps_of(kernel: str, dim: int, dtype: torch.dtype, tile: int) -> int:
 def width_of(dim: int) -> int:
     """Columns of a tile that holds head dimension `dim`: tiles are powers of two, and a product
     takes at least 16."""
-    return max(LEAST, triton.next_power_of_2(dim))
+    return max(MIN_OPERAND, triton.next_power_of_2(dim))
 
 
 def precision_of(dtype: torch.dtype) -> str:

@@ -8,6 +8,7 @@ from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor
 
 from kernels.impl.tables import bias_by_distance, bias_of, fixed_tables, law_of, reach_of
+from kernels.methods.laws import Law
 from kernels.methods.weights import Weights
 
 
@@ -16,7 +17,7 @@ class Numbers:
     """`numbers`: `Weights.pack`. `order`, `slope` and `share` as in
     `kernels.impl.tables.Tables`."""
 
-    law: str
+    law: Law
     masks: int
     sinks: int
     numbers: torch.Tensor
@@ -27,7 +28,7 @@ class Numbers:
     @property
     def kind(self) -> dict:
         """What the kernels are compiled for."""
-        return {"law": self.law, "masks": self.masks, "sinks": self.sinks}
+        return {"law": self.law.value, "masks": self.masks, "sinks": self.sinks}
 
 
 def numbers_of(weights: Weights, device: torch.device) -> Numbers:
@@ -55,10 +56,10 @@ def numbers_on(weights: Weights, device: torch.device) -> Numbers:
 def bias_on(weights: Weights, tokens: int, numbers: Numbers) -> torch.Tensor:
     """`kernels.impl.tables.bias_of` where the `numbers` of the weights are; nothing is kept of what
     is only traced."""
-    if numbers.law != "distance":
+    if numbers.law is not Law.DISTANCE:
         return numbers.slope.new_empty(0)
     if torch.compiler.is_compiling() or detect_fake_mode(numbers.numbers) is not None:
-        return bias_op(numbers.numbers, weights.count, weights.sampler, reach_of(weights, tokens))
+        return bias_op(numbers.numbers, weights.count, weights.kind.sampler, reach_of(weights, tokens))
     return bias_of(weights, tokens, numbers.numbers[:, 0])
 
 

@@ -14,17 +14,18 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from kernels.impl.geometry import Places, check_places, tracing
+from kernels.impl.geometry import CallGeometry, check_geometry, tracing
 from kernels.impl.tables import Tables, empty_tables, whole_tiles
 from kernels.impl.triton.backward import backward
 from kernels.impl.triton.decode import decode
 from kernels.impl.triton.forward import forward
-from kernels.impl.triton.launch import places_on
+from kernels.impl.triton.launch import geometry_on_device
 from kernels.impl.triton.numbers import Numbers, bias_on, numbers_on
 from kernels.impl.triton.tables import build
+from kernels.methods.laws import Law
 from kernels.methods.weights import Weights
 
-# a graph that torch captures would be replayed where it was captured: places on the host are not
+# a graph that torch captures would be replayed where it was captured: geometry on the host are not
 # read again
 UNSAFE = (torch.Tag.cudagraph_unsafe,)
 _HERE = nullcontext()
@@ -40,12 +41,12 @@ def tables_on_device(
     this function.
     """
     own = numbers_on(weights, device)
-    shape = (own.law, own.masks, own.sinks, origin, tokens, tile, causal)
+    shape = (own.law.value, own.masks, own.sinks, origin, tokens, tile, causal)
     if tracing():
         first, last, planes, corners = tables_op(own.numbers, *shape)
     else:
         with on(own.numbers):
-            first, last, planes, corners = build(own.numbers, *shape).values()
+            first, last, planes, corners = build(own.numbers, own.law, *shape[1:]).values()
     bias = bias_on(weights, whole_tiles(tokens, tile), own)
     fixed = (own.law, tile, own.masks, own.sinks, origin)
     return Tables(*fixed, first, last, own.order, own.slope, bias, planes, corners, own.share)
@@ -57,69 +58,74 @@ def tables_op(
 ) -> list[Tensor]:
     """`first`, `last`, `planes` and `corners` of `Tables` where `numbers` are."""
     with on(numbers):
-        return list(build(numbers, law, masks, sinks, origin, tokens, tile, causal).values())
+        return list(build(numbers, Law(law), masks, sinks, origin, tokens, tile, causal).values())
 
 
 @tables_op.register_fake
 def _(numbers, law, masks, sinks, origin, tokens, tile, causal):
-    return list(empty_tables(law, masks, origin, tokens, tile, causal, len(numbers), numbers.device).values())
+    return list(empty_tables(Law(law), masks, origin, tokens, tile, causal, len(numbers), numbers.device).values())
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, tables: Tables, places: Places, scale: float) -> tuple[Tensor, Tensor]:
+def fused(
+    q: Tensor, k: Tensor, v: Tensor, tables: Tables, geometry: CallGeometry, scale: float
+) -> tuple[Tensor, Tensor]:
     """`kernels.impl.triton.forward.forward`, with gradients for q, k and v through out and through
     lse."""
     if direct(q, k, v):
-        return _forward(q, k, v, tables, places, scale)
-    kind = (tables.law, tables.masks, tables.sinks, tables.tile, tables.origin)
-    return forward_op(q, k, v, tables.tensors, torch.as_tensor(places), *kind, scale)
+        return _forward(q, k, v, tables, geometry, scale)
+    kind = (tables.law.value, tables.masks, tables.sinks, tables.tile, tables.origin)
+    return forward_op(q, k, v, tables.tensors, torch.as_tensor(geometry), *kind, scale)
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, tables: Tables, places: Places, scale: float) -> tuple[Tensor, Tensor]:
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, tables: Tables, geometry: CallGeometry, scale: float
+) -> tuple[Tensor, Tensor]:
     with on(q):
-        where = placed(places, q, k, tables.sinks)
-        return forward(dense(q), dense(k), dense(v), tables, where, scale=scale)
+        on_device = geometry_tensor(geometry, q, k, tables.sinks)
+        return forward(dense(q), dense(k), dense(v), tables, on_device, scale=scale)
 
 
 @torch.library.custom_op("positional_lsh::forward", mutates_args=(), tags=UNSAFE)
 def forward_op(
-    q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], places: Tensor, law: str, masks: int, sinks: int,
+    q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], geometry: Tensor, law: str, masks: int, sinks: int,
     tile: int, origin: int, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """out like q and lse (B, H, Tq) float32; places on the host are checked, those on a device are
+    """out like q and lse (B, H, Tq) float32; geometry on the host are checked, those on a device are
     not."""
-    return _forward(q, k, v, Tables(law, tile, masks, sinks, origin, *tables), places, scale)
+    return _forward(q, k, v, Tables(Law(law), tile, masks, sinks, origin, *tables), geometry, scale)
 
 
 @forward_op.register_fake
-def _(q, k, v, tables, places, law, masks, sinks, tile, origin, scale):
+def _(q, k, v, tables, geometry, law, masks, sinks, tile, origin, scale):
     return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("positional_lsh::backward", mutates_args=(), tags=UNSAFE)
 def backward_op(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor, tables: list[Tensor],
-    places: Tensor, law: str, masks: int, sinks: int, tile: int, origin: int, scale: float,
+    geometry: Tensor, law: str, masks: int, sinks: int, tile: int, origin: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients like q, k and v."""
     inputs = (dense(q), dense(k), dense(v), dense(out), lse, dense(dout), dlse)
-    held = Tables(law, tile, masks, sinks, origin, *tables)
+    held = Tables(Law(law), tile, masks, sinks, origin, *tables)
+    pads, starts = geometry[:2].tolist()
     with on(q):
-        return backward(*inputs, held, *places[:2].tolist(), scale)
+        return backward(*inputs, held, pads, starts, scale)
 
 
 @backward_op.register_fake
-def _(q, k, v, out, lse, dout, dlse, tables, places, law, masks, sinks, tile, origin, scale):
+def _(q, k, v, out, lse, dout, dlse, tables, geometry, law, masks, sinks, tile, origin, scale):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
 
 
 def _keep(ctx, inputs, output):
-    q, k, v, tables, places, *ctx.kind = inputs
-    ctx.save_for_backward(q, k, v, *output, places, *tables)
+    q, k, v, tables, geometry, *ctx.kind = inputs
+    ctx.save_for_backward(q, k, v, *output, geometry, *tables)
 
 
 def _differentiate(ctx, dout, dlse):
-    q, k, v, out, lse, places, *tables = ctx.saved_tensors
-    gradients = backward_op(q, k, v, out, lse, dout, dlse, tables, places, *ctx.kind)
+    q, k, v, out, lse, geometry, *tables = ctx.saved_tensors
+    gradients = backward_op(q, k, v, out, lse, dout, dlse, tables, geometry, *ctx.kind)
     return *gradients, [None] * len(tables), *[None] * (1 + len(ctx.kind))
 
 
@@ -127,34 +133,34 @@ forward_op.register_autograd(_differentiate, setup_context=_keep)
 
 
 def decoded(
-    q: Tensor, k: Tensor, v: Tensor, numbers: Numbers, bias: Tensor, places: Places, scale: float
+    q: Tensor, k: Tensor, v: Tensor, numbers: Numbers, bias: Tensor, geometry: CallGeometry, scale: float
 ) -> tuple[Tensor, Tensor]:
     """`kernels.impl.triton.decode.decode`."""
     if direct(q, k, v):
-        return _decode(q, k, v, numbers, bias, places, scale)
+        return _decode(q, k, v, numbers, bias, geometry, scale)
     tensors = [numbers.numbers, numbers.order, numbers.slope, numbers.share]
-    return decode_op(q, k, v, tensors, bias, torch.as_tensor(places), **numbers.kind, scale=scale)
+    return decode_op(q, k, v, tensors, bias, torch.as_tensor(geometry), **numbers.kind, scale=scale)
 
 
 def _decode(
-    q: Tensor, k: Tensor, v: Tensor, numbers: Numbers, bias: Tensor, places: Places, scale: float
+    q: Tensor, k: Tensor, v: Tensor, numbers: Numbers, bias: Tensor, geometry: CallGeometry, scale: float
 ) -> tuple[Tensor, Tensor]:
     with on(q):
-        where = placed(places, q, k, numbers.sinks)
-        return decode(dense(q), dense(k), dense(v), numbers, bias, where, scale=scale)
+        on_device = geometry_tensor(geometry, q, k, numbers.sinks)
+        return decode(dense(q), dense(k), dense(v), numbers, bias, on_device, scale=scale)
 
 
 @torch.library.custom_op("positional_lsh::decode", mutates_args=(), tags=UNSAFE)
 def decode_op(
-    q: Tensor, k: Tensor, v: Tensor, numbers: list[Tensor], bias: Tensor, places: Tensor, law: str, masks: int,
+    q: Tensor, k: Tensor, v: Tensor, numbers: list[Tensor], bias: Tensor, geometry: Tensor, law: str, masks: int,
     sinks: int, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The same for a few causal rows, without gradients; `numbers`: the tensors of `Numbers`."""
-    return _decode(q, k, v, Numbers(law, masks, sinks, *numbers), bias, places, scale)
+    return _decode(q, k, v, Numbers(Law(law), masks, sinks, *numbers), bias, geometry, scale)
 
 
 @decode_op.register_fake
-def _(q, k, v, numbers, bias, places, law, masks, sinks, scale):
+def _(q, k, v, numbers, bias, geometry, law, masks, sinks, scale):
     return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
@@ -165,12 +171,12 @@ def direct(*inputs: Tensor) -> bool:
     return not (torch.is_grad_enabled() and any(x.requires_grad for x in inputs))
 
 
-def placed(places: Places, q: Tensor, k: Tensor, sinks: int) -> Tensor:
-    """Places as a kernel takes them, where q is; those on the host are checked."""
-    if isinstance(places, Tensor) and places.device.type != "cpu":
-        return places.to(q.device, torch.int32).contiguous()
-    pads, starts, gaps = check_places(places, q.shape[2], k.shape[2], sinks)
-    return places_on((pads, starts, gaps) if any(gaps) else (pads, starts), q.device)
+def geometry_tensor(geometry: CallGeometry, q: Tensor, k: Tensor, sinks: int) -> Tensor:
+    """CallGeometry as a kernel takes them, where q is; those on the host are checked."""
+    if isinstance(geometry, Tensor) and geometry.device.type != "cpu":
+        return geometry.to(q.device, torch.int32).contiguous()
+    pads, starts, gaps = check_geometry(geometry, q.shape[2], k.shape[2], sinks)
+    return geometry_on_device((pads, starts, gaps) if any(gaps) else (pads, starts), q.device)
 
 
 def on(tensor: Tensor) -> AbstractContextManager:

@@ -18,6 +18,7 @@ import triton.language as tl
 from kernels.impl.tables import empty_tables
 from kernels.impl.triton.launch import Launcher
 from kernels.impl.triton.weights import ANY, counts, tile_depth
+from kernels.methods.laws import Law
 from kernels.methods.masks import DOUBT
 
 LANES = tl.constexpr(32)  # masks of a word
@@ -91,7 +92,7 @@ def fill_block(
     LAW: tl.constexpr, CAUSAL: tl.constexpr, TILE: tl.constexpr, WORDS: tl.constexpr, GRID: tl.constexpr,
     EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Write the tables of the rows `row` places after `origin`, of which those are there that are
+    """Write the tables of the rows `row` rows after `origin`, of which those are there that are
     `here`. Returns `doubt`, true where rounding could have decided."""
     place, tile = row % TILE, head * (padded // TILE) + row // TILE
     i0 = origin + row - place
@@ -184,19 +185,19 @@ def gridded(numbers: torch.Tensor, masks: int) -> bool:
     return masks > 0 and numbers.shape[1] > 1 + 4 * masks
 
 
-def table_constants(law: str, masks: int, causal: bool, tile: int, grid: bool = False) -> dict:
+def table_constants(law: Law, masks: int, causal: bool, tile: int, grid: bool = False) -> dict:
     """What the kernel is compiled for, and how it is launched."""
-    words = triton.cdiv(masks, LANES.value) if counts(law) else 1
-    return {"LAW": law, "CAUSAL": causal, "TILE": tile, "WORDS": words, "GRID": grid, "BLOCK": BLOCK} | LAUNCH
+    words = triton.cdiv(masks, LANES.value) if law.per_mask else 1
+    return {"LAW": law.value, "CAUSAL": causal, "TILE": tile, "WORDS": words, "GRID": grid, "BLOCK": BLOCK} | LAUNCH
 
 
 @functools.cache
-def _launcher(law: str, masks: int, causal: bool, tile: int, grid: bool) -> Launcher:
+def _launcher(law: Law, masks: int, causal: bool, tile: int, grid: bool) -> Launcher:
     return Launcher(tables_kernel, **table_constants(law, masks, causal, tile, grid))
 
 
 def build(
-    numbers: torch.Tensor, law: str, masks: int, sinks: int, origin: int, tokens: int, tile: int, causal: bool
+    numbers: torch.Tensor, law: Law, masks: int, sinks: int, origin: int, tokens: int, tile: int, causal: bool
 ) -> dict[str, torch.Tensor]:
     """`first`, `last`, `planes` and `corners` of `Tables` where `numbers` are, which are as in
     `tables_kernel`."""

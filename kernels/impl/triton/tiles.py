@@ -8,14 +8,14 @@ from kernels.impl.triton.weights import between, counts, scales, to_sinks
 
 
 @triton.jit
-def place_of(Places, sequence, batch, keys, GAPS: tl.constexpr):
+def sequence_geometry(Geometry, sequence, batch, keys, GAPS: tl.constexpr):
     """Of a sequence: token of its first query, tokens, slots before token 0 were none left out,
-    tokens left out. Places (2, batch) int32, with GAPS (3, batch): the slots of padding before the
+    tokens left out. Geometry (2, batch) int32, with GAPS (3, batch): the slots of padding before the
     keys, the token of the first query, and how many tokens are left out after the sinks."""
-    lead = tl.load(Places + sequence)
-    start, tokens, gap = tl.load(Places + batch + sequence), keys - lead, 0
+    lead = tl.load(Geometry + sequence)
+    start, tokens, gap = tl.load(Geometry + batch + sequence), keys - lead, 0
     if GAPS:
-        gap = tl.load(Places + 2 * batch + sequence)
+        gap = tl.load(Geometry + 2 * batch + sequence)
         tokens += gap
         lead -= gap
     return start, tokens, lead, gap

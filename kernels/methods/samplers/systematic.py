@@ -3,12 +3,13 @@ variance."""
 
 import functools
 import math
+from typing import Any
 
 import torch
 
 from kernels.methods.samplers.base import Sampler
 
-HOST = {"dtype": torch.float64, "device": "cpu"}
+FLOAT64: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 
 # Mean width in units of the mean that plain importance sampling of Gamma(2) would use: 2 puts the
 # knots of the piecewise-linear interpolant of exp(-x) where its curvature asks for them, and keeps
@@ -33,9 +34,9 @@ class Systematic(Sampler):
 
     def lone_coverage(self, t):
         """E[max(0, 1 - t / x)] over a mask's width x, summed over wider ones."""
-        x, _ = width_at((torch.arange(20_000, **HOST) + 0.5) / 20_000)
+        x, _ = width_at((torch.arange(20_000, **FLOAT64) + 0.5) / 20_000)
         narrower = torch.searchsorted(x, t, right=True)
-        inverse = torch.cat([x.reciprocal().flip(0).cumsum(0).flip(0), torch.zeros(1, **HOST)])
+        inverse = torch.cat([x.reciprocal().flip(0).cumsum(0).flip(0), torch.zeros(1, **FLOAT64)])
         return (len(x) - narrower - t * inverse[narrower]) / len(x)
 
 
@@ -69,12 +70,12 @@ def _coverage_there(masks: int, device: torch.device) -> tuple[torch.Tensor, tor
 def _coverage(masks: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Distances in sigma, and the log of the probability that the union covers each: an integral
     over the sampler's one uniform U of (0, 1), finer towards 1, where the widest mask grows."""
-    tail = torch.linspace(0.0, 30.0, 2001, **HOST)  # 1 - exp(-30) is still below 1 in float64
+    tail = torch.linspace(0.0, 30.0, 2001, **FLOAT64)  # 1 - exp(-30) is still below 1 in float64
     node = -torch.expm1(-(tail[1:] + tail[:-1]) / 2)
     mass = torch.exp(-tail[:-1]) - torch.exp(-tail[1:])
-    grid = torch.cat([torch.arange(0.0, 8.0, 1 / 64, **HOST), torch.arange(8.0, 60.0, 1 / 8, **HOST)])
+    grid = torch.cat([torch.arange(0.0, 8.0, 1 / 64, **FLOAT64), torch.arange(8.0, 60.0, 1 / 8, **FLOAT64)])
     widths, shifts = shape_of(masks)
-    missed = torch.ones(len(grid), len(node), **HOST)
+    missed = torch.ones(len(grid), len(node), **FLOAT64)
     for k in range(widths):
         x, _ = width_at((k + node) / widths)
         # R equispaced shifts of a width b: a row's farthest block start is uniform over the last
