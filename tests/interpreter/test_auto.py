@@ -40,7 +40,7 @@ def test_the_short_case_is_of_the_same_kind_and_right(weights):
 
 
 def test_a_kernel_that_is_wrong_or_does_not_run_is_not_taken(monkeypatch):
-    call = ("cpu", "float32", 16, ALL[2].kind, 20, True, True, False)
+    call = (attend, "cpu", "float32", 16, ALL[2].kind, 20, True, True, False)
     assert auto.is_right(*call)
     monkeypatch.setattr(accuracy, "LIMITS", {torch.float32: 1e-12})
     assert auto.is_right(*call)  # found out once

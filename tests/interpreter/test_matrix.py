@@ -15,6 +15,7 @@ from kernels.bench.plan import CALLS, HeadSet
 from kernels.bench.problem import Problem
 from kernels.check import calls as check
 from kernels.check.compare import alone
+from kernels.impl import accuracy
 from kernels.impl.tables import law_of
 from kernels.impl.triton import attend as triton_attend
 from kernels.impl.triton.causal import descriptor, streamed
@@ -197,7 +198,8 @@ def test_a_head_may_have_hundreds_of_masks():
 
 def test_the_check_for_a_gpu_runs_and_fails_what_is_wrong(monkeypatch):
     monkeypatch.setattr(check, "HEADS", 2)
-    monkeypatch.setattr(check, "KV_HEADS", 1)
+    monkeypatch.setattr(accuracy, "HEADS", 2)
+    monkeypatch.setattr(accuracy, "KV_HEADS", 1)
     steep = PositionalLSH.draw(torch.tensor([0.5, 0.25]), 4, seed=1, sinks=3)
     monkeypatch.setattr(check, "all_weights", lambda: {"count": steep})
     monkeypatch.setattr(check, "DIMS", (16,))
