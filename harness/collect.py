@@ -3,7 +3,7 @@ each task of a cell.
 
 Columns: what was run (cell, task, the cell's identity flattened, options), its status, each metric
 with its interval (retrieval/accuracy, _low, _high, _n), and where it was made (environment.*).
-Unfinished and failed tasks are rows too. A copy is kept in results/index/, and only what has
+Unfinished and failed tasks are rows too. What was read is kept in results/index/, and only what has
 changed since is read again.
 """
 
@@ -22,12 +22,10 @@ from harness.analysis import reader
 from harness.common.errors import refused
 from harness.common.files import replacing
 from harness.common.streams import print_in_any_encoding
-from harness.results.index import FOLDER
+from harness.results.index import Index
+from harness.results.store import TaskStore
 
 FIRST = ("cell_id", "task", "task_id", "status", "samples", "why", "model", "label")
-CHUNK = 1000  # rows that are held as Python objects at one time
-TRACE = "_trace"  # of the copy alone: how the task's folder looked
-FORMAT = "1"  # of the copy: raise it when a row or what is computed for it changes, so that all are read again
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,38 +51,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 def collect(results: Path) -> tuple[pa.Table, int]:
     """The table, and how many records had to be read for it."""
-    copy = results / FOLDER / "records.parquet"
-    before = _read(copy)
-    known = {}
-    if before is not None:
-        columns = [before[name].to_pylist() for name in ("cell_id", "task", "task_id", TRACE)]
-        known = {tuple(key): (i, trace) for i, (*key, trace) in enumerate(zip(*columns, strict=True))}
-    kept, changed, parts, read = [], [], [], 0
-    waiting = reader.records(results)[::-1]
-    while waiting:
-        record = waiting.pop()  # what it has read is forgotten with it
-        trace = json.dumps(record.store.trace())
-        place, old = known.get((record.cell_id, record.task, record.store.task_id), (None, None))
-        if old == trace:
-            kept.append(place)
-            continue
-        changed.append({**row_of(record), TRACE: trace})
-        read += 1
-        if len(changed) == CHUNK:
-            parts.append(_table(changed))
-            changed = []
-    parts += [_table(changed)] if changed else []
-    parts += [before.take(kept)] if kept else []
-    whole = _joined(parts) if parts else _table([])
-    if whole.num_rows:
-        whole = whole.sort_by([(name, "ascending") for name in ("cell_id", "task", "task_id")])
-    if read or before is None or len(kept) < before.num_rows:
-        try:
-            write(whole.replace_schema_metadata({"format": FORMAT}), copy)
-        except OSError as error:  # a full disk or a store that may only be read: next time is slower
-            print(f"{copy} could not be kept: {error}", file=sys.stderr)
-    empty = [n for n in whole.column_names if n == TRACE or whole[n].null_count == whole.num_rows]
-    return whole.drop_columns([n for n in empty if n not in FIRST]), read
+    waiting = {record.store: record for record in reader.records(results)}
+
+    def made(store: TaskStore) -> dict:
+        return row_of(waiting.pop(store))  # what it has read is forgotten with it
+
+    columns: dict[str, list] = {name: [] for name in FIRST}
+    texts: dict[str, str] = {}  # each once, however many rows hold it
+    count = read = 0
+    for row, new in Index(results).rows(list(waiting), made):
+        for name, value in row.items():
+            column = columns.setdefault(name, [])
+            column += [None] * (count - len(column))
+            column.append(texts.setdefault(value, value) if isinstance(value, str) else value)
+        count, read = count + 1, read + new
+    filled = {name: column + [None] * (count - len(column)) for name, column in columns.items()}
+    table = pa.table({name: _column(column) for name, column in filled.items()})
+    if count:
+        table = table.sort_by([(name, "ascending") for name in ("cell_id", "task", "task_id")])
+    empty = [name for name in table.column_names if table[name].null_count == count and name not in FIRST]
+    return table.drop_columns(empty), read
 
 
 def row_of(record: reader.Record) -> dict[str, Any]:
@@ -114,55 +100,11 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return row
 
 
-def _table(rows: list[dict]) -> pa.Table:
-    names = list(dict.fromkeys([*FIRST, *(name for row in rows for name in row)]))
-    return pa.table({name: _column([row.get(name) for row in rows]) for name in names})
-
-
 def _column(values: list) -> pa.Array:
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError):  # of several types
-        return _text(values)
-
-
-def _text(values: list) -> pa.Array:
-    return pa.array([None if v is None else str(v) for v in values], pa.string())
-
-
-def _joined(parts: list[pa.Table]) -> pa.Table:
-    """The tables below one another; columns whose types do not go together as text."""
-    try:
-        return pa.concat_tables(parts, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        pass
-    fields: dict[str, list[pa.Schema]] = {}
-    for field in (field for part in parts for field in part.schema):
-        fields.setdefault(field.name, []).append(pa.schema([field]))
-    text = [name for name, found in fields.items() if not _go_together(found)]
-    for i, part in enumerate(parts):
-        for name in (name for name in text if name in part.column_names):
-            place = part.column_names.index(name)
-            parts[i] = part = part.set_column(place, name, _text(part[name].to_pylist()))
-    return pa.concat_tables(parts, promote_options="permissive")
-
-
-def _go_together(found: list[pa.Schema]) -> bool:
-    try:
-        pa.unify_schemas(found, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return False
-    return True
-
-
-def _read(copy: Path) -> pa.Table | None:
-    """The copy; None if there is none, it is broken, or of another format."""
-    try:
-        table = pa.parquet.read_table(copy)
-    except (OSError, pa.ArrowInvalid):
-        return None
-    same = (table.schema.metadata or {}).get(b"format") == FORMAT.encode()
-    return table.replace_schema_metadata(None) if same else None
+        return pa.array([None if v is None else str(v) for v in values], pa.string())
 
 
 def write(table: pa.Table, file: Path) -> None:

@@ -1,24 +1,26 @@
-"""An index of the store: what is known of each task and how its folder looked then, so that asking
+"""A cache of the store: what is known of each task and how its folder looked then, so that asking
 again costs one `stat` for a finished task and reads no rows.
 
-A cache and never the truth: an entry counts only while the folder still looks the same, and
-results/index/ may be removed at any time. A file for each two digits that a cell's id begins with,
-one in memory at a time. Each is replaced whole by an atomic rename; of two writers the last one
-wins, and what the other knew is found again.
+Never the truth: an entry counts only while the folder still looks the same, and results/index/ may
+be removed at any time. A file for each two digits that a cell's id begins with, one in memory at a
+time. Each is replaced whole by an atomic rename; of two writers the last one wins, and what the
+other knew is found again. A file that is broken, or of another version, is made anew.
 """
 
 import contextlib
+import hashlib
 import json
 import os
-from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 
 from harness.common.files import write_whole
 from harness.results.store import TaskStore
 
 FOLDER = "index"
+VERSION = 2  # raise it when an entry, or what a row of the table is made of, changes
 Key = tuple[str, str]  # cell id, name of the task's folder
 
 
@@ -30,7 +32,6 @@ class Entry:
         of, None without one.
     exhausted: there are no more samples. rows: about how many there are. why: the last failure in a
         line.
-    mark, trace: how the folder looked (see TaskStore).
     """
 
     status: str
@@ -38,8 +39,6 @@ class Entry:
     exhausted: bool = False
     rows: int = 0
     why: str | None = None
-    mark: list | None = None
-    trace: list | None = None
 
     def suffices(self, samples: int) -> bool:
         """Whether so many samples are there, or as many as there can be."""
@@ -49,47 +48,96 @@ class Entry:
 MISSING = Entry("missing")
 
 
+@dataclass(slots=True)
+class Known:
+    """What the cache has of one task. trace: how its folder looked (see TaskStore). entry, row: what
+    was asked for then; row is the task's row of the table of all tasks, as JSON."""
+
+    trace: list
+    entry: Entry | None = None
+    row: str | None = None
+
+
 class Index:
     """One look at a store."""
 
     def __init__(self, results: Path):
         self._results = results
-        self._present: dict[str, array] = {}  # by their start the cells that have a folder, ids as numbers
-        with contextlib.suppress(FileNotFoundError), os.scandir(results) as entries:
-            for entry in entries:
-                with contextlib.suppress(ValueError, OverflowError):
-                    self._present.setdefault(entry.name[:2], array("Q")).append(int(entry.name, 16))
+        self._present: dict[str, set[str]] = {}  # by their start the cells that have a folder
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(results):
+                self._present.setdefault(name[:2], set()).add(name)
 
     def look(self, start: str, wanted: Mapping[Key, int]) -> dict[Key, Entry]:
         """What the store has of each task. wanted: tasks of cells whose id begins with these two
         digits, and how many samples of each would do."""
-        shard = self._results / FOLDER / f"{start}.jsonl"
-        known, present = _read(shard), set(self._present.get(start, ()))
-        changed, found = False, {}
-        for key, samples in wanted.items():
-            name = "/".join(key)
-            found[key] = MISSING
-            if int(key[0], 16) in present:
-                before = known.get(name)
-                store = TaskStore(self._results, key[0], *key[1].rsplit("-", 1))
-                known[name] = found[key] = _current(store, before, samples)
-                changed |= found[key] is not before
-            elif name in known:
-                changed = True
-                del known[name]
-        if changed:
+        with self._open(start) as shard:
+            return {key: self._entry(shard, key, samples) for key, samples in wanted.items()}
+
+    def _entry(self, shard: "_Shard", key: Key, samples: int) -> Entry:
+        if key[0] not in self._present.get(key[0][:2], ()):
+            shard.forget(key)
+            return MISSING
+        store = TaskStore(self._results, key[0], *key[1].rsplit("-", 1))
+        before = shard.known.get("/".join(key))
+        finished = before and before.trace[0] and before.entry and before.entry.suffices(samples)
+        if finished and before.trace[0] == store.mark():
+            return before.entry
+        known = shard.now(key, store)
+        if known.entry is None:
+            known.entry = _entry_of(store)
+            shard.changed = True
+        return known.entry
+
+    def rows(self, stores: Iterable[TaskStore], make: Callable[[TaskStore], dict]) -> Iterator[tuple[dict, bool]]:
+        """For each task its row of the table of all tasks, and whether it had to be made. stores: in
+        the order of their cells' ids."""
+        for start, tasks in groupby(stores, key=lambda store: store.cell_folder.name[:2]):
+            with self._open(start) as shard:
+                for store in tasks:
+                    known = shard.now((store.cell_folder.name, store.folder.name), store)
+                    if known.row is not None:
+                        yield json.loads(known.row), False
+                        continue
+                    row = make(store)
+                    known.row = json.dumps(row, separators=(",", ":"))
+                    shard.changed = True
+                    yield row, True
+
+    @contextlib.contextmanager
+    def _open(self, start: str) -> Iterator["_Shard"]:
+        """The tasks of cells whose id begins so, kept in the end if anything has changed."""
+        shard = _Shard(self._results / FOLDER / f"{start}.jsonl")
+        yield shard
+        if shard.changed:
             with contextlib.suppress(OSError):  # a full disk or a store that may only be read: next time is slower
-                _write(shard, known)
-        return found
+                shard.write()
 
 
-def _current(store: TaskStore, before: Entry | None, samples: int) -> Entry:
-    """The entry from before if it still holds, else a new one."""
-    if before and before.mark and before.suffices(samples) and before.mark == store.mark():
-        return before
-    trace = store.trace()  # before reading: what comes while we read is seen next time
-    if before and before.trace == trace:
-        return before
+class _Shard:
+    """One file of the cache."""
+
+    def __init__(self, path: Path):
+        self.path, self.known, self.changed = path, _read(path), False
+
+    def now(self, key: Key, store: TaskStore) -> Known:
+        """What is known of a task as its folder looks now. To be called before the folder is read:
+        what comes while it is read is seen next time."""
+        name, trace = "/".join(key), store.trace()
+        if name not in self.known or self.known[name].trace != trace:
+            self.known[name] = Known(trace)
+        return self.known[name]
+
+    def forget(self, key: Key) -> None:
+        self.changed |= self.known.pop("/".join(key), None) is not None
+
+    def write(self) -> None:
+        found = ([name, k.trace, k.entry and asdict(k.entry), k.row] for name, k in sorted(self.known.items()))
+        body = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in found).encode()
+        write_whole(self.path, _head(body) + b"\n" + body)
+
+
+def _entry_of(store: TaskStore) -> Entry:
     finished, attempts = store.finished() or {}, store.attempts()
     last = attempts[-1] if attempts else finished
     why = f"{last['error']}: {last.get('message', '')}".splitlines()[0][:300] if last.get("error") else None
@@ -99,21 +147,22 @@ def _current(store: TaskStore, before: Entry | None, samples: int) -> Entry:
         exhausted=bool(finished.get("exhausted")),
         rows=store.lines(),
         why=why,
-        mark=trace[0],
-        trace=trace,
     )
 
 
-def _read(shard: Path) -> dict[str, Entry]:
+def _read(path: Path) -> dict[str, Known]:
+    try:
+        head, _, body = path.read_bytes().partition(b"\n")
+    except OSError:
+        return {}
     known = {}
-    with contextlib.suppress(OSError), shard.open("rb") as lines:
-        for line in lines:
-            with contextlib.suppress(ValueError, TypeError):
-                name, fields = json.loads(line)
-                known[name] = Entry(**fields)
+    if head == _head(body):
+        for line in body.splitlines():
+            name, trace, entry, row = json.loads(line)
+            known[name] = Known(trace, entry and Entry(**entry), row)
     return known
 
 
-def _write(shard: Path, known: dict[str, Entry]) -> None:
-    lines = (json.dumps([name, asdict(known[name])], separators=(",", ":")) + "\n" for name in sorted(known))
-    write_whole(shard, "".join(lines))
+def _head(body: bytes) -> bytes:
+    """The first line of a file, by which it is known to be whole and of this version."""
+    return f"{VERSION} {hashlib.sha256(body).hexdigest()}".encode()

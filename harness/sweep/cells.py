@@ -129,7 +129,7 @@ def expand(grid: Grid, *, results: str = "results", here: bool = True) -> Rows:
     """
     rows = Rows(grid)
     for number, plan in plans(grid, results=results, here=here):
-        rows.append(number, work_of(plan), samples_of(plan))
+        rows.add(number, work_of(plan), samples_of(plan))
     return rows.once()
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from harness import collect
 from harness.analysis import reader
+from harness.results import index
 from harness.results.store import TaskStore
 from tests.analysis.test_reader import record
 
@@ -52,7 +53,8 @@ def test_only_what_has_changed_is_read_again(results):
     assert {r["samples"] for r in third.to_pylist() if r["task"] == "other"} == {3}
     (results / "plsh1" / "cell.json").unlink()
     assert collect.collect(results)[0].num_rows == 3
-    (results / "index" / "records.parquet").write_text("no parquet")
+    for cache in (results / "index").glob("*.jsonl"):
+        cache.write_text("no cache")
     whole, read = collect.collect(results)
     assert read == 3 and whole.num_rows == 3
 
@@ -62,7 +64,7 @@ def test_a_column_of_two_types_does_not_stop_it(results):
     record(results, "window", {0: 1.0}, cutoff="wide")
     record(results, "window", {0: 1.0}, cutoff=2, sinks=1)
     assert collect.collect(results)[0].num_rows == 6
-    record(results, "stock", {0: 1.0}, masks="many")  # the copy has masks as a number
+    record(results, "stock", {0: 1.0}, masks="many")  # the others have masks as a number
     table, read = collect.collect(results)
     assert table.num_rows == 7 and read == 1
     assert {"16", "many"} <= set(table["attn.masks"].to_pylist())
@@ -77,11 +79,11 @@ def test_a_column_of_booleans_and_numbers_does_not_stop_it(results):
     assert pa.types.is_integer(table["attn.masks"].type)  # what goes together stays what it is
 
 
-def test_a_copy_of_another_format_is_read_anew(results, monkeypatch):
+def test_a_cache_of_another_version_is_read_anew(results, monkeypatch):
     collect.collect(results)
     row_of = collect.row_of
     monkeypatch.setattr(collect, "row_of", lambda record: {**row_of(record), "new": 1})
-    monkeypatch.setattr(collect, "FORMAT", collect.FORMAT + "x")
+    monkeypatch.setattr(index, "VERSION", 0)
     table, read = collect.collect(results)
     assert read == 4 and table["new"].to_pylist() == [1] * 4
     assert collect.collect(results)[1] == 0
@@ -106,3 +108,16 @@ def test_mistakes_are_answered_in_a_sentence(results, tmp_path, capsys):
         assert collect.main(arguments) == 2
         out, err = capsys.readouterr()
         assert says in err and json.loads(out.splitlines()[-1])["status"] == "invalid"
+
+
+def test_the_status_of_a_sweep_and_the_table_share_one_cache(results):
+    """Neither makes the other ask again, and neither takes the other's word for its own."""
+    key = ("alibi0", "other-x")
+    collect.collect(results)
+    assert index.Index(results).look("al", {key: 5})[key].status == "stopped"
+    (shard,) = (results / "index").glob("al.jsonl")
+    stands = shard.read_text()
+    assert collect.collect(results)[1] == 0 and index.Index(results).look("al", {key: 5})[key].rows == 2
+    assert shard.read_text() == stands
+    TaskStore(results, *("alibi0", "other", "x")).open_part("b").write([{"key": 2}])
+    assert index.Index(results).look("al", {key: 5})[key].rows == 3 and collect.collect(results)[1] == 1

@@ -41,7 +41,7 @@ def look(results, samples=8, cell=CELL) -> index.Entry:
 
 def state(results, samples=8, tasks=("retrieval",)) -> str:
     rows = Rows(Grid("g", {}))
-    rows.append(1, [(CELL, f"{task}-{TASK}") for task in tasks], [samples] * len(tasks))
+    rows.add(1, [(CELL, f"{task}-{TASK}") for task in tasks], [samples] * len(tasks))
     return states(rows, results)[0].name
 
 
@@ -108,6 +108,9 @@ def test_a_broken_lost_or_foreign_index_only_costs_time(tmp_path):
         "",
         whole[: len(whole) // 2],
         "\xff\n[]\n3\n",
+        whole.replace("2 ", "1 ", 1),
+        whole.replace('"samples":8', '"samples":9'),
+        whole.partition("\n")[2],
         json.dumps([f"{CELL}/retrieval-{TASK}", {"x": 1}]) + "\n",
     ):
         shard.write_text(content)
@@ -121,7 +124,7 @@ def test_a_store_that_cannot_be_written_can_be_looked_at(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(index, "_write", full)
+    monkeypatch.setattr(index, "write_whole", full)
     assert state(tmp_path) == "done"
 
 
