@@ -1,18 +1,32 @@
-"""Words and tags as HTML, whatever a record may hold."""
+"""Templates of the page, and tags as attributes of its elements. Whatever a record may hold is
+escaped."""
 
-import html
+from pathlib import Path
+
+import jinja2
 
 from harness.report.describe import Tags
 
+HERE = Path(__file__).parent
 FILTERS = ("model", "task", "sampler", "weights")
 
 
-def escaped(value: object) -> str:
-    return html.escape(str(value), quote=True)
-
-
-def attributes(tags: Tags, kind: str = "") -> str:
+def attributes(tags: Tags, kind: str = "") -> dict[str, str]:
     """The class of an element and what the filters read of it."""
-    given = "".join(f' data-{name}="{escaped(value)}"' for name in FILTERS if (value := getattr(tags, name)))
+    given = {f"data-{name}": value for name in FILTERS if (value := getattr(tags, name))}
     classes = " ".join(filter(None, [kind, "tagged" if given else ""]))
-    return f' class="{classes}"{given}' if classes else ""
+    return {"class": classes, **given} if classes else {}
+
+
+def environment() -> jinja2.Environment:
+    """What the templates beside this file are drawn with."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters["attributes"] = attributes
+    return made
