@@ -5,37 +5,35 @@ import json
 import math
 import os
 import platform
-import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from kernels.common.facts import cpu_name, git, of_gpu, version
 
 
 def environment(device: str, program: str, commit: str | None = None) -> dict:
     """Device, versions, commit and command of `program` as it was called. `code` is a hash of this
     package, which also names what is no checkout; `commit` is the checkout's unless given."""
-    info = Path("/proc/cpuinfo")
-    models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    status = _output("git", "status", "--porcelain", "--untracked-files=no")
+    status = git("status", "--porcelain", "--untracked-files=no")
     cuda = device == "cuda"
-    clock = _output("nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits") if cuda else None
+    clock = of_gpu("clocks.max.sm") if cuda else None
     return {
         "device": device,
         "gpu": torch.cuda.get_device_name() if cuda else None,
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else None,
+        "driver": of_gpu("driver_version") if cuda else None,
         "cuda": torch.version.cuda if cuda else None,
         "multiprocessors": torch.cuda.get_device_properties(0).multi_processor_count if cuda else None,
-        "clock_mhz": float(clock.split()[0]) if clock and clock.split()[0].isdecimal() else None,  # the highest
-        "cpu": models[0].split(":")[1].strip() if models else platform.processor(),
+        "clock_mhz": float(clock) if clock and clock.isdecimal() else None,  # the highest
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "load": [round(x, 2) for x in os.getloadavg()],
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": version("triton"),
         "python": platform.python_version(),
-        "commit": commit or _output("git", "rev-parse", "HEAD"),
+        "commit": commit or git("rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
         "code": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12],
         "command": " ".join([f"python -m {program}", *sys.argv[1:]]),
@@ -81,19 +79,3 @@ def _finite(value: object) -> object:
     if isinstance(value, list):
         return [_finite(x) for x in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _output(*command: str) -> str | None:
-    """What a program says, None where there is none or it fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

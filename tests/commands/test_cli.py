@@ -198,11 +198,11 @@ def test_more_samples_extend_a_run(run, tmp_path):
 
 def test_rows_of_other_versions_are_not_extended_in_silence(run, monkeypatch, tmp_path):
     options = ("attn=alibi", "context=160", f"results={tmp_path}")
-    monkeypatch.setitem(environment.describe.__globals__, "_version", lambda name: f"1.0 of {name}")
+    monkeypatch.setitem(environment.describe.__globals__, "version", lambda name: f"1.0 of {name}")
     _, document, out, _ = run(*options, "samples=2")
     assert "other versions" not in out
     monkeypatch.setitem(
-        environment.describe.__globals__, "_version", lambda name: "2.0" if name == "datasets" else f"1.0 of {name}"
+        environment.describe.__globals__, "version", lambda name: "2.0" if name == "datasets" else f"1.0 of {name}"
     )
     for samples in (4, 6):  # said as long as the rows are there
         _, document, out, _ = run(*options, f"samples={samples}")

@@ -90,7 +90,7 @@ def test_more_repeats_extend_and_another_commit_does_not(measure, tmp_path, monk
     assert all(after.lines[k] == row for k, row in rows.items())
     options = after.options
     assert {"device", "torch", "triton", "commit"} <= set(options) and "repeats" not in options
-    monkeypatch.setattr("harness.common.environment._git", lambda *arguments: "another")
+    monkeypatch.setattr("harness.common.environment.git", lambda *arguments: "another")
     measure()
     assert len({r.store.task_id for r in reader.records(tmp_path)}) == 2
 
