@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 
+from kernels.common.dtypes import dtype_name
 from kernels.impl import accuracy
 from kernels.methods.laws import Kind
 from kernels.methods.plsh import PositionalLSH
@@ -57,7 +58,7 @@ def _fused(
     return is_right(
         attend,
         str(q.device),
-        str(q.dtype).removeprefix("torch."),
+        dtype_name(q.dtype),
         q.shape[3],
         weights.kind,
         ROWS if causal and q.shape[2] <= ROWS and not differentiated else TOKENS - LEFT_OUT,

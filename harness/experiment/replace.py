@@ -23,6 +23,7 @@ from harness.models import selfcheck  # noqa: E402
 from harness.models.cache import new_cache  # noqa: E402
 from harness.models.swap import SwappedAttention  # noqa: E402
 from kernels.auto import CHOSEN  # noqa: E402
+from kernels.common.dtypes import dtype_name  # noqa: E402
 
 ANY_CONTEXT = 2**31 - 1  # tokens, for attentions that do not depend on the context
 COMPILED_KERNELS = ("triton", "flex")  # they take only the types in DTYPES
@@ -180,7 +181,7 @@ def _spec(model: PreTrainedModel) -> ModelSpec:
     # quantized weights are computed by their own modules, which attention does not touch
     raw = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
     name = model.config.name_or_path or type(model).__name__
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = dtype_name(model.dtype)
     return ModelSpec(name, None, None, None, dtype, architecture_of(raw), identity={})
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from kernels.bench.plan import Work
+from kernels.common.dtypes import dtype_name
 from kernels.common.environment import replace_file, written
 from kernels.common.gpus import SCHEDULERS
 
@@ -45,7 +46,7 @@ class Record:
                 "shape": [1, heads.heads, work.tokens, heads.dim],
                 "queries": work.queries,
                 "bias_max": heads.bias_max,
-                "dtype": str(dtype).removeprefix("torch."),
+                "dtype": dtype_name(dtype),
                 "itemsize": dtype.itemsize,
                 "masks": [],
                 "failed": [],

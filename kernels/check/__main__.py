@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from kernels.check import calls
+from kernels.common.dtypes import dtype_name
 from kernels.common.environment import environment, replace_file, unwritable, written
 
 PATIENCE = 280  # seconds that a part may take
@@ -33,7 +34,7 @@ def in_a_process(name: str, dtype: torch.dtype, kernel: str, device: str) -> lis
     """`check` in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "rows.json")
-        command = [sys.executable, "-m", "kernels.check", "--part", name, str(dtype)[6:]]
+        command = [sys.executable, "-m", "kernels.check", "--part", name, dtype_name(dtype)]
         command += ["--kernel", kernel, "--device", device]
         try:
             done = subprocess.run([*command, "--json", file], capture_output=True, text=True, timeout=PATIENCE)
@@ -68,9 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
     chosen = calls.parts()
     if options.part:
-        chosen = [(name, dtype) for name, dtype in chosen if [name, str(dtype)[6:]] == options.part]
+        chosen = [(name, dtype) for name, dtype in chosen if [name, dtype_name(dtype)] == options.part]
         if not chosen:
-            known = "; ".join(f"{name!r} {str(dtype)[6:]}" for name, dtype in calls.parts())
+            known = "; ".join(f"{name!r} {dtype_name(dtype)}" for name, dtype in calls.parts())
             parser.error(f"--part: there are {known}.")
     workers = options.workers or (1 if options.device == "cpu" else min(16, os.cpu_count() or 1))
     here = options.part or (options.device == "cpu" and workers == 1)
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         """What is known so far, written to the file."""
         rows = [row for part in chosen for row in ended.get(part, [])]
         failed = [said for row in rows if (said := calls.failure(row))]
-        left = [f"{name}, {str(dtype)[6:]}" for name, dtype in chosen if (name, dtype) not in ended]
+        left = [f"{name}, {dtype_name(dtype)}" for name, dtype in chosen if (name, dtype) not in ended]
         took = round(time.perf_counter() - begin)
         known = {"environment": about, "kernel": kernel, "seconds": took, "failed": failed, "left": left, "rows": rows}
         if options.json:
@@ -101,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
             (name, dtype), found = running[done], done.result()
             ended[name, dtype] = found
             worst = max((r["worst"] for r in found if r["worst"] is not None), default=torch.inf)
-            told = f"{name:30} {str(dtype)[6:]:9} {len(found)} calls, largest error {worst:.2g} of its limit"
+            told = f"{name:30} {dtype_name(dtype):9} {len(found)} calls, largest error {worst:.2g} of its limit"
             print(told + "".join(f"\n  FAILED {said}" for r in found if (said := calls.failure(r))), flush=True)
             content = kept()
     failed, count = content["failed"], len(content["rows"])

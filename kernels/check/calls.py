@@ -10,6 +10,7 @@ import torch
 from kernels import Alibi, PositionalLSH, Weights, Window, alibi_slopes, attend
 from kernels.check.cases import EDGES, FACTORS, Case, pairwise
 from kernels.check.compare import case_errors
+from kernels.common.dtypes import dtype_name
 from kernels.impl.accuracy import HEADS, LIMITS, LSE_LIMIT, errors, limit_of
 
 TOKENS = {"cuda": 777, "cpu": 131}
@@ -96,7 +97,7 @@ def check(name: str, dtype: torch.dtype, *, kernel: str, device: str, tokens: in
 
 def blank(name: str, call: str, dtype: torch.dtype, dim: int) -> dict:
     """A row without errors."""
-    about = {"weights": name, "call": call, "dtype": str(dtype)[6:], "dim": dim}
+    about = {"weights": name, "call": call, "dtype": dtype_name(dtype), "dim": dim}
     return about | {"limit": LIMITS[dtype], "lse_limit": LSE_LIMIT, "errors": {}, "worst": None}
 
 

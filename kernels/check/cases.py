@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from kernels.common.dtypes import dtype_name
 from kernels.methods.plsh import PositionalLSH
 from kernels.methods.slopes import alibi_slopes
 from kernels.methods.weights import Alibi, Weights, Window
@@ -54,7 +55,7 @@ class Case:
         keys, queries, offset = self.shape
         shape = f"{queries}of{keys}" + ("" if offset is None else f"at{offset}")
         parts = [self.rule, f"S{self.masks}", f"{self.heads[0]}x{self.heads[1]}", self.slopes, shape, self.padding]
-        parts += [str(self.dtype)[6:], "causal" if self.causal else "both", self.layout]
+        parts += [dtype_name(self.dtype), "causal" if self.causal else "both", self.layout]
         parts += [f"sinks{self.sinks}"] * (self.sinks > 0)
         return "-".join(parts).replace("/", ".")
 

@@ -2,7 +2,6 @@
 one process, so that they share whatever else the machine does. Writes docs/results/flat.json for
 the table of docs/throughput.md."""
 
-import statistics
 from collections.abc import Mapping
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from harness.common import environment
 from harness.common.files import write_atomic
 from harness.common.paths import ROOT
+from harness.common.stats import quartiles
 from harness.common.table import Table
 from harness.models.families import family_of
 from harness.models.family import Architecture
@@ -45,8 +45,8 @@ def measure() -> list[dict]:
         for session, record in zip(sessions, found, strict=True):
             record["all"].append(session.timed("decode", 1)["ms"])
     for record in found:
-        low, middle, high = statistics.quantiles(record.pop("all"), n=4, method="inclusive")
-        record["ms"] = {"value": middle, "low": low, "high": high}
+        ms = quartiles(record.pop("all"), unit="ms")
+        record["ms"] = {"value": ms.value, "low": ms.low, "high": ms.high}
     return found
 
 
