@@ -67,7 +67,7 @@ def memory_sentence(
 
     def checked(**size) -> str:
         need = memory.estimate(model.architecture, **size, kernel=kernel)
-        return memory.check(need, device, kernel=kernel, spread=model.device_map is not None)
+        return memory.check_memory(need, device, kernel=kernel, spread=model.device_map is not None)
 
     size = {"itemsize": model.torch_dtype.itemsize, "batch": batch, "tokens": config.context}
     size |= {"masks": cell.attention.masks_drawn, "draws": config.draws or DRAWS}

@@ -123,7 +123,7 @@ class Planner:
             refuse_kernel(kernel, attention, model, device)
         tasks = self._cached(("tasks", repr(config.task), device), lambda: _tasks(config.task, device))
         if not tasks:
-            raise UserError("No task is choose_attention: set task=retrieval.")
+            raise UserError("No task is chosen: set task=retrieval.")
         for planned in tasks:
             refuse_draws(planned.task, config.samples, draws)
             refuse_model(planned.task, model)

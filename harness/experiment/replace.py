@@ -12,8 +12,8 @@ from harness.common.preflight import refuse_foreign_kernels
 from harness.experiment.compose import compose_config, option_words
 from harness.experiment.plan import to_run_config
 from harness.experiment.refusals import refuse_kernel
-from harness.models.families import FAMILIES, family_of
-from harness.models.spec import DTYPES, ModelSpec, architecture_of
+from harness.models.families import FAMILIES, model_family
+from harness.models.spec import DTYPES, ModelSpec, parse_architecture
 
 refuse_foreign_kernels()  # before transformers looks for a package of that name
 
@@ -149,7 +149,7 @@ def attention(
     if not method.native:
         refuse_kernel(kernel, method, spec, transformer.device)
     cell = Cell(spec, method, kernel, config.context, config.seed, 1, config.data_seed)
-    swapped = SwappedAttention.of(transformer)
+    swapped = SwappedAttention.find(transformer)
     if swapped is None:
         swapped = SwappedAttention(transformer, spec.family, spec.slopes, kernel=kernel, removable=True)
     try:
@@ -172,7 +172,7 @@ def _transformer(model: torch.nn.Module) -> PreTrainedModel:
             return module
     if not transformers:
         raise UserError(f"{type(model).__name__} holds no model of transformers.")
-    family_of(transformers[0].config.model_type)  # raises an error that lists the families
+    model_family(transformers[0].config.model_type)  # raises an error that lists the families
     raise AssertionError
 
 
@@ -182,7 +182,7 @@ def _spec(model: PreTrainedModel) -> ModelSpec:
     raw = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
     name = model.config.name_or_path or type(model).__name__
     dtype = dtype_name(model.dtype)
-    return ModelSpec(name, None, None, None, dtype, architecture_of(raw), identity={})
+    return ModelSpec(name, None, None, None, dtype, parse_architecture(raw), identity={})
 
 
 def _self_check(model: PreTrainedModel, swapped: SwappedAttention, kernel: str) -> None:
@@ -191,7 +191,7 @@ def _self_check(model: PreTrainedModel, swapped: SwappedAttention, kernel: str) 
     held = swapped.hold(swapped.exact, kernel)
     model.eval()
     try:
-        selfcheck.check(model, swapped, source=model.config.name_or_path or type(model).__name__)
+        selfcheck.check_logits(model, swapped, source=model.config.name_or_path or type(model).__name__)
     finally:
         for module in training:
             module.training = True

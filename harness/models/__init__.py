@@ -1,2 +1,1 @@
-"""Models: what a configuration names (spec), how it is loaded (load), and how its attention is
-replaced (swap, one file per family)."""
+"""Models: identified by a configuration (spec), loaded (load), their attention replaced (swap)."""

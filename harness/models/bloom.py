@@ -1,19 +1,23 @@
-"""BLOOM (transformers.models.bloom): the facts of one family that the attention swap needs."""
+"""BLOOM (transformers.models.bloom): what the attention swap needs to know of the family."""
 
 import torch
 
 from harness.models.family import Architecture, Family
-from harness.models.settings import ANY, refuse_unknown, renamed
+from harness.models.settings import ANY_VALUE, accept_any, refuse_unknown, rename_settings
 
-# BloomConfig and the older of the published configurations name these differently
-OLDER = {"n_embed": "hidden_size", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+# older published configurations use these names for settings of BloomConfig
+OLD_NAMES = {"n_embed": "hidden_size", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
 SETTINGS = {
-    **dict.fromkeys(("vocab_size", "hidden_size", "n_layer", "n_head", "layer_norm_epsilon"), ANY),
-    "apply_residual_connection_post_layernorm": ANY,
-    # of its training: dropout, fused operations, and the order in which parts of a sum are added
-    **dict.fromkeys(("hidden_dropout", "attention_dropout", "pretraining_tp", "slow_but_exact", "seq_length"), ANY),
-    **dict.fromkeys(("attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi"), ANY),
-    **dict.fromkeys(("skip_bias_add", "skip_bias_add_qkv"), ANY),
+    **accept_any("vocab_size", "hidden_size", "n_layer", "n_head", "layer_norm_epsilon"),
+    "apply_residual_connection_post_layernorm": ANY_VALUE,
+    # settings of training: dropout, fused operations and the order of summation
+    **dict.fromkeys(
+        ("hidden_dropout", "attention_dropout", "pretraining_tp", "slow_but_exact", "seq_length"), ANY_VALUE
+    ),
+    **dict.fromkeys(
+        ("attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi"), ANY_VALUE
+    ),
+    **accept_any("skip_bias_add", "skip_bias_add_qkv"),
     "position_embedding_type": ("alibi",),
 }
 
@@ -31,7 +35,7 @@ def _architecture(raw: dict) -> Architecture:
 
 
 def _mend(raw: dict) -> dict:
-    return renamed(raw, OLDER)
+    return rename_settings(raw, OLD_NAMES)
 
 
 def _raw(architecture: Architecture) -> dict:
@@ -45,7 +49,7 @@ def _raw(architecture: Architecture) -> dict:
 
 
 def _forward(module, attend, hidden_states, residual):
-    """The residual is added here, not by the block."""
+    """In BLOOM the attention module adds the residual, not the block."""
     batch, tokens, _ = hidden_states.shape
     qkv = module.query_key_value(hidden_states).view(batch, tokens, module.num_heads, 3, module.head_dim)
     q, k, v = (x.transpose(1, 2) for x in qkv.unbind(3))
@@ -66,5 +70,5 @@ BLOOM = Family(
     raw=_raw,
     is_attention=_is_attention,
     forward=_forward,
-    idle=("alibi", "use_cache", "output_attentions"),
+    ignored_arguments=("alibi", "use_cache", "output_attentions"),
 )

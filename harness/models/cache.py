@@ -1,10 +1,11 @@
-"""The KV cache of every generation: buffers allocated once, so that a token is written and nothing
-is copied; with `evict`, only the keys that some head can still reach, and the sinks.
+"""The KV cache of every generation, in preallocated buffers into which new tokens are written.
 
-Slots count what was fed, padding included. The buffer of a layer that evicts is `[sinks | tail]`:
-each sequence's first tokens, right-aligned, then all slots from `begin` on. It is packed anew only
-when it is full, so that a token costs the same as without eviction on the average; until something
-is dropped it is simply all slots.
+With `evict` a buffer keeps only the sinks and the keys that some head can still reach.
+
+Slots are positions of the fed tokens, padding included. The buffer of a layer that evicts is
+`[sinks | tail]`: each sequence's first tokens, right-aligned, then all slots from `begin` on. It is
+packed only when it is full, so that the average cost of a token is as without eviction. Until
+anything is dropped the buffer simply holds all slots.
 """
 
 import inspect
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from harness.common.preflight import refuse_foreign_kernels
-from harness.models.memory import CHUNK
+from harness.models.memory import CHUNK_TOKENS
 from kernels import Weights
 
 refuse_foreign_kernels()  # before transformers looks for a package of that name
@@ -23,22 +24,24 @@ from transformers import PreTrainedModel  # noqa: E402
 from transformers.cache_utils import Cache, CacheLayerMixin  # noqa: E402
 from transformers.masking_utils import create_causal_mask  # noqa: E402
 
-# of all models and of generate; transformers 5.24 renamed it
-ARGUMENT = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+# the cache's name among the arguments of models and of generate; transformers 5.24 renamed it
+CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the returned keys lie, as `kernels.attend` takes it: `padding` slots before the first
-    token of each sequence, `gap` tokens left out after its sinks."""
+class Placement:
+    """Positions of returned keys as arguments of `kernels.attend`, one number per sequence.
+
+    padding: slots before the first token. gap: tokens that are missing after the sinks.
+    """
 
     padding: list[int]
     gap: list[int]
 
 
 class KVLayer(CacheLayerMixin):
-    """All keys and values of one layer, in a buffer of `capacity` slots that is allocated at the
-    first update."""
+    """All keys and values of a layer, in a buffer of `capacity` slots allocated by the first
+    update."""
 
     is_sliding = False
     is_croppable = True
@@ -47,56 +50,68 @@ class KVLayer(CacheLayerMixin):
         super().__init__()
         self.capacity = capacity
         self.size = capacity  # slots of the buffer
-        self.seen = 0  # slots so far
+        self.seen = 0  # slots fed so far
         self.filled = 0  # slots of the buffer in use
-        self.peak = 0  # the most that were
+        self.peak = 0  # maximum of `filled`
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         batch, heads, _, dim = key_states.shape
-        # zeros: what a kernel multiplies by nothing must be a number
+        # zeros, because kernels multiply unused values by zero, which must not give NaN
         self.keys, self.values = (x.new_zeros(batch, heads, self.size, dim) for x in (key_states, value_states))
         self.is_initialized = True
 
     def update(self, key_states, value_states, pads: list[int] | None = None, weights: Weights | None = None, **_):
-        """Append (batch, heads, tokens, head_dim) and return all that is held, as views. The slots
-        of padding of each sequence and the layer's `weights` say what may be dropped; what stock
-        attention adds (its own arguments, which other caches take) is not needed. ValueError if
-        there is no room."""
-        more = key_states.shape[2]
-        self.reserve(more, pads, weights)
+        """Append keys and values, and return views of all that the buffer holds.
+
+        Further arguments, which stock attention passes for other caches, are ignored.
+
+        Args:
+            key_states, value_states: (batch, heads, tokens, head_dim).
+            pads: padding slots of each sequence; needed for eviction.
+            weights: the layer's weights, which limit the reach; needed for eviction.
+
+        Raises:
+            ValueError: if there is no room.
+        """
+        tokens = key_states.shape[2]
+        self.reserve(tokens, pads, weights)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        stop = self.filled + more
+        stop = self.filled + tokens
         self.keys[:, :, self.filled : stop] = key_states
         self.values[:, :, self.filled : stop] = value_states
-        self.advance(more)
+        self.advance(tokens)
         return self.keys[:, :, :stop], self.values[:, :, :stop]
 
-    def reserve(self, more: int, pads: list[int] | None = None, weights: Weights | None = None) -> None:
-        """Make room for so many tokens. ValueError if there is none."""
-        if self.seen + more > self.capacity:
+    def reserve(self, tokens: int, pads: list[int] | None = None, weights: Weights | None = None) -> None:
+        """Make room for new tokens; arguments as in `update`.
+
+        Raises:
+            ValueError: if there is no room.
+        """
+        if self.seen + tokens > self.capacity:
             raise ValueError(
-                f"The KV cache has room for {self.capacity} tokens and got {self.seen + more}: make it with a larger "
+                f"The KV cache has room for {self.capacity} tokens and got {self.seen + tokens}: make it with a larger "
                 "capacity."
             )
 
     def write(self, key_states: torch.Tensor, value_states: torch.Tensor, slots: torch.Tensor) -> None:
-        """Write keys and values (batch, heads, tokens, head_dim) to slots (tokens,) of the buffer,
-        on its device."""
+        """Write keys and values (batch, heads, tokens, head_dim) to slots (tokens,) of the
+        buffer."""
         self.keys.index_copy_(2, slots, key_states)
         self.values.index_copy_(2, slots, value_states)
 
-    def advance(self, more: int) -> None:
-        """Count so many tokens that were written."""
-        self.filled, self.seen = self.filled + more, self.seen + more
+    def advance(self, tokens: int) -> None:
+        """Count tokens that were written."""
+        self.filled, self.seen = self.filled + tokens, self.seen + tokens
         self.peak = max(self.peak, self.filled)
 
-    def place(self, pads: list[int]) -> Place:
-        """Where the last update's keys lie."""
-        return Place(pads, [0] * len(pads))
+    def placement(self, pads: list[int]) -> Placement:
+        """Return the positions of the keys that the last update returned."""
+        return Placement(pads, [0] * len(pads))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last `-tokens_to_remove` tokens (negative, as transformers has it)."""
+        """Drop the last `-tokens_to_remove` tokens (a negative number, as in transformers)."""
         assert -self.filled <= tokens_to_remove <= 0
         self.seen += tokens_to_remove
         self.filled += tokens_to_remove
@@ -114,37 +129,41 @@ class KVLayer(CacheLayerMixin):
         return self.capacity
 
     def bytes_of(self, slots: int) -> int:
-        """Memory of so many slots of keys and values."""
+        """Return the bytes of this many slots of keys and values."""
         if not self.is_initialized:
             return 0
         return sum(x.shape[0] * x.shape[1] * x.shape[3] * x.element_size() * slots for x in (self.keys, self.values))
 
 
 class EvictingLayer(KVLayer):
-    """Drops what no row from `rewind` tokens ago on can reach under the layer's weights."""
+    """A layer that drops keys out of reach of every row from `rewind` tokens ago on."""
 
     def __init__(self, capacity: int, rewind: int, chunk: int):
         super().__init__(capacity)
         self.rewind, self.chunk = rewind, chunk
-        self.begin = 0  # slot where the tail begins; with 0 there is no block of sinks
-        self.floor = 0  # `crop` must not go below
+        self.begin = 0  # first slot of the tail; 0 while there is no block of sinks
+        self.floor = 0  # lowest number of slots that `crop` may leave
         self.sinks = 0
 
-    def reserve(self, more: int, pads: list[int] | None = None, weights: Weights | None = None) -> None:
-        super().reserve(more)
+    def reserve(self, tokens: int, pads: list[int] | None = None, weights: Weights | None = None) -> None:
+        super().reserve(tokens)
         if pads is None or weights is None or weights.span is None:
             raise ValueError("A cache that evicts needs weights that forget (window, plsh): make it with evict=False.")
-        if more > self.chunk:
-            raise ValueError(f"A cache that evicts takes {self.chunk} tokens at a time, not {more}: prefill in chunks.")
+        if tokens > self.chunk:
+            raise ValueError(
+                f"A cache that evicts takes {self.chunk} tokens at a time, not {tokens}: prefill in chunks."
+            )
         if not self.is_initialized:
             self.sinks = weights.sinks
             self.size = min(self.capacity, weights.sinks + weights.span + self.rewind + self.chunk)
-        if self.filled + more > self.size:
+        if self.filled + tokens > self.size:
             self.pack(pads, weights)
 
     def pack(self, pads: list[int], weights: Weights) -> None:
-        """Drop what cannot be reached: gather the sinks, move the tail up to them. `reserve` does
-        it when it must."""
+        """Drop keys out of reach: gather the sinks, and move the tail to the slots after them.
+
+        `reserve` calls this when the buffer is full.
+        """
         oldest = max(0, self.seen - self.rewind)
         heads = torch.arange(weights.heads)
         rows = torch.tensor([max(0, oldest - pad) for pad in pads]).expand(len(heads), -1)
@@ -158,30 +177,32 @@ class EvictingLayer(KVLayer):
         stop = self.sinks + tail.stop - tail.start
         for x in (self.keys, self.values):
             index = source[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
-            kept = torch.cat([x.gather(2, index), x[:, :, tail]], 2)
-            x[:, :, :stop] = kept
+            packed = torch.cat([x.gather(2, index), x[:, :, tail]], 2)
+            x[:, :, :stop] = packed
         self.begin, self.filled, self.floor = begin, stop, max(self.floor, oldest)
 
     def _index(self, slot: int) -> int:
-        """Where a slot of the tail lies in the buffer."""
+        """Index in the buffer of a slot of the tail."""
         return slot - self.begin + (self.sinks if self.begin else 0)
 
-    def _in_block(self, pad: int, begin: int) -> int:
-        """How many of a sequence's first tokens lie before the tail, and in the block of sinks."""
+    def _sinks_in_block(self, pad: int, begin: int) -> int:
+        """Number of a sequence's sinks that lie before a tail from `begin`."""
         return min(max(begin - pad, 0), self.sinks)
 
     def _sink_sources(self, pad: int, begin: int) -> list[int]:
-        """Where the sinks of a sequence for a tail from `begin` lie in the buffer as it is; any
-        place where it has fewer than the block holds."""
-        count, held = self._in_block(pad, begin), self._in_block(pad, self.begin)
-        places = [self.sinks - held + t if t < held else self._index(pad + t) for t in range(count)]
-        return [0] * (self.sinks - count) + places
+        """Current indices of a sequence's sinks that move to the block before a tail from `begin`.
 
-    def place(self, pads: list[int]) -> Place:
+        The block is right-aligned; entries before the first sink may be any index.
+        """
+        count, current = self._sinks_in_block(pad, begin), self._sinks_in_block(pad, self.begin)
+        indices = [self.sinks - current + t if t < current else self._index(pad + t) for t in range(count)]
+        return [0] * (self.sinks - count) + indices
+
+    def placement(self, pads: list[int]) -> Placement:
         if not self.begin:
-            return super().place(pads)
-        padding = [self.sinks - self._in_block(pad, self.begin) + max(0, pad - self.begin) for pad in pads]
-        return Place(padding, [max(0, self.begin - pad - self.sinks) for pad in pads])
+            return super().placement(pads)
+        padding = [self.sinks - self._sinks_in_block(pad, self.begin) + max(0, pad - self.begin) for pad in pads]
+        return Placement(padding, [max(0, self.begin - pad - self.sinks) for pad in pads])
 
     def crop(self, tokens_to_remove: int) -> None:
         if self.begin and self.seen + tokens_to_remove < self.floor:
@@ -197,65 +218,82 @@ class EvictingLayer(KVLayer):
 
 
 class Steps(dict):
-    """The `harness.models.steps.Step` of a cache by (batch, rows). They belong to its buffers: a
-    copy makes its own."""
+    """The `harness.models.steps.Step` objects of a cache by (batch, rows).
+
+    They refer to its buffers, therefore a deep copy of the cache starts without any.
+    """
 
     def __deepcopy__(self, memo) -> "Steps":
         return Steps()
 
 
 class KVCache(Cache):
-    """A layer's cache for each layer of a model. `chunk`: how many tokens a forward may take, None
-    for any number."""
+    """The caches of all layers of a model. chunk: maximum tokens of a forward, None for any
+    number."""
 
     def __init__(self, layers: list[KVLayer], chunk: int | None):
         super().__init__(layers=layers)
         self.chunk = chunk
         self.steps = Steps()
-        self.step = None  # the one that runs, which says where keys are written
+        self.step = None  # the running step, which determines where keys are written
 
-    def reserve(self, more: int, pads: list[int], weights: Sequence[Weights]) -> None:
-        """Make room for so many tokens in every layer, under the `weights` of each."""
-        for layer, own in zip(self.layers, weights, strict=True):
-            layer.reserve(more, pads, own)
+    def reserve(self, tokens: int, pads: list[int], weights: Sequence[Weights]) -> None:
+        """Make room for new tokens in every layer.
 
-    def advance(self, more: int) -> None:
-        """Count so many tokens that every layer has been written."""
+        Args:
+            tokens: number of new tokens.
+            pads: padding slots of each sequence.
+            weights: the weights of each layer.
+
+        Raises:
+            ValueError: if there is no room.
+        """
+        for layer, layer_weights in zip(self.layers, weights, strict=True):
+            layer.reserve(tokens, pads, layer_weights)
+
+    def advance(self, tokens: int) -> None:
+        """Count tokens that were written to every layer."""
         for layer in self.layers:
-            layer.advance(more)
+            layer.advance(tokens)
 
     def pack(self, pads: list[int], weights: Sequence[Weights]) -> None:
-        """Pack every layer now, under the `weights` of each. For caches that evict."""
-        for layer, own in zip(self.layers, weights, strict=True):
-            layer.pack(pads, own)
+        """Pack every layer of a cache that evicts, each under its own weights."""
+        for layer, layer_weights in zip(self.layers, weights, strict=True):
+            layer.pack(pads, layer_weights)
 
     @property
     def argument(self) -> dict[str, "KVCache"]:
-        """Itself as a keyword argument of a model or of generate, whose name depends on the version
-        of transformers."""
-        return {ARGUMENT: self}
+        """The cache as a keyword argument of a model or of generate.
+
+        Its name depends on the version of transformers.
+        """
+        return {CACHE_ARGUMENT: self}
 
     @property
     def allocated_bytes(self) -> int:
-        """Memory of all buffers."""
+        """Bytes of all buffers."""
         return sum(layer.bytes_of(layer.size) for layer in self.layers)
 
     @property
     def used_bytes(self) -> int:
-        """The most of it that has held keys and values at one time."""
+        """Maximum bytes of the buffers that held keys and values at one time."""
         return sum(layer.bytes_of(layer.peak) for layer in self.layers)
 
 
 def new_cache(
-    model: PreTrainedModel, capacity: int, *, evict: bool = False, rewind: int = 0, chunk: int = CHUNK
+    model: PreTrainedModel, capacity: int, *, evict: bool = False, rewind: int = 0, chunk: int = CHUNK_TOKENS
 ) -> KVCache:
-    """An empty cache for `capacity` tokens (slots) of each sequence: the prompt and what is
-    generated.
+    """Return an empty cache for a model.
 
-    evict: keep only what can still be reached. A forward then takes at most `chunk` tokens
-    (generate's `prefill_chunk_size`), and `crop` may take back the last `rewind` tokens. A layer's
-    buffer holds the sinks, the farthest reach of its weights, `rewind` and `chunk` tokens, whatever
-    the context.
+    With `evict` the size of a layer's buffer does not depend on the context: it holds the sinks,
+    the farthest reach of the layer's weights, and `rewind` and `chunk` tokens.
+
+    Args:
+        model: the model.
+        capacity: tokens (slots) of each sequence, prompt and generated tokens together.
+        evict: whether to keep only keys that can still be reached.
+        rewind: with `evict`, number of last tokens that `crop` may remove.
+        chunk: with `evict`, maximum tokens of a forward (generate's `prefill_chunk_size`).
     """
     layers = range(model.config.num_hidden_layers)
     if evict:

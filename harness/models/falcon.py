@@ -1,20 +1,25 @@
-"""Falcon with ALiBi (transformers.models.falcon; Falcon-RW): the facts of one family that the
-attention swap needs."""
+"""Falcon with ALiBi (transformers.models.falcon; Falcon-RW): facts for the attention swap."""
 
 import torch
 
 from harness.common.errors import UserError
 from harness.models.family import Architecture, Family
-from harness.models.settings import ANY, refuse_unknown, renamed
+from harness.models.settings import ANY_VALUE, accept_any, refuse_unknown, rename_settings
 
-OLDER = {"n_embed": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
+OLD_NAMES = {"n_embed": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
 SETTINGS = {
-    **dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_kv_heads"), ANY),
-    **dict.fromkeys(("layer_norm_epsilon", "bias", "multi_query", "parallel_attn", "new_decoder_architecture"), ANY),
-    **dict.fromkeys(("num_ln_in_parallel_attn", "ffn_hidden_size", "activation", "max_position_embeddings"), ANY),
-    # idle under ALiBi, or where nothing is trained
-    **dict.fromkeys(("rope_theta", "rope_scaling", "rope_parameters", "hidden_dropout", "attention_dropout"), ANY),
-    "alibi": ANY,  # looked at below
+    **dict.fromkeys(
+        ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_kv_heads"), ANY_VALUE
+    ),
+    **dict.fromkeys(
+        ("layer_norm_epsilon", "bias", "multi_query", "parallel_attn", "new_decoder_architecture"), ANY_VALUE
+    ),
+    **accept_any("num_ln_in_parallel_attn", "ffn_hidden_size", "activation", "max_position_embeddings"),
+    # without effect under ALiBi or outside training
+    **dict.fromkeys(
+        ("rope_theta", "rope_scaling", "rope_parameters", "hidden_dropout", "attention_dropout"), ANY_VALUE
+    ),
+    "alibi": ANY_VALUE,  # checked by _architecture
 }
 
 
@@ -43,12 +48,14 @@ def _architecture(raw: dict) -> Architecture:
 
 
 def _mend(raw: dict) -> dict:
-    return renamed(raw, OLDER)
+    return rename_settings(raw, OLD_NAMES)
 
 
 def _raw(architecture: Architecture) -> dict:
-    """As Falcon-RW is: biases, attention before the feed-forward; with fewer key heads as the later
-    Falcons are."""
+    """Like Falcon-RW, or like later Falcons if there are fewer key heads than query heads.
+
+    Falcon-RW has biases and runs attention before the feed-forward.
+    """
     kv_heads = architecture.kv_heads
     return {
         "model_type": "falcon",
@@ -69,8 +76,8 @@ def _raw(architecture: Architecture) -> dict:
 def _forward(module, attend, hidden_states):
     batch, tokens, _ = hidden_states.shape
     qkv = module.query_key_value(hidden_states)
-    # (query heads of a group, its key, its value) for each group: one group of all heads where the
-    # key is shared by all, a group for each head where none is
+    # each group holds its query heads, its key and its value: a single group if all heads share
+    # the key, one group per head if none do
     groups = (qkv.shape[2] // module.head_dim - module.num_heads) // 2
     qkv = qkv.view(batch, tokens, groups, -1, module.head_dim)
     q = qkv[:, :, :, :-2].flatten(2, 3).transpose(1, 2)
@@ -84,7 +91,7 @@ def _is_attention(module: torch.nn.Module) -> bool:
 
 
 def _slope_factor(architecture: Architecture) -> float:
-    """Falcon scales scores and bias together, (q.k + bias) / sqrt(head_dim)."""
+    """Falcon scales scores and bias together: (q.k + bias) / sqrt(head_dim)."""
     return architecture.head_dim**-0.5
 
 
@@ -96,6 +103,6 @@ FALCON = Family(
     raw=_raw,
     is_attention=_is_attention,
     forward=_forward,
-    idle=("alibi", "position_ids", "position_embeddings", "use_cache", "output_attentions"),
+    ignored_arguments=("alibi", "position_ids", "position_embeddings", "use_cache", "output_attentions"),
     slope_factor=_slope_factor,
 )

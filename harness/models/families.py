@@ -1,4 +1,4 @@
-"""The families by their transformers model type. A new family is one file and one line here."""
+"""Model families by transformers model type. A new family is one file and one line here."""
 
 from harness.common.errors import UserError, nearest
 from harness.models.bloom import BLOOM
@@ -9,7 +9,12 @@ from harness.models.mpt import MPT
 FAMILIES: dict[str, Family] = {family.name: family for family in (MPT, BLOOM, FALCON)}
 
 
-def family_of(model_type: str) -> Family:
+def model_family(model_type: str) -> Family:
+    """Return the family of a transformers model type.
+
+    Raises:
+        UserError: for a type that is not supported.
+    """
     if model_type not in FAMILIES:
         raise UserError(f"Models of type {model_type!r} are not supported.{nearest(model_type, FAMILIES)}")
     return FAMILIES[model_type]

@@ -1,5 +1,4 @@
-"""What the harness must know of a model family to own its attention: a record of small functions,
-one file per family."""
+"""The facts and small functions by which the harness replaces the attention of a model family."""
 
 import math
 from collections.abc import Callable
@@ -13,11 +12,11 @@ from kernels import alibi_slopes
 
 @dataclass(frozen=True)
 class Architecture:
-    """The numbers of a model that can be known before its weights are read.
+    """Sizes of a model that are known before its weights are read.
 
-    kv_heads: heads of the keys and values where they are fewer than the queries'. positions: tokens
-    beyond which the checkpoint's own attention fails (attn=stock; ours has no bound). Copies of a
-    checkpoint differ in it, so it is no part of what makes two architectures equal.
+    kv_heads: heads of keys and values if fewer than query heads, else None.
+    positions: tokens beyond which the checkpoint's own attention fails (attn=stock; ours has no
+        bound). Copies of one checkpoint differ in it, so comparisons ignore it.
     """
 
     family: str
@@ -31,8 +30,8 @@ class Architecture:
     positions: int | None = field(default=None, compare=False)
 
     def __post_init__(self):
-        """Whole numbers may be written as floats (8.0). Raises UserError for numbers that no model
-        has."""
+        """Turn floats that are whole numbers (8.0) into ints. Raises UserError for invalid
+        sizes."""
         for name in ("layers", "heads", "width", "vocabulary", "expansion", "kv_heads", "positions"):
             value = getattr(self, name)
             if value is None and name in ("kv_heads", "positions"):
@@ -57,7 +56,7 @@ class Architecture:
         return (self.kv_heads or self.heads) * self.head_dim
 
     def as_dict(self) -> dict:
-        """What makes two architectures equal, and what random weights depend on."""
+        """Return the fields that decide equality and on which random weights depend."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
 
 
@@ -65,17 +64,17 @@ class Architecture:
 class Family:
     """One model family.
 
-    architecture: raw config.json -> Architecture (UserError for a variant that is not supported).
-    mend: raw config.json -> the same in the form transformers accepts.
+    architecture: raw config.json -> Architecture; raises UserError for an unsupported variant.
+    mend: raw config.json -> a form of it that transformers accepts.
     raw: Architecture -> raw config.json of a model with that architecture, for random weights.
-    is_attention: which modules to replace.
-    forward: (module, attend, *what the block hands the module in place) -> the module's own return
-        value. It calls ``attend(q, k, v, scale=, dropout=)`` with the new tokens' keys and values,
-        which returns the output and the probabilities, or None for them; `attend` knows the cache,
-        the padding and whether the module is in training.
-    idle: what the block hands the module by name and the replaced attention has no use for. The
-        cache and the mask are known; anything else is refused.
-    slope_factor: what the family's own code multiplies its slopes by, besides the bias itself.
+    is_attention: whether a module is one to replace.
+    forward: (module, attend, *positional arguments of the module) -> the module's return value. It
+        calls ``attend(q, k, v, scale=, dropout=)`` with keys and values of the new tokens, which
+        returns the output and the attention probabilities (or None). `attend` takes care of cache,
+        padding and training mode.
+    ignored_arguments: keyword arguments of the module that replaced attention does not need. Cache
+        and mask are handled; any other argument is refused.
+    slope_factor: factor by which the family's own code multiplies the slopes.
     """
 
     name: str
@@ -85,11 +84,13 @@ class Family:
     raw: Callable[[Architecture], dict]
     is_attention: Callable[[torch.nn.Module], bool]
     forward: Callable
-    idle: tuple[str, ...]
+    ignored_arguments: tuple[str, ...]
     slope_factor: Callable[[Architecture], float] = lambda architecture: 1.0
 
     def slopes(self, architecture: Architecture) -> torch.Tensor:
-        """Effective ALiBi slopes, (heads,) float64: what multiplies the distance after the scores
-        are scaled."""
+        """Return the effective ALiBi slopes, (heads,) float64.
+
+        They multiply the distance after the scores are scaled.
+        """
         slopes = alibi_slopes(architecture.heads, bias_max=architecture.bias_max, order=self.slope_order)
         return slopes * self.slope_factor(architecture)

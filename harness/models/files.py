@@ -1,5 +1,4 @@
-"""The files of a checkpoint's folder that a run reads, looked at before anything is loaded: which
-they are, whether they are what their names say, and a hash of their content."""
+"""Check the files of a checkpoint's folder before they are loaded, and hash their content."""
 
 import functools
 import hashlib
@@ -14,112 +13,118 @@ from safetensors import SafetensorError, safe_open
 
 from harness.common.errors import UserError
 
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # transformers would apply it without a word
-POINTER = b"version https://git-lfs"  # how a file begins that git-lfs has not fetched
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # transformers applies them silently
+LFS_POINTER = b"version https://git-lfs"  # the first bytes of a file that git-lfs has not fetched
 
-# what a tokenizer is made from: one of these files holds its vocabulary, the others say how it is
-# used
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-TOKENIZER = (*VOCABULARIES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-TOKENIZER += ("chat_template.jinja", "chat_template.json")
-IDLE = ("backend", "is_local", "local_files_only", "model_max_length", "name_or_path", "processor_class")
-IDLE += ("special_tokens_map_file", "tokenizer_file", "transformers_version")  # of a tokenizer_config.json
+# a tokenizer is made from one of the vocabulary files and the settings in the others
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+TOKENIZER_FILES = (*VOCABULARY_FILES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES += ("added_tokens.json", "chat_template.jinja", "chat_template.json")
+# settings of tokenizer_config.json that change no token
+IRRELEVANT_SETTINGS = ("backend", "is_local", "local_files_only", "model_max_length", "name_or_path")
+IRRELEVANT_SETTINGS += ("processor_class", "special_tokens_map_file", "tokenizer_file", "transformers_version")
 
 
 @dataclass(frozen=True)
-class Held:
-    """A tensor in a file, as the file's header says: its type in safetensors' words, its size in
-    bytes."""
+class TensorInfo:
+    """A tensor of a file by the file's header: type in safetensors' notation, size in bytes."""
 
     file: Path
     dtype: str
     nbytes: int
 
 
-def weights_of(folder: Path) -> list[Path]:
-    """The safetensors files that transformers loads, by name. UserError if they cannot be told, or
-    are not whole."""
-    for name in ADAPTER:
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that transformers loads from a folder, in order of names.
+
+    Raises:
+        UserError: if there are none, they are ambiguous or incomplete, or there is an adapter.
+    """
+    for name in ADAPTER_FILES:
         if (folder / name).exists():
             raise UserError(
                 f"{folder} holds an adapter ({name}), which would change the model: merge it into the weights "
                 "(merge_and_unload of peft), or move it out of the folder."
             )
-    shards = _shards(folder) if (folder / INDEX).exists() else []
-    if not (folder / WHOLE).is_file() and not shards:
-        strays = sorted(path.name for path in folder.glob("*.safetensors"))
-        if strays:
+    shards = _shards(folder) if (folder / INDEX_FILE).exists() else []
+    if not (folder / WEIGHTS_FILE).is_file() and not shards:
+        others = sorted(path.name for path in folder.glob("*.safetensors"))
+        if others:
             raise UserError(
-                f"{folder} holds {_named(strays)}, and neither {WHOLE} nor {INDEX} that says which of them to read: "
-                "rename a single file, or fetch the index."
+                f"{folder} holds {_first_names(others)}, and neither {WEIGHTS_FILE} nor {INDEX_FILE} that says which "
+                "of them to read: rename a single file, or fetch the index."
             )
         raise UserError(
             f"{folder} holds no .safetensors file: convert the checkpoint (pickled weights are never loaded)."
         )
-    whole = [folder / WHOLE] if (folder / WHOLE).is_file() else []
+    whole = [folder / WEIGHTS_FILE] if (folder / WEIGHTS_FILE).is_file() else []
     if whole and shards and not _same_tensors(whole, shards):
         raise UserError(
-            f"{folder} holds two sets of weights that differ, {WHOLE} and the shards of {INDEX}: remove the one that "
-            "is out of date."
+            f"{folder} holds two sets of weights that differ, {WEIGHTS_FILE} and the shards of {INDEX_FILE}: remove the "
+            "one that is out of date."
         )
-    tensors_of(whole or shards)
+    read_tensors(whole or shards)  # checks that the files are complete
     return whole or shards
 
 
-def tensors_of(files: Iterable[Path]) -> dict[str, Held]:
-    """The files' tensors by name. UserError for a file that is not whole, or a name held twice."""
-    found: dict[str, Held] = {}
+def read_tensors(files: Iterable[Path]) -> dict[str, TensorInfo]:
+    """Return the tensors that the headers of the files list, by name.
+
+    Raises:
+        UserError: for a truncated file, or a name in two files.
+    """
+    tensors: dict[str, TensorInfo] = {}
     for file in files:
-        for name, held in _header(file).items():
-            if name in found:
-                raise UserError(f"{file.parent}: the tensor {name} is in {found[name].file.name} and in {file.name}.")
-            found[name] = held
-    return found
+        for name, tensor in _header(file).items():
+            if name in tensors:
+                raise UserError(f"{file.parent}: the tensor {name} is in {tensors[name].file.name} and in {file.name}.")
+            tensors[name] = tensor
+    return tensors
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The files of the index, which must be in the folder and hold what the index says."""
+    """The files of the index, after a check that they are present and agree with it."""
     try:
-        said = json.loads((folder / INDEX).read_text())["weight_map"]
-        names = sorted(set(said.values()))
+        weight_map = json.loads((folder / INDEX_FILE).read_text())["weight_map"]
+        names = sorted(set(weight_map.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{folder / INDEX} is not an index of weights: fetch it again.") from None
-    odd = [name for name in names if not isinstance(name, str) or not _plain(name)]
-    if odd:
+        raise UserError(f"{folder / INDEX_FILE} is not an index of weights: fetch it again.") from None
+    invalid = [name for name in names if not isinstance(name, str) or not _is_file_name(name)]
+    if invalid:
         raise UserError(
-            f"{folder / INDEX} names {odd[0]!r}: weights are read from .safetensors files of the same folder alone."
+            f"{folder / INDEX_FILE} names {invalid[0]!r}: weights are read from .safetensors files of the same "
+            "folder alone."
         )
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
-        raise UserError(f"{folder} lacks {_named(absent)} of its {len(names)} shards: fetch the rest of it.")
+        raise UserError(f"{folder} lacks {_first_names(absent)} of its {len(names)} shards: fetch the rest of it.")
     files = [folder / name for name in names]
-    held = {name: tensor.file.name for name, tensor in tensors_of(files).items()}
-    if differing := sorted(held.items() ^ said.items()):
+    file_names = {name: tensor.file.name for name, tensor in read_tensors(files).items()}
+    if differing := sorted({name for name, _ in file_names.items() ^ weight_map.items()}):
         raise UserError(
-            f"{folder / INDEX} and its shards disagree about {_named(sorted({name for name, _ in differing}))}: fetch "
-            "both again."
+            f"{folder / INDEX_FILE} and its shards disagree about {_first_names(differing)}: fetch both again."
         )
     return files
 
 
-def _plain(name: str) -> bool:
+def _is_file_name(name: str) -> bool:
     return name.endswith(".safetensors") and name == Path(name).name
 
 
-def _header(file: Path) -> dict[str, Held]:
+def _header(file: Path) -> dict[str, TensorInfo]:
     try:
-        with safe_open(file, "pt"):  # which checks that the file is as long as its header says
+        with safe_open(file, "pt"):  # checks that the file is as long as its header says
             pass
-        with file.open("rb") as start:
-            header = json.loads(start.read(int.from_bytes(start.read(8), "little")))
-        about = {name: said for name, said in header.items() if name != "__metadata__"}
-        ends = {name: said["data_offsets"] for name, said in about.items()}
-        return {name: Held(file, about[name]["dtype"], stop - begin) for name, (begin, stop) in ends.items()}
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        ranges = {name: entry["data_offsets"] for name, entry in entries.items()}
+        return {name: TensorInfo(file, entries[name]["dtype"], end - begin) for name, (begin, end) in ranges.items()}
     except (SafetensorError, OSError) as error:
         try:
-            with file.open("rb") as start:
-                pointer = start.read(len(POINTER)) == POINTER
+            with file.open("rb") as stream:
+                pointer = stream.read(len(LFS_POINTER)) == LFS_POINTER
         except OSError:
             pointer = False
         if pointer:
@@ -127,33 +132,38 @@ def _header(file: Path) -> dict[str, Held]:
         raise UserError(f"{file} is not a whole safetensors file ({error}): fetch it again.") from None
 
 
-def _same_tensors(some: list[Path], others: list[Path]) -> bool:
-    one, other = tensors_of(some), tensors_of(others)
-    if one.keys() != other.keys():
+def _same_tensors(files: list[Path], other_files: list[Path]) -> bool:
+    tensors, others = read_tensors(files), read_tensors(other_files)
+    if tensors.keys() != others.keys():
         return False
     with ExitStack() as stack:
-        opened = {file: stack.enter_context(safe_open(file, "pt")) for file in [*some, *others]}
-        pairs = ((opened[held[name].file].get_tensor(name) for held in (one, other)) for name in one)
+        opened = {file: stack.enter_context(safe_open(file, "pt")) for file in [*files, *other_files]}
+        pairs = ((opened[index[name].file].get_tensor(name) for index in (tensors, others)) for name in tensors)
         return all(a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether some file there holds a vocabulary."""
-    return any((folder / name).is_file() for name in VOCABULARIES)
+    """Return whether the folder contains a vocabulary file."""
+    return any((folder / name).is_file() for name in VOCABULARY_FILES)
 
 
 def vocabulary_hash(folder: Path) -> str | None:
-    """Hash of the vocabulary where one file holds it whole; None where there is no such file."""
+    """Return the hash of the vocabulary if a single file holds it, else None."""
     files = [path for path in (folder / "tokenizer.json", folder / "tokenizer.model") if path.is_file()]
     return digest(files) if files else None
 
 
-def beside_hash(folder: Path) -> str | None:
-    """Hash of the tokenizer's other files, names and content, without what changes no token; None
-    without any."""
+def tokenizer_settings_hash(folder: Path) -> str | None:
+    """Return the hash of the tokenizer's other files, or None if there are none.
+
+    It covers names and contents, without settings that change no token.
+
+    Raises:
+        UserError: if tokenizer_config.json is not valid JSON.
+    """
     content = {}
-    named = [folder / name for name in TOKENIZER if name not in ("tokenizer.json", "tokenizer.model")]
-    for file in [*named, *folder.glob("additional_chat_templates/*")]:
+    listed = [folder / name for name in TOKENIZER_FILES if name not in ("tokenizer.json", "tokenizer.model")]
+    for file in [*listed, *folder.glob("additional_chat_templates/*")]:
         if file.is_file():
             content[file.name] = _settings(file) if file.name == "tokenizer_config.json" else digest([file])
     text = json.dumps(content, sort_keys=True)
@@ -162,13 +172,14 @@ def beside_hash(folder: Path) -> str | None:
 
 def _settings(file: Path) -> dict:
     try:
-        return {key: value for key, value in json.loads(file.read_text()).items() if key not in IDLE}
+        return {key: value for key, value in json.loads(file.read_text()).items() if key not in IRRELEVANT_SETTINGS}
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON ({error}): fetch it again.") from None
 
 
 def digest(files: list[Path]) -> str:
-    """sha256 over the files' contents in order; read once per process and file version."""
+    """Return the sha256 over the files' contents in order, read once per process and file
+    version."""
     return _digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
 
 
@@ -181,6 +192,6 @@ def _digest(versions: tuple[tuple[str, int, int], ...]) -> str:
     return "sha256:" + total.hexdigest()
 
 
-def _named(names: list[str]) -> str:
-    """Three of them at most."""
+def _first_names(names: list[str]) -> str:
+    """At most three of the names, for a message."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

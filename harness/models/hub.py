@@ -1,36 +1,47 @@
-"""A model on the Hub: the commit that its revision stands for, and its files in a folder of the
-cache."""
+"""Models on the Hub: the commit of a revision, and its files in a folder of the cache."""
 
 import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.utils import httpx  # the package of that name, from its version 2 on another
+from huggingface_hub.utils import httpx  # httpx itself, or from its version 2 on another package
 
 from harness.common.errors import CannotLoad
-from harness.models.files import INDEX, TOKENIZER
+from harness.models.files import INDEX_FILE, TOKENIZER_FILES
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
-SMALL = ("config.json", *TOKENIZER)  # what tells a model's shape and makes its tokenizer
-UNREACHED = (OSError, ValueError, httpx.HTTPError)  # what the Hub's client raises
+COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
+SMALL_FILES = ("config.json", *TOKENIZER_FILES)  # architecture and tokenizer
+HUB_ERRORS = (OSError, ValueError, httpx.HTTPError)  # raised by the Hub's client
 
 
-def commit_of(repo: str, revision: str) -> str:
-    """The commit that a branch, a tag or a commit stands for: the Hub's word, or without a network
-    the cache's. The revision itself where neither can say; such a model cannot be loaded."""
-    if COMMIT.fullmatch(revision):
+def resolve_commit(repo: str, revision: str) -> str:
+    """Return the commit of a branch, tag or commit, from the Hub or without a network its cache.
+
+    If neither knows it, the revision itself is returned; such a model cannot be loaded.
+    """
+    if COMMIT_HASH.fullmatch(revision):
         return revision
     try:  # the folder of a snapshot is named by its commit
         return Path(snapshot_download(repo, revision=revision, allow_patterns=["config.json"])).name
-    except UNREACHED:
+    except HUB_ERRORS:
         return revision
 
 
 def fetch(repo: str, commit: str, *, weights: bool) -> Path:
-    """The folder of the cache with these files of a commit: the small ones, and with `weights` the
-    safetensors. A folder of the working directory by that name is never looked at. Raises
-    CannotLoad for what is no commit, and one of UNREACHED where the files cannot be had."""
-    if not COMMIT.fullmatch(commit):
+    """Fetch files of a commit into the cache and return their folder.
+
+    A folder of that name in the working directory is never used.
+
+    Args:
+        repo: OWNER/NAME.
+        commit: the commit (`resolve_commit`).
+        weights: whether to fetch the weights, too, and not only configuration and tokenizer.
+
+    Raises:
+        CannotLoad: if `commit` is not a commit.
+        HUB_ERRORS: any of these if the files cannot be fetched.
+    """
+    if not COMMIT_HASH.fullmatch(commit):
         raise CannotLoad(f"{repo}@{commit} can be looked up neither on the Hub nor in its cache on this machine")
-    wanted = (*SMALL, *(("*.safetensors", INDEX, "adapter_config.json") if weights else ()))
-    return Path(snapshot_download(repo, revision=commit, allow_patterns=list(wanted), ignore_patterns="*/*"))
+    patterns = (*SMALL_FILES, *(("*.safetensors", INDEX_FILE, "adapter_config.json") if weights else ()))
+    return Path(snapshot_download(repo, revision=commit, allow_patterns=list(patterns), ignore_patterns="*/*"))

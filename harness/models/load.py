@@ -1,21 +1,29 @@
-"""Load a model and its tokenizer, local or from the Hub, safetensors only, and put our attention
-into it."""
+"""Load a model and its tokenizer from a folder or the Hub, and replace the model's attention."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
 from harness.common.errors import CannotLoad, UserError
 from harness.common.preflight import refuse_foreign_kernels
-from harness.models.families import family_of
+from harness.models.families import model_family
 from harness.models.family import Architecture
-from harness.models.files import weights_of
-from harness.models.hub import UNREACHED, fetch
-from harness.models.settings import typed
-from harness.models.spec import IDLE, ModelSpec, agree, architecture_of, content, read_config
+from harness.models.files import weight_files
+from harness.models.hub import HUB_ERRORS, fetch
+from harness.models.settings import coerce_numbers
+from harness.models.spec import (
+    IRRELEVANT_SETTINGS,
+    ModelSpec,
+    check_architecture,
+    content_identity,
+    parse_architecture,
+    read_config,
+)
 
 refuse_foreign_kernels()  # before transformers looks for a package of that name
 
@@ -31,161 +39,180 @@ from transformers import (  # noqa: E402
 )
 from transformers.utils.logging import disable_progress_bar, get_verbosity, set_verbosity, set_verbosity_error  # noqa: E402
 
-from harness.models import report, selfcheck, tokenizer  # noqa: E402
+from harness.models import report, selfcheck  # noqa: E402
 from harness.models.swap import SwappedAttention  # noqa: E402
+from harness.models.tokenizer import prepare_tokenizer  # noqa: E402
 from kernels.auto import CHOSEN  # noqa: E402
 
 disable_progress_bar()  # our own progress is on stderr; its bars do not read well in a log
 
-# of config.json: what a call says, and what would change the form of its answer
-CALLS = (*IDLE, "output_attentions", "output_hidden_states", "return_dict", "torchscript", "auto_map")
+# settings of config.json that the harness sets itself, or that would change the form of the outputs
+CALL_SETTINGS = (*IRRELEVANT_SETTINGS, "output_attentions", "output_hidden_states", "return_dict", "torchscript")
+CALL_SETTINGS += ("auto_map",)
 
 
 @dataclass
 class LoadedModel:
-    """weights: what was read of the checkpoint's files; None for random weights."""
+    """A model with replaced attention. weights: record of the files; None for random weights."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     attention: SwappedAttention
-    weights: report.Loaded | None = None
+    weights: report.LoadedWeights | None = None
 
 
 _TOKENIZERS: dict[tuple[str, str, int], PreTrainedTokenizerBase] = {}
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, ready for all tasks, kept for the life of the process; UserError with
-    the way out if it cannot be had, or would change what the model reads."""
+    """Return the model's tokenizer, ready for all tasks, cached for the life of the process.
+
+    Raises:
+        UserError: if it cannot be loaded, or would change what the model reads.
+    """
     vocabulary = spec.architecture.vocabulary
-    known = (spec.source, spec.tokenizer, vocabulary)
-    if known not in _TOKENIZERS:
-        folder = spec.tokenizer_folder or _fetched(spec, weights=False)
+    key = (spec.source, spec.tokenizer, vocabulary)
+    if key not in _TOKENIZERS:
+        folder = spec.tokenizer_folder or _fetch_files(spec, weights=False)
         # with our configuration, because transformers would read the folder's own, unmended one
         options = {} if spec.random else {"config": _config(spec, folder)}
-        found = _guarded(spec, lambda: _made(spec, folder, options))
-        if spec.random and vocabulary < len(found):
-            raise UserError(f"model.weights=random needs a vocabulary of at least {len(found)} tokens.")
-        _TOKENIZERS[known] = tokenizer.ready(found, source=spec.source, vocabulary=vocabulary, folder=folder)
-    return _TOKENIZERS[known]
+        loaded = _explain_errors(spec, lambda: _make_tokenizer(folder, options))
+        if spec.random and vocabulary < len(loaded):
+            raise UserError(f"model.weights=random needs a vocabulary of at least {len(loaded)} tokens.")
+        _TOKENIZERS[key] = prepare_tokenizer(loaded, source=spec.source, vocabulary=vocabulary, folder=folder)
+    return _TOKENIZERS[key]
 
 
-def _made(spec: ModelSpec, folder: Path, options: dict) -> PreTrainedTokenizerBase:
+def _make_tokenizer(folder: Path, options: dict) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **options)
-    except UNREACHED:
+    except HUB_ERRORS:
         raise
-    except Exception as error:  # whatever values that no reader checks lead to
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise CannotLoad(f"no tokenizer can be made from its files ({told})") from None
+    except Exception as error:  # unchecked values in the files may raise anything
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise CannotLoad(f"no tokenizer can be made from its files ({reason})") from None
 
 
 def download(spec: ModelSpec) -> Path:
-    """Have the files of a model on the Hub in its cache, where a run without a network finds them.
-    Returns their folder; UserError with the way out if they cannot be had."""
+    """Download a model from the Hub into its cache, for runs without a network; return its folder.
+
+    Raises:
+        UserError: if files cannot be fetched or are incomplete.
+    """
     print(f"Fetching {spec.source}", file=sys.stderr, flush=True)
-    place = _fetched(spec, weights=True)
-    weights_of(place)
-    return place
+    folder = _fetch_files(spec, weights=True)
+    weight_files(folder)
+    return folder
 
 
 def load_model(spec: ModelSpec, *, device: torch.device, kernel: str) -> LoadedModel:
-    """Load weights in the spec's dtype onto `device`, or over all GPUs by its device map, and
-    replace the attention.
+    """Load a model in the spec's dtype and replace its attention.
 
-    Raises UserError if the checkpoint cannot be had or is not whole, if its own configuration
-    disagrees with what the cell says of it, or if the ways in which tasks feed it do not agree.
+    Args:
+        spec: the model.
+        device: where it runs, unless the spec has a device map.
+        kernel: the kernel of the replaced attention.
+
+    Raises:
+        UserError: if the checkpoint cannot be loaded or is incomplete, its configuration disagrees
+            with the spec, or the self-check finds differing logits.
     """
     words, weights = load_tokenizer(spec), None
     if spec.random:
         model = random_model(spec.architecture, spec.init_seed, dtype=spec.torch_dtype)
     else:
         model, weights = _checkpoint(spec)
-    if spec.device_map is None:  # else accelerate has placed it, for good
+    if spec.device_map is None:  # a device map has placed the model already
         model.to(device)
     model.eval().requires_grad_(False)
-    # a checkpoint's own generation_config.json would decide what greedy decoding says, and is in no
-    # identity
+    # a checkpoint's own generation_config.json could change greedy decoding, and is not part of the
+    # cell's identity
     model.generation_config = GenerationConfig(eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
     attention = SwappedAttention(model, spec.family, spec.slopes, kernel=kernel)
-    selfcheck.check(model, attention, source=spec.source)
-    CHOSEN.clear()  # what the check chose is no task's
+    selfcheck.check_logits(model, attention, source=spec.source)
+    CHOSEN.clear()  # kernels chosen during the check do not belong to a task
     return LoadedModel(model, words, attention, weights)
 
 
 def random_model(
     architecture: Architecture, seed: int, *, dtype: torch.dtype = torch.float32, **config
 ) -> PreTrainedModel:
-    """A stock model of this architecture, its weights drawn by transformers' own initialisation.
-    Drawn on the CPU, so that a seed gives the same weights whatever the device; the global
-    generators are left alone.
+    """Return a stock model whose weights are drawn by transformers' initialisation.
 
-    config: further options of the family's transformers configuration.
+    They are drawn on the CPU, so that a seed gives the same weights for every device. The state of
+    the global generators does not change.
+
+    Args:
+        architecture: the model's sizes.
+        seed: seed of the weights.
+        dtype: type of the weights.
+        config: further options of the family's transformers configuration.
     """
-    raw = family_of(architecture.family).raw(architecture) | config
+    raw = model_family(architecture.family).raw(architecture) | config
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(raw.pop("model_type"), **raw), dtype=dtype)
 
 
 def _checkpoint(spec: ModelSpec) -> tuple[PreTrainedModel, report.Loaded]:
-    folder = spec.path or _fetched(spec, weights=True)
-    files = weights_of(folder)
-    found = architecture_of(read_config(folder))
-    if spec.layers and spec.layers <= found.layers:
-        found = replace(found, layers=spec.layers)
-    agree(found, spec.architecture, spec.source, spec.name)
+    folder = spec.path or _fetch_files(spec, weights=True)
+    files = weight_files(folder)
+    architecture = parse_architecture(read_config(folder))
+    if spec.layers and spec.layers <= architecture.layers:
+        architecture = replace(architecture, layers=spec.layers)
+    check_architecture(architecture, spec.architecture, spec.source, spec.name)
     options = {"config": _buildable(spec, folder), "dtype": spec.torch_dtype, "use_safetensors": True}
     options |= {"generation_config": GenerationConfig(), "trust_remote_code": False}
-    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # the report names them, and is refused
+    # mismatched sizes are reported here and refused by verify_weights
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     options |= {"device_map": spec.device_map} if spec.device_map else {}
-    model, said = _guarded(spec, lambda: AutoModelForCausalLM.from_pretrained(str(folder), **options))
-    weights = report.loaded(model, said, files, source=spec.source, layers=spec.layers)
-    if spec.path and {**spec.identity, **content(folder, weights=True)} != spec.identity:
+    model, info = _explain_errors(spec, lambda: AutoModelForCausalLM.from_pretrained(str(folder), **options))
+    weights = report.verify_weights(model, info, files, source=spec.source, layers=spec.layers)
+    if spec.path and {**spec.identity, **content_identity(folder, weights=True)} != spec.identity:
         raise CannotLoad(f"The files of {folder} were changed while this run began: run it again.")
     return model, weights
 
 
 def _config(spec: ModelSpec, folder: Path) -> PreTrainedConfig:
-    """The folder's configuration as transformers accepts it. UserError where it does not."""
-    mended = {key: value for key, value in spec.family.mend(read_config(folder)).items() if key not in CALLS}
+    """The folder's configuration as transformers' object. Raises CannotLoad if it is refused."""
+    settings = {key: value for key, value in spec.family.mend(read_config(folder)).items() if key not in CALL_SETTINGS}
     try:
-        kind = CONFIG_MAPPING[mended.pop("model_type")]
-        config = kind(**typed(mended, kind))
-    except Exception as error:  # transformers raises what its checkers raise
-        raise _unaccepted(spec, error) from None
+        kind = CONFIG_MAPPING[settings.pop("model_type")]
+        config = kind(**coerce_numbers(settings, kind))
+    except Exception as error:  # transformers' validators raise exceptions of many types
+        raise _config_error(spec, error) from None
     if spec.layers:
         config.num_hidden_layers = spec.layers
     return config
 
 
 def _buildable(spec: ModelSpec, folder: Path) -> PreTrainedConfig:
-    """As `_config`, and tried: a model without memory is built from it. UserError where that
-    fails."""
+    """Like `_config`, after a model on the meta device was built from it. Raises CannotLoad."""
     config = _config(spec, folder)
     try:
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # whatever a value that no class checks leads to
-        raise _unaccepted(spec, error) from None
+    except Exception as error:  # unchecked values in the configuration may raise anything
+        raise _config_error(spec, error) from None
     return config
 
 
-def _unaccepted(spec: ModelSpec, error: Exception) -> CannotLoad:
+def _config_error(spec: ModelSpec, error: Exception) -> CannotLoad:
     words = " ".join(str(error).split())[:200].rstrip(".")
     return CannotLoad(f"{spec.source}: transformers does not accept its config.json: {words}.")
 
 
-def _fetched(spec: ModelSpec, *, weights: bool) -> Path:
-    return _guarded(spec, lambda: fetch(spec.repo, spec.revision, weights=weights))
+def _fetch_files(spec: ModelSpec, *, weights: bool) -> Path:
+    return _explain_errors(spec, lambda: fetch(spec.repo, spec.revision, weights=weights))
 
 
-def _guarded(spec: ModelSpec, load):
-    told = get_verbosity()
-    set_verbosity_error()  # transformers' own report of missing weights fills a screen; ours is one sentence
+def _explain_errors(spec: ModelSpec, load: Callable[[], Any]) -> Any:
+    """Call `load`, and turn errors of transformers, the Hub and safetensors into CannotLoad."""
+    verbosity = get_verbosity()
+    set_verbosity_error()  # transformers' own report of missing weights fills a screen
     try:
         return load()
-    except (*UNREACHED, CannotLoad, SafetensorError) as error:
+    except (*HUB_ERRORS, CannotLoad, SafetensorError) as error:
         if spec.path:
             raise CannotLoad(f"{spec.path} could not be loaded: {' '.join(str(error).split())}") from error
         family, arch = spec.family, spec.architecture
@@ -197,4 +224,4 @@ def _guarded(spec: ModelSpec, load):
             f"alibi_bias_max {arch.bias_max:g}."
         ) from error
     finally:
-        set_verbosity(told)
+        set_verbosity(verbosity)

@@ -1,25 +1,27 @@
-"""MPT (transformers.models.mpt): the facts of one family that the attention swap needs."""
+"""MPT (transformers.models.mpt): what the attention swap needs to know of the family."""
 
 import torch
 
 from harness.models.family import Architecture, Family
-from harness.models.settings import ANY, refuse_unknown
+from harness.models.settings import ANY_VALUE, accept_any, refuse_unknown
 
-# llm-foundry knows many more than transformers computes: its rotary settings lie idle where rope is
-# off
+# llm-foundry has more settings than transformers implements; its rotary ones have no effect while
+# rope is off
 ATTENTION = {
-    **dict.fromkeys(("alibi_bias_max", "attn_impl", "attn_pdrop", "clip_qkv", "softmax_scale"), ANY),
-    **dict.fromkeys(("rope_theta", "rope_impl", "rope_dail_config", "rope_hf_config"), ANY),
+    **accept_any("alibi_bias_max", "attn_impl", "attn_pdrop", "clip_qkv", "softmax_scale"),
+    **accept_any("rope_theta", "rope_impl", "rope_dail_config", "rope_hf_config"),
     "alibi": (True,),
     "attn_type": ("multihead_attention",),
     "fused_qkv": (True,),
     "sliding_window_size": (-1,),
 }
 SETTINGS = {
-    **dict.fromkeys(("d_model", "n_heads", "n_layers", "vocab_size", "max_seq_len", "layer_norm_epsilon"), ANY),
-    **dict.fromkeys(("resid_pdrop", "emb_pdrop", "embedding_fraction", "learned_pos_emb", "use_pad_tok_in_ffn"), ANY),
+    **accept_any("d_model", "n_heads", "n_layers", "vocab_size", "max_seq_len", "layer_norm_epsilon"),
+    **dict.fromkeys(
+        ("resid_pdrop", "emb_pdrop", "embedding_fraction", "learned_pos_emb", "use_pad_tok_in_ffn"), ANY_VALUE
+    ),
     "attn_config": ATTENTION,
-    "expansion_ratio": (4,),  # transformers builds no other
+    "expansion_ratio": (4,),  # the only value that transformers builds
     "fc_type": ("torch", "te"),
     "ffn_config": {"ffn_type": ("mptmlp",), "fc_type": ("torch", "te")},
     "no_bias": (True,),
@@ -30,7 +32,7 @@ SETTINGS = {
 
 def _architecture(raw: dict) -> Architecture:
     heads = raw.get("n_heads", 16)
-    # as many key heads as query heads is no grouping
+    # as many key heads as query heads means no grouped-query attention
     refuse_unknown(raw, {**SETTINGS, "attn_config": {**ATTENTION, "kv_n_heads": (heads,)}}, kind="MPT")
     attn = raw.get("attn_config") or {}
     return Architecture(
@@ -46,8 +48,7 @@ def _architecture(raw: dict) -> Architecture:
 
 
 def _mend(raw: dict) -> dict:
-    """Without the dropout of attention, which MptConfig wants as a whole number: nothing is trained
-    here."""
+    """Drop attention dropout, which MptConfig requires to be an integer and only training uses."""
     attn = {key: value for key, value in (raw.get("attn_config") or {}).items() if key != "attn_pdrop"}
     return {**raw, "attn_config": attn}
 
@@ -87,5 +88,5 @@ MPT = Family(
     raw=_raw,
     is_attention=_is_attention,
     forward=_forward,
-    idle=("position_bias",),
+    ignored_arguments=("position_bias",),
 )

@@ -1,4 +1,4 @@
-"""model.*: the options of a model, as Hydra types them."""
+"""Types of the options model.* for Hydra."""
 
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
-"""What was loaded of a checkpoint, against what is in its files and what the model needs:
-transformers draws at random what it does not find, and drops what it does not know."""
+"""Compare a loaded model with the tensors of its files.
+
+transformers draws missing weights at random and drops unknown tensors, both of which are refused.
+"""
 
 import re
 from collections.abc import Collection, Sequence
@@ -9,19 +11,18 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from harness.common.errors import CannotLoad
-from harness.models.files import digest, tensors_of
+from harness.models.files import digest, read_tensors
 
-# buffers that older versions of transformers saved beside the weights: the causal mask and what it
-# filled in
-BUFFERS = re.compile(r"\.(masked_bias|rotary_emb\.inv_freq|position_ids)$")
-MASK = re.compile(r"\.attn\.bias$")
-FLOATS = ("F64", "F32", "F16", "BF16")
+# buffers that older versions of transformers saved with the weights, such as the causal mask
+BUFFER_NAMES = re.compile(r"\.(masked_bias|rotary_emb\.inv_freq|position_ids)$")
+MASK_NAMES = re.compile(r"\.attn\.bias$")
+FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """What a record keeps of the weights: tensors of the files that the model holds, their bytes
-    there, and a hash of the files."""
+class LoadedWeights:
+    """Record of loaded weights: tensors of the model, their bytes in the files, hash of the
+    files."""
 
     tensors: int
     bytes: int
@@ -31,21 +32,29 @@ class Loaded:
         return dict(vars(self))
 
 
-def loaded(model: PreTrainedModel, report: dict, files: Sequence[Path], *, source: str, layers: int | None) -> Loaded:
-    """Raises CannotLoad unless every weight of the model is in the files, and every tensor of the
-    files in the model.
+def verify_weights(
+    model: PreTrainedModel, info: dict, files: Sequence[Path], *, source: str, layers: int | None
+) -> LoadedWeights:
+    """Check that the model and its files have the same tensors, and return a record of them.
 
-    report: what from_pretrained(output_loading_info=True) gave, with mismatched sizes ignored.
-    layers: how many of the checkpoint's layers were asked for, None for all.
+    Args:
+        model: the loaded model.
+        info: result of from_pretrained(output_loading_info=True, ignore_mismatched_sizes=True).
+        files: the checkpoint's files.
+        source: name of the checkpoint for messages.
+        layers: number of loaded layers, None for all.
+
+    Raises:
+        CannotLoad: if tensors are missing, unexpected, of another size or quantized.
     """
-    held = tensors_of(files)
-    missing = sorted(report["missing_keys"])
+    tensors = read_tensors(files)
+    missing = sorted(info["missing_keys"])
     unexpected = [
         name
-        for name in sorted(report["unexpected_keys"])
-        if not (_buffer(name, held[name].dtype) if name in held else False) and not _beyond(name, layers)
+        for name in sorted(info["unexpected_keys"])
+        if not (name in tensors and _is_buffer(name, tensors[name].dtype)) and not _is_beyond(name, layers)
     ]
-    mismatched = sorted(report["mismatched_keys"])
+    mismatched = sorted(info["mismatched_keys"])
     if mismatched:
         name, in_file, in_model = mismatched[0]
         raise CannotLoad(
@@ -54,66 +63,67 @@ def loaded(model: PreTrainedModel, report: dict, files: Sequence[Path], *, sourc
             "source."
         )
     if missing or unexpected:
-        raise CannotLoad(f"{source} is not whole: {_told(missing, unexpected)}")
-    kept = [name for name in held if name not in report["unexpected_keys"]]
-    if packed := [name for name in kept if held[name].dtype not in FLOATS]:
+        raise CannotLoad(f"{source} is not whole: {_incomplete_message(missing, unexpected)}")
+    names = [name for name in tensors if name not in info["unexpected_keys"]]
+    if quantized := [name for name in names if tensors[name].dtype not in FLOAT_TYPES]:
+        dtype = tensors[quantized[0]].dtype
         raise CannotLoad(
-            f"{source} holds {_named(packed)} as {held[packed[0]].dtype}: quantized weights are not supported, give "
+            f"{source} holds {_first_names(quantized)} as {dtype}: quantized weights are not supported, give "
             "the checkpoint in float32, float16 or bfloat16."
         )
-    _refuse_two_heads(model, kept, source)
-    return Loaded(len(kept), sum(held[name].nbytes for name in kept), digest(list(files)))
+    _check_output_layer(model, names, source)
+    return LoadedWeights(len(names), sum(tensors[name].nbytes for name in names), digest(list(files)))
 
 
-def _told(missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    if prefix := _prefix(missing, unexpected):
+def _incomplete_message(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    if prefix := _extra_prefix(missing, unexpected):
         return f"the names of its tensors begin with {prefix!r} ({unexpected[0]}): save it again without that prefix."
-    told = []
+    sentences = []
     if missing:
-        told.append(f"its files lack weights of the model, {_counted(missing)}.")
+        sentences.append(f"its files lack weights of the model, {_counted(missing)}.")
     if unexpected:
-        told.append(f"its files hold tensors that have no place in the model, {_counted(unexpected)}.")
+        sentences.append(f"its files hold tensors that have no place in the model, {_counted(unexpected)}.")
     if missing == ["lm_head.weight"]:
-        told.append("Set tie_word_embeddings=true in config.json if its output is the embedding.")
+        sentences.append("Set tie_word_embeddings=true in config.json if its output is the embedding.")
     elif missing:
-        told.append("Fetch the rest of it, or save it again with transformers' names.")
+        sentences.append("Fetch the rest of it, or save it again with transformers' names.")
     else:
-        told.append("It is of a variant that transformers does not compute.")
-    return " ".join(told)
+        sentences.append("It is of a variant that transformers does not compute.")
+    return " ".join(sentences)
 
 
-def _prefix(missing: Sequence[str], unexpected: Sequence[str]) -> str | None:
-    """What all unexpected names begin with, where without it they are names that are missing."""
-    found = next((n.removesuffix(known) for known in missing for n in unexpected if n.endswith(f".{known}")), None)
-    stripped = {name.removeprefix(found) for name in unexpected if found and name.startswith(found)}
-    return found if len(stripped) == len(unexpected) and stripped <= set(missing) else None
+def _extra_prefix(missing: Sequence[str], unexpected: Sequence[str]) -> str | None:
+    """The prefix without which all unexpected names are among the missing ones, if there is one."""
+    prefixes = (name.removesuffix(end) for end in missing for name in unexpected if name.endswith(f".{end}"))
+    prefix = next(prefixes, None)
+    stripped = {name.removeprefix(prefix) for name in unexpected if prefix and name.startswith(prefix)}
+    return prefix if len(stripped) == len(unexpected) and stripped <= set(missing) else None
 
 
-def _refuse_two_heads(model: PreTrainedModel, kept: Collection[str], source: str) -> None:
-    """CannotLoad where the configuration ties the output to the embedding and the files hold
-    another output."""
+def _check_output_layer(model: PreTrainedModel, names: Collection[str], source: str) -> None:
+    """Raise CannotLoad if the configuration ties output and embedding but the files differ."""
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    if model.config.tie_word_embeddings and "lm_head.weight" in kept and head is not embedding:
+    if model.config.tie_word_embeddings and "lm_head.weight" in names and head is not embedding:
         raise CannotLoad(
             f"{source} holds a lm_head.weight that is not the embedding, and its config.json says that they are tied: "
             "set tie_word_embeddings=false in config.json, or leave lm_head.weight out."
         )
 
 
-def _buffer(name: str, dtype: str) -> bool:
-    return bool(BUFFERS.search(name) or (MASK.search(name) and dtype in ("U8", "BOOL")))
+def _is_buffer(name: str, dtype: str) -> bool:
+    return bool(BUFFER_NAMES.search(name) or (MASK_NAMES.search(name) and dtype in ("U8", "BOOL")))
 
 
-def _beyond(name: str, layers: int | None) -> bool:
-    """Whether a tensor is of a layer that was not asked for."""
+def _is_beyond(name: str, layers: int | None) -> bool:
+    """Whether a tensor belongs to a layer that is not loaded."""
     number = re.search(r"\.(\d+)\.", name)
     return layers is not None and number is not None and int(number[1]) >= layers
 
 
 def _counted(names: Sequence[str]) -> str:
-    return f"{_named(names)} ({len(names)} in all)"
+    return f"{_first_names(names)} ({len(names)} in all)"
 
 
-def _named(names: Sequence[str]) -> str:
-    """Three of them at most."""
+def _first_names(names: Sequence[str]) -> str:
+    """At most three of the names, for a message."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,5 +1,4 @@
-"""The check of every load, before the first sample: a few tokens through each way in which tasks
-feed a model."""
+"""Self-check of every loaded model: a few tokens by each way in which tasks feed a model."""
 
 import torch
 from transformers import PreTrainedModel
@@ -11,37 +10,45 @@ from kernels import attend
 from kernels.impl.accuracy import LIMITS, relative
 
 TOKENS, CHUNK, PADDING, DECODED = 24, 12, 7, 3
-ROUNDINGS = 5  # how many times a kernel's own limit the logits of two ways may differ by: they go through all layers
+ROUNDING_FACTOR = 5  # logits may differ by this multiple of a kernel's error limit, because errors add up over layers
 
 
 @torch.inference_mode()
-def check(model: PreTrainedModel, attention: SwappedAttention, *, source: str) -> None:
-    """Under exact ALiBi: one forward, the same in chunks and then token by token from the cache,
-    and from the cache with and without padding on the left must have the same logits, and those of
-    the float64 oracle's attention.
+def check_logits(model: PreTrainedModel, attention: SwappedAttention, *, source: str) -> None:
+    """Check that all ways to compute logits under exact ALiBi agree.
 
-    Raises CannotLoad where they do not, or are not finite: what the harness knows of the family is
-    not what this version of transformers, or this checkpoint, computes.
+    One forward is compared with the float64 oracle's attention, with chunks and then single tokens
+    from the KV cache, and with a batch from the cache with and without padding on the left.
+
+    Args:
+        model: the model.
+        attention: its replaced attention.
+        source: name of the checkpoint for messages.
+
+    Raises:
+        CannotLoad: if logits differ or are not finite. The version of transformers, or the
+            checkpoint, then computes something other than the family's description.
     """
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    drawn = torch.randint(vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(0))
-    place = model.get_input_embeddings().weight.device
-    ids = drawn if place.type == "meta" else drawn.to(place)  # accelerate brings them where it brings the weights
+    ids = torch.randint(vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+    device = model.get_input_embeddings().weight.device
+    if device.type != "meta":  # there accelerate moves inputs to the device of the weights
+        ids = ids.to(device)
     whole = model(ids, use_cache=False).logits
     if not bool(torch.isfinite(whole).all()):
         raise CannotLoad(f"{source} computes NaN or infinite logits of its first tokens: its weights are damaged.")
-    with attention.through(_oracle):
+    with attention.intercept(_oracle):
         ways = {"the float64 oracle's attention": (model(ids, use_cache=False).logits, whole)}
     ways["chunks and single tokens from the KV cache"] = (_in_pieces(model, ids), whole)
     padded = torch.cat([ids, ids.roll(PADDING, 1)])
     mask = torch.ones_like(padded)
     mask[1, :PADDING] = 0
-    found = _in_pieces(model, padded, mask)
-    ways["the KV cache of a batch"] = (found[:1], whole)
-    ways["the KV cache with padding on the left"] = (found[1:, PADDING:], whole[:, :-PADDING])
-    limit = ROUNDINGS * LIMITS[whole.dtype]
-    for way, (got, expected) in ways.items():
-        error = relative(got.float(), expected.double())
+    logits = _in_pieces(model, padded, mask)
+    ways["the KV cache of a batch"] = (logits[:1], whole)
+    ways["the KV cache with padding on the left"] = (logits[1:, PADDING:], whole[:, :-PADDING])
+    limit = ROUNDING_FACTOR * LIMITS[whole.dtype]
+    for way, (actual, expected) in ways.items():
+        error = relative(actual.float(), expected.double())
         if not error <= limit:
             raise CannotLoad(
                 f"{source} computes other logits by {way} than by one forward: they differ by {error:.1e} of the "
@@ -51,17 +58,16 @@ def check(model: PreTrainedModel, attention: SwappedAttention, *, source: str) -
 
 
 def _oracle(q, k, v, weights, **options) -> torch.Tensor:
-    """As `kernels.attend`, dense and in float64, in q's own dtype again."""
+    """Like `kernels.attend`, computed densely in float64 and returned in q's dtype."""
     return attend(q.double(), k.double(), v.double(), weights, **{**options, "kernel": "exact"}).to(q.dtype)
 
 
 def _in_pieces(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Logits (batch, tokens, vocabulary) from a cache that is filled by chunks, then token by
-    token."""
+    """Logits (batch, tokens, vocabulary) from a cache that is filled by chunks, then by tokens."""
     cache = new_cache(model, ids.shape[1])
-    found, stop = [], 0
+    logits, stop = [], 0
     for piece in (*ids[:, :-DECODED].split(CHUNK, 1), *ids[:, -DECODED:].split(1, 1)):
         stop += piece.shape[1]
-        seen = {} if mask is None else {"attention_mask": mask[:, :stop]}
-        found.append(model(piece, **cache.argument, use_cache=True, **seen).logits)
-    return torch.cat(found, 1)
+        mask_argument = {} if mask is None else {"attention_mask": mask[:, :stop]}
+        logits.append(model(piece, **cache.argument, use_cache=True, **mask_argument).logits)
+    return torch.cat(logits, 1)

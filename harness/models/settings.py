@@ -1,5 +1,5 @@
-"""A checkpoint's config.json against what is computed: every setting is known to have no effect
-here, is implemented, or is refused by its name and value."""
+"""Check config.json: each setting is implemented, has no effect, or is refused by name and
+value."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -7,11 +7,11 @@ from typing import Any, get_args
 
 from harness.common.errors import UserError
 
-ANY = object()  # implemented whatever its value, or without effect on a forward pass
+ANY_VALUE = object()  # every value is implemented, or has no effect on a forward pass
 
-# of every configuration: names, versions, initialisation, and what generation is told by the
-# harness itself
-NAMES = (
+# settings of every model: names, versions, initialisation, and those of generation, which the
+# harness sets itself
+COMMON_NAMES = (
     "_attn_implementation", "_name_or_path", "architectures", "attn_implementation", "auto_map", "bad_words_ids",
     "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward", "decoder_start_token_id",
     "diversity_penalty", "do_sample", "dtype", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id",
@@ -24,21 +24,33 @@ NAMES = (
     "temperature", "tie_word_embeddings", "tokenizer_class", "tokenizer_name", "top_k", "top_p", "torch_dtype",
     "torchscript", "transformers_version", "typical_p", "unk_token_id", "use_cache", "verbose",
 )  # fmt: skip
-GENERAL = dict.fromkeys(NAMES, ANY)
+
+
+def accept_any(*names: str) -> dict[str, Any]:
+    """Return entries for `refuse_unknown` of settings whose every value is accepted."""
+    return dict.fromkeys(names, ANY_VALUE)
+
+
+COMMON_SETTINGS = accept_any(*COMMON_NAMES)
 
 
 def refuse_unknown(raw: Mapping[str, Any], known: Mapping[str, Any], *, kind: str, section: str = "") -> None:
-    """UserError for the first setting that would change what the model computes and that nothing
-    here reads.
+    """Refuse settings that would change what the model computes and are not implemented.
 
-    known: setting -> ANY, the tuple of its values that are implemented, or a mapping of the same
-    form for a section. What is not in it may be there as long as it is switched off (null, false,
-    zero, empty).
+    Args:
+        raw: settings of config.json, or of one of its sections.
+        known: setting -> ANY_VALUE, a tuple of the implemented values, or a mapping of this form
+            for a section. Any other setting must be switched off (null, false, zero or empty).
+        kind: name of the model family for messages.
+        section: prefix of the names in messages.
+
+    Raises:
+        UserError: for the first such setting.
     """
     for key, value in raw.items():
         name = section + str(key)
-        accepted = known.get(key, GENERAL.get(key, ()))
-        if accepted is ANY or value is None:
+        accepted = known.get(key, COMMON_SETTINGS.get(key, ()))
+        if accepted is ANY_VALUE or value is None:
             continue
         if isinstance(accepted, Mapping):
             if not isinstance(value, Mapping):
@@ -49,30 +61,34 @@ def refuse_unknown(raw: Mapping[str, Any], known: Mapping[str, Any], *, kind: st
             raise UserError(f"This {kind} checkpoint has {name}={value!r} in config.json: {only}.")
 
 
-def renamed(raw: Mapping[str, Any], older: Mapping[str, str]) -> dict[str, Any]:
-    """The settings under their present names. UserError where an older name and the present one
-    disagree."""
-    for old, new in older.items():
+def rename_settings(raw: Mapping[str, Any], old_names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings under their current names.
+
+    Raises:
+        UserError: if an old name and the current one have different values.
+    """
+    for old, new in old_names.items():
         if old in raw and new in raw and raw[old] != raw[new]:
             raise UserError(
                 f"config.json has {old}={raw[old]!r} and {new}={raw[new]!r}, one setting: keep the right one."
             )
-    return {older.get(key, key): value for key, value in raw.items()}
+    return {old_names.get(key, key): value for key, value in raw.items()}
 
 
-def typed(raw: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """The settings with whole numbers where a transformers configuration class insists on them
-    (8.0), and with floats where it insists on those (clip_qkv: 6): published configurations hold
-    either."""
+def coerce_numbers(raw: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """Return the settings with int or float as a transformers configuration class requires.
+
+    Published configurations hold either, such as 8.0 for an int or clip_qkv: 6 for a float.
+    """
     types = {field.name: field.type for field in fields(kind)}
-    found = {}
+    settings = {}
     for key, value in raw.items():
-        wanted = {types.get(key), *get_args(types.get(key))}
+        accepted = {types.get(key), *get_args(types.get(key))}
         if isinstance(value, Mapping) and key in getattr(kind, "sub_configs", {}):
-            value = typed(value, kind.sub_configs[key])
-        elif isinstance(value, float) and value.is_integer() and int in wanted and float not in wanted:
+            value = coerce_numbers(value, kind.sub_configs[key])
+        elif isinstance(value, float) and value.is_integer() and int in accepted and float not in accepted:
             value = int(value)
-        elif isinstance(value, int) and not isinstance(value, bool) and float in wanted and int not in wanted:
+        elif isinstance(value, int) and not isinstance(value, bool) and float in accepted and int not in accepted:
             value = float(value)
-        found[key] = value
-    return found
+        settings[key] = value
+    return settings

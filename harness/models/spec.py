@@ -1,5 +1,4 @@
-"""Which model a configuration names: found and identified from its files or its name, before any
-weights are read."""
+"""Find and identify the model that a configuration names, before its weights are read."""
 
 import hashlib
 import json
@@ -11,9 +10,9 @@ import torch
 from harness.common.errors import CannotLoad, UserError, choose
 from harness.common.paths import EMBEDDED, ROOT
 from harness.models import files
-from harness.models.families import family_of
+from harness.models.families import model_family
 from harness.models.family import Architecture, Family
-from harness.models.hub import UNREACHED, commit_of, fetch
+from harness.models.hub import HUB_ERRORS, fetch, resolve_commit
 from harness.models.options import ArchitectureConfig, ModelConfig
 
 WEIGHTS = ("checkpoint", "random")
@@ -21,10 +20,13 @@ READS = ("text", "prompts")
 DEVICE_MAPS = ("auto", "balanced", "sequential")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-IDLE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "init_device")
-# A tokenizer's files beside its vocabulary are in the identity unless they are those of the
-# embedded models, with which the first records were made: their ids stay what they are.
-FIRST = (
+# settings of config.json that change no result: names, versions, and the dtype, which is a field of
+# the cell
+IRRELEVANT_SETTINGS = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+IRRELEVANT_SETTINGS += ("init_device",)
+# The identity covers a tokenizer's settings, except for the embedded models: ids of the first
+# records, made without that field, must not change.
+FIRST_TOKENIZER_SETTINGS = (
     "sha256:023f2d00d8a97727d89e20744aabb497a6ed82136545c45a0e08ef0558cdc232",  # tiny, tiny-plain
     "sha256:3488c8caecd55af2ab02f1193e8aaa85d0a6d44deda2d8a944654f8ca3e591ab",  # tiny-books
 )
@@ -32,15 +34,13 @@ FIRST = (
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model that can be loaded. `identity` is what distinguishes its results from another
-    model's.
+    """A model that can be loaded. `identity` holds everything on which its results depend.
 
-    revision: of a model on the Hub the commit, whatever branch or tag was asked for.
-    init_seed: of random weights; None for a checkpoint's. layers: how many of the checkpoint's;
-        None for all.
-    reads: "text", or "prompts" for a model that knows no words but those of the harness's own
-        prompts.
-    device_map: how accelerate spreads it over the GPUs; None for one device.
+    revision: commit of a model on the Hub, even if a branch or tag was requested.
+    init_seed: seed of random weights; None for a checkpoint.
+    layers: number of the checkpoint's first layers to load; None for all.
+    reads: "text", or "prompts" for a model that knows only the words of the harness's own prompts.
+    device_map: how accelerate spreads the model over GPUs; None for a single device.
     """
 
     name: str
@@ -57,7 +57,7 @@ class ModelSpec:
 
     @property
     def family(self) -> Family:
-        return family_of(self.architecture.family)
+        return model_family(self.architecture.family)
 
     @property
     def slopes(self) -> torch.Tensor:
@@ -83,20 +83,27 @@ class ModelSpec:
 
     @property
     def tokenizer(self) -> str:
-        """What tells its tokenizer from others: hashes, or where it comes from."""
-        known = [self.identity[key] for key in ("tokenizer", "tokenizer_files") if self.identity.get(key)]
-        return " ".join(known) or self.source
+        """Key of the tokenizer: its hashes, or its source if there are none."""
+        hashes = [self.identity[key] for key in ("tokenizer", "tokenizer_files") if self.identity.get(key)]
+        return " ".join(hashes) or self.source
 
     @property
     def tokenizer_folder(self) -> Path | None:
-        """Where the tokenizer lies; None for the Hub. Random weights go with the embedded one."""
+        """Folder of the tokenizer; None for the Hub. Random weights use the embedded tokenizer."""
         return EMBEDDED / "tiny" if self.random else self.path
 
 
 def resolve_model(config: ModelConfig, dtype: str | None) -> ModelSpec:
-    """Find the model. Raises UserError if it cannot be told which it is, or its files are not
-    there."""
-    if config.architecture == ArchitectureConfig():  # as ModelConfig has it where nothing is said of it
+    """Find the model of a configuration.
+
+    Args:
+        config: the options model.*.
+        dtype: the option dtype; None for the model's own.
+
+    Raises:
+        UserError: for an invalid option, or a model that cannot be identified.
+    """
+    if config.architecture == ArchitectureConfig():  # the schema's empty architecture
         config = replace(config, architecture=None)
     dtype = choose("dtype", dtype or config.dtype, DTYPES)
     weights = choose("model.weights", config.weights, WEIGHTS)
@@ -120,8 +127,8 @@ def resolve_model(config: ModelConfig, dtype: str | None) -> ModelSpec:
 
 def _random(spec: ModelSpec, init_seed: int) -> ModelSpec:
     spec = replace(spec, name=f"{spec.name}, random weights", init_seed=init_seed)
-    own = {key: value for key, value in spec.identity.items() if key != "tokenizer_files"}
-    identity = {**own, "weights": f"random:{init_seed}", **_tokenizer(spec.tokenizer_folder)}
+    identity = {key: value for key, value in spec.identity.items() if key != "tokenizer_files"}
+    identity |= {"weights": f"random:{init_seed}", **_tokenizer_hashes(spec.tokenizer_folder)}
     return replace(spec, identity={**identity, "architecture": spec.architecture.as_dict()})
 
 
@@ -130,61 +137,72 @@ def _named(config: ModelConfig, dtype: str) -> ModelSpec:
         raise UserError(f"model={config.name} names neither a path nor a repo: give model.path= or model.repo=.")
     revision = config.revision or "main"
     if config.weights == "checkpoint":
-        revision = commit_of(config.repo, revision)
+        revision = resolve_commit(config.repo, revision)
     if config.architecture is not None:
         architecture = Architecture(**vars(config.architecture))
     else:
-        architecture = _architecture_on_the_hub(config.repo, revision)
+        architecture = _hub_architecture(config.repo, revision)
     spec = ModelSpec(config.name, None, config.repo, revision, dtype, architecture, {})
-    return _identified(spec, weights=f"{config.repo}@{revision}", config=None, tokenizer=None)
+    return _with_identity(spec, weights=f"{config.repo}@{revision}", config=None, tokenizer=None)
 
 
-def _architecture_on_the_hub(repo: str, commit: str) -> Architecture:
+def _hub_architecture(repo: str, commit: str) -> Architecture:
     try:
         folder = fetch(repo, commit, weights=False)
-    except (*UNREACHED, CannotLoad):
+    except (*HUB_ERRORS, CannotLoad):
         raise UserError(
             f"The config.json of model.repo={repo} could not be had: give model.architecture (family, layers, heads, "
             "width, vocabulary, bias_max), or model.path= for a local copy."
         ) from None
-    return architecture_of(read_config(folder))
+    return parse_architecture(read_config(folder))
 
 
 def _local(config: ModelConfig, dtype: str, kind: str) -> ModelSpec:
-    given = Path(config.path).expanduser()
-    path = next((p.resolve() for p in (given, ROOT / given) if p.is_dir()), None)
+    folder = Path(config.path).expanduser()
+    path = next((p.resolve() for p in (folder, ROOT / folder) if p.is_dir()), None)
     if path is None:
         raise UserError(f"model.path={config.path}: there is no such folder.")
-    found = architecture_of(read_config(path))
+    architecture = parse_architecture(read_config(path))
     if config.architecture is not None:
-        agree(found, Architecture(**vars(config.architecture)), str(path), config.name)
-    spec = ModelSpec(config.name, path, None, None, dtype, found, {})
-    return _identified(spec, **content(path, weights=kind == "checkpoint"))
+        check_architecture(architecture, Architecture(**vars(config.architecture)), str(path), config.name)
+    spec = ModelSpec(config.name, path, None, None, dtype, architecture, {})
+    return _with_identity(spec, **content_identity(path, weights=kind == "checkpoint"))
 
 
-def content(folder: Path, *, weights: bool) -> dict:
-    """What a folder's files say of the model's identity. UserError for files that cannot be what
-    they should be."""
-    config = json.dumps(_computing(read_config(folder)), sort_keys=True)
+def content_identity(folder: Path, *, weights: bool) -> dict:
+    """Return the part of a model's identity that depends on the contents of its folder.
+
+    weights: whether the folder's weights are used.
+
+    Raises:
+        UserError: for missing or invalid files.
+    """
+    settings = {key: value for key, value in read_config(folder).items() if key not in IRRELEVANT_SETTINGS}
+    config = json.dumps(settings, sort_keys=True)
     if weights and not files.has_tokenizer(folder):
         raise UserError(f"{folder} holds no tokenizer, such as tokenizer.json: copy it there from the model's source.")
     return {
-        "weights": files.digest(files.weights_of(folder)) if weights else files.digest([]),
+        "weights": files.digest(files.weight_files(folder)) if weights else files.digest([]),
         "config": "sha256:" + hashlib.sha256(config.encode()).hexdigest(),
-        **_tokenizer(folder),
+        **_tokenizer_hashes(folder),
     }
 
 
-def _tokenizer(folder: Path) -> dict:
-    beside = files.beside_hash(folder)
-    more = {} if beside is None or beside in FIRST else {"tokenizer_files": beside}
-    return {"tokenizer": files.vocabulary_hash(folder), **more}
+def _tokenizer_hashes(folder: Path) -> dict:
+    hashes = {"tokenizer": files.vocabulary_hash(folder)}
+    settings = files.tokenizer_settings_hash(folder)
+    if settings is not None and settings not in FIRST_TOKENIZER_SETTINGS:
+        hashes["tokenizer_files"] = settings
+    return hashes
 
 
-def architecture_of(raw: dict) -> Architecture:
-    """The architecture in a config.json. UserError for one that is not supported, or has other
-    values than numbers where numbers belong."""
-    family = family_of(str(raw.get("model_type", "")))
+def parse_architecture(raw: dict) -> Architecture:
+    """Return the architecture that a config.json describes.
+
+    Raises:
+        UserError: for a model that is not supported, or a value of the wrong type.
+    """
+    family = model_family(str(raw.get("model_type", "")))
     try:
         return family.architecture(raw)
     except (TypeError, ValueError, ArithmeticError) as error:
@@ -193,32 +211,43 @@ def architecture_of(raw: dict) -> Architecture:
         ) from None
 
 
-def agree(found: Architecture, said: Architecture, source: str, name: str) -> None:
-    """UserError if a checkpoint is not what the model file says of it."""
-    differing = [(k, v, said.as_dict()[k]) for k, v in found.as_dict().items() if v != said.as_dict()[k]]
+def check_architecture(actual: Architecture, expected: Architecture, source: str, name: str) -> None:
+    """Check that a checkpoint has the architecture that the model's configuration names.
+
+    Args:
+        actual: architecture in the checkpoint's config.json.
+        expected: architecture in the model's configuration.
+        source: name of the checkpoint for messages.
+        name: name of the model for messages.
+
+    Raises:
+        UserError: if they differ.
+    """
+    other = expected.as_dict()
+    differing = [(key, value, other[key]) for key, value in actual.as_dict().items() if value != other[key]]
     if differing:
-        words = ", ".join(f"{k} {a} not {b}" for k, a, b in differing)
+        words = ", ".join(f"{key} {value} not {other_value}" for key, value, other_value in differing)
         raise UserError(
             f"{source} is not what model={name} says: {words}. Choose model=local for a checkpoint of your own, or set "
             "model.architecture to match it."
         )
 
 
-def _computing(raw: dict) -> dict:
-    """config.json without what does not change a result: names, versions, and the dtype, which is
-    the cell's own."""
-    return {k: v for k, v in raw.items() if k not in IDLE}
-
-
-def _identified(spec: ModelSpec, *, weights: str, config: str | None, tokenizer: str | None, **more: str) -> ModelSpec:
-    # twelve digits: the last bits of a power may differ between machines, the model does not
+def _with_identity(
+    spec: ModelSpec, *, weights: str, config: str | None, tokenizer: str | None, **others: str
+) -> ModelSpec:
+    # twelve digits, because the last bits of a power differ between machines
     slopes = [float(f"{m:.12g}") for m in spec.slopes.tolist()]
     identity = {"weights": weights, "config": config, "slopes": slopes, "tokenizer": tokenizer}
-    return replace(spec, identity={**identity, **more})
+    return replace(spec, identity={**identity, **others})
 
 
 def read_config(path: Path) -> dict:
-    """The checkpoint's config.json as it stands."""
+    """Return the unmodified settings of a checkpoint's config.json.
+
+    Raises:
+        UserError: if there is no such file, or it is not a JSON object.
+    """
     file = path / "config.json"
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))

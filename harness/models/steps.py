@@ -1,9 +1,9 @@
-"""Steps of generation: a few new tokens of each sequence after what a KV cache holds.
+"""Steps of generation: forwards of a few new tokens of each sequence with a filled KV cache.
 
-Nothing of a step depends on where its tokens lie but numbers in memory, which are written before
-each: a GPU captures the forward once as a CUDA graph and replays it wherever the next tokens lie.
-Launched one by one, the kernels of a small step take the host longer than the device. On a CPU the
-same code runs as it is.
+The position of the tokens enters a step only by numbers in memory, which are written before each
+step. A GPU therefore captures the forward once as a CUDA graph and replays it at any position.
+Without a graph, launching the kernels of a small step takes longer than running them. On a CPU the
+same code runs without a graph.
 """
 
 import operator
@@ -16,15 +16,18 @@ from transformers.utils import ModelOutput
 from harness.models.cache import KVCache, KVLayer
 from kernels import Weights
 
-MOST = 16  # tokens of each sequence: what the kernels decode at a time
+MAX_STEP_TOKENS = 16  # new tokens of each sequence that the kernels decode at a time
 
 
-def replayable(run: Callable[[], torch.Tensor], device: torch.device) -> tuple[torch.Tensor, Callable[[], None]]:
-    """What `run`, which runs on `device`, returns, and what computes it anew in its place; the
-    first time has yet to come."""
+def capture_graph(run: Callable[[], torch.Tensor], device: torch.device) -> tuple[torch.Tensor, Callable[[], None]]:
+    """Capture `run`, which runs on `device`, as a CUDA graph.
+
+    Returns:
+        The tensor that `run` returns, not yet computed, and a function that computes it in place.
+    """
     graph = torch.cuda.CUDAGraph()
-    # on a stream of that device, which need not be the current one: another's would capture
-    # nothing; and a capture that fails would leave its own stream the current one
+    # The stream must belong to the device, which need not be the current one, or the graph would
+    # be empty. The outer context restores the current stream if the capture fails.
     capturing = torch.cuda.graph(graph, stream=torch.cuda.Stream(device))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*graph is empty", category=UserWarning)
@@ -34,10 +37,19 @@ def replayable(run: Callable[[], torch.Tensor], device: torch.device) -> tuple[t
 
 
 class Step:
-    """A forward of `rows` tokens for each of `batch` sequences, under `weights`, one for each layer
-    of the cache. forward: (ids (batch, rows), cache) -> the base model's outputs. graphs: whether
-    it may be captured; the kernels then take whole buffers, of which they read what is filled. It
-    belongs to a cache, which it does not keep alive."""
+    """A forward of `rows` new tokens for each of `batch` sequences.
+
+    It uses the buffers of a cache, but does not keep the cache alive.
+
+    Args:
+        cache: the cache.
+        weights: the weights of each layer.
+        batch, rows: sequences, and new tokens of each.
+        forward: (ids (batch, rows), cache) -> outputs of the base model.
+        device: device of the ids.
+        graphs: whether the forward may be captured. The kernels are then given whole buffers and
+            read only the filled slots.
+    """
 
     def __init__(
         self,
@@ -53,10 +65,10 @@ class Step:
         self.weights, self.rows, self.forward, self.graphs = tuple(weights), rows, forward, graphs
         self.buffers = [layer.keys for layer in cache.layers]
         self.gapped = cache.chunk is not None
-        # layers that evict hold different keys, others the same
+        # layers that evict hold different keys, other layers all hold the same
         self.layers = cache.layers if self.gapped else cache.layers[:1]
         self._count = (3 if self.gapped else 2) * batch
-        self._split = -(-self._count // 4) * 4  # so that the kernels find a layer's places at a multiple of 16 bytes
+        self._split = -(-self._count // 4) * 4  # kernels need a layer's places aligned to 16 bytes
         with torch.inference_mode(False):
             self._ids = torch.zeros(batch, rows, dtype=torch.long, device=device)
             self._numbers = torch.zeros(len(self.layers), self._split + rows, dtype=torch.long, device=device)
@@ -65,47 +77,63 @@ class Step:
         self._warm = False
 
     def fits(self, cache: KVCache, weights: Sequence[Weights]) -> bool:
-        """Whether this is still a step of the cache, in its buffers and under these weights."""
-        held = all(layer.keys is keys for layer, keys in zip(cache.layers, self.buffers, strict=True))
-        return held and all(map(operator.is_, weights, self.weights))
+        """Return whether the step is valid for the buffers of a cache and these weights."""
+        same_buffers = all(layer.keys is keys for layer, keys in zip(cache.layers, self.buffers, strict=True))
+        return same_buffers and all(map(operator.is_, weights, self.weights))
 
     def __call__(self, cache: KVCache, ids: torch.Tensor, pads: list[int]) -> ModelOutput:
-        """Outputs for the next tokens; `pads` the slots of padding that each sequence begins
-        with."""
+        """Run the step.
+
+        Args:
+            cache: the cache, to which the tokens are added.
+            ids: the new tokens, (batch, rows).
+            pads: padding slots at the start of each sequence.
+
+        Returns:
+            The outputs of the base model.
+        """
         cache.reserve(self.rows, pads, self.weights)
-        found = [self._where(layer, pads) for layer in self.layers]
+        numbers = [self._layer_numbers(layer, pads) for layer in self.layers]
         cuda = self._ids.is_cuda
-        self._numbers.copy_(torch.tensor(found, pin_memory=cuda), non_blocking=True)
+        self._numbers.copy_(torch.tensor(numbers, pin_memory=cuda), non_blocking=True)
         self._ids.copy_(ids)
         if self.graphs and self._warm and self._replay is None:
             self._capture(cache)
         if self._replay is not None:
             self._replay()
-            hidden = self._hidden.clone()  # the next step writes there
+            hidden = self._hidden.clone()  # the next step overwrites it
             out = self._kind(last_hidden_state=hidden, **dict.fromkeys(self._names, cache))
         else:
             out = self._run(cache)
             self._kind, self._names = type(out), [name for name, value in out.items() if value is cache]
-            self._warm = True  # what is compiled or kept at a first call is there
+            self._warm = True  # the first call compiles kernels and fills caches
         cache.advance(self.rows)
         return out
 
-    def keys(
-        self, own: KVLayer, layer: int, k: torch.Tensor, v: torch.Tensor
+    def write_keys(
+        self, cache_layer: KVLayer, layer: int, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The new keys and values (batch, heads, rows, head_dim) of a layer written to its cache
-        `own`: all that it holds, and the step's places, as `kernels.attend` takes them."""
-        at = layer if self.gapped else 0
-        own.write(k, v, self._numbers[at, self._split :])
-        stop = own.size if self.graphs else own.filled + self.rows
-        places = self._places[at, : self._count].view(-1, len(self._ids))
-        return own.keys[:, :, :stop], own.values[:, :, :stop], places
+        """Write new keys and values of a layer to its cache.
 
-    def _where(self, layer: KVLayer, pads: list[int]) -> list[int]:
-        place, stop = layer.place(pads), layer.filled + self.rows
-        starts = [layer.filled - pad + gap for pad, gap in zip(place.padding, place.gap, strict=True)]
-        gaps, room = place.gap if self.gapped else [], [0] * (self._split - self._count)
-        return [*place.padding, *starts, *gaps, *room, *range(layer.filled, stop)]
+        Args:
+            cache_layer: the layer's cache.
+            layer: the layer's number.
+            k, v: (batch, heads, rows, head_dim).
+
+        Returns:
+            All keys and values of the cache, and the step's `places` for `kernels.attend`.
+        """
+        index = layer if self.gapped else 0
+        cache_layer.write(k, v, self._numbers[index, self._split :])
+        stop = cache_layer.size if self.graphs else cache_layer.filled + self.rows
+        places = self._places[index, : self._count].view(-1, len(self._ids))
+        return cache_layer.keys[:, :, :stop], cache_layer.values[:, :, :stop], places
+
+    def _layer_numbers(self, layer: KVLayer, pads: list[int]) -> list[int]:
+        placement, stop = layer.placement(pads), layer.filled + self.rows
+        starts = [layer.filled - pad + gap for pad, gap in zip(placement.padding, placement.gap, strict=True)]
+        gaps, alignment = placement.gap if self.gapped else [], [0] * (self._split - self._count)
+        return [*placement.padding, *starts, *gaps, *alignment, *range(layer.filled, stop)]
 
     def _run(self, cache: KVCache) -> ModelOutput:
         self._places = self._numbers[:, : self._split].int()
@@ -117,7 +145,7 @@ class Step:
 
     def _capture(self, cache: KVCache) -> None:
         try:
-            self._hidden, self._replay = replayable(lambda: self._run(cache).last_hidden_state, self._ids.device)
+            self._hidden, self._replay = capture_graph(lambda: self._run(cache).last_hidden_state, self._ids.device)
         except (RuntimeError, UserWarning) as error:
             self.graphs = False
             warnings.warn(

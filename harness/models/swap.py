@@ -1,9 +1,9 @@
 """Replace the attention of every layer of a transformers model by `kernels.attend`.
 
-The stock modules keep their weights and names; only their forward is bound anew, per instance. The
-model's mask is replaced too: a registered mask builder hands the layers the key padding alone, so
-nothing of size n x n is ever made. The model's configuration is shared with whoever made it, and is
-never written to.
+The stock modules keep their weights and names; only the `forward` of each instance is replaced. The
+model's mask is replaced, too: a registered mask builder passes only the key padding to the layers,
+so that nothing of size n x n is ever allocated. The model's configuration object may be shared with
+the caller, and is never modified.
 """
 
 import copy
@@ -18,14 +18,14 @@ from transformers import AttentionMaskInterface, PreTrainedConfig, PreTrainedMod
 from transformers.masking_utils import causal_mask_function, create_masks_for_generate
 
 from harness.common.errors import UserError
-from harness.models.cache import ARGUMENT, KVCache
+from harness.models.cache import CACHE_ARGUMENT, KVCache
 from harness.models.family import Family
-from harness.models.steps import MOST, Step
+from harness.models.steps import MAX_STEP_TOKENS, Step
 from kernels import Alibi, Weights, attend
 
 MASK_NAME = "harness_padding_only"
-STEPPING = "_harness_stepping"  # set in the configuration of a forward whose padding is known already
-# the cache in the calls of the attention modules, by version and family of transformers
+STEP_FLAG = "_harness_stepping"  # set in the configuration of a forward whose padding is already known
+# names of the cache argument of attention modules in versions and families of transformers
 CACHE_NAMES = ("cache", "past_key_values", "layer_past")
 
 
@@ -38,47 +38,56 @@ def _padding_only(
     config: PreTrainedConfig | None = None,
     **_,
 ) -> torch.Tensor:
-    """The slots that some sequence begins with as padding, (batch, longest padding) bool on the
-    host, false in padding. One look at the mask for a forward: at every layer it would make the
-    host wait for the device. Padding after the tokens needs no mask: no token sees what comes
-    later."""
+    """Mask of the padding at the start of sequences, (batch, longest padding) bool on the host.
+
+    It is false in padding. The attention mask is read once per forward, because reading it in every
+    layer would make the host wait for the device. Padding after the tokens needs no mask, since no
+    token attends to later ones.
+    """
     if mask_function is not causal_mask_function:
         raise ValueError(
             "Replaced attention is causal over one sequence in each row, and a further mask was asked for: give each "
             "sequence a row of its own, with an attention_mask for its padding, and no position_ids."
         )
-    if attention_mask is None or getattr(config, STEPPING, False):
+    if attention_mask is None or getattr(config, STEP_FLAG, False):
         return torch.ones(batch_size, 0, dtype=torch.bool)
     pads = padding_of(attention_mask, int(q_offset) + q_length)
     return torch.arange(max(pads)) >= torch.tensor(pads)[:, None]
 
 
 def padding_of(attention_mask: torch.Tensor, tokens: int) -> list[int]:
-    """Slots of padding that each sequence begins with by a mask (batch, at least that many tokens).
-    ValueError for a mask with holes."""
+    """Return the padding slots at the start of each sequence.
+
+    attention_mask: (batch, at least `tokens`), of which the first `tokens` are used.
+
+    Raises:
+        ValueError: for a mask that is too short or has holes.
+    """
     if attention_mask.shape[1] < tokens:
         raise ValueError(
             f"The padding mask covers {attention_mask.shape[1]} tokens, the cache and the new tokens are {tokens}: "
             "pass a mask of all of them."
         )
     mask = attention_mask[:, :tokens].bool()
-    begun, held = mask.cumsum(1), mask.sum(1, keepdim=True)
-    if bool(((begun > 0) & (begun < held) & ~mask).any()):
+    count, total = mask.cumsum(1), mask.sum(1, keepdim=True)
+    if bool(((count > 0) & (count < total) & ~mask).any()):
         raise ValueError(
             "The attention mask has a hole: a sequence has padding between its tokens, which replaced attention does "
             "not compute. Put all padding of a row before its tokens (padding_side='left', as generation needs it), or "
             "all of it after them."
         )
-    return (begun == 0).sum(1).tolist()
+    return (count == 0).sum(1).tolist()
 
 
 AttentionMaskInterface.register(MASK_NAME, _padding_only)
 
 
 @dataclass(eq=False)
-class Held:
-    """What a model computes until it is released. weights: one per layer, None for the checkpoint's
-    own attention."""
+class HeldWeights:
+    """Weights under which a model runs until they are released.
+
+    weights: one per layer; None for the checkpoint's own attention.
+    """
 
     weights: Sequence[Weights] | None
     kernel: str
@@ -96,8 +105,15 @@ class SwappedAttention:
         kernel: str,
         removable: bool = False,
     ):
-        """removable: nothing but what is held needs it, and whoever releases the last `hold` may
-        `detach` it."""
+        """Replace the attention of a model.
+
+        Args:
+            model: the model.
+            family: its family.
+            slopes: effective slopes, (heads,).
+            kernel: the kernel.
+            removable: whether releasing the last `hold` may `detach` the replaced attention.
+        """
         modules = [m for m in model.modules() if family.is_attention(m)]
         layers = model.config.num_hidden_layers
         assert len(modules) == layers, f"{len(modules)} attention modules found in a model of {layers} layers"
@@ -113,17 +129,17 @@ class SwappedAttention:
         self._stock = [_own_forward(module) for module in (base, *modules)]
         stock = self._stock[0][2]
         self._names = list(inspect.signature(stock).parameters)
-        # partial, because a deep copy of the model copies what it holds
+        # a partial, because a deep copy of the model then copies the objects inside it
         whole = functools.update_wrapper(functools.partial(self._masked, base, stock), stock)
         ours = [whole, *(functools.partial(self._attention, family, m) for m in modules)]
         self._ours = [(m, n, o) for (m, n, _), o in zip(self._stock, ours, strict=True)]
-        # generate makes a mask of every pair of tokens for a static cache, unless the model has a
-        # way of its own
+        # for a static cache generate makes an n x n mask, unless the model has its own function
         name = "create_masks_for_generate"
         self._stock.append((model, name, getattr(model, name, create_masks_for_generate)))
-        self._ours.append((model, name, _padding_as_it_is))
-        self._instance = [name in vars(module) for module, name, _ in self._stock]  # not of the class
-        self._held: list[Held] = []
+        self._ours.append((model, name, _return_mask))
+        # whether the stock attribute belongs to the instance and not to its class
+        self._instance = [name in vars(module) for module, name, _ in self._stock]
+        self._held: list[HeldWeights] = []
         self._bind(self._ours)
 
     @property
@@ -137,8 +153,8 @@ class SwappedAttention:
         return bool(self._held)
 
     @staticmethod
-    def of(model: PreTrainedModel) -> "SwappedAttention | None":
-        """The replaced attention of this model, if it has one."""
+    def find(model: PreTrainedModel) -> "SwappedAttention | None":
+        """Return the replaced attention of a model, or None if its attention is stock."""
         base = model.base_model
         forward = vars(base).get("_old_forward", vars(base).get("forward"))
         owner = getattr(getattr(forward, "func", None), "__self__", None)
@@ -149,34 +165,36 @@ class SwappedAttention:
             setattr(module, name, replacement)
 
     def detach(self) -> None:
-        """Leave the model as it was before its attention was replaced."""
+        """Restore the model's stock attention."""
         for (module, name, stock), instance in zip(self._stock, self._instance, strict=True):
             if instance:
                 setattr(module, name, stock)
             else:
                 delattr(module, name)
 
-    def hold(self, weights: Sequence[Weights] | None, kernel: str) -> Held:
-        """Run forwards under these weights until they are released or others are held over them.
-        Unlike `use`, several may be held and released in any order: the last that is still held
-        counts."""
+    def hold(self, weights: Sequence[Weights] | None, kernel: str) -> HeldWeights:
+        """Run forwards under these weights until they are released.
+
+        Unlike `use`, several may be held and released in any order; the most recent of them counts.
+        weights: one per layer; None for the checkpoint's own attention.
+        """
         assert weights is None or len(weights) == self.layers
         if not self._held:
-            self._held.append(Held(self._weights, self.kernel))
-        self._held.append(Held(weights, kernel))
+            self._held.append(HeldWeights(self._weights, self.kernel))
+        self._held.append(HeldWeights(weights, kernel))
         self._apply()
         return self._held[-1]
 
-    def release(self, held: Held) -> bool:
-        """Undo a `hold`; whether any other is left."""
+    def release(self, held: HeldWeights) -> bool:
+        """Undo a `hold`, and return whether others remain."""
         self._held.remove(held)
         self._apply()
-        if len(self._held) == 1:  # what was there before the first
+        if len(self._held) == 1:  # only the state before the first hold is left
             self._held.clear()
         return bool(self._held)
 
-    def change(self, held: Held, weights: Sequence[Weights]) -> None:
-        """Other weights in place of those that are held."""
+    def change(self, held: HeldWeights, weights: Sequence[Weights]) -> None:
+        """Replace held weights by others."""
         held.weights = weights
         self._apply()
 
@@ -191,8 +209,8 @@ class SwappedAttention:
 
     @contextmanager
     def use(self, weights: Sequence[Weights] | None) -> Iterator[None]:
-        """Run forwards under these weights, one per layer; None runs the checkpoint's own attention
-        code."""
+        """Run forwards under these weights, one per layer; None for the checkpoint's own
+        attention."""
         if weights is None:
             self._bind(self._stock)
             try:
@@ -208,9 +226,11 @@ class SwappedAttention:
             self._weights = before
 
     @contextmanager
-    def through(self, compute: Callable) -> Iterator[None]:
-        """Run forwards with `compute` in place of `kernels.attend`, whose arguments it gets and
-        whose result it returns: to time or to check it."""
+    def intercept(self, compute: Callable) -> Iterator[None]:
+        """Run forwards with `compute` in place of `kernels.attend`, to time or to check it.
+
+        compute: takes the arguments of `kernels.attend` and returns its result.
+        """
         before, self._compute = self._compute, compute
         try:
             yield
@@ -218,44 +238,45 @@ class SwappedAttention:
             self._compute = before
 
     def _masked(self, base: PreTrainedModel, stock: Callable, *args, **kwargs):
-        """The base model's own forward, which finds our mask builder in its configuration for as
-        long as it runs."""
-        named = dict(zip(self._names, args, strict=False)) | kwargs
-        mask = named.get("attention_mask")
+        """The base model's own forward, with our mask builder in its configuration meanwhile."""
+        arguments = dict(zip(self._names, args, strict=False)) | kwargs
+        mask = arguments.get("attention_mask")
         if mask is not None and getattr(mask, "ndim", None) != 2:
             shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
             raise ValueError(
                 f"Replaced attention takes a 2-D padding mask (batch, tokens) or none, not {shape}: what a token sees "
                 "is said by its weights."
             )
-        own, asked = base.config, named.get("output_attentions")
-        self._wants_probabilities = bool(own.output_attentions if asked is None else asked)
-        base.config = copy.copy(own)
-        base.config._attn_implementation_internal = MASK_NAME  # the setter would write to what both configurations hold
+        config, output_attentions = base.config, arguments.get("output_attentions")
+        self._wants_probabilities = bool(config.output_attentions if output_attentions is None else output_attentions)
+        base.config = copy.copy(config)
+        # not by the property, whose setter would modify objects that both configurations share
+        base.config._attn_implementation_internal = MASK_NAME
         try:
-            if self._is_step(named, own):
-                setattr(base.config, STEPPING, True)
-                return self._stepped(stock, named["input_ids"], named[ARGUMENT], named.get("attention_mask"))
+            if self._is_step(arguments, config):
+                setattr(base.config, STEP_FLAG, True)
+                ids, cache = arguments["input_ids"], arguments[CACHE_ARGUMENT]
+                return self._run_step(stock, ids, cache, mask)
             return stock(*args, **kwargs)
         finally:
-            base.config, self._wants_probabilities = own, False
+            base.config, self._wants_probabilities = config, False
 
-    def _is_step(self, named: dict, config: PreTrainedConfig) -> bool:
-        """Whether a forward is a step of generation from a cache that has begun, and nothing but it
-        is asked for."""
-        ids, cache = named.get("input_ids"), named.get(ARGUMENT)
-        if not isinstance(cache, KVCache) or ids is None or ids.ndim != 2 or not 0 < ids.shape[1] <= MOST:
+    def _is_step(self, arguments: dict, config: PreTrainedConfig) -> bool:
+        """Whether a forward is a plain step of generation with a filled cache."""
+        ids, cache = arguments.get("input_ids"), arguments.get(CACHE_ARGUMENT)
+        if not isinstance(cache, KVCache) or ids is None or ids.ndim != 2 or not 0 < ids.shape[1] <= MAX_STEP_TOKENS:
             return False
-        known = ("input_ids", "attention_mask", "position_ids", "use_cache", "return_dict", ARGUMENT)
-        if any(value is not None and value is not False for name, value in named.items() if name not in known):
+        supported = ("input_ids", "attention_mask", "position_ids", "use_cache", "return_dict", CACHE_ARGUMENT)
+        others = [value for name, value in arguments.items() if name not in supported]
+        if any(value is not None and value is not False for value in others):
             return False
-        first, returned = cache.layers[0], named.get("return_dict")
+        first, return_dict = cache.layers[0], arguments.get("return_dict")
         return not (
-            (config.return_dict if returned is None else returned) is False
+            (config.return_dict if return_dict is None else return_dict) is False
             or config.output_hidden_states
             or self._wants_probabilities
-            or self._compute is not attend  # which wants to see every call
-            or self._stock[0][1] != "forward"  # accelerate moves what the layers get
+            or self._compute is not attend  # `intercept` has to see every call
+            or self._stock[0][1] != "forward"  # accelerate moves the inputs of layers
             or torch.is_grad_enabled()
             or torch.compiler.is_compiling()
             or not first.is_initialized
@@ -263,24 +284,24 @@ class SwappedAttention:
             or first.keys.device != ids.device
         )
 
-    def _stepped(self, stock: Callable, ids: torch.Tensor, cache: KVCache, mask: torch.Tensor | None):
-        """Such a forward as a `Step`, whose padding is looked up beforehand."""
+    def _run_step(self, stock: Callable, ids: torch.Tensor, cache: KVCache, mask: torch.Tensor | None):
+        """Run a forward as a `Step`, after the padding was read from the mask."""
         pads = [0] * len(ids) if mask is None else padding_of(mask, cache.get_seq_length() + ids.shape[1])
         step = cache.steps.get(ids.shape)
         if step is None or not step.fits(cache, self._weights):
             graphs = self.graphs and ids.is_cuda and self.kernel in ("auto", "triton")
 
-            def forward(given: torch.Tensor, held: KVCache):
-                return stock(input_ids=given, use_cache=True, return_dict=True, **held.argument)
+            def forward(input_ids: torch.Tensor, step_cache: KVCache):
+                return stock(input_ids=input_ids, use_cache=True, return_dict=True, **step_cache.argument)
 
             step = cache.steps[ids.shape] = Step(cache, self._weights, *ids.shape, forward, ids.device, graphs=graphs)
         return step(cache, ids, pads)
 
-    def _attention(self, family: Family, module: torch.nn.Module, *args, attention_mask=None, **named):
-        """In place of an attention module's forward: its own arguments, its own return value."""
-        caches = [named.pop(name) for name in CACHE_NAMES if name in named]
-        unknown = sorted(name for name, value in named.items() if value is not None and name not in family.idle)
-        if unknown:
+    def _attention(self, family: Family, module: torch.nn.Module, *args, attention_mask=None, **kwargs):
+        """Replacement of an attention module's forward, with its arguments and return value."""
+        caches = [kwargs.pop(name) for name in CACHE_NAMES if name in kwargs]
+        passed = {name for name, value in kwargs.items() if value is not None}
+        if unknown := sorted(passed - set(family.ignored_arguments)):
             raise UserError(
                 f"This version of transformers hands the attention of {type(module).__name__} what is not known here "
                 f"({', '.join(unknown)}): install a version that constraints.txt names."
@@ -290,9 +311,14 @@ class SwappedAttention:
         return family.forward(module, attend, *args)
 
     def _attend(self, module, q, k, v, *, scale: float, dropout: float, mask: torch.Tensor | None, cache) -> tuple:
-        """Attention of new tokens' q (batch, heads, tokens, head_dim) to them and all that is in
-        the cache: out like q, and the probabilities (batch, heads, tokens, keys), None where they
-        are not asked for."""
+        """Attention of new tokens to themselves and to the tokens in the cache.
+
+        q, k, v: (batch, heads, tokens, head_dim) of the new tokens.
+
+        Returns:
+            The output, shaped like q, and the probabilities (batch, heads, tokens, keys) if they
+            were requested, else None.
+        """
         layer = module.layer_idx
         weights = self._weights[layer]
         if mask is None or mask.ndim != 2:
@@ -301,18 +327,18 @@ class SwappedAttention:
                 f"{MASK_NAME!r} makes: install a version that constraints.txt names."
             )
         pads, gaps = [0] * len(q), [0] * len(q)
-        if mask.shape[1]:  # accelerate takes it to the device of the layer: without padding it is not looked at
+        if mask.shape[1]:  # accelerate moves it to the layer's device, so that reading it costs time
             pads = (~mask).sum(1).tolist()
         if isinstance(cache, KVCache) and cache.step is not None:
-            k, v, places = cache.step.keys(cache.layers[layer], layer, k, v)
+            k, v, places = cache.step.write_keys(cache.layers[layer], layer, k, v)
             return self._compute(q, k, v, weights, scale=scale, kernel=self.kernel, places=places), None
         if isinstance(cache, KVCache):
             k, v = cache.update(k, v, layer, pads, weights)
-            place = cache.layers[layer].place(pads)
-            pads, gaps = place.padding, place.gap
+            placement = cache.layers[layer].placement(pads)
+            pads, gaps = placement.padding, placement.gap
         elif cache is not None:
             k, v = cache.update(k, v, layer)
-            if cache.is_compileable:  # a static cache hands out its whole buffer, filled or not
+            if cache.is_compileable:  # a static cache returns its whole buffer, unfilled slots included
                 filled = int(cache.get_seq_length(layer))
                 k, v = k[:, :, :filled], v[:, :, :filled]
         padding, gap = pads if any(pads) else None, gaps if any(gaps) else 0
@@ -328,20 +354,26 @@ class SwappedAttention:
         return out, probabilities
 
 
-def _padding_as_it_is(attention_mask: torch.Tensor | None, **_) -> torch.Tensor | None:
+def _return_mask(attention_mask: torch.Tensor | None, **_) -> torch.Tensor | None:
     return attention_mask
 
 
 def _own_forward(module: torch.nn.Module) -> tuple[torch.nn.Module, str, Callable]:
-    """accelerate's device_map wraps forward and keeps the original as _old_forward: replace what it
-    calls."""
+    """The module, and name and value of its forward, or of the one that accelerate's device_map
+    wraps.
+
+    accelerate keeps the original as _old_forward, which is then the one to replace.
+    """
     name = "_old_forward" if hasattr(module, "_old_forward") else "forward"
     return module, name, getattr(module, name)
 
 
 def _probabilities(attend: Callable, v: torch.Tensor) -> torch.Tensor:
-    """What each query gives to each key: its output where that key's value is 1 and all others are
-    0, for as many keys at a time as a head has numbers."""
+    """The attention probabilities (batch, heads, tokens, keys).
+
+    The probability of a key is the output for values that are 1 at this key and 0 elsewhere. One
+    call to `attend` computes as many keys as a head has dimensions.
+    """
     keys, dim = v.shape[2:]
     one_hot = torch.eye(keys, dtype=v.dtype, device=v.device)
     parts = [torch.nn.functional.pad(part, (0, dim - part.shape[1])) for part in one_hot.split(dim, 1)]

@@ -1,5 +1,4 @@
-"""The one place where a tokenizer is made ready for all tasks, and refused where it would change
-what a model reads."""
+"""Prepare a tokenizer for all tasks, and refuse one that would change what a model reads."""
 
 from pathlib import Path
 
@@ -8,62 +7,71 @@ from transformers import PreTrainedTokenizerBase
 
 from harness.common.errors import CannotLoad
 
-# words of the harness's own prompts, which models that read nothing else know too
-SAMPLE = "The day is long. 1234567890"
-NO_LIMIT = 10**30  # what transformers has where a tokenizer says nothing
+# words of the harness's own prompts, because some embedded models know no others
+SAMPLE_TEXT = "The day is long. 1234567890"
+NO_LIMIT = 10**30  # transformers' default model_max_length
 
 
-def ready(tokenizer: PreTrainedTokenizerBase, *, source: str, vocabulary: int, folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer without limits of its own: it cuts and pads nothing unless asked, and pads on
-    the left.
+def prepare_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, *, source: str, vocabulary: int, folder: Path
+) -> PreTrainedTokenizerBase:
+    """Return the tokenizer without truncation or padding of its own, and with padding on the left.
 
-    A tokenizer that has no padding token gets one that it has: padding is masked. What it puts
-    before a text stays (a beginning of sequence). Raises CannotLoad for one with tokens beyond the
-    model's `vocabulary`, for one that does not give back a text, for one that splits it otherwise
-    than the tokenizer.json of its `folder`, and for one that appends to a text: a model would be
-    asked to go on after its end.
+    A tokenizer without a padding token uses another of its tokens, since padding is masked. Tokens
+    that it puts before a text, such as a beginning of sequence, stay.
+
+    Args:
+        tokenizer: the tokenizer, which is modified.
+        source: name of the checkpoint for messages.
+        vocabulary: embeddings of the model.
+        folder: folder of the tokenizer's files.
+
+    Raises:
+        CannotLoad: if it has tokens beyond the vocabulary, does not decode a text to itself, splits
+            it differently from its own tokenizer.json, or appends tokens to a text.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         backend.no_truncation()
         backend.no_padding()
     tokenizer.padding_side, tokenizer.model_max_length = "left", NO_LIMIT
-    known = tokenizer.get_vocab()
-    highest = max(known.values(), default=-1)
+    token_ids = tokenizer.get_vocab()
+    highest = max(token_ids.values(), default=-1)
     if highest >= vocabulary:
-        word = next(word for word, number in known.items() if number == highest)
+        word = next(word for word, token_id in token_ids.items() if token_id == highest)
         raise CannotLoad(
             f"The tokenizer of {source} has {word!r} as token {highest}, and the model has {vocabulary} embeddings: "
             "take both from one source."
         )
-    plain = _ids(tokenizer, SAMPLE, special=False)
-    if tokenizer.decode(plain, clean_up_tokenization_spaces=False).split() != SAMPLE.split():
+    plain = _ids(tokenizer, SAMPLE_TEXT, special=False)
+    if tokenizer.decode(plain, clean_up_tokenization_spaces=False).split() != SAMPLE_TEXT.split():
         raise CannotLoad(
-            f"The tokenizer of {source} does not give back a text: {SAMPLE!r} becomes {tokenizer.decode(plain)!r}. A "
-            "file of it may be missing (tokenizer.json, or vocab.json and merges.txt)."
+            f"The tokenizer of {source} does not give back a text: {SAMPLE_TEXT!r} becomes {tokenizer.decode(plain)!r}."
+            " A file of it may be missing (tokenizer.json, or vocab.json and merges.txt)."
         )
-    if tokenizer.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False).split() != SAMPLE.split():
+    visible = tokenizer.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    if visible.split() != SAMPLE_TEXT.split():
         raise CannotLoad(
             f"The tokenizer of {source} has ordinary text among its special tokens, which answers are read without: "
-            f"{SAMPLE!r} becomes {tokenizer.decode(plain, skip_special_tokens=True)!r}. Take it out of its "
+            f"{SAMPLE_TEXT!r} becomes {tokenizer.decode(plain, skip_special_tokens=True)!r}. Take it out of its "
             "tokenizer_config.json."
         )
     if (folder / "tokenizer.json").is_file():
-        written = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        written.no_truncation()
-        written.no_padding()
-        if written.encode(SAMPLE, add_special_tokens=False).ids != plain:
+        reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        reference.no_truncation()
+        reference.no_padding()
+        if reference.encode(SAMPLE_TEXT, add_special_tokens=False).ids != plain:
             raise CannotLoad(
                 f"The tokenizer of {source} is made as {type(tokenizer).__name__}, by its tokenizer_config.json, and "
                 "splits a text otherwise than its tokenizer.json: set tokenizer_class=PreTrainedTokenizerFast there."
             )
-    whole = _ids(tokenizer, SAMPLE, special=True)
-    before = next((n for n in range(len(whole)) if whole[n : n + len(plain)] == plain), None)
-    if before is None:
+    special = _ids(tokenizer, SAMPLE_TEXT, special=True)
+    start = next((n for n in range(len(special)) if special[n : n + len(plain)] == plain), None)
+    if start is None:
         raise CannotLoad(f"The tokenizer of {source} splits a text otherwise where it adds special tokens.")
-    if after := whole[before + len(plain) :]:
+    if suffix := special[start + len(plain) :]:
         raise CannotLoad(
-            f"The tokenizer of {source} appends {tokenizer.decode(after)!r} to every text, after which a model has "
+            f"The tokenizer of {source} appends {tokenizer.decode(suffix)!r} to every text, after which a model has "
             "nothing to say: take that out of the post_processor in tokenizer.json (or set add_eos_token=false)."
         )
     if tokenizer.pad_token_id is None:

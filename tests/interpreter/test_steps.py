@@ -43,13 +43,13 @@ def tapes(monkeypatch) -> list[Tape]:
     """Every step after the first of its kind is the replay of one of these."""
     made = []
 
-    def replayable(run, device):
+    def capture_graph(run, device):
         made.append(Tape())
         with made[-1]:
             out = run()
         return out, made[-1].replay
 
-    monkeypatch.setattr(steps, "replayable", replayable)
+    monkeypatch.setattr(steps, "capture_graph", capture_graph)
     monkeypatch.setattr(swap, "Step", lambda *given, **_: steps.Step(*given, graphs=True))
     return made
 

@@ -11,7 +11,7 @@ from harness.common.files import write_atomic
 from harness.common.paths import ROOT
 from harness.common.stats import quartiles
 from harness.common.table import Table
-from harness.models.families import family_of
+from harness.models.families import model_family
 from harness.models.family import Architecture
 from harness.models.load import LoadedModel, random_model
 from harness.models.swap import SwappedAttention
@@ -27,9 +27,9 @@ ROUNDS, DECODED, CHUNK, MASKS = 15, 16, 512, 16
 def measure() -> list[dict]:
     """Milliseconds per token (median and quartiles over rounds) and errors of each attention at
     each context."""
-    slopes, cpu = family_of(SHAPE.family).slopes(SHAPE), torch.device("cpu")
+    slopes, cpu = model_family(SHAPE.family).slopes(SHAPE), torch.device("cpu")
     model = random_model(SHAPE, 0).eval().requires_grad_(False)
-    swapped = SwappedAttention(model, family_of(SHAPE.family), slopes, kernel="sdpa")
+    swapped = SwappedAttention(model, model_family(SHAPE.family), slopes, kernel="sdpa")
     masks = [PositionalLSH.draw(slopes, MASKS, seed=0, layer=i, weights="rb") for i in range(SHAPE.layers)]
     weights = dict(zip(CONTEXTS, ([Alibi(slopes)] * SHAPE.layers, masks), strict=True))
     sessions, found = [], []

@@ -15,7 +15,7 @@ import torch
 from harness.common.files import write_atomic
 from harness.common.paths import ROOT
 from harness.common.table import Table
-from harness.models.families import family_of
+from harness.models.families import model_family
 from harness.models.family import Architecture
 from harness.models.load import random_model
 from harness.models.swap import SwappedAttention
@@ -42,7 +42,7 @@ def measure(family: str, heads: int, *, bias_max: float = 8, seed: int = 0, **co
     # rows of norm 1.35: scores that differ enough for attention to matter
     config["initializer_range"] = 1.35 / math.sqrt(architecture.width)
     model = random_model(architecture, seed, **config).bfloat16().float().eval()
-    attention = SwappedAttention(model, family_of(family), family_of(family).slopes(architecture), kernel="sdpa")
+    attention = SwappedAttention(model, model_family(family), model_family(family).slopes(architecture), kernel="sdpa")
     x = torch.randint(architecture.vocabulary, (1, tokens), generator=torch.Generator().manual_seed(seed))
 
     def logits(*, stock: bool) -> torch.Tensor:

@@ -50,10 +50,13 @@ def test_a_token_is_written_and_nothing_is_copied(model):
         assert cache.get_seq_length() == 40
         again, logits_again = generate(model, tokens[:, :41], None if mask is None else one_more(mask), cache, 19)
         expected, expected_logits = generate(model, x, mask, DynamicCache(config=model.config), 20)
-    assert torch.equal(tokens, expected) and torch.equal(again, expected)
-    assert (logits - expected_logits).abs().max() <= CLOSE and (logits_again - expected_logits[1:]).abs().max() <= CLOSE
+    assert torch.equal(tokens, expected)
+    assert torch.equal(again, expected)
+    assert (logits - expected_logits).abs().max() <= CLOSE
+    assert (logits_again - expected_logits[1:]).abs().max() <= CLOSE
     assert [layer.keys.data_ptr() for layer in cache.layers] == before
-    assert cache.allocated_bytes == 3 * 60 * 2 * SLOT and cache.used_bytes == 3 * 59 * 2 * SLOT
+    assert cache.allocated_bytes == 3 * 60 * 2 * SLOT
+    assert cache.used_bytes == 3 * 59 * 2 * SLOT
 
 
 def one_more(mask: torch.Tensor) -> torch.Tensor:
@@ -66,7 +69,8 @@ def test_stock_attention_takes_the_same_cache(model):
     with attention.use(None):
         found = generate(model, ids(2, 40), None, new_cache(model, 60), 20)
         expected = generate(model, ids(2, 40), None, DynamicCache(config=model.config), 20)
-    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
 
 
 EVICTING = [*((build, name, 3) for build in BUILD for name in ("window", "count")), ("mpt", "rb", 0)]
@@ -85,7 +89,8 @@ def test_eviction_yields_the_same_tokens_from_less_memory(build, name, sinks):
         every = generate(model, x, mask, whole)
         cache = new_cache(model, PROMPT + NEW, evict=True, chunk=CHUNK)
         found = generate(model, x, mask, cache)
-    assert torch.equal(found[0], every[0]) and (found[1] - every[1]).abs().max() <= CLOSE
+    assert torch.equal(found[0], every[0])
+    assert (found[1] - every[1]).abs().max() <= CLOSE
     assert cache.get_seq_length() == whole.get_seq_length() == PROMPT + NEW - 1
     assert cache.allocated_bytes == 3 * SLOT * sum(sinks + w.span + CHUNK for w in weights)
     assert cache.used_bytes <= cache.allocated_bytes < 0.7 * whole.used_bytes

@@ -45,7 +45,8 @@ def test_committed_records_are_found_again_by_the_commands_that_made_them(run, t
     first = ROOT / "docs" / "results" / "first"
     known = {record.cell_id for record in reader.records(first)}
     code, document, _, err = run("context=1024", "attn=alibi", "samples=1", f"results={tmp_path}", "references=none")
-    assert code == 0 and document["cell_id"] in known, err
+    assert code == 0, err
+    assert document["cell_id"] in known, err
 
 
 @pytest.mark.parametrize("name", ["merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"])
@@ -53,7 +54,8 @@ def test_every_file_of_the_tokenizer_is_in_the_identity(folder, name):
     before = identity(folder)
     (folder / name).write_text("{}")
     after = identity(folder)
-    assert after["tokenizer_files"] != before.get("tokenizer_files") and after["tokenizer"] == before["tokenizer"]
+    assert after["tokenizer_files"] != before.get("tokenizer_files")
+    assert after["tokenizer"] == before["tokenizer"]
 
 
 def test_settings_of_the_tokenizer_count_and_its_paper_trail_does_not(folder):
@@ -131,7 +133,8 @@ def test_a_branch_is_the_commit_that_it_stands_for(tmp_path, folder):
     # without a network the cache says which commit the branch was, and an older commit is still to
     # be had
     newer, older = look("main", COMMITS[0], HF_HUB_OFFLINE="1")
-    assert newer[1:] == [COMMITS[1], sums[1]] and older[1:] == [COMMITS[0], sums[0]]
+    assert newer[1:] == [COMMITS[1], sums[1]]
+    assert older[1:] == [COMMITS[0], sums[0]]
 
 
 def test_what_is_no_commit_is_never_loaded():

@@ -83,7 +83,8 @@ class TestLoading:
         first = identity()
         self.edit(folder, lambda raw: raw["attn_config"].update(alibi_bias_max=16))
         second = identity()
-        assert second["slopes"] != first["slopes"] and second["weights"] == first["weights"]
+        assert second["slopes"] != first["slopes"]
+        assert second["weights"] == first["weights"]
         self.edit(folder, lambda raw: raw["attn_config"].update(softmax_scale=0.01))
         third = identity()
         assert third["config"] != second["config"]  # the same weights compute something else
@@ -130,7 +131,8 @@ class TestLoading:
     def test_the_first_layers_alone(self, folder):
         expected = self.load(folder).model(ids(), output_hidden_states=True).hidden_states[1]
         part = self.load(folder, layers=1)
-        assert part.attention.layers == 1 and len(part.model.transformer.blocks) == 1
+        assert part.attention.layers == 1
+        assert len(part.model.transformer.blocks) == 1
         found = part.model(ids(), output_hidden_states=True).hidden_states
         assert (part.model.transformer.norm_f(expected) - found[-1]).abs().max() <= CLOSE
 
@@ -206,7 +208,8 @@ def test_eviction_is_estimated_by_what_it_holds():
     sizes = {"itemsize": 2, "batch": 1, "tokens": 65536, "masks": 1, "draws": 1, "kernel": "sdpa"}
     architecture = Architecture("bloom", layers=2, heads=16, width=1024, vocabulary=100)
     whole, less = (estimate(architecture, **sizes, reach=reach) for reach in (None, 1000))
-    assert less.cache == 2 * 2 * 1024 * (1000 + 512) * 2 < whole.cache and less.activations < whole.activations
+    assert less.cache == 2 * 2 * 1024 * (1000 + 512) * 2 < whole.cache
+    assert less.activations < whole.activations
     assert less.weights == whole.weights
     short = {**sizes, "tokens": 300}
     assert estimate(architecture, **short, reach=1000) == estimate(architecture, **short)

@@ -27,7 +27,8 @@ def test_a_few_tokens_from_a_cache_are_a_step(family: str):
     model(ids(2, 1), **cache.argument, use_cache=True, output_hidden_states=True)
     assert set(cache.steps) == {(2, 1)}
     model(ids(2, 2), **cache.argument, use_cache=True)
-    assert set(cache.steps) == {(2, 1), (2, 2)} and cache.get_seq_length() == 34 + 2 + 17 + 1 + 2
+    assert set(cache.steps) == {(2, 1), (2, 2)}
+    assert cache.get_seq_length() == 34 + 2 + 17 + 1 + 2
 
 
 @torch.inference_mode()
@@ -38,7 +39,8 @@ def test_a_cache_is_freed_with_its_steps():
     cache = new_cache(model, 30)
     for at in (20, 1, 1):
         model(ids(2, at), **cache.argument, use_cache=True)
-    assert cache.steps and not copy.deepcopy(cache).steps
+    assert cache.steps
+    assert not copy.deepcopy(cache).steps
     held = weakref.ref(cache.layers[0].keys)
     gc.disable()
     del cache
@@ -62,4 +64,5 @@ def test_where_nothing_can_be_captured_steps_are_launched_one_by_one(monkeypatch
                 found.append(call())
         else:
             found.append(call())
-    assert (torch.cat(found, 1) - whole[:, 24:]).abs().max() < 1e-4 and not cache.steps[2, 1].graphs
+    assert (torch.cat(found, 1) - whole[:, 24:]).abs().max() < 1e-4
+    assert not cache.steps[2, 1].graphs

@@ -43,7 +43,7 @@ def lap(attention: SwappedAttention, device: torch.device, work: Callable[[], ob
     if cuda:
         torch.cuda.synchronize(device)
     begin = time.perf_counter()
-    with attention.through(timed) if within else nullcontext():
+    with attention.intercept(timed) if within else nullcontext():
         work()
     if cuda:
         torch.cuda.synchronize(device)

@@ -50,7 +50,7 @@ class Session:
         bytes; FloatingPointError if a check fails."""
         model, oracle = self.loaded.model, Oracle()
         with self.loaded.attention.use(self.weights):
-            with self.loaded.attention.through(oracle):
+            with self.loaded.attention.intercept(oracle):
                 whole = self._forward(self.ids, None, self.decode + 1)
             oracle.require()
             peak = peak_bytes(model, self.device, self._chunked_prefill if self.evict else self._prefill)

@@ -119,7 +119,8 @@ def test_a_wrong_result_is_an_error_without_a_speed(measure, tmp_path, monkeypat
         out = attend(q, k, v, weights, **options)
         return out * 1.001 if broken == "the kernel" or k.shape[2] > q.shape[2] else out
 
-    monkeypatch.setattr("harness.models.selfcheck.check", lambda *_, **__: None)  # which would refuse it at the load
+    # the self-check would refuse the model when it is loaded
+    monkeypatch.setattr("harness.models.selfcheck.check_logits", lambda *_, **__: None)
     monkeypatch.setattr(oracle if broken == "the kernel" else "harness.models.swap.attend", *wrong_where(broken, wrong))
     code, document, _, _ = measure()
     record = only(tmp_path)
