@@ -61,8 +61,8 @@ def weight_files(folder: Path) -> list[Path]:
     whole = [folder / WEIGHTS_FILE] if (folder / WEIGHTS_FILE).is_file() else []
     if whole and shards and not _same_tensors(whole, shards):
         raise UserError(
-            f"{folder} holds two sets of weights that differ, {WEIGHTS_FILE} and the shards of {INDEX_FILE}: remove the "
-            "one that is out of date."
+            f"{folder} holds two sets of weights that differ, {WEIGHTS_FILE} and the shards of {INDEX_FILE}: remove "
+            "the one that is out of date."
         )
     read_tensors(whole or shards)  # checks that the files are complete
     return whole or shards

@@ -154,7 +154,7 @@ def random_model(
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(raw.pop("model_type"), **raw), dtype=dtype)
 
 
-def _checkpoint(spec: ModelSpec) -> tuple[PreTrainedModel, report.Loaded]:
+def _checkpoint(spec: ModelSpec) -> tuple[PreTrainedModel, report.LoadedWeights]:
     folder = spec.path or _fetch_files(spec, weights=True)
     files = weight_files(folder)
     architecture = parse_architecture(read_config(folder))
