@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: run report test test-interpreter test-oldest test-newest faults odd tables bench gpu clean
+.PHONY: run report test types test-interpreter test-oldest test-newest faults odd tables bench gpu clean
 
 # The page's address goes to stderr: the last line of stdout stays the run's JSON document.
 run: $(VENV)/.installed
@@ -21,8 +21,13 @@ report: $(VENV)/.installed
 
 test: $(VENV)/.tested
 	$(BIN)/ruff check .
+	$(MAKE) --no-print-directory types
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 	$(MAKE) --no-print-directory test-interpreter
+
+# What [tool.mypy] in pyproject.toml names, by its types.
+types: $(VENV)/.tested
+	$(BIN)/mypy
 
 # The Triton kernels in Triton's interpreter: a process of its own, since Triton decides at its import whether it
 # interprets.

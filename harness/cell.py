@@ -21,7 +21,7 @@ class Cell:
     attention: Attention
     kernel: str
     context: int
-    seed: int | None
+    seed: int
     draws: int
     data_seed: int
 

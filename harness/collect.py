@@ -79,13 +79,14 @@ def row_of(record: reader.Record) -> dict[str, Any]:
     why = f"{outcome.error}: {outcome.message}" if outcome.error else None
     samples = outcome.samples if outcome.status == record.status == "ok" else record.count
     about = (record.cell_id, record.task, record.store.task_id, record.status, samples, why)
-    row = dict(zip(FIRST, (*about, record.cell.model, record.cell.label), strict=True))
+    row: dict[str, Any] = dict(zip(FIRST, (*about, record.cell.model, record.cell.label), strict=True))
     row |= _flat(record.identity.as_json())
     row |= _flat(record.pairs, "pairs_per_row.")
     row["options"] = None if outcome.options is None else json.dumps(outcome.options, sort_keys=True)
     row["attempt"] = outcome.attempt
     for name, metric in record.metrics.items():
-        row |= {name: metric.value, f"{name}_low": metric.low, f"{name}_high": metric.high, f"{name}_n": metric.n}
+        row[name] = metric.value
+        row |= {f"{name}_low": metric.low, f"{name}_high": metric.high, f"{name}_n": metric.n}
     return row | _flat(record.environment.as_json(), "environment.")
 
 

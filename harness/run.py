@@ -36,11 +36,11 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to us instead of Hydra's own report
     register_schema()
     codes: list[int] = []
-    cell_ids: list[str] = []
+    cell_ids: list[str | None] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(cfg: DictConfig) -> None:
-        document = {}
+        document: dict = {}
         team.next_job()
         from harness.experiment.plan import plan
         from harness.experiment.run_plan import run_plan

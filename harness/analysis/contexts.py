@@ -6,7 +6,13 @@ from harness.analysis.reader import Question, Record
 from harness.analysis.table import heading, interval
 from harness.common.table import Table
 
-SHOWN = ("prefill_ms", "chunked_prefill_ms", "chunked_prefill_speedup", "decode_ms_per_token", "decode_speedup")
+SHOWN: tuple[str, ...] = (
+    "prefill_ms",
+    "chunked_prefill_ms",
+    "chunked_prefill_speedup",
+    "decode_ms_per_token",
+    "decode_speedup",
+)
 SHOWN += ("attention_share", "amdahl_limit", "flops", "peak_bytes", "kv_allocated_bytes", "decode_bytes")
 SHOWN += ("error", "error_cached", "alibi_difference")
 HEADINGS = {

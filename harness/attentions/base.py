@@ -3,7 +3,7 @@ beside it, its looks."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from harness.common.errors import UserError
@@ -47,14 +47,20 @@ class Attention(ABC):
     are added later leave the ids of earlier cells as they are.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
     name: ClassVar[str]
     Options: ClassVar[type | None] = None  # dataclass of attn.*, where these are not the fields themselves
     native: ClassVar[bool] = False  # computed by the checkpoint's own code: `kernel` does not apply
     any_context: ClassVar[bool] = True  # the same options are the same method at every context
     beside_windows: ClassVar[bool] = False  # the windows of equal cost stand beside it, which it should beat
-    sinks: ClassVar[int] = 0  # first tokens that stay visible with exact weight; a field of methods that have them
-    evict: ClassVar[bool] = False  # generation drops keys that nothing reaches any more; likewise
-    random: ClassVar[bool] = False  # cells have several draws
+    sinks = 0  # first tokens that stay visible with exact weight; a field of methods that have them
+    evict = False  # generation drops keys that nothing reaches any more; likewise
+
+    @property
+    def random(self) -> bool:
+        """Whether cells have several draws."""
+        return False
 
     @property
     @abstractmethod

@@ -1,7 +1,7 @@
 """attn=plsh: Positional LSH (arXiv 2605.09472), weights on the union of random masks."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.attentions.base import Attention, Style, one_of
 from harness.attentions.masks import refuse_align, samplers
@@ -80,7 +80,12 @@ class Plsh(Attention):
     def weights_of(self, model, *, seed, draw):
         from kernels import PositionalLSH
 
-        options = {"sampler": self.sampler, "weights": self.weights, "sinks": self.sinks, "align": self.align}
+        options: dict[str, Any] = {
+            "sampler": self.sampler,
+            "weights": self.weights,
+            "sinks": self.sinks,
+            "align": self.align,
+        }
         return [
             PositionalLSH.draw(model.slopes, self.masks, seed=seed, draw=draw, layer=layer, **options)
             for layer in range(model.architecture.layers)
@@ -89,7 +94,7 @@ class Plsh(Attention):
     def pairs(self, model, context):
         from kernels.methods.cost import expected_pairs
 
-        options = {"sampler": self.sampler, "sinks": self.sinks, "align": self.align}
+        options: dict[str, Any] = {"sampler": self.sampler, "sinks": self.sinks, "align": self.align}
         known = samplers()[self.sampler].matches
         return {match: expected_pairs(model.slopes, self.masks, context, match=match, **options) for match in known}
 

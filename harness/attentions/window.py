@@ -3,7 +3,7 @@ the cost of masks."""
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.attentions.base import Attention, Style, one_of
 from harness.attentions.masks import refuse_align, samplers
@@ -96,6 +96,6 @@ class Window(Attention):
 def windows_beside(attention: Attention, model: "ModelSpec", context: int) -> dict[str, Attention]:
     """The windows with the sinks and the eviction of `attention` that visit as many pairs, by each
     way to count them: what an approximation of ALiBi should beat."""
-    kept = {"sinks": attention.sinks, "evict": attention.evict}
+    kept: dict[str, Any] = {"sinks": attention.sinks, "evict": attention.evict}
     counts = attention.pairs(model, context)
     return {f"window {match}": Window.of_cost(pairs, model, context, **kept) for match, pairs in counts.items()}

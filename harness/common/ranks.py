@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 from harness.common.errors import UserError
 
@@ -53,7 +54,7 @@ class Team:
     def __init__(self):
         self.rank, self.size = rank(), ranks()
         self._job = self._turn = 0
-        self._store = None
+        self._store: Any = None  # torch's, which has no type of its own for one that a launcher serves
         self._decided = True
         self._seen: dict[int, tuple[bytes, float]] = {}  # of other ranks the last sign of life, and since when
         self._over = threading.Event()

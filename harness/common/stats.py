@@ -32,16 +32,16 @@ def proportion(hits: Sequence[float], draws: Sequence[int], *, clustered: bool, 
     """A mean of scores from 0 to 1. One attention without randomness: Wilson's interval of zeros
     and ones, and `_bounded` of others. Several draws (`clustered`): the t interval over the draws'
     means, but never narrower than that, since draws that agree say nothing of the prompts."""
-    hits = np.asarray(hits, dtype=float)
-    if _binary(hits):
-        wilson = stats.binomtest(round(hits.sum()), len(hits)).proportion_ci(LEVEL, method="wilson")
+    scores = np.asarray(hits, dtype=float)
+    if _binary(scores):
+        wilson = stats.binomtest(round(scores.sum()), len(scores)).proportion_ci(LEVEL, method="wilson")
         low, high = float(wilson.low), float(wilson.high)
     else:
-        low, high, _ = _bounded(hits, 0.0, 1.0)
+        low, high, _ = _bounded(scores, 0.0, 1.0)
     if clustered and len(set(draws)) > 1:
-        half = _half_width(_group_means(hits, draws))
-        low, high = min(low, max(0.0, hits.mean() - half)), max(high, min(1.0, hits.mean() + half))
-    return Metric(float(hits.mean()), low, high, len(hits), unit)
+        half = _half_width(_group_means(scores, draws))
+        low, high = min(low, max(0.0, scores.mean() - half)), max(high, min(1.0, scores.mean() + half))
+    return Metric(float(scores.mean()), low, high, len(scores), unit)
 
 
 def mean(
@@ -49,12 +49,12 @@ def mean(
 ) -> Metric:
     """A mean with its t interval, over draws' means if `clustered`, over samples otherwise; none
     from a single value. The interval is cut at `least`, the smallest value that can be."""
-    values = np.asarray(values, dtype=float)
-    units = _group_means(values, draws) if clustered and len(set(draws)) > 1 else values
+    single = np.asarray(values, dtype=float)
+    units = _group_means(single, draws) if clustered and len(set(draws)) > 1 else single
     half = _half_width(units) if len(units) > 1 else None
-    centre = float(values.mean())
+    centre = float(single.mean())
     low, high = (None, None) if half is None else (max(least, centre - half), centre + half)
-    return Metric(centre, low, high, len(values), unit)
+    return Metric(centre, low, high, len(single), unit)
 
 
 def jackknife(
@@ -82,7 +82,8 @@ def quartiles(values: Sequence[float], *, unit: str) -> Metric:
     """The median of repeats of a measurement, with the quartiles in the interval's place; none from
     a single repeat."""
     low, middle, high = np.quantile(np.asarray(values, dtype=float), [0.25, 0.5, 0.75]).tolist()
-    return Metric(middle, *((low, high) if len(values) > 1 else (None, None)), len(values), unit)
+    several = len(values) > 1
+    return Metric(middle, low if several else None, high if several else None, len(values), unit)
 
 
 @dataclass(frozen=True)
@@ -212,8 +213,8 @@ def _binary(scores: np.ndarray) -> bool:
 
 
 def _group_means(values: np.ndarray, groups: Sequence[int]) -> np.ndarray:
-    groups = np.asarray(groups)
-    return np.array([values[groups == g].mean() for g in sorted(set(groups.tolist()))])
+    group_of = np.asarray(groups)
+    return np.array([values[group_of == g].mean() for g in sorted(set(group_of.tolist()))])
 
 
 def _half_width(units: np.ndarray) -> float:

@@ -36,7 +36,17 @@ def explain(error: Exception, arguments: list[str]) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-FLAGS = ("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info")
+FLAGS: tuple[str, ...] = (
+    "--help",
+    "--hydra-help",
+    "--version",
+    "--cfg",
+    "--resolve",
+    "--package",
+    "--run",
+    "--multirun",
+    "--info",
+)
 FLAGS += ("--config-path", "--config-name", "--config-dir", "--experimental-rerun")
 FLAGS += ("-h", "-c", "-p", "-r", "-m", "-cp", "-cn", "-cd", "-i")
 MODES = {"--run": "run", "-r": "run", "--multirun": "multirun", "-m": "multirun"}
@@ -70,7 +80,7 @@ def option_names() -> list[str]:
 
 def _flatten(config: DictConfig, prefix: str = "") -> list[str]:
     names = []
-    for key in config:
+    for key in map(str, config):
         value = None if OmegaConf.is_missing(config, key) else config[key]
         names += _flatten(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else [f"{prefix}{key}"]
     return names

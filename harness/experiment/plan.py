@@ -79,8 +79,10 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
                 "be read, or none."
             )
         if absent:
-            cfg = OmegaConf.merge(cfg, {"model": {"architecture": None}})
-    return OmegaConf.to_object(cfg)
+            cfg = OmegaConf.merge(cfg, {"model": {"architecture": None}})  # type: ignore[assignment]  # of a DictConfig
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, RunConfig)
+    return config
 
 
 class Planner:

@@ -60,7 +60,9 @@ class Replacement:
         if not self._in_place:
             raise UserError("This attention was removed: replace it anew.")
         if self.random and draw != self.draw:
-            self._swapped.change(self._held, self._cell.weights(draw))
+            weights = self._cell.weights(draw)
+            assert weights is not None, "an attention with masks"
+            self._swapped.change(self._held, weights)
         self.draw = draw
 
     def cache(self, tokens: int) -> dict:

@@ -11,12 +11,16 @@ anything is dropped the buffer simply holds all slots.
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from harness.common.preflight import refuse_foreign_kernels
 from harness.models.memory import CHUNK_TOKENS
 from kernels import Weights
+
+if TYPE_CHECKING:
+    pass
 
 refuse_foreign_kernels()  # before transformers looks for a package of that name
 
@@ -45,6 +49,8 @@ class KVLayer(CacheLayerMixin):
 
     is_sliding = False
     is_croppable = True
+    keys: torch.Tensor  # after the first update
+    values: torch.Tensor
 
     def __init__(self, capacity: int):
         super().__init__()
@@ -231,8 +237,10 @@ class KVCache(Cache):
     """The caches of all layers of a model. chunk: maximum tokens of a forward, None for any
     number."""
 
+    layers: list[KVLayer]  # type: ignore[assignment]  # of one kind, where transformers allows any
+
     def __init__(self, layers: list[KVLayer], chunk: int | None):
-        super().__init__(layers=layers)
+        super().__init__(layers=list(layers))
         self.chunk = chunk
         self.steps = Steps()
         self.step = None  # the running step, which determines where keys are written

@@ -119,6 +119,7 @@ def load_model(spec: ModelSpec, *, device: torch.device, kernel: str) -> LoadedM
     """
     words, weights = load_tokenizer(spec), None
     if spec.random:
+        assert spec.init_seed is not None, "as of every model that is random"
         model = random_model(spec.architecture, spec.init_seed, dtype=spec.torch_dtype)
     else:
         model, weights = _checkpoint(spec)
@@ -216,7 +217,8 @@ def _explain_errors(spec: ModelSpec, load: Callable[[], Any]) -> Any:
         if spec.path:
             raise CannotLoad(f"{spec.path} could not be loaded: {' '.join(str(error).split())}") from error
         family, arch = spec.family, spec.architecture
-        gone = "; MosaicML's repositories are gone from the Hub" if spec.repo.startswith("mosaicml/") else ""
+        mosaic = (spec.repo or "").startswith("mosaicml/")
+        gone = "; MosaicML's repositories are gone from the Hub" if mosaic else ""
         raise CannotLoad(
             f"{spec.source} could not be loaded ({type(error).__name__}{gone}). Give a local copy with "
             "model.path=FOLDER, or a copy you trust with model.repo=OWNER/NAME model.revision=COMMIT. "

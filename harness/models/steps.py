@@ -72,9 +72,12 @@ class Step:
         with torch.inference_mode(False):
             self._ids = torch.zeros(batch, rows, dtype=torch.long, device=device)
             self._numbers = torch.zeros(len(self.layers), self._split + rows, dtype=torch.long, device=device)
-        self._places = None
-        self._hidden = self._replay = None
+        self._places: torch.Tensor | None = None
+        self._hidden: torch.Tensor | None = None
+        self._replay: Callable[[], None] | None = None
         self._warm = False
+        self._kind: type[ModelOutput] = ModelOutput  # of the forward, and the names under which it returns the cache
+        self._names: list[str] = []
 
     def fits(self, cache: KVCache, weights: Sequence[Weights]) -> bool:
         """Return whether the step is valid for the buffers of a cache and these weights."""
@@ -99,7 +102,7 @@ class Step:
         self._ids.copy_(ids)
         if self.graphs and self._warm and self._replay is None:
             self._capture(cache)
-        if self._replay is not None:
+        if self._replay is not None and self._hidden is not None:
             self._replay()
             hidden = self._hidden.clone()  # the next step overwrites it
             out = self._kind(last_hidden_state=hidden, **dict.fromkeys(self._names, cache))

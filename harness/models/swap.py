@@ -126,6 +126,7 @@ class SwappedAttention:
         self._wants_probabilities = False
         self.graphs = True  # whether a GPU may replay steps of generation as CUDA graphs
         base = model.base_model
+        assert isinstance(base, PreTrainedModel)
         self._stock = [_own_forward(module) for module in (base, *modules)]
         stock = self._stock[0][2]
         self._names = list(inspect.signature(stock).parameters)
@@ -294,7 +295,8 @@ class SwappedAttention:
             def forward(input_ids: torch.Tensor, step_cache: KVCache):
                 return stock(input_ids=input_ids, use_cache=True, return_dict=True, **step_cache.argument)
 
-            step = cache.steps[ids.shape] = Step(cache, self._weights, *ids.shape, forward, ids.device, graphs=graphs)
+            batch, rows = ids.shape
+            step = cache.steps[ids.shape] = Step(cache, self._weights, batch, rows, forward, ids.device, graphs=graphs)
         return step(cache, ids, pads)
 
     def _attention(self, family: Family, module: torch.nn.Module, *args, attention_mask=None, **kwargs):

@@ -16,10 +16,10 @@ def build(results: Path) -> Page:
     questions = reader.questions(reader.records(results))
     found = [r for q in questions for r in q.records]
     statuses = Counter(r.status for r in found)
-    told = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+    counted = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
     cells, models = len({r.cell_id for r in found}), len({q.model for q in questions})
     lead = (
-        f"{_count(cells, 'cell')} of {_count(models, 'model')} in {results}: {told}."
+        f"{_count(cells, 'cell')} of {_count(models, 'model')} in {results}: {counted}."
         if found
         else (f"{results} holds no records yet. Each section says which command fills it.")
     )

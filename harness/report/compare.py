@@ -137,7 +137,7 @@ def _paired(old: Record, new: Record, field: str, sign: int) -> tuple[str, str]:
     if change.low is None:  # of a single prompt, or of prompts that all moved alike, for which the sign test speaks
         apart = change.value != 0 and 2.0 ** (1 - change.n) < 1 - LEVEL
     else:
-        apart = change.low > 0 or change.high < 0
+        apart = change.low > 0 or (change.high is not None and change.high < 0)
     return table.signed(change), ("better" if sign * change.value > 0 else "worse") if apart else "same"
 
 

@@ -74,7 +74,8 @@ class Guide:
     @property
     def dash(self) -> str:
         """The line's look, the same in every plot."""
-        return {None: "solid", 0: "dashdot", 1: "dot", 2: "dash"}[self.slope]
+        looks: dict[float | None, str] = {None: "solid", 0: "dashdot", 1: "dot", 2: "dash"}
+        return looks[self.slope]
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class Section:
     key: str
     title: str
     sees: str
-    blocks: list[Group | Grid | Text] = field(default_factory=list)
+    blocks: Sequence[Group | Grid | Text] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
 

@@ -3,6 +3,8 @@ a dark or a printed page; every word is escaped, since Plotly reads markup in la
 
 import html
 import math
+from dataclasses import replace
+from typing import Any
 
 from harness.report.describe import Axis, Heat, Panel, Point, Series
 
@@ -10,7 +12,7 @@ FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "s
 HOVER = "%{text}<extra></extra>"
 
 
-def figure(panel: Panel | Heat) -> dict:
+def figure(panel: Panel | Heat) -> dict[str, Any]:
     """{"data": ..., "layout": ...} for Plotly.newPlot, without a title: the page sets it as a
     caption."""
     return _heat(panel) if isinstance(panel, Heat) else _panel(panel)
@@ -21,7 +23,7 @@ def escape(text: str) -> str:
     return html.escape(text, quote=False).replace("\n", "<br>")
 
 
-def _panel(panel: Panel) -> dict:
+def _panel(panel: Panel) -> dict[str, Any]:
     x_range = _range(panel.x)
     data = [trace for series in panel.series for trace in _traces(series, panel, panel.x.range)]
     shapes = [
@@ -29,12 +31,12 @@ def _panel(panel: Panel) -> dict:
         for g in panel.guides
         if g.slope is None
     ]
-    for guide in (g for g in panel.guides if g.slope is not None):
+    for guide, slope in ((g, g.slope) for g in panel.guides if g.slope is not None):
         ends = panel.x.range or (guide.x, guide.x * 10)
-        ys = [guide.y * (x / guide.x) ** guide.slope for x in ends]
+        ys = [guide.y * (x / guide.x) ** slope for x in ends]
         line = _guide_line(guide.dash)
         data.append({"type": "scatter", "mode": "lines", "x": list(ends), "y": ys, "line": line, "hoverinfo": "skip"})
-    layout = {
+    layout: dict[str, Any] = {
         "xaxis": {**_axis(panel.x), "range": x_range},
         "yaxis": {**_axis(panel.y), "range": _range(panel.y)},
         "shapes": shapes,
@@ -46,10 +48,10 @@ def _panel(panel: Panel) -> dict:
     return {"data": data, "layout": {**_common(), **layout}}
 
 
-def _traces(series: Series, panel: Panel, ends: tuple[float, float] | None) -> list[dict]:
+def _traces(series: Series, panel: Panel, ends: tuple[float, float] | None) -> list[dict[str, Any]]:
     colour = f"--c-{series.method.key}"
     meta = {"sampler": series.tags.sampler, "weights": series.tags.weights, "name": series.label}
-    common = {"type": "scatter", "meta": meta, "hovertemplate": HOVER}
+    common: dict[str, Any] = {"type": "scatter", "meta": meta, "hovertemplate": HOVER}
     if series.kind == "band":
         p, (left, right) = series.points[0], ends or (0.0, 1.0)
         level = {"x": [left, right], "y": [p.y, p.y], "mode": "lines", "line": {"color": colour, "width": 1.6}}
@@ -60,9 +62,11 @@ def _traces(series: Series, panel: Panel, ends: tuple[float, float] | None) -> l
             traces.insert(0, {**around, **look})
         return traces
     marker = {"color": colour, "size": round(7 * series.size, 1), "symbol": series.method.symbol}
-    bars = {"error_x" if panel.across else "error_y": _bars(series.points, across=panel.across, colour=colour)}
+    bars: dict[str, Any] = {
+        "error_x" if panel.across else "error_y": _bars(series.points, across=panel.across, colour=colour)
+    }
     if any(p.x_ends for p in series.points):
-        measured = [Point(p.x, p.y, *(p.x_ends or (None, None)), p.note) for p in series.points]
+        measured = [replace(p, low=p.x_ends and p.x_ends[0], high=p.x_ends and p.x_ends[1]) for p in series.points]
         bars["error_x"] = _bars(measured, across=True, colour=colour)
     return [
         {
@@ -78,7 +82,7 @@ def _traces(series: Series, panel: Panel, ends: tuple[float, float] | None) -> l
     ]
 
 
-def _bars(points: list[Point], *, across: bool, colour: str) -> dict:
+def _bars(points: list[Point], *, across: bool, colour: str) -> dict[str, Any]:
     def length(p: Point, end: float | None) -> float:
         return 0.0 if end is None else _short(abs(end - (p.x if across else p.y)))
 
@@ -86,7 +90,7 @@ def _bars(points: list[Point], *, across: bool, colour: str) -> dict:
     return {"array": up, "arrayminus": down, "symmetric": False, "thickness": 1.2, "width": 3, "color": colour}
 
 
-def _heat(heat: Heat) -> dict:
+def _heat(heat: Heat) -> dict[str, Any]:
     def square(column: int, row: int) -> Point | None:
         return heat.squares.get((column, row))
 
@@ -123,13 +127,16 @@ def _in_square(p: Point, small: bool) -> str:
     return f"{p.y:.2f}" if small or p.low is None else f"{p.y:.2f}<br>{p.low:.2f} to {p.high:.2f}"
 
 
-def _categories(title: str, names: list[str]) -> dict:
+def _categories(title: str, names: list[str]) -> dict[str, Any]:
     ticks = {"tickmode": "array", "tickvals": list(range(len(names))), "ticktext": [escape(n) for n in names]}
     return {"title": {"text": title, "standoff": 6}, **ticks, "fixedrange": True, "showgrid": False, "zeroline": False}
 
 
-def _axis(axis: Axis) -> dict:
-    found = {"title": {"text": escape(axis.title), "standoff": 6}, "type": "log" if axis.log else "linear"}
+def _axis(axis: Axis) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "title": {"text": escape(axis.title), "standoff": 6},
+        "type": "log" if axis.log else "linear",
+    }
     found |= {"automargin": True, "fixedrange": True, "gridcolor": "--grid", "linecolor": "--line", "zeroline": False}
     if axis.ticks:
         names = [escape(name) for name in axis.ticks.values()]
@@ -143,11 +150,11 @@ def _range(axis: Axis) -> list[float] | None:
     return [math.log10(v) for v in axis.range] if axis.log else list(axis.range)
 
 
-def _guide_line(dash: str) -> dict:
+def _guide_line(dash: str) -> dict[str, Any]:
     return {"color": "--line", "width": 1.2, "dash": dash}
 
 
-def _common() -> dict:
+def _common() -> dict[str, Any]:
     return {
         "font": FONT,
         "paper_bgcolor": "rgba(0,0,0,0)",

@@ -9,6 +9,7 @@ import netrc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from harness.common.errors import UserError
@@ -35,7 +36,7 @@ def save(page: Page, *, title: str) -> str:
         )
     try:
         api = wandb.Api(timeout=30)
-        entity = os.environ.get("WANDB_ENTITY") or api.default_entity
+        entity = os.environ.get("WANDB_ENTITY") or api.default_entity or ""
         report = described(page, title=title, entity=entity, project=os.environ.get("WANDB_PROJECT") or PROJECT)
         report.id = _earlier(api, report.entity, report.project, title)
         report.save()
@@ -52,7 +53,7 @@ def described(page: Page, *, title: str, entity: str, project: str):
     """The report as wandb_workspaces has it."""
     import wandb_workspaces.reports.v2 as wr
 
-    blocks = [wr.MarkdownBlock(text=_words(page.lead)), wr.TableOfContents()]
+    blocks: list[Any] = [wr.MarkdownBlock(text=_words(page.lead)), wr.TableOfContents()]
     for section in page.sections:
         blocks += _section(section, entity, project)
     return wr.Report(project=project, entity=entity, title=title, description=page.title, blocks=blocks, width="fixed")
@@ -133,7 +134,7 @@ def _has_key() -> bool:
     """In the environment, or where `wandb login` puts it; wandb itself would ask on a terminal."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
     file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
     try:
         return netrc.netrc(str(file)).authenticators(host) is not None

@@ -72,6 +72,7 @@ class Lease:
     def _beat(self) -> int | None:
         with contextlib.suppress(FileNotFoundError):
             return os.stat(self._path).st_mtime_ns
+        return None
 
     def _dead(self) -> bool:
         """Whether the holder was a process of this machine that is no more."""

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from harness.common.files import read_json, write_atomic
 
@@ -128,7 +129,7 @@ class Part:
 
     def __init__(self, path: Path):
         self.path = path
-        self._file = None
+        self._file: BinaryIO | None = None
         self._synced = time.monotonic()
 
     def write(self, rows: list[Mapping]) -> None:
@@ -147,6 +148,7 @@ class Part:
             self._file = None
 
     def _sync(self) -> None:
+        assert self._file is not None
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
 

@@ -60,7 +60,9 @@ class Composer:
         Raises UserError with a line for each mistake.
         """
         simple = [o for o in overrides if self._simple(o)]
-        said, values, base = [], {}, None
+        said: list[str] = []
+        values: dict[str, Any] = {}
+        base = None
         try:
             base = self._base(tuple(o for o in overrides if not self._simple(o)))
         except UserError as error:
@@ -70,7 +72,7 @@ class Composer:
                 values[override.partition("=")[0]] = self._value(override)
             except UserError as error:
                 said.append(str(error))
-        if said:
+        if said or base is None:
             raise UserError("\n".join(said))
         config = copy.copy(base)
         config.attn = copy.copy(base.attn)

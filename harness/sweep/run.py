@@ -38,7 +38,8 @@ def run_rows(
     Returns for each row that was started its exit code, and what its last line said where that was
     a complaint.
     """
-    begun, running = 0, {}
+    begun = 0
+    running: dict[int, tuple[Row, Path, subprocess.Popen]] = {}
     ended: dict[int, tuple[int, str | None]] = {}
     passed = 0
     try:

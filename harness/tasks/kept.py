@@ -48,6 +48,8 @@ def _whole(place: Path, recipe: Mapping) -> Prepared | None:
     """What lies there, if it is of this recipe and every file is what the manifest says. Further
     files do no harm."""
     manifest = read_json(place / MANIFEST)
+    if manifest is None:
+        return None
     try:
         if manifest["recipe"] != recipe or not manifest["files"]:
             return None

@@ -78,7 +78,7 @@ def duplicate_of(content: dict, run_id: str) -> dict:
     """What a run holds that a sweep made for a cell which its run `run_id` has already: the cell
     and that run, and no figures, which would stand in every chart twice."""
     config = {**content["config"], "duplicate_of": run_id}
-    empty = {"row": {}, "summary": {}, "tables": {}, "files": {}}
+    empty: dict[str, dict] = {"row": {}, "summary": {}, "tables": {}, "files": {}}
     return {**content, **empty, "config": config, "tags": [*content["tags"], "duplicate"]}
 
 

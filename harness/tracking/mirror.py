@@ -131,9 +131,9 @@ def mirror(
         outcome.mode = reply.get("mode", outcome.mode)
         if "current" in reply:
             outcome.current.append(reply["cell_id"])
-        elif cell_id := reply.get("cell_id"):
-            outcome.done[cell_id] = reply
-            _remember(results, runs[cell_id], reply)
+        elif written := reply.get("cell_id"):
+            outcome.done[written] = reply
+            _remember(results, runs[written], reply)
     outcome.left = [cell_id for cell_id in runs if cell_id not in (*outcome.done, *outcome.current)]
     return outcome
 

@@ -20,6 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Literal
 
 import wandb
 
@@ -98,7 +99,7 @@ def settings() -> wandb.Settings:
     )
 
 
-def _write(wanted: dict, mode: str, place: Path) -> dict:
+def _write(wanted: dict, mode: Literal["online", "offline"], place: Path) -> dict:
     """One run, written whole. Returns {"entity", "url", "folder"}."""
     content = wanted["content"]
     chosen = settings()

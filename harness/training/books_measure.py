@@ -5,7 +5,7 @@ Everything goes through the harness's own attention, as any model does.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from harness.models.options import ModelConfig
 from harness.models.spec import ModelSpec, resolve_model
 from harness.training import bits, books
 from harness.training.books_train import stream
+from kernels import Weights
 
 CONTEXTS = (256, 512, 1024, 2048)
 CONTEXT, MASKS, DRAWS, CHUNKS = 1024, 16, 8, 160
@@ -31,7 +32,7 @@ def measure(folder: Path, texts: dict[books.Book, str], log: Callable[[str], Non
     """All figures of the card, for the model in `folder`, as plain JSON."""
     spec = resolve_model(ModelConfig(name=folder.name, path=str(folder)), None)
     loaded = load_model(spec, device=torch.device("cpu"), kernel="auto")
-    exact = Cell(spec, EXACT, "auto", CONTEXT, 0, 1, 0).weights(0)
+    exact = _weights(Cell(spec, EXACT, "auto", CONTEXT, 0, 1, 0), 0)
     sizes = bits.byte_counts(loaded.tokenizer)
     read = [text for book, text in texts.items() if book.part == "train"]
     trained = stream(loaded.tokenizer, read)
@@ -70,12 +71,13 @@ def compare(
     windows = torch.stack([ids[end - CONTEXT : end + 1] for end in ends])
     size = sizes[windows[:, -last:]].sum(1)
     cells = [Cell(spec, a, "auto", CONTEXT, 0, DRAWS if a.random else 1, 0) for a in attentions(spec)]
-    rows, exact = [], {}
+    rows: list[dict] = []
+    exact: dict[int, float] = {}
     for cell in cells:
         draw_of = {i: i % cell.draws for i in range(chunks)}
         found = torch.empty(chunks, dtype=torch.float64)
         for draw in range(cell.draws):
-            nats = bits.nats(loaded, windows[draw :: cell.draws], cell.weights(draw), last=last)
+            nats = bits.nats(loaded, windows[draw :: cell.draws], _weights(cell, draw), last=last)
             found[draw :: cell.draws] = nats.double().sum(1) / math.log(2) / size[draw :: cell.draws]
         values = dict(enumerate(found.tolist()))
         exact = exact or values
@@ -88,11 +90,18 @@ def compare(
                 "label": cell.attention.label,
                 "pairs_per_row": cell.cost(),
                 "bits_per_byte": value.as_dict(),
-                "minus_exact": None if cell is cells[0] else change.as_dict(),
+                "minus_exact": change.as_dict() if change and cell is not cells[0] else None,
             }
         )
         log(f"{cell.attention.label}: {value.value:.4f} bits per byte")
     return rows
+
+
+def _weights(cell: Cell, draw: int) -> Sequence[Weights]:
+    """Of an attention that is not the checkpoint's own."""
+    weights = cell.weights(draw)
+    assert weights is not None
+    return weights
 
 
 def attentions(spec: ModelSpec) -> list[Attention]:

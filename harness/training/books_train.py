@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from harness.common import environment
 from harness.common.errors import UserError
@@ -32,7 +32,7 @@ MAX_LENGTH = 8192
 LOG_EVERY, SAVE_EVERY = 25, 100
 
 
-def stream(encoder: PreTrainedTokenizerFast, texts: Iterable[str]) -> Tensor:
+def stream(encoder: PreTrainedTokenizerBase, texts: Iterable[str]) -> Tensor:
     """The texts' tokens in a row (N,), an end token before each text."""
     # verbose: transformers would warn that a novel is longer than max_length
     pieces = (encoder.encode(text, verbose=False) for text in texts)

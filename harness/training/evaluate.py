@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, MptForCausalLM, PreTrainedTokenizerFast
+from transformers import MptForCausalLM, PreTrainedTokenizerFast
 
 from harness.training import net as nets
 from harness.training.batches import collate
@@ -87,7 +87,7 @@ class Measured:
 
 def measure(folder: Path, samples: int) -> Measured:
     """The accuracies of the model in `folder` on fresh prompts of every kind."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     exact, near = stock_predict(folder), window_predict(folder, NEAR)
     table = []
     for length in (512, 1024, 2048):

@@ -107,13 +107,13 @@ class Prompts:
             order.insert(rng.randrange(len(order) + 1), pair)
         ids: list[int] = []
         seen = 0
-        for pair in order:
+        for place in order:
             form = 1 if ids else 0
-            if pair is None:
+            if place is None:
                 ids += self.noise[form][seen % len(cycle)]
                 seen += 1
             else:
-                ids += write(self.needle[form], *pair)
+                ids += write(self.needle[form], *place)
         if self.grammar.fill:
             words = itertools.islice(itertools.cycle(cycle), count % len(cycle), None)
             rest = itertools.chain.from_iterable(words)
@@ -145,8 +145,13 @@ class Prompts:
 
 def write(parts: list[list[int] | str], key: tuple[int, ...], value: tuple[int, ...]) -> list[int]:
     """The ids of `parts` with the marks replaced."""
-    filled = (key if part == KEY else value if part == VALUE else part for part in parts)
-    return list(itertools.chain.from_iterable(filled))
+    ids: list[int] = []
+    for part in parts:
+        if isinstance(part, str):
+            ids += key if part == KEY else value
+        else:
+            ids += part
+    return ids
 
 
 def echo(rng: random.Random, length: int, vocabulary: int) -> Row:

@@ -98,7 +98,7 @@ def schedule(step: int, steps: int, phase: Phase) -> float:
 
 def average(net: nets.Net) -> None:
     """Replace every gradient by its mean over the processes."""
-    gradients = [p.grad for p in net.parameters()]
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()

@@ -124,12 +124,12 @@ def conditions(questions: Iterable[Question]) -> dict[tuple[str, str], str]:
         versions[r.cell_id, r.store.task_id] = {n: str(options.get(n)) for n in ("torch", "triton", "commit")}
     full = {}
     by_words: dict[str, list[dict]] = defaultdict(list)
-    for key, words in said.items():
-        by_words[words].append(versions[key])
-    for key, words in said.items():
-        alike = by_words[words]
+    for key, sentence in said.items():
+        by_words[sentence].append(versions[key])
+    for key, sentence in said.items():
+        alike = by_words[sentence]
         differ = [name for name in versions[key] if len({v[name] for v in alike}) > 1]
-        full[key] = ", ".join([words, *(f"{name} {versions[key][name][:9]}" for name in differ)])
+        full[key] = ", ".join([sentence, *(f"{name} {versions[key][name][:9]}" for name in differ)])
     return full
 
 

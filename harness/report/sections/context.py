@@ -56,13 +56,13 @@ def _lines(q: Question) -> Iterator[tuple[Record, Line]]:
     for (match, tags, remark), windows in common.windows(q).items():
         for masks, window in windows.items():
             method = common.look(common.WINDOWS[match], window)
-            line = method, ", ".join(filter(None, [f"S={masks}", remark])), tags, masks
-            matched[window.cell_id].append(line)
+            remarks = ", ".join(filter(None, [f"S={masks}", remark]))
+            matched[window.cell_id].append((method, remarks, tags, masks))
     for r in q.records:
         if any(name in r.metrics for name in MEASURES):
-            method, masks = common.look(r.method.style, r), r.attention.masks
-            said = [f"S={masks}"] if masks else []
-            own = method, ", ".join(said + r.method.variant), common.tags_of(r, q.model), masks
+            method, count = common.look(r.method.style, r), r.attention.masks
+            said = [f"S={count}"] if count else []
+            own: Line = method, ", ".join(said + r.method.variant), common.tags_of(r, q.model), count
             yield from ((r, line) for line in matched[r.cell_id] or [own])
 
 

@@ -181,7 +181,13 @@ def _forest(title: str, matches: list[Match], reach: float) -> Panel | None:
 def _reach(matches: list[Match]) -> float:
     """How far the axis goes on both sides of zero: the same for all panels of a model, so that they
     can be compared."""
-    ends = [abs(v) for m in matches for c in m.against.values() for v in (c.value, c.low, c.high) if finite(v)]
+    ends = [
+        abs(v)
+        for m in matches
+        for c in m.against.values()
+        for v in (c.value, c.low, c.high)
+        if v is not None and finite(v)
+    ]
     return 1.05 * min(max([0.02, *ends]), 1.0)
 
 

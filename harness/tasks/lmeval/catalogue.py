@@ -187,7 +187,12 @@ def users_code(module: ModuleType) -> Path | None:
     file = getattr(module, "__file__", None)
     if not file or not file.endswith(".py"):
         return None
-    parts = [sys.prefix, sys.base_prefix, _task_folder().parent, *(ROOT / name for name in ("harness", "kernels"))]
+    parts: list[str | Path] = [
+        sys.prefix,
+        sys.base_prefix,
+        _task_folder().parent,
+        *(ROOT / name for name in ("harness", "kernels")),
+    ]
     real = Path(file).resolve()
     return None if any(real.is_relative_to(Path(part).resolve()) for part in parts) else real
 
@@ -200,7 +205,7 @@ def version() -> str:
 
 def ruler_leaves(names: Sequence[str]) -> list[Leaf]:
     """Leaves of RULER (13 tasks) by name. Raises UserError for another name."""
-    files = {}
+    files: dict[str, Path] = {}
     folder = _task_folder() / "ruler"
     for file in folder.glob("*.yaml"):
         text = file.read_text()
@@ -231,7 +236,9 @@ def leaves(names: Sequence[str], include_path: str | None = None) -> list[Leaf]:
 
 
 def _task_folder() -> Path:
-    return Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks"
+    found = importlib.util.find_spec("lm_eval")
+    assert found is not None and found.origin is not None, "it is a dependency"
+    return Path(found.origin).parent / "tasks"
 
 
 @functools.cache

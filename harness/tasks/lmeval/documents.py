@@ -142,7 +142,7 @@ def _answer_of(request: Request, draft: Path | None, scratch: Path) -> Built:
         )
     raise UserError(
         f"The data of task={name} cannot be had here ({kind}: {message}). Where there is a network, prepare it with "
-        f"python -m harness.data and the same options, and copy {draft.parent} to this machine."
+        f"python -m harness.data and the same options, and copy {draft.parent if draft else 'it'} to this machine."
     )
 
 
@@ -169,7 +169,8 @@ def _build(request: Request, draft: Path | None, scratch: Path, cwd: str, send) 
             for split, data in splits.items():
                 data.save_to_disk(str(draft / split))
         made = Prepared.of(scratch, documents)
-        code = {users_code(module) for name, module in list(sys.modules.items()) if name not in known} - {None}
+        imported = [module for name, module in list(sys.modules.items()) if name not in known]
+        code = {file for module in imported if (file := users_code(module)) is not None}
         read = [Prepared.of(scratch, data).sha256 for split, data in sorted(splits.items()) if split != evaluated]
         read += sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in code)
         send.send((None, Built(made.count, made.sha256, short_hash([made.sha256, read]))))
@@ -239,6 +240,7 @@ def _bound(samples: int | None) -> None:
             tries.forget()
             yield number
 
+    module: Any
     for name, module in list(sys.modules.items()):
         if name.startswith("lm_eval.tasks.ruler.") and hasattr(module, "tqdm"):
             module.tqdm = progress

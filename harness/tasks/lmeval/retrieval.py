@@ -23,7 +23,7 @@ def build(
 ) -> dict[str, datasets.Dataset]:
     """lm-eval's metadata to the samples that the runner makes with the same options. tokenizer: a
     folder or a name of the Hub; context: tokens of each prompt."""
-    samples = prompts.build(
+    made = prompts.build(
         prompts.encoder(AutoTokenizer.from_pretrained(tokenizer)),
         samples=samples,
         context=context,
@@ -32,7 +32,7 @@ def build(
         text=text,
         depths=depths or Options().depths,
     )
-    return {"test": datasets.Dataset.from_list(list(samples))}
+    return {"test": datasets.Dataset.from_list(list(made))}
 
 
 def process_results(doc: Mapping, results: Sequence[str]) -> dict[str, float]:

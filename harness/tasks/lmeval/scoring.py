@@ -174,7 +174,7 @@ def metrics(leaf: Leaf, rows: Sequence[SampleRow], *, clustered: bool) -> dict[s
         own = [m for m in functions if name == m or name.startswith(f"{m}_")]
         function = functions[max(own, key=len)] if own else _mean
         unit = UNITS.get(name, "score")
-        if function is _mean and unit == "score" and all(np.isscalar(v) and 0 <= v <= 1 for v in values):
+        if function is _mean and unit == "score" and all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in values):
             unit = "fraction" if all(v in (0, 1) for v in values) else unit
             found[name] = stats.proportion(values, draws, clustered=clustered, unit=unit)
         else:

@@ -138,8 +138,8 @@ class LmEvalTask:
         within = replace(context, samples=min(context.samples, len(documents)))
         batches = list(within.batches())
         loaded = context.model()
-        sizes = {"context": cell.context, "generates": self.generates, "batch": context.batch}
-        framing = {name: getattr(options, name) for name in FRAMING}
+        sizes: dict[str, Any] = {"context": cell.context, "generates": self.generates, "batch": context.batch}
+        framing: dict[str, Any] = {name: getattr(options, name) for name in FRAMING}
         lm = RunnerLM(loaded, **sizes, **framing, evict=cell.attention.evict)
         lengths = scoring.lengths(task, lm, [(k, documents[k]) for _, keys in batches for k in keys])
         over = {key: n for key, n in lengths.items() if n > cell.context}
@@ -166,7 +166,7 @@ class LmEvalTask:
 
         return scoring.metrics(self.leaf, rows, clustered=clustered)
 
-    def _request(self, options: LeafOptions, cell: Cell, samples: int):
+    def _request(self, options: LeafOptions, cell: Cell, samples: int | None):
         from harness.tasks.lmeval.documents import Request
 
         return Request(

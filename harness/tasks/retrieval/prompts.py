@@ -229,7 +229,7 @@ class _Prompt:
         cycle = " ".join(needles.NOISE).split()
         tokens = self._tokens(self.units)
         missing = self.context - tokens
-        best = ([], tokens)
+        best: tuple[list[str], int] = ([], tokens)
 
         def leading() -> Iterator[list[str]]:
             for words in sorted(range(missing + 1), key=lambda w: abs(w - round(missing * 0.8))):

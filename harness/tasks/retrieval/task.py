@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import psutil
 import torch
@@ -184,7 +185,7 @@ def _answer(loaded: LoadedModel, samples: Sequence[Mapping], *, evict: bool) -> 
     budget = max(BUDGET, *(len(a) for a in answers))
     # the answer's likelihood takes back what was generated
     cache = new_cache(model, tokens + budget, evict=evict, rewind=BUDGET)
-    generated = model.generate(
+    generated = cast(Any, model).generate(  # of a mixin that the type of a model does not name
         prompt,
         attention_mask=torch.ones_like(prompt),
         **cache.argument,

@@ -35,7 +35,8 @@ def decode_bytes(
 ) -> int:
     """Bytes that the token after `context` of `batch` sequences must read: the model's weights
     once, and of each sequence the keys and values that some query head of each key head reaches."""
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    embedding, head = (m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings()))
+    assert isinstance(embedding, torch.Tensor)
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
     if embedding is not head:
         parameters -= embedding.numel() * embedding.element_size()

@@ -1,5 +1,6 @@
 """Metrics of task=throughput from its rows: medians with their quartiles, counts as they are."""
 
+import operator
 from collections.abc import Callable, Sequence
 
 from harness.common.stats import Metric, quartiles
@@ -36,9 +37,9 @@ def figures(rows: Sequence[CountsRow | RepeatRow]) -> dict[str, Metric]:
     decoded = [r for r in own if r.measurement == "decode"]
     single = [r for r in decoded if r.rows == 1]
     times("decode_ms_per_token", "decode", single)
-    figure("decode_slowest_ms", single, "ms", lambda r: r.slowest_ms)
-    packed = [r for r in single if r.packing_ms is not None]
-    figure("decode_packing_ms", packed, "ms", lambda r: r.packing_ms)
+    for name, of_step in (("decode_slowest_ms", "slowest_ms"), ("decode_packing_ms", "packing_ms")):
+        timed = [r for r in single if getattr(r, of_step) is not None]
+        figure(name, timed, "ms", operator.attrgetter(of_step))
     for count in sorted({r.rows for r in decoded} - {1}):
         times(f"decode_rows_{count}_ms", None, [r for r in decoded if r.rows == count])
     for name in ("error", "error_cached"):
@@ -52,13 +53,14 @@ def figures(rows: Sequence[CountsRow | RepeatRow]) -> dict[str, Metric]:
         found[name] = _count(getattr(facts, name), "bytes")
     found["flops"] = _count(facts.flops, "FLOPs")
     found["visited_pairs"] = _count(facts.visited_pairs, "pairs")
-    if facts.peak_flops:
-        figure("mfu", prompt, "fraction", lambda r: 1e3 * facts.flops / r.ms / facts.peak_flops)
-        figure("mbu", single, "fraction", lambda r: 1e3 * facts.decode_bytes / r.ms / facts.peak_bandwidth)
+    if (flops := facts.peak_flops) and (bandwidth := facts.peak_bandwidth):
+        figure("mfu", prompt, "fraction", lambda r: 1e3 * facts.flops / r.ms / flops)
+        figure("mbu", single, "fraction", lambda r: 1e3 * facts.decode_bytes / r.ms / bandwidth)
     for name, chosen in (("", prompt), ("decode_", single)):
-        if chosen and all(r.joules is not None for r in chosen):
-            joules, tokens = sum(r.joules for r in chosen), sum(r.tokens * r.laps for r in chosen)
-            found[f"{name}joules_per_1k_tokens"] = _count(1e3 * joules / tokens, "joules", len(chosen))
+        joules = [r.joules for r in chosen if r.joules is not None]
+        if chosen and len(joules) == len(chosen):
+            tokens = sum(r.tokens * r.laps for r in chosen)
+            found[f"{name}joules_per_1k_tokens"] = _count(1e3 * sum(joules) / tokens, "joules", len(chosen))
     return found
 
 

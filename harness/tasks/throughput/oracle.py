@@ -2,6 +2,8 @@
 and by the same kernel as those that are timed afterwards, every layer of it held against the dense
 oracle."""
 
+from typing import Any
+
 import torch
 
 from kernels import Alibi, Weights, attend
@@ -35,10 +37,10 @@ class Oracle:
         self.limit = LIMITS[q.dtype]
         compute = torch.float64 if q.dtype == torch.float32 else torch.float32
         for at, stop in sampled_rows(q.shape[2]):
-            part = [x[:1].to(compute) for x in (q[:, :, at:stop], k[:, :, :stop], v[:, :, :stop])]
-            dense = {"kernel": "exact", "scale": options["scale"], "q_offset": at}
-            own = attend(*part, weights, **dense)
-            exact = own if isinstance(weights, Alibi) else attend(*part, Alibi(weights.slopes), **dense)
+            rows, keys, values = (x[:1].to(compute) for x in (q[:, :, at:stop], k[:, :, :stop], v[:, :, :stop]))
+            dense: dict[str, Any] = {"kernel": "exact", "scale": options["scale"], "q_offset": at}
+            own = attend(rows, keys, values, weights, **dense)
+            exact = own if isinstance(weights, Alibi) else attend(rows, keys, values, Alibi(weights.slopes), **dense)
             self.error = max(self.error, relative(out[:1, :, at:stop], own))
             self._changed += float((own - exact).double().square().sum())
             self._whole += float(exact.double().square().sum())

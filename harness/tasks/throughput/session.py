@@ -57,8 +57,9 @@ class Session:
             got = [self._chunked_prefill()]
             for at in range(self.context, self.ids.shape[1]):
                 got.append(self._forward(self.ids[:, at : at + 1], self.cache, 1))
-            held = {"kv_allocated_bytes": self.cache.allocated_bytes, "kv_used_bytes": self.cache.used_bytes}
-            self.cache.crop(-self.decode)
+            cache = self._filled()
+            held = {"kv_allocated_bytes": cache.allocated_bytes, "kv_used_bytes": cache.used_bytes}
+            cache.crop(-self.decode)
             for count in rows:
                 self._steps(count)
         errors = {"error": oracle.error, "error_cached": cached_error(torch.cat(got, 1), whole, model.dtype)}
@@ -108,36 +109,44 @@ class Session:
 
     def _chunked_prefill(self) -> torch.Tensor:
         """The prompt by `chunk` tokens, into the cache that decoding goes on from."""
-        options = {"evict": self.evict, "rewind": self.decode, "chunk": self.chunk}
         self.cache = None  # never two at a time
-        self.cache = new_cache(self.loaded.model, self.ids.shape[1], **options)
+        self.cache = new_cache(
+            self.loaded.model, self.ids.shape[1], evict=self.evict, rewind=self.decode, chunk=self.chunk
+        )
         for piece in self.ids[:, : self.context].split(self.chunk, dim=1):
             logits = self._forward(piece, self.cache, 1)
         return logits
 
+    def _filled(self) -> KVCache:
+        """The cache with the prompt in it."""
+        if self.cache is None:
+            self._chunked_prefill()
+        assert self.cache is not None
+        return self.cache
+
     def _steps(self, rows: int, *, within: bool = True) -> list[Lap]:
         """As many forwards of `rows` tokens each as there are tokens to decode; the cache as before
         afterwards."""
-        if self.cache is None:
-            self._chunked_prefill()
+        cache = self._filled()
         if not within:  # the second step is captured, and all after it are replayed
             for _ in range(2):
-                self._forward(self.ids[:, self.context : self.context + rows], self.cache, rows)
-                self.cache.crop(-rows)
+                self._forward(self.ids[:, self.context : self.context + rows], cache, rows)
+                cache.crop(-rows)
         laps = []
         for at in range(self.context, self.ids.shape[1] - rows + 1, rows):
             piece = self.ids[:, at : at + rows]
-            work = lambda p=piece: self._forward(p, self.cache, rows)  # noqa: E731
+            work = lambda p=piece: self._forward(p, cache, rows)  # noqa: E731
             laps.append(lap(self.loaded.attention, self.device, work, within=within))
-        self.cache.crop(-rows * len(laps))
+        cache.crop(-rows * len(laps))
         return laps
 
     def _packing(self) -> float | None:
         """Milliseconds of one packing of all layers; None for a cache that never packs."""
-        if not self.evict or all(layer.size == layer.capacity for layer in self.cache.layers):
+        cache = self._filled()
+        if not self.evict or all(layer.size == layer.capacity for layer in cache.layers):
             return None
         pads = [0] * len(self.ids)
-        return lap(self.loaded.attention, self.device, lambda: self.cache.pack(pads, self.weights)).ms
+        return lap(self.loaded.attention, self.device, lambda: cache.pack(pads, self.weights)).ms
 
 
 def prompt(arch: Architecture, batch: int, tokens: int, seed: int, device: torch.device) -> torch.Tensor:

@@ -100,10 +100,12 @@ class Throughput:
         cell, loaded, arch = context.cell, context.model(), context.cell.model.architecture
         ids = prompt(arch, options.batch, cell.context + options.decode_tokens, cell.data_seed, loaded.model.device)
         found = measurements(options, cell)
+        own, beside = cell.weights(DRAW), cell.with_attention(EXACT).weights(DRAW)
+        assert own is not None and beside is not None, "refused by `check`"
         sessions = {
             exact: Session(
                 loaded,
-                cell.with_attention(EXACT).weights(DRAW) if exact else cell.weights(DRAW),
+                beside if exact else own,
                 ids,
                 cell.context,
                 options.chunk,
@@ -125,7 +127,7 @@ class Throughput:
             for exact, other in sessions.items():
                 if exact != measured.exact:
                     other.forget()
-            before = meter() if meter else None
+            before = meter() if meter else 0.0
             times = sessions[measured.exact].timed(measured.kind, measured.rows)
             joules = meter() - before if meter else None
             about = {"measurement": measured.kind, "rows": measured.rows, "exact": measured.exact}
