@@ -214,8 +214,8 @@ def _explain_errors(spec: ModelSpec, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except (*HUB_ERRORS, CannotLoad, SafetensorError) as error:
-        if spec.path:
-            raise CannotLoad(f"{spec.path} could not be loaded: {' '.join(str(error).split())}") from error
+        if place := spec.tokenizer_folder:
+            raise CannotLoad(f"{place} could not be loaded: {' '.join(str(error).split())}") from error
         family, arch = spec.family, spec.architecture
         mosaic = (spec.repo or "").startswith("mosaicml/")
         gone = "; MosaicML's repositories are gone from the Hub" if mosaic else ""

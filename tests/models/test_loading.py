@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from harness.common.errors import UserError
+from harness.common.errors import CannotLoad, UserError
 from harness.models.cache import new_cache
 from harness.models.falcon import FALCON
 from harness.models.families import FAMILIES
 from harness.models.family import Architecture
-from harness.models.load import load_model
+from harness.models.load import load_model, load_tokenizer
 from harness.models.memory import estimate
 from harness.models.options import ArchitectureConfig, ModelConfig
 from harness.models.spec import resolve_model
@@ -178,6 +178,23 @@ class TestRandomWeights:
     def test_layers_count(self):
         loaded = self.load(layers=2)
         assert loaded.attention.layers == loaded.model.config.num_hidden_layers == 2
+
+    def test_a_tokenizer_that_cannot_be_had_is_a_sentence(self, monkeypatch):
+        """Random weights have neither a folder nor a repository that it could name."""
+
+        def refuse(*_, **__):
+            raise OSError("no such file")
+
+        monkeypatch.setattr("harness.models.load.AutoTokenizer.from_pretrained", refuse)
+        monkeypatch.setattr("harness.models.load._TOKENIZERS", {})
+        shape = ArchitectureConfig(family="mpt", layers=2, heads=4, width=64, vocabulary=9065)
+        spec = resolve_model(ModelConfig(name="random", weights="random", architecture=shape), None)
+        with pytest.raises(CannotLoad, match="embedded/tiny could not be loaded: no such file"):
+            load_tokenizer(spec)
+
+    def test_random_weights_without_a_shape_are_refused(self):
+        with pytest.raises(UserError, match="give model.architecture"):
+            resolve_model(ModelConfig(name="shapeless", weights="random"), None)
 
     def test_a_vocabulary_too_small_for_the_tokenizer_is_refused(self):
         with pytest.raises(UserError, match="vocabulary"):
