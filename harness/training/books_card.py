@@ -5,7 +5,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from harness.analysis.table import interval, pairs, signed
-from harness.common.stats import Difference
+from harness.common.stats import Difference, Metric
 from harness.common.table import Table
 from harness.training import books, books_train
 
@@ -129,7 +129,7 @@ def markdown(measured: dict) -> str:
         [
             row["label"],
             pairs(row["pairs_per_row"]),
-            interval(row["bits_per_byte"]),
+            interval(Metric(**row["bits_per_byte"])),
             signed(row["minus_exact"] and Difference(**row["minus_exact"])),
         ]
         for row in measured["attentions"]
