@@ -73,8 +73,8 @@ def memory_sentence(
     size |= {"masks": cell.attention.masks_drawn, "draws": config.draws or DRAWS}
     if cell.attention.evict and not keeps_all:
         checked(**size, reach=0)  # the masks must fit before they are drawn
-        spans = (weights.span for draw in range(cell.draws) for weights in cell.weights(draw))
-        size["reach"] = cell.attention.sinks + max(spans)
+        weights = (layer for draw in range(cell.draws) for layer in cell.weights(draw) or ())
+        size["reach"] = cell.attention.sinks + max(layer.span for layer in weights if layer.span is not None)
     return checked(**size)
 
 

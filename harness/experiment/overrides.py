@@ -17,7 +17,16 @@ from harness.experiment.config import GROUPS, RunConfig
 
 # one or several values without quotes or brackets
 PLAIN_VALUES = re.compile(r"[\w.+-]+(,[\w.+-]+)*", re.ASCII)
-FLAGS_WITH_VALUE = ("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--package", "-p")
+FLAGS_WITH_VALUE: tuple[str, ...] = (
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--config-dir",
+    "-cd",
+    "--package",
+    "-p",
+)
 FLAGS_WITH_VALUE += ("--cfg", "-c", "--experimental-rerun")
 
 
@@ -164,11 +173,12 @@ def _is_text(name: str) -> bool:
 @functools.cache
 def _texts(kind: type) -> dict[str, bool]:
     """Dotted name of each option of a dataclass, nested ones included -> whether it is a text."""
-    hints, texts = get_type_hints(kind), {}
+    hints = get_type_hints(kind)
+    texts: dict[str, bool] = {}
     for field in fields(kind):
         hint = hints[field.name]
         for part in (hint, *get_args(hint)):
-            if is_dataclass(part):
+            if isinstance(part, type) and is_dataclass(part):
                 texts |= {f"{field.name}.{name}": text for name, text in _texts(part).items()}
         texts[field.name] = hint is str or str in get_args(hint) and getattr(hint, "__origin__", None) is None
     return texts

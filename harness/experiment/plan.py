@@ -1,7 +1,8 @@
 """Turn a composed configuration into cells, tasks and a device, before a model is loaded."""
 
+import functools
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,12 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
     Raises:
         UserError: for an unknown option, or an architecture that is only partly given.
     """
-    parts = (cfg, "", RunConfig), (cfg.model, "model.", ModelConfig), (cfg.attn, "attn.", attn_config())
-    parts += ((cfg.model.architecture or {}, "model.architecture.", ArchitectureConfig),)
-    for part, name, kind in (*parts, (cfg.tracking, "tracking.", TrackingConfig)):
-        known = [f"{name}{field}" for field in kind.__dataclass_fields__]
-        for key in part:  # +key=value adds a key that the schema lacks
+    parts: list[tuple[Any, str, type]] = [(cfg, "", RunConfig), (cfg.model, "model.", ModelConfig)]
+    parts += [(cfg.attn, "attn.", attn_config()), (cfg.tracking, "tracking.", TrackingConfig)]
+    parts.append((cfg.model.architecture or {}, "model.architecture.", ArchitectureConfig))
+    for part, name, kind in parts:
+        known = [f"{name}{field.name}" for field in fields(kind)]
+        for key in map(str, part):  # +key=value adds a key that the schema lacks
             if f"{name}{key}" not in known:
                 raise UserError(f"There is no option {name + key!r}.{nearest(name + key, known)}")
     shape = cfg.model.architecture
@@ -149,7 +151,7 @@ class Planner:
             )
         for planned in tasks:
             check_key = (id(planned), *model_key, attention, kernel, config.context)
-            self._cached(("check", *check_key), lambda p=planned: self._check_task(p, cell, model_key))
+            self._cached(("check", *check_key), functools.partial(self._check_task, planned, cell, model_key))
         attentions = {}
         if mode != "none":
             key = ("references", *model_key, attention, config.context)
@@ -186,15 +188,15 @@ class Planner:
                 self._cache[key] = (make(), None)
             except UserError as error:
                 self._cache[key] = (None, error)
-        result, error = self._cache[key]
-        if error is not None:
-            raise UserError(str(error))
+        result, mistake = self._cache[key]
+        if mistake is not None:
+            raise UserError(str(mistake))
         return result
 
 
 def _tasks(families: dict[str, dict | None], device: torch.device) -> list[PlannedTask]:
     """The tasks of the named families with their options, each task once."""
-    tasks = {}
+    tasks: dict[tuple[str, str], PlannedTask] = {}
     machine = environment.machine(device)
     for name, options in families.items():
         family = task_family(name)

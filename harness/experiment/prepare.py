@@ -52,7 +52,7 @@ def _inputs(plans: Iterable[Plan], *, models: bool) -> dict[Hashable, tuple[dict
     for plan in plans:
         cell, model = plan.cell, plan.cell.model
         if models and model.repo and not model.random:
-            row = {"what": "model", "model": model.name}
+            row: dict[str, str | int] = {"what": "model", "model": model.name}
             inputs.setdefault((model.repo, model.revision), (row, partial(download, model)))
         for task in plan.tasks:
             samples, _ = task.task.amount(task.options, cell, plan.samples, plan.batch)

@@ -139,7 +139,7 @@ def attention(
     words = option_words({"attn": attn, "kernel": kernel, **sizes, **method_options})
     config = to_run_config(compose_config(words))
     config.check()
-    if config.attn.name == "window" and config.attn.cutoff is None and context is None:
+    if config.attn.name == "window" and getattr(config.attn, "cutoff", None) is None and context is None:
         raise UserError(
             "A window needs a cutoff, or a context at which it costs as much as the masks: give cutoff= or context=."
         )

@@ -45,7 +45,7 @@ class ReplacedLM(HFLM):
         names = {option.name for option in registry.options()}
         method_options = {name: options.pop(name) for name in names & set(options)}
         super().__init__(pretrained, **{"softmax_dtype": "float32", **options})
-        sizes = {"masks": masks, "context": context, "seed": seed, "kernel": kernel}
+        sizes: dict[str, Any] = {"masks": masks, "context": context, "seed": seed, "kernel": kernel}
         self.replacement = attention(self.model, attn, **sizes, **method_options)
         if draws is not None and draws < 1:
             raise UserError(f"draws must be at least 1, not {draws}.")

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import sys
+from typing import Any
 
 from harness.analysis import reader, table
 from harness.common.errors import AGAIN, DONE, FAILED, MISTAKE, STATUSES, CannotLoad, UserError
@@ -40,7 +41,12 @@ def run_plan(plan: Plan, stop: StopRequest, tracker: Tracker, team: Team) -> tup
         progress.say(plan.memory)
     model = functools.cache(lambda: load_model(plan.cell.model, device=plan.device, kernel=plan.cell.kernel))
     statuses: dict[str, dict[str, str]] = {}
-    arguments = {"samples": plan.samples, "batch": plan.batch, "results": plan.results, "device": plan.device}
+    arguments: dict[str, Any] = {
+        "samples": plan.samples,
+        "batch": plan.batch,
+        "results": plan.results,
+        "device": plan.device,
+    }
     arguments |= {"lease": plan.lease, "model": model, "stop": stop, "progress": progress, "team": team}
     run = run_task if team.leads else share_task
     mistakes: list[UserError] = []

@@ -11,16 +11,13 @@ anything is dropped the buffer simply holds all slots.
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from harness.common.preflight import refuse_foreign_kernels
 from harness.models.memory import CHUNK_TOKENS
 from kernels import Weights
-
-if TYPE_CHECKING:
-    pass
 
 refuse_foreign_kernels()  # before transformers looks for a package of that name
 
@@ -243,7 +240,7 @@ class KVCache(Cache):
         super().__init__(layers=list(layers))
         self.chunk = chunk
         self.steps = Steps()
-        self.step = None  # the running step, which determines where keys are written
+        self.step: Any = None  # the running `harness.models.steps.Step`, which determines where keys are written
 
     def reserve(self, tokens: int, pads: list[int], weights: Sequence[Weights]) -> None:
         """Make room for new tokens in every layer.
@@ -267,6 +264,7 @@ class KVCache(Cache):
     def pack(self, pads: list[int], weights: Sequence[Weights]) -> None:
         """Pack every layer of a cache that evicts, each under its own weights."""
         for layer, layer_weights in zip(self.layers, weights, strict=True):
+            assert isinstance(layer, EvictingLayer)
             layer.pack(pads, layer_weights)
 
     @property

@@ -19,10 +19,10 @@ LFS_POINTER = b"version https://git-lfs"  # the first bytes of a file that git-l
 
 # a tokenizer is made from one of the vocabulary files and the settings in the others
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-TOKENIZER_FILES = (*VOCABULARY_FILES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES: tuple[str, ...] = (*VOCABULARY_FILES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 TOKENIZER_FILES += ("added_tokens.json", "chat_template.jinja", "chat_template.json")
 # settings of tokenizer_config.json that change no token
-IRRELEVANT_SETTINGS = ("backend", "is_local", "local_files_only", "model_max_length", "name_or_path")
+IRRELEVANT_SETTINGS: tuple[str, ...] = ("backend", "is_local", "local_files_only", "model_max_length", "name_or_path")
 IRRELEVANT_SETTINGS += ("processor_class", "special_tokens_map_file", "tokenizer_file", "transformers_version")
 
 

@@ -47,7 +47,13 @@ from kernels.auto import CHOSEN  # noqa: E402
 disable_progress_bar()  # our own progress is on stderr; its bars do not read well in a log
 
 # settings of config.json that the harness sets itself, or that would change the form of the outputs
-CALL_SETTINGS = (*IRRELEVANT_SETTINGS, "output_attentions", "output_hidden_states", "return_dict", "torchscript")
+CALL_SETTINGS: tuple[str, ...] = (
+    *IRRELEVANT_SETTINGS,
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "torchscript",
+)
 CALL_SETTINGS += ("auto_map",)
 
 
@@ -124,7 +130,7 @@ def load_model(spec: ModelSpec, *, device: torch.device, kernel: str) -> LoadedM
     else:
         model, weights = _checkpoint(spec)
     if spec.device_map is None:  # a device map has placed the model already
-        model.to(device)
+        model.to(device)  # type: ignore[arg-type]  # of a decorator that loses the method
     model.eval().requires_grad_(False)
     # a checkpoint's own generation_config.json could change greedy decoding, and is not part of the
     # cell's identity
@@ -204,7 +210,9 @@ def _config_error(spec: ModelSpec, error: Exception) -> CannotLoad:
 
 
 def _fetch_files(spec: ModelSpec, *, weights: bool) -> Path:
-    return _explain_errors(spec, lambda: fetch(spec.repo, spec.revision, weights=weights))
+    assert spec.repo is not None and spec.revision is not None, "a model without a folder is on the Hub"
+    repo, revision = spec.repo, spec.revision
+    return _explain_errors(spec, lambda: fetch(repo, revision, weights=weights))
 
 
 def _explain_errors(spec: ModelSpec, load: Callable[[], Any]) -> Any:

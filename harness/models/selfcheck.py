@@ -29,9 +29,10 @@ def check_logits(model: PreTrainedModel, attention: SwappedAttention, *, source:
         CannotLoad: if logits differ or are not finite. The version of transformers, or the
             checkpoint, then computes something other than the family's description.
     """
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    embeddings = model.get_input_embeddings().weight
+    assert isinstance(embeddings, torch.Tensor)
+    vocabulary, device = embeddings.shape[0], embeddings.device
     ids = torch.randint(vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(0))
-    device = model.get_input_embeddings().weight.device
     if device.type != "meta":  # there accelerate moves inputs to the device of the weights
         ids = ids.to(device)
     whole = model(ids, use_cache=False).logits

@@ -84,8 +84,8 @@ def coerce_numbers(raw: Mapping[str, Any], kind: type) -> dict[str, Any]:
     settings = {}
     for key, value in raw.items():
         accepted = {types.get(key), *get_args(types.get(key))}
-        if isinstance(value, Mapping) and key in getattr(kind, "sub_configs", {}):
-            value = coerce_numbers(value, kind.sub_configs[key])
+        if isinstance(value, Mapping) and (section := getattr(kind, "sub_configs", {}).get(key)):
+            value = coerce_numbers(value, section)
         elif isinstance(value, float) and value.is_integer() and int in accepted and float not in accepted:
             value = int(value)
         elif isinstance(value, int) and not isinstance(value, bool) and float in accepted and int not in accepted:

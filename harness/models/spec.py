@@ -22,7 +22,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 # settings of config.json that change no result: names, versions, and the dtype, which is a field of
 # the cell
-IRRELEVANT_SETTINGS = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+IRRELEVANT_SETTINGS: tuple[str, ...] = (
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
 IRRELEVANT_SETTINGS += ("init_device",)
 # The identity covers a tokenizer's settings, except for the embedded models: ids of the first
 # records, made without that field, must not change.
@@ -128,7 +135,7 @@ def resolve_model(config: ModelConfig, dtype: str | None) -> ModelSpec:
 def _random(spec: ModelSpec, init_seed: int) -> ModelSpec:
     spec = replace(spec, name=f"{spec.name}, random weights", init_seed=init_seed)
     identity = {key: value for key, value in spec.identity.items() if key != "tokenizer_files"}
-    identity |= {"weights": f"random:{init_seed}", **_tokenizer_hashes(spec.tokenizer_folder)}
+    identity |= {"weights": f"random:{init_seed}", **_tokenizer_hashes(EMBEDDED / "tiny")}
     return replace(spec, identity={**identity, "architecture": spec.architecture.as_dict()})
 
 
@@ -136,12 +143,14 @@ def _named(config: ModelConfig, dtype: str) -> ModelSpec:
     if not config.repo and config.weights != "random":
         raise UserError(f"model={config.name} names neither a path nor a repo: give model.path= or model.repo=.")
     revision = config.revision or "main"
-    if config.weights == "checkpoint":
+    if config.weights == "checkpoint" and config.repo:
         revision = resolve_commit(config.repo, revision)
     if config.architecture is not None:
         architecture = Architecture(**vars(config.architecture))
-    else:
+    elif config.repo:
         architecture = _hub_architecture(config.repo, revision)
+    else:
+        raise UserError(f"model={config.name} names no shape for random weights: give model.architecture.")
     spec = ModelSpec(config.name, None, config.repo, revision, dtype, architecture, {})
     return _with_identity(spec, weights=f"{config.repo}@{revision}", config=None, tokenizer=None)
 
@@ -158,6 +167,7 @@ def _hub_architecture(repo: str, commit: str) -> Architecture:
 
 
 def _local(config: ModelConfig, dtype: str, kind: str) -> ModelSpec:
+    assert config.path is not None
     folder = Path(config.path).expanduser()
     path = next((p.resolve() for p in (folder, ROOT / folder) if p.is_dir()), None)
     if path is None:

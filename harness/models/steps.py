@@ -129,6 +129,7 @@ class Step:
         index = layer if self.gapped else 0
         cache_layer.write(k, v, self._numbers[index, self._split :])
         stop = cache_layer.size if self.graphs else cache_layer.filled + self.rows
+        assert self._places is not None, "a step runs"
         places = self._places[index, : self._count].view(-1, len(self._ids))
         return cache_layer.keys[:, :, :stop], cache_layer.values[:, :, :stop], places
 
@@ -148,7 +149,7 @@ class Step:
 
     def _capture(self, cache: KVCache) -> None:
         try:
-            self._hidden, self._replay = capture_graph(lambda: self._run(cache).last_hidden_state, self._ids.device)
+            self._hidden, self._replay = capture_graph(lambda: self._run(cache)["last_hidden_state"], self._ids.device)
         except (RuntimeError, UserWarning) as error:
             self.graphs = False
             warnings.warn(

@@ -44,12 +44,13 @@ def prepare_tokenizer(
             "take both from one source."
         )
     plain = _ids(tokenizer, SAMPLE_TEXT, special=False)
-    if tokenizer.decode(plain, clean_up_tokenization_spaces=False).split() != SAMPLE_TEXT.split():
+    decoded = str(tokenizer.decode(plain, clean_up_tokenization_spaces=False))
+    if decoded.split() != SAMPLE_TEXT.split():
         raise CannotLoad(
             f"The tokenizer of {source} does not give back a text: {SAMPLE_TEXT!r} becomes {tokenizer.decode(plain)!r}."
             " A file of it may be missing (tokenizer.json, or vocab.json and merges.txt)."
         )
-    visible = tokenizer.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    visible = str(tokenizer.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False))
     if visible.split() != SAMPLE_TEXT.split():
         raise CannotLoad(
             f"The tokenizer of {source} has ordinary text among its special tokens, which answers are read without: "

@@ -80,8 +80,13 @@ class Index:
             return MISSING
         store = TaskStore(self._results, key[0], *key[1].rsplit("-", 1))
         before = shard.known.get("/".join(key))
-        finished = before and before.trace[0] and before.entry and before.entry.suffices(samples)
-        if finished and before.trace[0] == store.mark():
+        if (
+            before
+            and before.entry
+            and (mark := before.trace[0])
+            and before.entry.suffices(samples)
+            and mark == store.mark()
+        ):
             return before.entry
         known = shard.now(key, store)
         if known.entry is None:
