@@ -8,12 +8,14 @@ other knew is found again. A file that is broken, or of another version, is made
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from harness.common.files import write_whole
@@ -137,7 +139,8 @@ class _Shard:
         self.changed |= self.known.pop("/".join(key), None) is not None
 
     def write(self) -> None:
-        found = ([name, k.trace, k.entry and asdict(k.entry), k.row] for name, k in sorted(self.known.items()))
+        fields = attrgetter(*(field.name for field in dataclasses.fields(Entry)))
+        found = ([name, k.trace, k.entry and fields(k.entry), k.row] for name, k in sorted(self.known.items()))
         body = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in found).encode()
         write_whole(self.path, _head(body) + b"\n" + body)
 
@@ -164,7 +167,7 @@ def _read(path: Path) -> dict[str, Known]:
     if head == _head(body):
         for line in body.splitlines():
             name, trace, entry, row = json.loads(line)
-            known[name] = Known(trace, entry and Entry(**entry), row)
+            known[name] = Known(trace, entry and Entry(*entry), row)
     return known
 
 

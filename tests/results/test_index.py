@@ -109,10 +109,11 @@ def test_a_broken_lost_or_foreign_index_only_costs_time(tmp_path):
         whole[: len(whole) // 2],
         "\xff\n[]\n3\n",
         whole.replace("2 ", "1 ", 1),
-        whole.replace('"samples":8', '"samples":9'),
+        whole.replace('"ok",8', '"ok",9'),
         whole.partition("\n")[2],
         json.dumps([f"{CELL}/retrieval-{TASK}", {"x": 1}]) + "\n",
     ):
+        assert content != whole
         shard.write_text(content)
         assert state(tmp_path) == "done"
     assert shard.read_text() == whole
