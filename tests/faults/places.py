@@ -21,7 +21,8 @@ RENAMING = {"rename", "replace"}  # of a path with one argument; strings and dat
 @dataclass
 class Function:
     """One function of the harness. names: what it refers to, (what stands before the dot or None,
-    name). kinds: the classes of its arguments and of the objects that it makes, by their names."""
+    name); `Class()` before the dot is a new object. kinds: the classes of its arguments and of the
+    objects that it makes, by their names."""
 
     place: Place
     module: "Module"
@@ -69,7 +70,7 @@ def _leads(function: Function, modules: dict[str, Module], found: set[Place]) ->
 def _meant(function: Function, modules: dict[str, Module], before: str | None, name: str) -> Iterator[Place]:
     """The functions of the package that a name can stand for."""
     module, own = function.module, function.place[1]
-    kind = function.kinds.get(before or "")
+    kind = function.kinds.get(before or "") or (before[:-2] if before and before.endswith("()") else None)
     if before is None:
         yield module.file, f"{own}.<locals>.{name}"
         yield module.file, name
@@ -136,7 +137,9 @@ def _names(function: ast.FunctionDef, nodes: list[ast.AST]) -> Iterator[tuple[st
         if isinstance(node, ast.Name) and node.id not in bound:
             yield None, node.id
         elif isinstance(node, ast.Attribute):
-            yield (node.value.id if isinstance(node.value, ast.Name) else ""), node.attr
+            made = isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name)
+            before = node.value.func.id + "()" if made else getattr(node.value, "id", "")
+            yield before, node.attr
 
 
 def _kinds(function: ast.FunctionDef, nodes: list[ast.AST]) -> dict[str, str]:

@@ -11,12 +11,15 @@ from tests.faults.hooks import _Tracer
 from tests.faults.places import places, writing
 
 WRITERS = (
+    ("harness/common/files.py", "replacing"),
+    ("harness/common/files.py", "write_whole"),
     ("harness/results/store.py", "Part.write"),
     ("harness/results/store.py", "TaskStore.finish"),
     ("harness/experiment/execute.py", "_record"),
     ("harness/experiment/execute.py", "run_task"),
     ("harness/analysis/reader.py", "write_view"),
     ("harness/results/index.py", "Index.look"),
+    ("harness/results/index.py", "Index.rows"),
     ("harness/results/lease.py", "Lease.take"),
     ("harness/results/lease.py", "Lease.release"),
     ("harness/tracking/mirror.py", "claim"),
@@ -47,6 +50,7 @@ def by_object(keeper: Keeper): keeper.keep("x")
 def made():
     keeper = Keeper()
     keeper.look("x")
+def at_once(path): Keeper().keep(path)
 def nothing(text): return text.replace("a", "b")
 def renamed(path): path.replace(path)
 def appended(path):
@@ -64,7 +68,17 @@ def test_functions_that_write_and_those_that_lead_there_are_found_and_no_others(
     (tmp_path / "pack").mkdir()
     (tmp_path / "pack" / "helper.py").write_text("def put(path, text): path.write_text(text)\n")
     (tmp_path / "pack" / "most.py").write_text(SOURCE)
-    names = {"Keeper.keep", "Keeper._keep", "deep", "deeper", "by_module", "by_object", "renamed", "appended"}
+    names = {
+        "Keeper.keep",
+        "Keeper._keep",
+        "deep",
+        "deeper",
+        "by_module",
+        "by_object",
+        "at_once",
+        "renamed",
+        "appended",
+    }
     names |= {"outer", "outer.<locals>.inner"}
     expected = {("pack/most.py", name) for name in names} | {("pack/helper.py", "put")}
     assert places(tmp_path, "pack") == expected
