@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.attentions.base import Attention
-from harness.attentions.registry import EXACT, attention_of, place_of
+from harness.attentions.registry import EXACT, attention_of, table_order
 from harness.common.files import read_json, write_atomic
 from harness.common.stats import Difference, Metric, paired_difference
 from harness.results.schema import (
@@ -259,7 +259,7 @@ def questions(found: Iterable[Record]) -> list[Question]:
         first = group[0]
         name, known = first.cell.model, identities[first.cell.model]
         model = name if len(known) == 1 else f"{name} ({_digest(first.identity.model)})"
-        group.sort(key=lambda r: (place_of(r.method), r.pairs.get("fused", math.inf), r.cell.label))
+        group.sort(key=lambda r: (table_order(r.method), r.pairs.get("fused", math.inf), r.cell.label))
         made.append((model, first.task, first.context, str(question), group))
     return [
         Question(model, task, context, group) for model, task, context, _, group in sorted(made, key=lambda m: m[:4])

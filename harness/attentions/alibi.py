@@ -1,4 +1,4 @@
-"""attn=alibi: exact ALiBi, what every other attention is compared with."""
+"""attn=alibi: exact ALiBi, the reference of every other attention."""
 
 from dataclasses import dataclass
 

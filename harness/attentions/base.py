@@ -1,5 +1,4 @@
-"""What an attention method is to the harness: its options, its weights, its cost, what stands
-beside it, its looks."""
+"""The interface of an attention method: options, weights, cost, references and appearance."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -8,19 +7,25 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from harness.common.errors import UserError
 
-if TYPE_CHECKING:  # the models import torch, and reading records needs none
+if TYPE_CHECKING:  # the models import torch, which readers of records do not need
     from harness.models.spec import ModelSpec
     from harness.results.schema import CellDescription
     from kernels import Weights
 
-FIRST = ("masks", "sampler", "weights", "cutoff")  # stand in every identity, null where a method has no such option
+# keys of every identity, null for methods without such an option
+IDENTITY_KEYS = ("masks", "sampler", "weights", "cutoff")
 RUN_OPTIONS = ("masks",)  # options of a method that the command line sets without attn.
 
 
 @dataclass(frozen=True)
 class Style:
-    """How plots draw a method. key: names its colours, `--c-KEY` in report/page.css; "other" is
-    grey. symbol: Plotly's name of the marker. dash: Plotly's name of the line."""
+    """How plots draw a method.
+
+    key: name of its colours, `--c-KEY` in report/page.css; "other" is grey.
+    name: the method's name in legends.
+    symbol: Plotly's name of the marker.
+    dash: Plotly's name of the line.
+    """
 
     key: str
     name: str
@@ -29,8 +34,10 @@ class Style:
 
 
 class Option(NamedTuple):
-    """Of the command line, attn.NAME. known: gives the words that it may hold, if it holds words of
-    a list."""
+    """An option attn.NAME of the command line.
+
+    known: returns the valid words of an option that takes one of several words, else None.
+    """
 
     name: str
     type: Any
@@ -39,23 +46,24 @@ class Option(NamedTuple):
 
 
 class Attention(ABC):
-    """One method with its options: every subclass is a frozen dataclass of its own. A method that
-    composes the weights of `kernels` is one file like those beside this one, one line in
+    """A method with its options; every subclass is a frozen dataclass of its own options.
+
+    A method that composes weights of `kernels` is one file in this folder, one line in
     `harness.attentions.registry` and one file in conf/attn.
 
-    A field with a default is part of a cell's identity only where its value differs: options that
-    are added later leave the ids of earlier cells as they are.
+    A field with a default is part of a cell's identity only if its value differs from the default.
+    New options therefore do not change the ids of earlier cells.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     name: ClassVar[str]
-    Options: ClassVar[type | None] = None  # dataclass of attn.*, where these are not the fields themselves
-    native: ClassVar[bool] = False  # computed by the checkpoint's own code: `kernel` does not apply
-    any_context: ClassVar[bool] = True  # the same options are the same method at every context
-    beside_windows: ClassVar[bool] = False  # the windows of equal cost stand beside it, which it should beat
-    sinks = 0  # first tokens that stay visible with exact weight; a field of methods that have them
-    evict = False  # generation drops keys that nothing reaches any more; likewise
+    Options: ClassVar[type | None] = None  # dataclass of attn.*, if these differ from the fields
+    native: ClassVar[bool] = False  # computed by the checkpoint's own code, so that `kernel` does not apply
+    any_context: ClassVar[bool] = True  # equal options mean the same method at every context
+    beside_windows: ClassVar[bool] = False  # tables compare it with the windows of equal cost
+    sinks = 0  # first tokens that stay visible with exact weight; a field where supported
+    evict = False  # generation drops keys out of reach; a field where supported
 
     @property
     def random(self) -> bool:
@@ -65,36 +73,48 @@ class Attention(ABC):
     @property
     @abstractmethod
     def label(self) -> str:
-        """In tables, for people."""
+        """The name in tables."""
 
     @property
     @abstractmethod
     def style(self) -> Style:
-        """In plots; the same for all options that lie on one curve."""
+        """Appearance in plots, equal for all options that lie on one curve."""
 
     @abstractmethod
     def weights_of(self, model: "ModelSpec", *, seed: int, draw: int) -> "Sequence[Weights] | None":
-        """Of every layer, in one draw; None where the checkpoint's own code decides."""
+        """Return the weights of every layer in one draw; None for the checkpoint's own code."""
 
     @abstractmethod
     def pairs(self, model: "ModelSpec", context: int) -> dict[str, float]:
-        """Visited pairs (key before query) of all heads over a causal context, expected over draws,
-        by how they are counted: "fused", each pair once, and "passes", each mask by itself. What is
-        not known is left out."""
+        """Return the visited pairs of all heads over a causal context, expected over draws.
+
+        A pair is a key before its query. The keys of the result are the ways to count: "fused"
+        counts each pair once, "passes" once for every mask that covers it. Unknown counts are left
+        out.
+        """
 
     @classmethod
-    def chosen(cls, options: Any, *, masks: int, context: int, model: "ModelSpec") -> "Attention":
-        """From the command line: `options` has every attn.* of every method. Raises UserError for
-        values that make no sense together."""
+    def from_options(cls, options: Any, *, masks: int, context: int, model: "ModelSpec") -> "Attention":
+        """Return the method that the command line describes.
+
+        Args:
+            options: every attn.* of every method.
+            masks: the option masks.
+            context: the option context.
+            model: the model.
+
+        Raises:
+            UserError: for values that make no sense together.
+        """
         cls.refuse_evict(options)
-        given = {f.name: masks if f.name in RUN_OPTIONS else getattr(options, f.name) for f in fields(cls)}
-        if absent := [f.name for f in fields(cls) if f.default is MISSING and given[f.name] is None]:
+        values = {f.name: masks if f.name in RUN_OPTIONS else getattr(options, f.name) for f in fields(cls)}
+        if absent := [f.name for f in fields(cls) if f.default is MISSING and values[f.name] is None]:
             raise UserError(f"attn={cls.name} needs a value of {' and '.join(f'attn.{name}' for name in absent)}.")
-        return cls(**{name: value for name, value in given.items() if value is not None})
+        return cls(**{name: value for name, value in values.items() if value is not None})
 
     @classmethod
     def refuse_evict(cls, options: Any) -> None:
-        """UserError if keys should be dropped by a method that drops none."""
+        """Raise UserError for attn.evict=true with a method that cannot evict."""
         if options.evict and "evict" not in {f.name for f in fields(cls)}:
             raise UserError(
                 f"attn.evict=true drops keys that nothing reaches any more, and attn={cls.name} reaches all."
@@ -102,7 +122,7 @@ class Attention(ABC):
 
     @classmethod
     def options(cls) -> list[Option]:
-        """What can be set as attn.NAME; null stands for the method's default."""
+        """Return the options attn.NAME of the method; null stands for its default."""
         declared = [f for f in fields(cls.Options or cls) if f.name not in RUN_OPTIONS]
         return [
             Option(f.name, f.type | None, None, f.metadata.get("known"))  # type: ignore[operator]
@@ -113,49 +133,51 @@ class Attention(ABC):
 
     @property
     def identity(self) -> dict:
-        always = {*FIRST, *(f.name for f in fields(self) if f.default is MISSING)}
-        own = [(f.name, getattr(self, f.name), f.default) for f in fields(self)]
-        shown = {name: value for name, value, default in own if name in always or value != default}
-        return {"name": self.name, **dict.fromkeys(FIRST), **shown}
+        """The part of a cell's identity that describes the method."""
+        always = {*IDENTITY_KEYS, *(f.name for f in fields(self) if f.default is MISSING)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        included = {f.name: values[f.name] for f in fields(self) if f.name in always or values[f.name] != f.default}
+        return {"name": self.name, **dict.fromkeys(IDENTITY_KEYS), **included}
 
     @property
     def masks_drawn(self) -> int:
-        """How many masks a row of a draw has; 1 without any. For the estimate of memory."""
+        """Number of masks of each layer and head for the estimate of memory; 1 without masks."""
         return 1
 
     @property
     def masks_counted(self) -> int:
-        """How many masks a kernel must count pair by pair, 0 where a formula gives the weight."""
+        """Number of masks that a kernel must count for each pair; 0 if a formula gives the
+        weight."""
         return 0
 
     def facts(self, model: "ModelSpec") -> dict:
-        """What the record of a cell says of the method beside its identity, as JSON."""
+        """Return what the record of a cell holds of the method besides its identity, as JSON."""
         return {}
 
     def remarks(self, cell: "CellDescription") -> list[str]:
-        """What a table must say beside the label, from the record of the cell (`facts` in its
-        `more`)."""
+        """Return remarks for tables from the record of a cell, `facts` in its `more`."""
         return []
 
     @property
     def variant(self) -> list[str]:
-        """Words that tell curves of one style apart."""
+        """Words that distinguish curves of one style."""
         return [f"{self.sinks} sinks"] * bool(self.sinks) + ["evicting"] * self.evict
 
     @property
-    def kept(self) -> str:
-        """What a label says of sinks and eviction."""
+    def label_suffix(self) -> str:
+        """The part of a label that describes sinks and eviction."""
         sinks = f" +{self.sinks} sink{'s' * (self.sinks > 1)}" if self.sinks else ""
         return sinks + ", evicting" * self.evict
 
     def costs_as_much_as(self, other: "Attention") -> bool:
-        """Whether this is what stands beside `other` at equal cost, if it visits as many pairs."""
+        """Return whether this is a reference of `other` at equal cost, given equal numbers of
+        pairs."""
         return False
 
 
 @dataclass(frozen=True)
-class Unknown(Attention):
-    """A method of a record that the registry lacks: it can be shown and not computed."""
+class UnknownAttention(Attention):
+    """A recorded method that the registry lacks: it can be shown, but not computed."""
 
     name: str  # type: ignore[misc]
 
@@ -174,6 +196,6 @@ class Unknown(Attention):
         return {}
 
 
-def one_of(known: Callable[[], Iterable[str]]) -> Any:
-    """A field of `Options` that holds one of these words, or null for the method's default."""
+def word_option(known: Callable[[], Iterable[str]]) -> Any:
+    """Return a field of `Options` for one of the known words, or null for the method's default."""
     return field(default=None, metadata={"known": known})

@@ -1,14 +1,11 @@
 """attn=plsh: Positional LSH (arXiv 2605.09472), weights on the union of random masks."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from harness.attentions.base import Attention, Style, one_of
+from harness.attentions.base import Attention, Style, word_option
 from harness.attentions.masks import refuse_align, samplers
 from harness.common.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 SYMBOLS = {"gamma": "circle", "systematic": "triangle-down", "fixed": "cross"}
 DASHES = {"gamma": "solid", "systematic": "dash", "fixed": "dot"}
@@ -22,8 +19,8 @@ def _weights() -> tuple[str, ...]:
 
 @dataclass
 class Options:
-    sampler: str | None = one_of(samplers)  # gamma
-    weights: str | None = one_of(_weights)  # count
+    sampler: str | None = word_option(samplers)  # gamma
+    weights: str | None = word_option(_weights)  # count
     sinks: int = 0
     evict: bool = False
     align: int = 0
@@ -31,8 +28,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Plsh(Attention):
-    """weights: "count", "rb" or "exact" (`kernels.PositionalLSH`). align: tokens of the grid on
-    which the masks of flat heads begin and end, 0 for none."""
+    """Positional LSH with its options.
+
+    masks: masks of each layer and head.
+    sampler: how they are drawn (`kernels.methods.samplers`).
+    weights: weights on their union, "count", "rb" or "exact" (`kernels.PositionalLSH`).
+    sinks: first tokens that stay visible.
+    evict: whether generation drops keys out of reach.
+    align: tokens of the grid on which masks of flat heads begin and end, 0 for none.
+    """
 
     name = "plsh"
     Options = Options
@@ -46,17 +50,17 @@ class Plsh(Attention):
     align: int = 0
 
     @classmethod
-    def chosen(cls, options, *, masks, context, model):
-        sampler, weights = options.sampler or "gamma", options.weights or "count"
+    def from_options(cls, options, *, masks, context, model):
+        name, weights = options.sampler or "gamma", options.weights or "count"
         if options.align:
-            refuse_align(options.align, sampler, model, weights)
-        law = samplers()[sampler]
-        if weights == "rb" and law.log_coverage is None:
-            known = " or ".join(name for name, one in samplers().items() if one.log_coverage is not None)
-            needs = f"P(covered), for which {sampler} has no formula" if law.random else "random masks"
-            raise UserError(f"attn.weights=rb needs {needs}: use attn.sampler={known}.")
-        masks = masks if law.random else 1  # all masks of a draw are one and the same
-        return cls(masks, sampler, weights, options.sinks, options.evict, options.align)
+            refuse_align(options.align, name, model, weights)
+        sampler = samplers()[name]
+        if weights == "rb" and sampler.log_coverage is None:
+            usable = " or ".join(n for n, candidate in samplers().items() if candidate.log_coverage is not None)
+            needs = f"P(covered), for which {name} has no formula" if sampler.random else "random masks"
+            raise UserError(f"attn.weights=rb needs {needs}: use attn.sampler={usable}.")
+        masks = masks if sampler.random else 1  # without randomness all masks of a draw are equal
+        return cls(masks, name, weights, options.sinks, options.evict, options.align)
 
     @property
     def random(self):
@@ -65,7 +69,7 @@ class Plsh(Attention):
     @property
     def label(self):
         grid = f", grid of {self.align}" if self.align else ""
-        return f"PLSH S={self.masks} {self.sampler} {self.weights}{self.kept}{grid}"
+        return f"PLSH S={self.masks} {self.sampler} {self.weights}{self.label_suffix}{grid}"
 
     @property
     def style(self):
@@ -95,8 +99,8 @@ class Plsh(Attention):
         from kernels.methods.cost import expected_pairs
 
         options: dict[str, Any] = {"sampler": self.sampler, "sinks": self.sinks, "align": self.align}
-        known = samplers()[self.sampler].matches
-        return {match: expected_pairs(model.slopes, self.masks, context, match=match, **options) for match in known}
+        matches = samplers()[self.sampler].matches
+        return {match: expected_pairs(model.slopes, self.masks, context, match=match, **options) for match in matches}
 
     @property
     def masks_drawn(self):
@@ -107,18 +111,20 @@ class Plsh(Attention):
         return self.masks if self.weights == "count" else 0
 
     def facts(self, model):
-        """Of masks on a grid how many heads are on it, and how far at most an expected weight is
-        off from theirs under ALiBi."""
+        """Return, for masks on a grid, the heads on the grid and the largest bias of their weights.
+
+        The bias is the difference between the expected weight of a pair and its ALiBi weight.
+        """
         from kernels.methods.cost import align_bias
 
         if not self.align:
             return {}
-        off = align_bias(model.slopes, self.align)
-        return {"alignment": {"heads": int((off > 0).sum()), "bias": float(off.max())}}
+        bias = align_bias(model.slopes, self.align)
+        return {"alignment": {"heads": int((bias > 0).sum()), "bias": float(bias.max())}}
 
     def remarks(self, cell):
-        said = ["one draw: intervals leave out the masks' variance"] * (cell.identity.draws == 1)
+        remarks = ["one draw: intervals leave out the masks' variance"] * (cell.identity.draws == 1)
         if grid := cell.more.get("alignment"):
             heads = f"{grid['heads']} head{'s' * (grid['heads'] > 1)} on the grid"
-            said.append(f"{heads}: expected weights, at most 1, are off by up to {grid['bias']:.2g}")
-        return said
+            remarks.append(f"{heads}: expected weights, at most 1, are off by up to {grid['bias']:.2g}")
+        return remarks

@@ -1,15 +1,17 @@
-"""The attention methods by name, in the order of tables. A new method is one file beside this one,
-one line here and one file in conf/attn."""
+"""The attention methods by name, in the order of tables.
+
+A new method is one file in this folder, one line here and one file in conf/attn.
+"""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any
 
 from harness.attentions.alibi import EXACT, Alibi
-from harness.attentions.base import Attention, Option, Unknown
+from harness.attentions.base import Attention, Option, UnknownAttention
 from harness.attentions.plsh import Plsh
 from harness.attentions.stock import Stock
-from harness.attentions.window import Window, windows_beside
+from harness.attentions.window import Window, equal_cost_windows
 from harness.common.errors import UserError, choose
 
 if TYPE_CHECKING:
@@ -17,48 +19,68 @@ if TYPE_CHECKING:
 
 ATTENTIONS: dict[str, type[Attention]] = {kind.name: kind for kind in (Alibi, Stock, Plsh, Window)}
 
-__all__ = ["ATTENTIONS", "EXACT", "attention_of", "choose_attention", "options", "place_of", "references"]
+__all__ = ["ATTENTIONS", "EXACT", "attention_of", "choose_attention", "options", "table_order", "references"]
 
 
 def options() -> list[Option]:
-    """attn.* of all methods, each once: options of one name are of one type and have one
-    default."""
-    found: dict[str, Option] = {}
+    """Return attn.* of all methods, each once.
+
+    Methods that share the name of an option share its type and default.
+    """
+    by_name: dict[str, Option] = {}
     for kind in ATTENTIONS.values():
-        for own in kind.options():
-            first = found.setdefault(own.name, own)
-            assert first[:3] == own[:3], f"attn.{own.name} is declared in two ways"
-    return list(found.values())
+        for option in kind.options():
+            first = by_name.setdefault(option.name, option)
+            assert first[:3] == option[:3], f"attn.{option.name} is declared in two ways"
+    return list(by_name.values())
 
 
-def choose_attention(given: Any, *, masks: int, context: int, model: "ModelSpec") -> Attention:
-    """The attention of a configuration, whose attn.* are `given`. Raises UserError."""
-    kind = ATTENTIONS[choose("attn", given.name, ATTENTIONS)]
+def choose_attention(config: Any, *, masks: int, context: int, model: "ModelSpec") -> Attention:
+    """Return the attention of a configuration.
+
+    Args:
+        config: attn.* of the configuration.
+        masks: the option masks.
+        context: the option context.
+        model: the model.
+
+    Raises:
+        UserError: for an unknown method or an invalid option.
+    """
+    kind = ATTENTIONS[choose("attn", config.name, ATTENTIONS)]
     for option in options():
-        value = getattr(given, option.name)
+        value = getattr(config, option.name)
         if option.known is not None and value is not None:
             choose(f"attn.{option.name}", value, option.known())
-    if not 0 <= given.sinks <= context:
-        raise UserError(f"attn.sinks must be from 0 to context={context}, not {given.sinks}.")
-    return kind.chosen(given, masks=masks, context=context, model=model)
+    if not 0 <= config.sinks <= context:
+        raise UserError(f"attn.sinks must be from 0 to context={context}, not {config.sinks}.")
+    return kind.from_options(config, masks=masks, context=context, model=model)
 
 
 def references(attention: Attention, model: "ModelSpec", context: int) -> dict[str, Attention]:
-    """What a table shows beside a method, by role. Exact ALiBi ("exact") is always there."""
-    return windows_beside(attention, model, context) if attention.beside_windows else {}
+    """Return the attentions that a method is compared with, by role, besides exact ALiBi.
+
+    Args:
+        attention: the method.
+        model: the model.
+        context: tokens.
+    """
+    return equal_cost_windows(attention, model, context) if attention.beside_windows else {}
 
 
 def attention_of(identity: Mapping) -> Attention:
-    """The attention of a record, from "attn" of its cell's identity: to be shown, whatever its
-    values. Options that this code does not know are left out."""
+    """Return the attention of a record, for display, from "attn" of its cell's identity.
+
+    Its values are not checked, and options that this code does not know are left out.
+    """
     kind = ATTENTIONS.get(identity["name"])
     if kind is None:
-        return Unknown(identity["name"])
-    own = {f.name: identity.get(f.name, None if f.default is MISSING else f.default) for f in fields(kind)}
-    return kind(**own)
+        return UnknownAttention(identity["name"])
+    values = {f.name: identity.get(f.name, None if f.default is MISSING else f.default) for f in fields(kind)}
+    return kind(**values)
 
 
-def place_of(attention: Attention) -> int:
-    """In the order of tables; methods that are not registered come last."""
+def table_order(attention: Attention) -> int:
+    """Return the position of a method in tables; methods that are not registered come last."""
     names = list(ATTENTIONS)
     return names.index(attention.name) if attention.name in names else len(names)

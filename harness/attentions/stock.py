@@ -1,5 +1,4 @@
-"""attn=stock: the checkpoint's own attention code in transformers, with its errors
-(docs/models.md)."""
+"""attn=stock: the attention code of transformers, with its known errors (docs/models.md)."""
 
 from dataclasses import dataclass
 

@@ -1,11 +1,13 @@
-"""attn=window: exact ALiBi cut where slope * distance exceeds a cutoff, which is given or matches
-the cost of masks."""
+"""attn=window: exact ALiBi cut where slope * distance exceeds a cutoff.
+
+The cutoff is given, or chosen so that the window costs as much as random masks.
+"""
 
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.attentions.base import Attention, Style, one_of
+from harness.attentions.base import Attention, Style, word_option
 from harness.attentions.masks import refuse_align, samplers
 from harness.common.errors import UserError
 
@@ -21,8 +23,8 @@ def _matches() -> tuple[str, ...]:
 
 @dataclass
 class Options:
-    match: str | None = one_of(_matches)  # fused
-    sampler: str | None = one_of(samplers)  # gamma; of the masks that the cutoff matches, as `align`
+    match: str | None = word_option(_matches)  # fused
+    sampler: str | None = word_option(samplers)  # gamma; like `align` an option of the masks whose cost is matched
     cutoff: float | None = None
     sinks: int = 0
     evict: bool = False
@@ -31,11 +33,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Window(Attention):
-    """cutoff: in units of 1/slope."""
+    """A sliding window. cutoff: its length in units of 1/slope."""
 
     name = "window"
     Options = Options
-    any_context = False  # its cutoff follows the cost of masks, which grows with the context
+    any_context = False  # the matched cutoff grows with the context
     style = Style("window", "window", "square-open")
 
     cutoff: float
@@ -43,41 +45,50 @@ class Window(Attention):
     evict: bool = False
 
     @classmethod
-    def chosen(cls, options, *, masks, context, model):
+    def from_options(cls, options, *, masks, context, model):
         from kernels.methods.cost import expected_pairs
 
-        kept = {"sinks": options.sinks, "evict": options.evict}
+        shared = {"sinks": options.sinks, "evict": options.evict}
         if options.cutoff is not None:
             if not 0 <= options.cutoff < math.inf:
                 raise UserError(
                     f"attn.cutoff must be a number of at least 0, not {options.cutoff}; attn=alibi has no cutoff."
                 )
-            return cls(options.cutoff, **kept)
+            return cls(options.cutoff, **shared)
         match, sampler = options.match or "fused", options.sampler or "gamma"
         if match not in samplers()[sampler].matches:
-            known = " or ".join(name for name, one in samplers().items() if match in one.matches)
+            usable = " or ".join(name for name, candidate in samplers().items() if match in candidate.matches)
             raise UserError(
                 f"attn.match={match} needs the expected pairs of the masks, for which attn.sampler={sampler} has no "
-                f"formula: use attn.sampler={known}, or give attn.cutoff."
+                f"formula: use attn.sampler={usable}, or give attn.cutoff."
             )
         if options.align:
             refuse_align(options.align, sampler, model)
-        drawn = {"match": match, "sampler": sampler, "sinks": options.sinks, "align": options.align}
-        return cls.of_cost(expected_pairs(model.slopes, masks, context, **drawn), model, context, **kept)
+        mask_options = {"match": match, "sampler": sampler, "sinks": options.sinks, "align": options.align}
+        pairs = expected_pairs(model.slopes, masks, context, **mask_options)
+        return cls.of_cost(pairs, model, context, **shared)
 
     @classmethod
     def of_cost(
         cls, pairs: float, model: "ModelSpec", context: int, *, sinks: int = 0, evict: bool = False
     ) -> "Window":
-        """The window that visits so many pairs. Six digits: the cutoff is part of the cell's
-        identity, and its last bits may differ between machines."""
+        """Return the window that visits a number of pairs.
+
+        Args:
+            pairs: pairs of all heads over the context (`Attention.pairs`).
+            model: the model, for its slopes.
+            context: tokens.
+            sinks: first tokens that stay visible.
+            evict: whether generation drops keys out of reach.
+        """
         from kernels.methods.cost import cutoff_of
 
+        # six digits, because the cutoff is part of the identity and its last bits vary by machine
         return cls(float(f"{cutoff_of(model.slopes, pairs, context, sinks=sinks):.6g}"), sinks, evict)
 
     @property
     def label(self):
-        return f"window T={self.cutoff:.3g}{self.kept}"
+        return f"window T={self.cutoff:.3g}{self.label_suffix}"
 
     def weights_of(self, model, *, seed, draw):
         from kernels import Window
@@ -93,9 +104,16 @@ class Window(Attention):
         return (self.sinks, self.evict) == (other.sinks, other.evict)
 
 
-def windows_beside(attention: Attention, model: "ModelSpec", context: int) -> dict[str, Attention]:
-    """The windows with the sinks and the eviction of `attention` that visit as many pairs, by each
-    way to count them: what an approximation of ALiBi should beat."""
-    kept: dict[str, Any] = {"sinks": attention.sinks, "evict": attention.evict}
+def equal_cost_windows(attention: Attention, model: "ModelSpec", context: int) -> dict[str, Attention]:
+    """Return the windows that visit as many pairs as an attention, one for each way to count.
+
+    They have its sinks and eviction. An approximation of ALiBi should beat them.
+
+    Args:
+        attention: the attention.
+        model: the model.
+        context: tokens.
+    """
+    shared: dict[str, Any] = {"sinks": attention.sinks, "evict": attention.evict}
     counts = attention.pairs(model, context)
-    return {f"window {match}": Window.of_cost(pairs, model, context, **kept) for match, pairs in counts.items()}
+    return {f"window {match}": Window.of_cost(pairs, model, context, **shared) for match, pairs in counts.items()}

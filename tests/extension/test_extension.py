@@ -45,7 +45,8 @@ def test_a_method_runs_from_the_command_to_the_table_the_page_and_tracking(run, 
     assert set(document["references"]) == {"exact", "window fused"}
     cell = json.loads((tmp_path / "store" / document["cell_id"] / "cell.json").read_text())
     own = {"name": "layered", "masks": None, "sampler": None, "weights": None, "cutoff": None, "reach": 0.75}
-    assert cell["identity"]["attn"] == own and cell["identity"]["draws"] is None
+    assert cell["identity"]["attn"] == own
+    assert cell["identity"]["draws"] is None
     exact, window = (json.loads((tmp_path / "store" / document["references"][r] / "cell.json").read_text())
                      for r in ("exact", "window fused"))  # fmt: skip
     slopes = cell["identity"]["model"]["slopes"]
@@ -56,30 +57,38 @@ def test_a_method_runs_from_the_command_to_the_table_the_page_and_tracking(run, 
     row = next(line for line in out.splitlines() if "layered T=0.75" in line)
     assert f"{visited:.1f}" in row
     config = content_of(tmp_path / "store", document["cell_id"])["config"]
-    assert config["attn"] == own and config["label"] == "layered T=0.75"
+    assert config["attn"] == own
+    assert config["label"] == "layered T=0.75"
     html = page()
-    assert "layered T=0.75" in html and re.search(r'"name": ?"layered"', html)  # a row, and a curve of its own
+    assert "layered T=0.75" in html
+    assert re.search(r'"name": ?"layered"', html)  # a row, and a curve of its own
     (record,) = (r for r in reader.records(tmp_path / "store") if r.cell_id == document["cell_id"])
     assert record.method == Layered(0.75)
     code, again, _, _ = run(*options, *FAST, "attn.every=2", "masks=3", "seed=9", f"results={tmp_path / 'store'}")
-    assert code == 0 and again["rows_written"] == 0  # options of other methods are not in its identity
+    assert code == 0
+    assert again["rows_written"] == 0  # options of other methods are not in its identity
 
 
 def test_a_sampler_without_formulas_runs_under_count_and_lacks_what_needs_them(run, tmp_path, page):
     options = ("attn.sampler=antithetic", "masks=4", "draws=4", *FAST, f"results={tmp_path / 'store'}")
     code, document, out, err = run(*options)
     assert code == 0, err
-    assert list(document["references"]) == ["exact"] and document["tasks"] == {"retrieval": "ok"}
+    assert list(document["references"]) == ["exact"]
+    assert document["tasks"] == {"retrieval": "ok"}
     cell = json.loads((tmp_path / "store" / document["cell_id"] / "cell.json").read_text())
-    assert cell["pairs_per_row"] == {} and cell["identity"]["attn"]["sampler"] == "antithetic"
+    assert cell["pairs_per_row"] == {}
+    assert cell["identity"]["attn"]["sampler"] == "antithetic"
     assert "PLSH S=4 antithetic count" in out
     config = content_of(tmp_path / "store", document["cell_id"])["config"]
     assert config["attn"]["sampler"] == "antithetic"
     html = page()
-    assert "PLSH S=4 antithetic count" in html and "window of equal fused pairs not in the store" not in html
+    assert "PLSH S=4 antithetic count" in html
+    assert "window of equal fused pairs not in the store" not in html
     for more, needs in (("attn.weights=rb", "P(covered)"), ("attn=window", "the expected pairs of the masks")):
         code, _, _, err = run(*options, more)
-        assert code == 2 and needs in err and "gamma or systematic" in err
+        assert code == 2
+        assert needs in err
+        assert "gamma or systematic" in err
 
 
 @pytest.mark.parametrize("file", ["layered.py", "antithetic.py", "conf/attn/layered.yaml"])
@@ -92,4 +101,5 @@ def test_the_page_shows_this_very_code(file):
 
 def test_a_method_that_is_not_there_is_named_with_its_neighbours(run):
     code, _, _, err = run("attn=layred")
-    assert code == 2 and "There is no attn=layred" in err
+    assert code == 2
+    assert "There is no attn=layred" in err
