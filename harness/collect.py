@@ -19,7 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from harness.analysis import reader
-from harness.common.errors import refused
+from harness.common.errors import report_mistake
 from harness.common.files import replacing
 from harness.common.streams import print_in_any_encoding
 from harness.results.index import Index
@@ -36,14 +36,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="file to write, .parquet or .csv")
     given = parser.parse_args(arguments)
     if given.out.suffix not in (".parquet", ".csv"):
-        return refused(f"--out={given.out} must end in .parquet or .csv.")
+        return report_mistake(f"--out={given.out} must end in .parquet or .csv.")
     if not given.results.is_dir():
-        return refused(f"There is no folder {given.results}: run python -m harness.run first, or name another folder.")
+        return report_mistake(
+            f"There is no folder {given.results}: run python -m harness.run first, or name another folder."
+        )
     table, read = collect(given.results)
     try:
         write(table, given.out)
     except OSError as error:
-        return refused(f"--out={given.out} cannot be written: {error}.")
+        return report_mistake(f"--out={given.out} cannot be written: {error}.")
     print(f"{table.num_rows} records, {table.num_columns} columns in {given.out} ({read} read anew).")
     print(json.dumps({"status": "ok", "records": table.num_rows, "read": read, "out": str(given.out)}))
     return 0

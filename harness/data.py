@@ -6,7 +6,7 @@ FILE --prepare."""
 import sys
 from typing import TYPE_CHECKING
 
-from harness.common.errors import UserError, refused
+from harness.common.errors import UserError, report_mistake
 from harness.common.preflight import refuse_foreign_kernels
 from harness.common.streams import print_in_any_encoding
 from harness.experiment.compose import compose_config
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         plan = Planner(on_this_machine=False).plan(to_run_config(compose_config(arguments)))
         return prepare([plan], results=str(plan.results), models=False)
     except UserError as error:
-        return refused(str(error))
+        return report_mistake(str(error))
 
 
 if __name__ == "__main__":

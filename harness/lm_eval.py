@@ -10,7 +10,7 @@ lm_eval.simple_evaluate(model="plsh", ...).
 
 import sys
 
-from harness.common.errors import DONE, UserError, refused
+from harness.common.errors import EXIT_OK, UserError, report_mistake
 from harness.common.preflight import refuse_foreign_kernels
 
 
@@ -32,8 +32,8 @@ def main() -> int:
 
         cli_evaluate()
     except UserError as error:
-        return refused(str(error))
-    return DONE
+        return report_mistake(str(error))
+    return EXIT_OK
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.common.errors import AGAIN, DONE, FAILED, MISTAKE, STATUSES, UserError, refused
+from harness.common.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, EXIT_RETRY, STATUSES, UserError, report_mistake
 from harness.common.paths import CONF
 from harness.common.preflight import refuse_foreign_kernels
 from harness.common.ranks import Team
@@ -46,9 +46,9 @@ def main() -> int:
         from harness.experiment.run_plan import run_plan
 
         try:
-            code, document = (AGAIN, {}) if stop.requested else run_plan(plan(cfg), stop, tracker, team)
+            code, document = (EXIT_RETRY, {}) if stop.requested else run_plan(plan(cfg), stop, tracker, team)
         except UserError as error:
-            code = refused(str(error))
+            code = report_mistake(str(error))
         finally:
             team.end_job()
         codes.append(code)
@@ -69,16 +69,16 @@ def main() -> int:
                 with Tracker(stop) as tracker:
                     job()
             except UserError as error:
-                return refused(str(error))
+                return report_mistake(str(error))
             except (HydraException, OmegaConfBaseException) as error:
-                return refused(explain(error, sys.argv[1:]))
-            code = next((c for c in (MISTAKE, AGAIN, FAILED) if c in codes), DONE)
+                return report_mistake(explain(error, sys.argv[1:]))
+            code = next((c for c in (EXIT_INVALID, EXIT_RETRY, EXIT_FAILED) if c in codes), EXIT_OK)
             if _multirun():
                 status = STATUSES[code] if codes else "unknown"  # a launcher has run the cells in other processes
                 print(json.dumps({"status": status, "cells": cell_ids, "exit_codes": codes}), flush=True)
             return code
     except UserError as error:  # of the ranks
-        return refused(str(error))
+        return report_mistake(str(error))
 
 
 def _multirun() -> bool:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from harness.analysis import reader, table
-from harness.common.errors import nearest, refused
+from harness.common.errors import nearest, report_mistake
 from harness.common.streams import print_in_any_encoding
 from harness.common.table import Table
 
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     found = reader.records(given.results)
     if not found:
-        return refused(
+        return report_mistake(
             f"{given.results} holds no records: run python -m harness.run first, or name another folder with --results."
         )
     if given.cell_id is None:
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     matching = [c for c in ids if c.startswith(given.cell_id)]
     if len(matching) != 1:
         told = f"{len(matching)} cells begin so." if matching else nearest(given.cell_id, ids)
-        return refused(f"There is no one cell {given.cell_id!r} in {given.results}. {told.strip()}")
+        return report_mistake(f"There is no one cell {given.cell_id!r} in {given.results}. {told.strip()}")
     own = [r for r in found if r.cell_id == matching[0]]
     for record in own:
         _print_record(record, found)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from harness.analysis import reader
-from harness.common.errors import nearest, refused
+from harness.common.errors import nearest, report_mistake
 from harness.common.streams import print_in_any_encoding
 from harness.tracking.mirror import Outcome, mirror
 
@@ -28,15 +28,15 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     known = sorted({r.cell_id for r in reader.records(given.results)})
     if not known:
-        return refused(f"{given.results} holds no records: name the results folder of a run.")
+        return report_mistake(f"{given.results} holds no records: name the results folder of a run.")
     for cell_id in given.cell or ():
         if cell_id not in known:
-            return refused(f"There is no cell {cell_id!r} in {given.results}.{nearest(cell_id, known)}")
+            return report_mistake(f"There is no cell {cell_id!r} in {given.results}.{nearest(cell_id, known)}")
     cells = list(dict.fromkeys(given.cell or known))
     destination = {"project": given.project, "entity": given.entity, "group": given.group}
     outcome = mirror(given.results, cells, mode="online", limit=given.timeout * len(cells), **destination)
     if outcome.no_key:
-        return refused("W&B knows no API key here: run wandb login, or set WANDB_API_KEY.")
+        return report_mistake("W&B knows no API key here: run wandb login, or set WANDB_API_KEY.")
     return _report(outcome)
 
 

@@ -1,1 +1,1 @@
-"""What every room of the harness may use: errors, paths, files, tables, statistics, signals."""
+"""Shared by all packages of the harness: errors, paths, tables, statistics, signals and ranks."""

@@ -1,27 +1,29 @@
-"""A mistake of the user's, answered in a sentence that says what to change; and how to find the
-nearest right word."""
+"""Exit codes, mistakes of the user's, and the nearest valid name to a mistyped one."""
 
 import difflib
 import json
 import sys
 from collections.abc import Iterable
 
-DONE, FAILED, MISTAKE, AGAIN = 0, 1, 2, 75  # the exit codes
-STATUSES = {DONE: "ok", FAILED: "failed", MISTAKE: "invalid", AGAIN: "stopped"}  # and their names in the JSON line
+EXIT_OK, EXIT_FAILED, EXIT_INVALID, EXIT_RETRY = 0, 1, 2, 75
+# exit code -> status in the JSON line
+STATUSES = {EXIT_OK: "ok", EXIT_FAILED: "failed", EXIT_INVALID: "invalid", EXIT_RETRY: "stopped"}
 
 
 class UserError(Exception):
-    """Raised before expensive work. The command line prints it without a traceback and exits with
-    2."""
+    """A mistake of the user's, raised before expensive work with a message that says what to
+    change.
+
+    The command line prints the message without a traceback and exits with code 2.
+    """
 
 
 class CannotLoad(UserError):
-    """A checkpoint or tokenizer that could not be had, or is not what it should be: no task of the
-    run can go on."""
+    """A checkpoint or tokenizer that cannot be loaded or is invalid, so that no task can run."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint for a mistyped word: " Did you mean X?" and the choices, or the choices alone."""
+    """Return a hint for a mistyped word: " Did you mean X?" and the choices if there are few."""
     known = list(known)
     lowered = {k.lower(): k for k in known}
     close = difflib.get_close_matches(str(word).lower(), lowered, n=1, cutoff=0.5)
@@ -30,16 +32,27 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def choose(name: str, value: str, known: Iterable[str]) -> str:
-    """`value` if it is one of `known`, else UserError."""
+    """Return `value` if it is one of `known`.
+
+    Args:
+        name: name of the option for the message.
+        value: value of the option.
+        known: the valid values.
+
+    Raises:
+        UserError: if it is not.
+    """
     known = list(known)
     if value not in known:
         raise UserError(f"{name}: {value!r} is not known.{nearest(value, known)}")
     return value
 
 
-def refused(sentence: str, **more: object) -> int:
-    """How every command answers a mistake: the sentence on stderr, a JSON line on stdout; returns
-    the exit code."""
+def report_mistake(sentence: str, **fields: object) -> int:
+    """Print a mistake to stderr and as a JSON line to stdout, and return the exit code.
+
+    fields: further fields of the JSON line.
+    """
     print(sentence, file=sys.stderr)
-    print(json.dumps({"status": STATUSES[MISTAKE], "message": sentence, **more}), flush=True)
-    return MISTAKE
+    print(json.dumps({"status": STATUSES[EXIT_INVALID], "message": sentence, **fields}), flush=True)
+    return EXIT_INVALID

@@ -1,7 +1,7 @@
-"""Where the project's own files lie."""
+"""Paths of the project's own files."""
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]  # of the clone
-CONF = ROOT / "harness" / "conf"  # a link to conf in a clone, the files themselves where it is installed
-EMBEDDED = ROOT / "harness" / "embedded"  # models that come with the package
+ROOT = Path(__file__).resolve().parents[2]  # the clone
+CONF = ROOT / "harness" / "conf"  # a link to conf in a clone, a folder in an installed package
+EMBEDDED = ROOT / "harness" / "embedded"  # models that are part of the package

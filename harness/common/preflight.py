@@ -1,5 +1,4 @@
-"""The name `kernels` is also the name of a Hugging Face package that transformers imports when it
-sees one."""
+"""Refuse the Hugging Face package `kernels`, which transformers imports if it is installed."""
 
 import importlib.metadata
 
@@ -7,8 +6,14 @@ from harness.common.errors import UserError
 
 
 def refuse_foreign_kernels() -> None:
-    """Raise UserError if the distribution called "kernels" is installed: transformers would take
-    ours for it, or it would shadow ours. To be called before transformers is imported."""
+    """Check that no distribution called "kernels" is installed.
+
+    transformers would take our package for it, or it would shadow ours. Call this before
+    transformers is imported.
+
+    Raises:
+        UserError: if it is installed.
+    """
     try:
         version = importlib.metadata.version("kernels")
     except importlib.metadata.PackageNotFoundError:

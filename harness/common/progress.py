@@ -1,5 +1,4 @@
-"""Progress on stderr: a bar on a terminal, otherwise a plain line now and then that reads well in a
-log."""
+"""Progress on stderr: a bar on a terminal, otherwise an occasional line for logs."""
 
 import sys
 import time
@@ -10,19 +9,29 @@ from rich.progress import Progress as Bar
 
 
 class Progress:
+    """The progress of a run, task after task."""
+
     PERIOD = 15.0  # seconds between plain lines
 
     def __init__(self, *, quiet: bool = False):
-        """quiet: what this process does is told by another."""
+        """quiet: print nothing, because another process reports."""
         self._quiet = quiet
         self._console = Console(file=sys.stderr)
         self._bar: Bar | None = None
         self.written = 0  # rows of all tasks so far
 
     def start(self, title: str, total: int, done: int, *, rows_are: str = "samples") -> None:
+        """Begin a task.
+
+        Args:
+            title: the task in messages.
+            total: rows of the task.
+            done: rows that exist already.
+            rows_are: what a row is, "samples" or "repeats".
+        """
         self._title, self._total, self._done, self._rows_are = title, total, done, rows_are
-        self._began = self._last = time.monotonic()
-        self.fresh = 0  # rows of this task by this process
+        self._start = self._last = time.monotonic()
+        self.fresh = 0  # rows of this task written by this process
         if self._console.is_terminal and not self._quiet:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Bar(*columns, console=self._console, transient=True)
@@ -30,6 +39,7 @@ class Progress:
             self._row = self._bar.add_task(title, total=total, completed=done)
 
     def advance(self, count: int) -> None:
+        """Count written rows."""
         self._done += count
         self.fresh += count
         self.written += count
@@ -37,14 +47,16 @@ class Progress:
             self._bar.advance(self._row, count)
         elif time.monotonic() - self._last >= self.PERIOD or self._done >= self._total:
             self._last = time.monotonic()
-            rate = (self._last - self._began) / self.fresh
-            self.say(f"{self._title}: {self._done}/{self._total} {self._rows_are}, {rate:.2f} s each")
+            seconds = (self._last - self._start) / self.fresh
+            self.say(f"{self._title}: {self._done}/{self._total} {self._rows_are}, {seconds:.2f} s each")
 
     def stop(self) -> None:
+        """End the task's bar."""
         if self._bar:
             self._bar.stop()
             self._bar = None
 
     def say(self, sentence: str) -> None:
+        """Print a sentence unless quiet."""
         if not self._quiet:
             print(sentence, file=sys.stderr, flush=True)

@@ -1,10 +1,11 @@
-"""Several processes on one cell: `torchrun` and `accelerate launch` start the same command in each
-and number them by RANK and WORLD_SIZE.
+"""Several processes on one cell, started by `torchrun` or `accelerate launch`.
 
-Rank 0 leads: it says what is computed, waits for the others and finishes. The others compute their
-share of the samples into part files of their own and report. They talk through the store of keys
-that the launcher serves, by polling it, so that nobody waits for one that has ended: who is alive
-counts up in it.
+The launcher runs the same command in each process and numbers them by RANK and WORLD_SIZE. Rank 0
+leads: it decides what is computed, waits for the other ranks and finishes the task. The other ranks
+compute their shares of the samples into part files of their own and report.
+
+Ranks communicate by polling the launcher's key-value store. Each increments a heartbeat there, so
+that no rank waits for one that has ended.
 """
 
 import contextlib
@@ -18,29 +19,29 @@ from typing import Any
 
 from harness.common.errors import UserError
 
-JOIN = 300.0  # seconds for all ranks to come
-BEAT = 1.0  # seconds between two signs of life
-SILENCE = 60.0  # seconds without one, after which a rank is taken for dead
-HASTE = 20.0  # seconds that a stopped run waits for the others
-POLL = 0.05
+JOIN_TIMEOUT = 300.0  # seconds until all ranks must have started
+HEARTBEAT_PERIOD = 1.0  # seconds
+HEARTBEAT_TIMEOUT = 60.0  # seconds without a heartbeat after which a rank is considered dead
+STOP_TIMEOUT = 20.0  # seconds that a stopped run waits for other ranks
+POLL_PERIOD = 0.05  # seconds
 
 
 def rank() -> int:
-    """This process among those that work on the same cells; 0 if it is alone."""
-    return _number("RANK") if ranks() > 1 else 0
+    """Return the number of this process among those on the same cells; 0 if it is alone."""
+    return _environment_number("RANK") if ranks() > 1 else 0
 
 
 def ranks() -> int:
-    """How many processes work on the same cells."""
-    return max(1, _number("WORLD_SIZE", 1))
+    """Return the number of processes that work on the same cells."""
+    return max(1, _environment_number("WORLD_SIZE", 1))
 
 
 def local_rank() -> int:
-    """This process among those of its machine."""
-    return _number("LOCAL_RANK", rank()) if ranks() > 1 else 0
+    """Return the number of this process among those of its machine."""
+    return _environment_number("LOCAL_RANK", rank()) if ranks() > 1 else 0
 
 
-def _number(name: str, default: int = 0) -> int:
+def _environment_number(name: str, default: int = 0) -> int:
     text = os.environ.get(name) or str(default)
     if not text.isdecimal():
         raise UserError(f"{name}={text} in the environment is no number: unset it, or start with torchrun.")
@@ -48,15 +49,18 @@ def _number(name: str, default: int = 0) -> int:
 
 
 class Team:
-    """All ranks. Alone, every method says so at once. A job is one configuration, a turn one task
-    of one of its cells: all ranks go through the same ones in the same order."""
+    """All ranks, or this process alone, for which every method returns at once.
+
+    A job is a configuration, and a turn is a task of one of its cells. All ranks go through the
+    same jobs and turns in the same order.
+    """
 
     def __init__(self):
         self.rank, self.size = rank(), ranks()
         self._job = self._turn = 0
         self._store: Any = None  # torch's, which has no type of its own for one that a launcher serves
         self._decided = True
-        self._seen: dict[int, tuple[bytes, float]] = {}  # of other ranks the last sign of life, and since when
+        self._heartbeats: dict[int, tuple[bytes, float]] = {}  # rank -> last heartbeat, time of its first sight
         self._over = threading.Event()
 
     def __enter__(self) -> "Team":
@@ -65,8 +69,10 @@ class Team:
         return self
 
     def __exit__(self, *_) -> None:
-        """Rank 0 ends what it has to print before another leaves: a launcher ends all as soon as
-        one fails."""
+        """Let rank 0 finish printing before other ranks end.
+
+        A launcher ends all processes as soon as one of them fails.
+        """
         if self.leads:
             self._set("end")
             for other in range(1, self.size):
@@ -78,100 +84,113 @@ class Team:
 
     @property
     def leads(self) -> bool:
+        """Whether this is rank 0, which records, reports and prints."""
         return self.rank == 0
 
     def next_job(self) -> None:
-        """Before a configuration is planned."""
+        """Begin a configuration, before it is planned."""
         self._job, self._turn = self._job + 1, 0
 
     def next_turn(self) -> None:
-        """Before a task of a cell is begun, or passed over."""
+        """Begin a task of a cell, before it is computed or skipped."""
         self._turn += 1
         self._decided = False
 
     def end_job(self) -> None:
-        """After a configuration, however it ended: nobody is to wait for this rank in it."""
-        self._set(self._left(self.rank))
+        """End a configuration, however it went: other ranks stop waiting for this one."""
+        self._set(self._left_key(self.rank))
 
     def decide(self, status: str | None) -> None:
-        """As rank 0: whether this turn is computed (None), or what became of it without that. What
-        was said first holds."""
+        """Publish rank 0's decision about this turn; only the first decision of a turn counts.
+
+        status: None to compute the task, otherwise its status without computation.
+        """
         if self.leads and not self._decided:
             self._decided = True
-            self._set(self._here("go"), {"status": status})
+            self._set(self._turn_key("go"), {"status": status})
 
     def decision(self, stopped: Callable[[], bool]) -> str | None:
-        """What rank 0 has decided; "stopped" if it is gone, or if everything stops."""
-        found = self._wait(0, self._here("go"), stopped, self._left(0))
-        return found["status"] if found else "stopped"
+        """Wait for rank 0's decision and return its status; "stopped" if rank 0 has ended.
+
+        stopped: whether a stop was requested, after which the wait is short.
+        """
+        message = self._wait(0, self._turn_key("go"), stopped, self._left_key(0))
+        return message["status"] if message else "stopped"
 
     def report(self, **outcome: object) -> None:
-        """As another rank: what became of this turn. status, rows (how many were written) and
-        failure, if any."""
-        self._set(f"{self._here('report')}/{self.rank}", outcome)
+        """Publish the outcome of this turn as another rank than 0.
+
+        outcome: `status`, `rows` (number of rows written) and `failure` (None if there is none).
+        """
+        self._set(f"{self._turn_key('report')}/{self.rank}", outcome)
 
     def reports(self, stopped: Callable[[], bool]) -> list[dict]:
-        """The reports of the others, once all have reported; "stopped" of one that is gone."""
-        found = []
+        """Wait for the other ranks' reports and return them, with "stopped" for ranks that ended.
+
+        stopped: whether a stop was requested, after which the wait is short.
+        """
+        reports = []
         for other in range(1, self.size):
-            told = self._wait(other, f"{self._here('report')}/{other}", stopped, self._left(other))
-            found.append({"rank": other, "failure": None, **(told or {"status": "stopped", "rows": 0})})
-        return found
+            message = self._wait(other, f"{self._turn_key('report')}/{other}", stopped, self._left_key(other))
+            reports.append({"rank": other, "failure": None, **(message or {"status": "stopped", "rows": 0})})
+        return reports
 
-    def _here(self, what: str) -> str:
-        return f"{what}/{self._job}/{self._turn}"
+    def _turn_key(self, name: str) -> str:
+        return f"{name}/{self._job}/{self._turn}"
 
-    def _left(self, other: int) -> str:
+    def _left_key(self, other: int) -> str:
         return f"left/{self._job}/{other}"
 
     def _join(self) -> None:
         from torch.distributed import rendezvous
 
         try:
-            self._store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=JOIN)))
+            self._store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_TIMEOUT)))
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"WORLD_SIZE={self.size} in the environment, and the other processes cannot be found ({error}): start "
                 "with torchrun or accelerate launch, or unset WORLD_SIZE and RANK."
             ) from None
-        threading.Thread(target=self._live, daemon=True).start()
+        threading.Thread(target=self._beat, daemon=True).start()
 
-    def _live(self) -> None:
+    def _beat(self) -> None:
         beats = 0
         with contextlib.suppress(RuntimeError):  # the launcher has ended
             while not self._over.is_set():
                 beats += 1
                 self._store.set(f"beat/{self.rank}", str(beats))
-                self._over.wait(BEAT)
+                self._over.wait(HEARTBEAT_PERIOD)
 
     def _set(self, key: str, value: object = None) -> None:
         if self._store is not None:
-            with contextlib.suppress(RuntimeError):  # the launcher has ended, and us next
+            with contextlib.suppress(RuntimeError):  # the launcher has ended, and will end this process
                 self._store.set(key, json.dumps(value))
 
-    def _wait(self, other: int, key: str, hurried: Callable[[], bool], left: str = "") -> dict | None:
-        """What a rank says under this key; None if it is gone, has said that it left, or takes too
-        long where everything is hurried."""
-        since = None
-        self._seen.pop(other, None)
+    def _wait(self, other: int, key: str, stopped: Callable[[], bool], left_key: str = "") -> dict | None:
+        """The message of a rank under a key; None if the rank has ended or left the job.
+
+        Once `stopped` returns true the wait ends after STOP_TIMEOUT, also with None.
+        """
+        stop_time = None
+        self._heartbeats.pop(other, None)
         try:
             while True:
-                gone = (left and self._store.check([left])) or self._silent(other)
+                ended = (left_key and self._store.check([left_key])) or self._is_silent(other)
                 if self._store.check([key]):
                     return json.loads(self._store.get(key)) or {}
-                if gone:
+                if ended:
                     return None
-                if hurried():
-                    since = since or time.monotonic()
-                    if time.monotonic() - since > HASTE:
+                if stopped():
+                    stop_time = stop_time or time.monotonic()
+                    if time.monotonic() - stop_time > STOP_TIMEOUT:
                         return None
-                time.sleep(POLL)
+                time.sleep(POLL_PERIOD)
         except RuntimeError:  # the launcher, which serves the store, has ended
             return None
 
-    def _silent(self, other: int) -> bool:
+    def _is_silent(self, other: int) -> bool:
         beat = self._store.get(f"beat/{other}") if self._store.check([f"beat/{other}"]) else b""
         now = time.monotonic()
-        before, since = self._seen.get(other, (None, now))
-        self._seen[other] = (beat, since if beat == before else now)
-        return beat == before and now - since > (SILENCE if beat else JOIN)
+        previous, since = self._heartbeats.get(other, (None, now))
+        self._heartbeats[other] = (beat, since if beat == previous else now)
+        return beat == previous and now - since > (HEARTBEAT_TIMEOUT if beat else JOIN_TIMEOUT)

@@ -1,33 +1,34 @@
-"""Stop when asked, at a boundary where nothing is lost."""
+"""Stop on a signal, between two batches."""
 
 import signal
 
 
 class StopRequest:
-    """Set by SIGTERM, SIGUSR1 or Ctrl-C; looked at between batches, so that a sample is written
-    whole or not at all."""
+    """A request to stop by SIGTERM, SIGUSR1 or Ctrl-C.
+
+    It is checked between batches, so that a sample is written completely or not at all.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self):
         self.requested = False
-        self.count = 0  # how many signals came
+        self.count = 0  # signals received
 
     def __enter__(self) -> "StopRequest":
-        self._before = {s: signal.signal(s, self._ask) for s in self.SIGNALS}
+        self._previous = {s: signal.signal(s, self._handle) for s in self.SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:
-        for s, handler in self._before.items():
+        for s, handler in self._previous.items():
             signal.signal(s, handler)
 
-    def _ask(self, *_) -> None:
+    def _handle(self, *_) -> None:
         self.requested = True
         self.count += 1
 
 
 def ignore_signals() -> None:
-    """From now on none of StopRequest's signals does anything: a scheduler may send more than
-    one."""
+    """Ignore StopRequest's signals from now on, because a scheduler may send more than one."""
     for s in StopRequest.SIGNALS:
         signal.signal(s, signal.SIG_IGN)

@@ -1,5 +1,8 @@
-"""Intervals. Prompts and mask draws are separate sources of variance: with several draws the draw
-is the unit."""
+"""Metrics and paired differences with confidence intervals.
+
+Prompts and draws of the masks are separate sources of variance: with several draws the draw is the
+unit.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,14 +12,13 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
-LEVEL = 0.95
-POWER = 0.8
+LEVEL = 0.95  # confidence level of every interval
+POWER = 0.8  # power with which a detectable difference would be found
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure with its 95 % interval, or a time with its quartiles; n is the number of samples or
-    repeats it is made of."""
+    """A figure with its 95 % interval, or a time with its quartiles, from n samples or repeats."""
 
     value: int | float
     low: int | float | None
@@ -29,9 +31,18 @@ class Metric:
 
 
 def proportion(hits: Sequence[float], draws: Sequence[int], *, clustered: bool, unit: str = "fraction") -> Metric:
-    """A mean of scores from 0 to 1. One attention without randomness: Wilson's interval of zeros
-    and ones, and `_bounded` of others. Several draws (`clustered`): the t interval over the draws'
-    means, but never narrower than that, since draws that agree say nothing of the prompts."""
+    """Return the mean of scores from 0 to 1 with its interval.
+
+    For zeros and ones the interval is Wilson's, for other scores that of `_bounded`. With several
+    draws it is the t interval over the means of the draws, unless it is narrower than the other:
+    agreement of draws carries no information about prompts.
+
+    Args:
+        hits: score of each sample.
+        draws: draw of each sample.
+        clustered: whether draws are the unit.
+        unit: unit of the metric.
+    """
     scores = np.asarray(hits, dtype=float)
     if _binary(scores):
         wilson = stats.binomtest(round(scores.sum()), len(scores)).proportion_ci(LEVEL, method="wilson")
@@ -47,8 +58,15 @@ def proportion(hits: Sequence[float], draws: Sequence[int], *, clustered: bool, 
 def mean(
     values: Sequence[float], draws: Sequence[int], *, clustered: bool, unit: str, least: float = -math.inf
 ) -> Metric:
-    """A mean with its t interval, over draws' means if `clustered`, over samples otherwise; none
-    from a single value. The interval is cut at `least`, the smallest value that can be."""
+    """Return a mean with its t interval; a single value has no interval.
+
+    Args:
+        values: value of each sample.
+        draws: draw of each sample.
+        clustered: whether draws are the unit of the interval, otherwise samples are.
+        unit: unit of the metric.
+        least: smallest possible value, at which the interval is cut.
+    """
     single = np.asarray(values, dtype=float)
     units = _group_means(single, draws) if clustered and len(set(draws)) > 1 else single
     half = _half_width(units) if len(units) > 1 else None
@@ -65,9 +83,17 @@ def jackknife(
     clustered: bool,
     unit: str,
 ) -> Metric:
-    """Any smooth function of the samples (a ratio of sums, a perplexity) with the delete-one
-    jackknife's t interval: a draw is left out at a time if `clustered`, a sample otherwise. Of a
-    mean it is the t interval."""
+    """Return a smooth function of the samples with the t interval of the delete-one jackknife.
+
+    Examples are a ratio of sums and a perplexity. For a mean it is the ordinary t interval.
+
+    Args:
+        values: the samples.
+        draws: draw of each sample.
+        function: samples -> figure.
+        clustered: whether a draw is left out at a time, otherwise a sample is.
+        unit: unit of the metric.
+    """
     groups = np.asarray(draws if clustered and len(set(draws)) > 1 else range(len(values)))
     names = sorted(set(groups.tolist()))
     value = float(function(values))
@@ -79,8 +105,7 @@ def jackknife(
 
 
 def quartiles(values: Sequence[float], *, unit: str) -> Metric:
-    """The median of repeats of a measurement, with the quartiles in the interval's place; none from
-    a single repeat."""
+    """Return the median of repeats with the quartiles as interval; a single repeat has none."""
     low, middle, high = np.quantile(np.asarray(values, dtype=float), [0.25, 0.5, 0.75]).tolist()
     several = len(values) > 1
     return Metric(middle, low if several else None, high if several else None, len(values), unit)
@@ -88,9 +113,11 @@ def quartiles(values: Sequence[float], *, unit: str) -> Metric:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference (this minus reference) on the samples both have, with its interval, and
-    the smallest true difference that as many samples would show with 80 % power; None where so few
-    samples show none, however large."""
+    """A paired difference, this minus reference, on the n common samples, with its interval.
+
+    detectable: smallest true difference that as many samples would show with 80 % power; None if
+        they are too few for any difference.
+    """
 
     value: float
     low: float | None
@@ -110,12 +137,19 @@ def paired_difference(
     clustered: bool,
     bounded: bool = False,
 ) -> Difference | None:
-    """Difference of two attentions sample by sample (key -> score); None without common samples.
+    """Return the difference of two attentions on their common samples; None if there are none.
 
-    Scores of zeros and ones: Tango's score interval. Others that cannot leave [0, 1] (`bounded`):
-    `_bounded`. The rest: the t interval, and none where all differences are equal, since nothing
-    then says how far others may lie. With several draws the unit is the draw, and the interval is
-    never narrower than the one over the prompts.
+    The interval is Tango's score interval for zeros and ones, that of `_bounded` for other bounded
+    scores, and the t interval for the rest. The t interval does not exist if all differences are
+    equal. With several draws the unit is the draw, and the interval is never narrower than the one
+    over the prompts.
+
+    Args:
+        this: sample -> score.
+        reference: sample -> score of the reference.
+        draw_of: sample -> draw.
+        clustered: whether draws are the unit.
+        bounded: whether scores are bounded by 0 and 1.
     """
     keys = sorted(set(this) & set(reference))
     if not keys:
@@ -153,9 +187,16 @@ def paired_difference(
 
 
 def tango(more: int, less: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """The score interval of a difference of paired proportions, (more - less) / n: of n pairs
-    `more` have only the first and `less` only the second. It lies in [-1, 1] and has a width where
-    all pairs agree, or differ in one direction.
+    """Return the score interval of a difference of paired proportions, (more - less) / n.
+
+    It lies in [-1, 1], and its width is positive even if all pairs agree or differ in one
+    direction.
+
+    Args:
+        more: pairs in which only the first is a success.
+        less: pairs in which only the second is a success.
+        n: number of pairs.
+        level: confidence level.
 
     T. Tango (1998), Equivalence test and confidence interval for the difference in proportions for
     the paired-sample design, Statistics in Medicine 17:891, equations 24 to 26.
@@ -168,17 +209,20 @@ def tango(more: int, less: int, n: int, level: float = LEVEL) -> tuple[float, fl
         variance = n * (2 * only_less + difference * (1 - difference))
         return (more - less - n * difference) / math.sqrt(variance) if variance > 0 else 0.0
 
-    edge = 1 - 1e-12  # the score's variance vanishes at 1 itself
+    edge = 1 - 1e-12  # at 1 the variance of the score is zero
     low = -1.0 if less == n else optimize.brentq(lambda d: score(d) - quantile, -edge, centre)
     high = 1.0 if more == n else optimize.brentq(lambda d: score(d) + quantile, centre, edge)
     return float(low), float(high)
 
 
 def _detectable_rate(discordant: float, n: int) -> float | None:
-    """The smallest difference of paired proportions that McNemar's test of n pairs shows with 80 %
-    power, if this share of them, or what the difference itself takes, is discordant. R. J. Connor
-    (1987), Sample size for testing differences in proportions for the paired-sample design,
-    Biometrics 43:207."""
+    """The smallest difference that McNemar's test of n pairs shows with 80 % power, if any.
+
+    discordant: share of discordant pairs, if that is not less than the difference itself.
+
+    R. J. Connor (1987), Sample size for testing differences in proportions for the paired-sample
+    design, Biometrics 43:207.
+    """
     quantile, power = float(stats.norm.ppf(0.5 + LEVEL / 2)), float(stats.norm.ppf(POWER))
 
     def surplus(difference: float) -> float:
@@ -189,16 +233,21 @@ def _detectable_rate(discordant: float, n: int) -> float | None:
 
 
 def _detectable(spread: float, freedom: int) -> float:
-    """The same for a t interval with this standard error."""
+    """The smallest difference that a t interval with this standard error shows with 80 % power."""
     return float((stats.t.ppf(0.5 + LEVEL / 2, freedom) + stats.t.ppf(POWER, freedom)) * spread)
 
 
 def _bounded(values: np.ndarray, least: float, most: float) -> tuple[float, float, float]:
-    """The t interval of a mean of values between `least` and `most`, and its standard error, as if
-    there were two values more: half a one at either bound, and one in the middle. So values that
-    agree are not certain. The idea is that of A. Agresti and Y. Min (2005), Simple improved
-    confidence intervals for comparing matched proportions, Statistics in Medicine 24:729, whose
-    interval it is for differences of zeros and ones, with t for the normal quantile."""
+    """The t interval of a mean of bounded values, low and high, and the mean's standard error.
+
+    Two pseudo-observations are added, one in the middle and half a one at either bound, so that the
+    interval has a width even if all values agree. For differences of zeros and ones it is the
+    interval of A. Agresti and Y. Min (2005), Simple improved confidence intervals for comparing
+    matched proportions, Statistics in Medicine 24:729, with the quantile of t for that of the
+    normal distribution.
+
+    values: the values. least, most: their bounds.
+    """
     n = len(values)
     middle, reach = (least + most) / 2, (most - least) / 2
     centred = values - middle

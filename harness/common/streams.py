@@ -1,11 +1,10 @@
-"""What is printed must not fail: by then the results are there."""
+"""Make printing safe in every encoding: it happens after the results were computed."""
 
 import sys
 
 
 def print_in_any_encoding() -> None:
-    """From now on a letter that stdout's or stderr's encoding lacks is written as its number, and
-    is no error."""
+    """Let stdout and stderr escape characters that their encodings lack, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")

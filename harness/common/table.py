@@ -1,4 +1,4 @@
-"""A table: one description of the columns, drawn for a terminal or as Markdown."""
+"""Tables that can be drawn on a terminal or written as Markdown."""
 
 import io
 import sys
@@ -11,33 +11,36 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class Table:
+    """A table of texts; an empty title is left out."""
+
     title: str
     columns: list[str]
     rows: list[list[str]]
     notes: list[str]
-    words: int = 1  # columns from the left that hold words; the others hold numbers
+    words: int = 1  # number of left-aligned columns of words; the other columns hold numbers
 
     def print(self) -> None:
-        """To stdout; a pipe gets lines as wide as they need to be."""
-        console, drawn = _stdout(), self._drawn()
+        """Print the table and its notes to stdout; in a pipe lines are not wrapped."""
+        console, table = _stdout(), self._rich_table()
         if not console.is_terminal:
-            console = _stdout(width=Console(width=1000).measure(drawn).maximum)
-        console.print(drawn)
+            console = _stdout(width=Console(width=1000).measure(table).maximum)
+        console.print(table)
         say(*self.notes)
 
-    def drawn(self) -> Group:
-        """For a display that refreshes itself."""
-        return Group(self._drawn(), *map(Text, self.notes))
+    def renderable(self) -> Group:
+        """Return the table and its notes for one of rich's live displays."""
+        return Group(self._rich_table(), *map(Text, self.notes))
 
-    def _drawn(self) -> RichTable:
-        drawn = RichTable(title=self.title, title_justify="left", title_style="bold")
+    def _rich_table(self) -> RichTable:
+        table = RichTable(title=self.title, title_justify="left", title_style="bold")
         for i, column in enumerate(self.columns):
-            drawn.add_column(column, justify="left" if i < self.words else "right", overflow="fold")
+            table.add_column(column, justify="left" if i < self.words else "right", overflow="fold")
         for row in self.rows:
-            drawn.add_row(*map(Text, row))  # brackets are the text's own
-        return drawn
+            table.add_row(*map(Text, row))  # as Text, because brackets would be read as markup
+        return table
 
     def markdown(self) -> str:
+        """Return the table and its notes in Markdown."""
         lines = [f"**{_in_markdown(self.title)}**", ""] if self.title else []
         lines += ["| " + " | ".join(self.columns) + " |"]
         lines += ["|" + "|".join(["---"] * self.words + ["---:"] * (len(self.columns) - self.words)) + "|"]
@@ -46,19 +49,18 @@ class Table:
 
 
 def _stdout(width: int | None = None) -> Console:
-    """stdout in a notebook too, where a console would display by itself, and in colours wherever
-    stdout goes."""
-    kept = isinstance(sys.stdout, io.StringIO)
-    return Console(file=sys.stdout, width=width, force_jupyter=False, force_terminal=False if kept else None)
+    """A console on stdout that writes text in notebooks, too, and no colours into a StringIO."""
+    captured = isinstance(sys.stdout, io.StringIO)
+    return Console(file=sys.stdout, width=width, force_jupyter=False, force_terminal=False if captured else None)
 
 
 def say(*sentences: str) -> None:
-    """Sentences to stdout, broken between words on a terminal and whole in a pipe."""
+    """Print sentences to stdout, wrapped between words on a terminal and unwrapped in a pipe."""
     console = _stdout()
     for sentence in sentences:
         console.print(sentence, highlight=False, markup=False, soft_wrap=not console.is_terminal)
 
 
 def _in_markdown(cell: str) -> str:
-    """A cell that stays one cell: names and messages may hold anything."""
+    """The text escaped for a cell, because names and messages may contain any characters."""
     return cell.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

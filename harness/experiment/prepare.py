@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from pathlib import Path
 
-from harness.common.errors import AGAIN, DONE, FAILED, UserError
+from harness.common.errors import EXIT_FAILED, EXIT_OK, EXIT_RETRY, UserError
 from harness.common.table import Table
 from harness.experiment.machine import make_results_dir
 from harness.experiment.plan import Plan
@@ -36,13 +36,13 @@ def prepare(plans: Iterable[Plan], *, results: str, models: bool) -> int:
         outcomes = [(row, _make_input(make)) for row, make in inputs.values()]
     except KeyboardInterrupt:
         print("Stopped. What was made stays, and the same command goes on.", file=sys.stderr, flush=True)
-        return AGAIN
+        return EXIT_RETRY
     rows = [{**row, **outcome} for row, outcome in outcomes if outcome]
     cells = [[str(row.get(c, ""))[: HASH_DIGITS if c == "sha256" else None] for c in COLUMNS] for row in rows]
     Table("", list(COLUMNS), cells, [], words=2).print()
     failed = any(row["status"] == "error" for row in rows)
     print(json.dumps({"status": "failed" if failed else "ok", "data": rows}), flush=True)
-    return FAILED if failed else DONE
+    return EXIT_FAILED if failed else EXIT_OK
 
 
 def _inputs(plans: Iterable[Plan], *, models: bool) -> dict[Hashable, tuple[dict, Callable]]:

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from harness.analysis import reader, table
-from harness.common.errors import AGAIN, DONE, FAILED, MISTAKE, STATUSES, CannotLoad, UserError
+from harness.common.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, EXIT_RETRY, STATUSES, CannotLoad, UserError
 from harness.common.progress import Progress
 from harness.common.ranks import Team
 from harness.common.signals import StopRequest
@@ -73,18 +73,23 @@ def run_plan(plan: Plan, stop: StopRequest, tracker: Tracker, team: Team) -> tup
         tracker.add(plan.results, cell.cell_id, plan.tracking, own=cell is plan.cell)
     outcomes = {status for tasks in statuses.values() for status in tasks.values()}
     if not team.leads:
-        return AGAIN if "stopped" in outcomes else FAILED if outcomes & {"error", "oom", "invalid"} else DONE, {}
+        return _exit_code(outcomes), {}
     if outcomes == {"invalid"}:
         raise mistakes[0]
     for sentence in dict.fromkeys(map(str, mistakes)):
         print(sentence, file=sys.stderr)
-    failed = outcomes & {"error", "oom"}
-    code = MISTAKE if mistakes else AGAIN if "stopped" in outcomes else FAILED if failed else DONE
+    code = EXIT_INVALID if mistakes else _exit_code(outcomes)
     try:
         return code, _report(plan, statuses, code, rows_written=progress.written)
     except (BrokenPipeError, SystemExit):  # the reader of stdout left (rich exits then); the results are in the store
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code, {}
+
+
+def _exit_code(outcomes: set[str]) -> int:
+    if "stopped" in outcomes:
+        return EXIT_RETRY
+    return EXIT_FAILED if outcomes & {"error", "oom", "invalid"} else EXIT_OK
 
 
 def _report(plan: Plan, statuses: dict, code: int, *, rows_written: int) -> dict:

@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness.common.errors import UserError, refused
+from harness.common.errors import UserError, report_mistake
 from harness.common.files import write_whole
 from harness.common.streams import print_in_any_encoding
 
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except UserError as error:
-        return refused(str(error))
+        return report_mistake(str(error))
 
 
 def _parser() -> argparse.ArgumentParser:

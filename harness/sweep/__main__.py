@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from harness.common.errors import AGAIN, UserError, refused
+from harness.common.errors import EXIT_RETRY, UserError, report_mistake
 from harness.common.preflight import refuse_foreign_kernels
 from harness.common.ranks import ranks
 from harness.common.signals import StopRequest
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     found = [_after(state, *ended.get(row.number, (0, None))) for row, state in after]
     overview(rows, found, title=f"{given.file.name} in {results}").print()
     # a row to be tried again that a stop kept from it is still what it was: failed
-    left = any(ended.get(row.number, (AGAIN, None))[0] == AGAIN for row in chosen)
+    left = any(ended.get(row.number, (EXIT_RETRY, None))[0] == EXIT_RETRY for row in chosen)
     return _end(rows, found, left=left)
 
 
@@ -109,7 +109,7 @@ def to_run(rows: Rows, found: Sequence[State], *, retry: str | None = None) -> R
 def _after(state: State, code: int, why: str | None) -> State:
     """The state of a row that ended just now: the store's, and where that knows of no failure, the
     exit code's."""
-    if state.name in (MISSING, STOPPED) and code not in (0, AGAIN):
+    if state.name in (MISSING, STOPPED) and code not in (0, EXIT_RETRY):
         return State(FAILED, why)
     return state
 
@@ -117,8 +117,8 @@ def _after(state: State, code: int, why: str | None) -> State:
 def _end(rows: Rows, found: Sequence[State], *, left: bool = False) -> int:
     """left: a row that was to run was not brought to an end."""
     names = {state.name for state in found}
-    code = 0 if names == {DONE} else AGAIN if left or names & {MISSING, STOPPED} else 1
-    _say(document(rows, found, status={0: "ok", 1: "failed", AGAIN: "stopped"}[code]))
+    code = 0 if names == {DONE} else EXIT_RETRY if left or names & {MISSING, STOPPED} else 1
+    _say(document(rows, found, status={0: "ok", 1: "failed", EXIT_RETRY: "stopped"}[code]))
     return code
 
 
@@ -130,7 +130,7 @@ def _status(rows: Rows, results: Path, *, title: str) -> int:
         if console.is_terminal:
             with Live(console=console, auto_refresh=False) as live:
                 while True:
-                    live.update(overview(rows, found, title=f"{title} in {results}").drawn(), refresh=True)
+                    live.update(overview(rows, found, title=f"{title} in {results}").renderable(), refresh=True)
                     if stop.requested or all(state.name in (DONE, FAILED) for state in found):
                         break
                     time.sleep(REFRESH)
@@ -156,7 +156,7 @@ def _overrides(given: Sequence[str]) -> dict[str, str]:
 def _invalid(error: UserError) -> int:
     rows = error.rows if isinstance(error, Mistakes) else {}
     mistakes = [{"message": sentence, "rows": list(numbers)} for sentence, numbers in rows.items()]
-    return refused(str(error), **({"mistakes": mistakes} if mistakes else {}))
+    return report_mistake(str(error), **({"mistakes": mistakes} if mistakes else {}))
 
 
 def _say(content: dict) -> None:

@@ -10,10 +10,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from harness.common.errors import AGAIN, DONE
+from harness.common.errors import EXIT_OK, EXIT_RETRY
 from harness.sweep.rows import Row
 
-ENDS = {DONE: "done", AGAIN: "stopped"}  # any other exit code is a failure
+ENDS = {EXIT_OK: "done", EXIT_RETRY: "stopped"}  # any other exit code is a failure
 
 
 class Progress:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness.common.errors import AGAIN, FAILED
+from harness.common.errors import EXIT_FAILED, EXIT_RETRY
 from harness.common.signals import StopRequest
 from harness.experiment.overrides import override_word
 from harness.sweep.rows import Row
@@ -52,8 +52,8 @@ def run_rows(
                 try:
                     running[row.number] = (row, log, _start(command(row, results), log, jobs))
                 except OSError as error:
-                    ended[row.number] = (FAILED, f"could not be started: {error}")
-                    tell(row, FAILED)
+                    ended[row.number] = (EXIT_FAILED, f"could not be started: {error}")
+                    tell(row, EXIT_FAILED)
             if stop.count > passed:
                 passed = stop.count
                 for _, _, process in running.values():
@@ -63,8 +63,8 @@ def run_rows(
                 code = process.poll()
                 if code is not None:
                     del running[number]
-                    code = AGAIN if passed and code == -signal.SIGTERM else code  # before it could listen
-                    ended[number] = (code, None if code in (0, AGAIN) else _complaint(log, code))
+                    code = EXIT_RETRY if passed and code == -signal.SIGTERM else code  # before it could listen
+                    ended[number] = (code, None if code in (0, EXIT_RETRY) else _complaint(log, code))
                     tell(row, code)
     finally:  # whatever happened to this process, none of them is left behind
         for _, _, process in running.values():

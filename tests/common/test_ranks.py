@@ -45,7 +45,7 @@ def in_team(monkeypatch):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    for name, seconds in {"JOIN": 0.3, "SILENCE": 0.2, "HASTE": 0.1}.items():
+    for name, seconds in {"JOIN_TIMEOUT": 0.3, "HEARTBEAT_TIMEOUT": 0.2, "STOP_TIMEOUT": 0.1}.items():
         monkeypatch.setattr(ranks, name, seconds)
 
 
@@ -58,13 +58,15 @@ def test_two_processes_have_the_rows_of_one(run, tmp_path):
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
     document = json.loads(line)
-    assert document["cell_id"] == alone["cell_id"] and document["rows_written"] == 9
+    assert document["cell_id"] == alone["cell_id"]
+    assert document["rows_written"] == 9
     assert done.stdout.count("PLSH S=4") == 2  # once in each of the two tables
     assert rows(tmp_path / "two") == rows(tmp_path / "one")
     parts = [len(p.read_text().splitlines()) for p in (tmp_path / "two").glob("*/*/parts/*.jsonl")]
     assert sorted(parts) == [4, 5]
     (record,) = reader.records(tmp_path / "two")
-    assert record.environment.ranks == 2 and record.summary()["metrics"] == alone["metrics"]
+    assert record.environment.ranks == 2
+    assert record.summary()["metrics"] == alone["metrics"]
 
 
 def test_what_rank_0_decides_holds_for_the_turn(in_team):
@@ -109,7 +111,9 @@ def test_what_another_rank_met_is_the_outcome(run, in_team, impatient, monkeypat
     in_team.store.set("report/1/1/1", json.dumps(told))
     found, document, _, err = run(*OPTIONS, f"results={tmp_path}")
     (record,) = reader.records(tmp_path)
-    assert found == code and record.status == status and len(record.rows) == 5
+    assert found == code
+    assert record.status == status
+    assert len(record.rows) == 5
     assert ("rank 1: no" in err) == (status == "oom")
 
 
@@ -120,7 +124,8 @@ def test_another_rank_prints_nothing_and_leaves_no_record(run, in_team, impatien
     from harness.run import main
 
     assert main() == 0
-    assert capsys.readouterr().out == "" and len(rows(tmp_path)) == 4
+    assert capsys.readouterr().out == ""
+    assert len(rows(tmp_path)) == 4
     assert not [p for p in tmp_path.glob("**/*.json") if "data" not in p.parts]
     assert json.loads(in_team.store.get("report/1/1/1")) == {"status": "ok", "rows": 4, "failure": None}
 
@@ -143,4 +148,5 @@ def test_an_environment_without_a_launcher_is_a_sentence(run, monkeypatch, envir
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     code, document, _, _ = run(*OPTIONS)
-    assert code == 2 and "torchrun" in document["message"]
+    assert code == 2
+    assert "torchrun" in document["message"]

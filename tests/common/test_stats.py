@@ -14,7 +14,8 @@ from harness.common.stats import mean, paired_difference, proportion, tango
 )
 def test_wilson_interval_is_the_published_one(hits, n, low, high):
     found = proportion([1.0] * hits + [0.0] * (n - hits), [0] * n, clustered=False)
-    assert (round(found.low, 4), round(found.high, 4)) == (low, high) and found.n == n
+    assert (round(found.low, 4), round(found.high, 4)) == (low, high)
+    assert found.n == n
 
 
 def test_t_interval_of_draw_means():
@@ -30,7 +31,8 @@ def test_t_interval_of_draw_means():
 def test_draws_that_agree_do_not_make_prompts_certain():
     hits, draws = [1.0] * 40, [i % 8 for i in range(40)]
     clustered, alone = proportion(hits, draws, clustered=True), proportion(hits, draws, clustered=False)
-    assert (clustered.low, clustered.high) == (alone.low, alone.high) and clustered.low < 0.95
+    assert (clustered.low, clustered.high) == (alone.low, alone.high)
+    assert clustered.low < 0.95
 
 
 def test_intervals_cover_the_truth_when_draws_differ():
@@ -45,12 +47,14 @@ def test_intervals_cover_the_truth_when_draws_differ():
         for clustered in covered:
             found = proportion(hits, draws.tolist(), clustered=clustered)
             covered[clustered] += found.low <= 2 / 3 <= found.high
-    assert covered[True] / 400 > 0.92 and covered[False] / 400 < 0.75
+    assert covered[True] / 400 > 0.92
+    assert covered[False] / 400 < 0.75
 
 
 def test_mean_of_a_known_sample():
     found = mean([1.0, 2.0, 3.0, 4.0], [0] * 4, clustered=False, unit="nats")
-    assert found.value == 2.5 and found.low == pytest.approx(2.5 - 3.18245 * 0.645497, abs=1e-4)
+    assert found.value == 2.5
+    assert found.low == pytest.approx(2.5 - 3.18245 * 0.645497, abs=1e-4)
     assert mean([1.0], [0], clustered=False, unit="nats").low is None
     assert mean([0.0, 0.1], [0, 0], clustered=False, unit="nats", least=0.0).low == 0.0
 
@@ -59,14 +63,17 @@ def test_paired_difference_uses_common_samples_only():
     found = paired_difference(
         {0: 1.0, 1: 0.0, 9: 1.0}, {0: 0.0, 1: 0.0, 5: 1.0}, dict.fromkeys(range(10), 0), clustered=False
     )
-    assert found.n == 2 and found.value == 0.5
+    assert found.n == 2
+    assert found.value == 0.5
     assert paired_difference({0: 1.0}, {1: 1.0}, {}, clustered=False) is None
 
 
 def test_identical_scores_are_not_proof_of_no_difference():
     same = {i: 1.0 for i in range(100)}
     found = paired_difference(same, same, dict.fromkeys(same, 0), clustered=False)
-    assert found.value == 0.0 and found.low < 0 < found.high and 0.01 < found.detectable < 0.1
+    assert found.value == 0.0
+    assert found.low < 0 < found.high
+    assert 0.01 < found.detectable < 0.1
 
 
 def test_detectable_difference_is_detected_with_the_stated_power():
@@ -83,7 +90,8 @@ def test_detectable_difference_is_detected_with_the_stated_power():
         )
         detected += found.high < 0
         stated.append(found.detectable)
-    assert np.mean(stated) < drop and detected / 300 > 0.8
+    assert np.mean(stated) < drop
+    assert detected / 300 > 0.8
 
 
 @pytest.mark.parametrize(
@@ -99,7 +107,8 @@ def test_detectable_difference_is_detected_with_the_stated_power():
 )
 def test_tangos_interval_is_the_published_one(more, less, n, level, low, high):
     found = tango(more, less, n, level)
-    assert round(found[0], 3) == low and (high is None or round(found[1], 3) == high)
+    assert round(found[0], 3) == low
+    assert high is None or round(found[1], 3) == high
 
 
 @pytest.mark.parametrize("n", [2, 8, 160, 10_000])
@@ -116,7 +125,8 @@ def test_tangos_interval_decides_as_mcnemars_test_and_stays_in_its_bounds():
     for more, less in [(a, b) for a in range(13) for b in range(13 - a)]:
         low, high = tango(more, less, 12)
         mirrored = tango(less, more, 12)
-        assert -1 <= low < high <= 1 and low <= (more - less) / 12 <= high
+        assert -1 <= low < high <= 1
+        assert low <= (more - less) / 12 <= high
         assert (low, high) == pytest.approx((-mirrored[1], -mirrored[0]))
         mcnemar = (more - less) ** 2 / max(more + less, 1)
         assert (low > 0 or high < 0) == (mcnemar > scipy_stats.chi2.ppf(0.95, 1))
@@ -128,7 +138,9 @@ def test_no_differences_are_certain_because_they_are_all_equal(value, draws):
     this, other = {i: max(value, 0.0) for i in range(8)}, {i: max(-value, 0.0) for i in range(8)}
     found = paired_difference(this, other, {i: i % draws for i in range(8)}, clustered=draws > 1)
     assert (found.low, found.high) == tango(8 * (value > 0), 8 * (value < 0), 8)
-    assert found.value == value and found.high - found.low > 0.6 and 0.5 < found.detectable < 1
+    assert found.value == value
+    assert found.high - found.low > 0.6
+    assert 0.5 < found.detectable < 1
 
 
 def test_differences_of_scores_between_zero_and_one_are_bounded_and_never_certain():
@@ -137,7 +149,9 @@ def test_differences_of_scores_between_zero_and_one_are_bounded_and_never_certai
         half = paired_difference(
             dict.fromkeys(range(6), 0.75), dict.fromkeys(range(6), 0.25), draw_of, clustered=clustered, bounded=True
         )
-        assert half.low < 0.2 and 0.5 < half.high <= 1 and half.detectable > 0.3
+        assert half.low < 0.2
+        assert 0.5 < half.high <= 1
+        assert half.detectable > 0.3
         wide = paired_difference(
             dict(enumerate([1, 0.5, 1, 1, 1, 0.9])),
             dict.fromkeys(range(6), 0.0),
@@ -166,13 +180,15 @@ def test_bounded_differences_of_zeros_and_ones_have_the_interval_of_agresti_and_
 def test_draws_that_disagree_keep_the_interval_in_its_bounds():
     this = {i: float(i % 2) for i in range(8)}
     found = paired_difference(this, dict.fromkeys(range(8), 0.0), {i: i % 2 for i in range(8)}, clustered=True)
-    assert (found.low, found.high) == (-1.0, 1.0) and found.detectable is None
+    assert (found.low, found.high) == (-1.0, 1.0)
+    assert found.detectable is None
 
 
 def test_scores_that_agree_do_not_make_a_mean_certain():
     for value in (0.0, 0.5, 1.0):
         found = proportion([value] * 8, range(8), clustered=False, unit="score")
-        assert 0 <= found.low <= value <= found.high <= 1 and found.high - found.low > 0.2
+        assert 0 <= found.low <= value <= found.high <= 1
+        assert found.high - found.low > 0.2
 
 
 @pytest.mark.parametrize("n", [8, 20, 160, 1000])
@@ -187,4 +203,5 @@ def test_detectable_difference_has_its_power_where_all_agreed(n):
 
 def test_too_few_samples_show_no_difference_at_all():
     found = paired_difference({0: 1.0, 1: 1.0, 2: 1.0}, {0: 0.0, 1: 0.0, 2: 0.0}, {0: 0, 1: 0, 2: 0}, clustered=False)
-    assert found.detectable is None and found.low < 0 < found.high
+    assert found.detectable is None
+    assert found.low < 0 < found.high

@@ -156,7 +156,7 @@ def test_a_row_that_a_stop_ends_before_it_listens_is_stopped_and_not_failed(swee
     started, stop = processes(monkeypatch), StopRequest()
 
     def tell(row, code):
-        stop._ask()
+        stop._handle()
 
     options = {"results": str(tmp_path), "name": "s", "jobs": 1, "stop": stop, "tell": tell}
     ended = run.run_rows(expand(read(Path(sweep(attn="plsh", masks=[2, 4])))), **options)
