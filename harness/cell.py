@@ -1,6 +1,8 @@
-"""A cell: one model under one attention at one context. Its identity is a dictionary of what the
-results depend on; its id is a hash of exactly that, so options that cannot matter collapse to null
-and the same cell is never run twice."""
+"""A cell: one model under one attention at one context.
+
+Its identity is a dictionary of everything on which results depend, and its id is the hash of the
+identity. Options that cannot matter are null in it, so that a cell is never run twice.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -12,11 +14,13 @@ from harness.models.spec import ModelSpec
 from kernels import Weights
 
 SCHEMA = 1
-DRAWS = 8  # of the masks, where the configuration does not say
+DRAWS = 8  # default number of draws of random masks
 
 
 @dataclass(frozen=True)
 class Cell:
+    """A model, an attention and all options that its results depend on."""
+
     model: ModelSpec
     attention: Attention
     kernel: str
@@ -27,6 +31,7 @@ class Cell:
 
     @property
     def identity(self) -> dict:
+        """Everything on which results depend, as JSON."""
         attention = self.attention
         return {
             "schema": SCHEMA,
@@ -42,21 +47,23 @@ class Cell:
 
     @functools.cached_property
     def cell_id(self) -> str:
+        """Hash of the identity."""
         return short_hash(self.identity)
 
     def task_id(self, name: str, options: dict) -> str:
+        """Return the hash of the cell, a task's name and the options in its identity."""
         return short_hash({"cell": self.cell_id, "task": name, "options": options})
 
     def with_attention(self, attention: Attention, *, draws: int = 1) -> "Cell":
+        """Return the cell with another attention."""
         return replace(self, attention=attention, draws=draws)
 
     def weights(self, draw: int) -> Sequence[Weights] | None:
-        """The weights of every layer in one draw of the masks; None where the checkpoint's own code
-        decides."""
+        """Return the weights of every layer in one draw; None for the checkpoint's own code."""
         return self.attention.weights_of(self.model, seed=self.seed, draw=draw)
 
     def cost(self) -> dict[str, float]:
-        """Visited pairs per row and head, key before query, expected over draws
+        """Return the expected visited pairs per row and head, by ways to count
         (`Attention.pairs`)."""
         rows = self.context * len(self.model.slopes)
         return {match: pairs / rows for match, pairs in self.attention.pairs(self.model, self.context).items()}

@@ -1,22 +1,20 @@
-"""`python -m harness.data task=... [the options of harness.run]`: make or fetch the tasks' data
-where there is a network, and hash it. It lies in the results folder; copied with it, nodes without
-a network read the same samples. For all rows of a sweep, the models too: python -m harness.sweep
-FILE --prepare."""
+"""`python -m harness.data task=... [the options of harness.run]`: make or fetch the data of tasks.
+
+The data are hashed and kept in the results folder; copied with it, they give nodes without a
+network the same samples. `python -m harness.sweep FILE --prepare` prepares data and models of all
+rows of a sweep.
+"""
 
 import sys
-from typing import TYPE_CHECKING
 
 from harness.common.errors import UserError, report_mistake
 from harness.common.preflight import refuse_foreign_kernels
 from harness.common.streams import print_in_any_encoding
 from harness.experiment.compose import compose_config
 
-if TYPE_CHECKING:
-    pass
-
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0; 1 if data of a task could not be had, 2 for a mistake in the command."""
+    """Run the command and return the exit code: 0, 1 if data could not be made, 2 for a mistake."""
     print_in_any_encoding()
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):

@@ -1,10 +1,10 @@
-"""`python -m harness.lm_eval ...`: lm-eval's own command with the model `plsh`, whose attention is
+"""`python -m harness.lm_eval ...`: lm-eval's command with the model `plsh`, whose attention is
 replaced.
 
     python -m harness.lm_eval --model plsh --model_args pretrained=FOLDER,attn=plsh,masks=16 --tasks
     niah_single_1
 
-Everything else is lm-eval's. `register` adds the model in a program:
+All other arguments are lm-eval's. A program calls `register` and then
 lm_eval.simple_evaluate(model="plsh", ...).
 """
 
@@ -15,7 +15,7 @@ from harness.common.preflight import refuse_foreign_kernels
 
 
 def register() -> None:
-    """Make the model known to lm-eval by its name. A second call does nothing."""
+    """Register the model with lm-eval; a second call does nothing."""
     from lm_eval.api.registry import model_registry
 
     if "plsh" not in model_registry:
@@ -23,8 +23,8 @@ def register() -> None:
 
 
 def main() -> int:
-    """Run lm-eval's command from sys.argv. Returns 0, or 2 for a mistake in an option of the
-    attention."""
+    """Run lm-eval's command in sys.argv, and return 0, or 2 for a mistake in an attention's
+    option."""
     try:
         refuse_foreign_kernels()
         register()

@@ -1,4 +1,4 @@
-"""`python -m harness.run`: compose one cell with Hydra, run its tasks, print the table and one JSON
+"""`python -m harness.run`: compose a cell with Hydra, run its tasks, print a table and a JSON
 line."""
 
 import contextlib
@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import types
-from typing import TYPE_CHECKING
 
 import hydra
 from hydra.errors import HydraException
@@ -25,15 +24,15 @@ from harness.experiment.overrides import normalize_arguments, parse_override
 from harness.tracking.tracker import Tracker
 from kernels.common.malloc import keep_freed_memory
 
-if TYPE_CHECKING:
-    pass
-
 
 def main() -> int:
-    """Run from sys.argv. Returns the exit code: 0 done, 1 a task failed, 2 a mistake, 75 stopped
-    (run again)."""
+    """Run the command in sys.argv.
+
+    Returns:
+        The exit code: 0 done, 1 a task failed, 2 a mistake of the user's, 75 stopped (run again).
+    """
     print_in_any_encoding()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to us instead of Hydra's own report
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # pass exceptions on to us instead of printing Hydra's report
     register_schema()
     codes: list[int] = []
     cell_ids: list[str | None] = []
@@ -55,12 +54,12 @@ def main() -> int:
         cell_ids.append(document.get("cell_id"))
 
     try:
-        # around all cells of a multirun: a signal stops the rest
-        with contextlib.ExitStack() as around:
-            team = around.enter_context(Team())
+        # one context for all cells of a multirun, because a signal stops the remaining ones
+        with contextlib.ExitStack() as stack:
+            team = stack.enter_context(Team())
             if not team.leads:  # rank 0 prints for all
-                sys.stdout = around.enter_context(open(os.devnull, "w"))
-            stop = around.enter_context(StopRequest())
+                sys.stdout = stack.enter_context(open(os.devnull, "w"))
+            stop = stack.enter_context(StopRequest())
             try:
                 refuse_unknown_flags(sys.argv[1:])
                 sys.argv[1:] = normalize_arguments(sys.argv[1:])
@@ -73,21 +72,21 @@ def main() -> int:
             except (HydraException, OmegaConfBaseException) as error:
                 return report_mistake(explain(error, sys.argv[1:]))
             code = next((c for c in (EXIT_INVALID, EXIT_RETRY, EXIT_FAILED) if c in codes), EXIT_OK)
-            if _multirun():
+            if _is_multirun():
                 status = STATUSES[code] if codes else "unknown"  # a launcher has run the cells in other processes
                 print(json.dumps({"status": status, "cells": cell_ids, "exit_codes": codes}), flush=True)
             return code
-    except UserError as error:  # of the ranks
+    except UserError as error:  # raised while the ranks joined
         return report_mistake(str(error))
 
 
-def _multirun() -> bool:
+def _is_multirun() -> bool:
     modes = [parse_override(a).value() for a in sys.argv[1:] if a.lstrip("+").startswith("hydra.mode=")]
     return modes[-1] == "MULTIRUN" if modes else any(a in ("-m", "--multirun") for a in sys.argv[1:])
 
 
 class _Callable(types.ModuleType):
-    """This module, which `from harness import run` gets: called, it is `harness.api.run`."""
+    """This module as `from harness import run` imports it: a call runs `harness.api.run`."""
 
     def __call__(self, *words: str, **options: object):
         from harness.api import run
@@ -98,6 +97,6 @@ class _Callable(types.ModuleType):
 sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
-    ended = main()
-    ignore_signals()  # while Python closes: what was printed and what is returned stay true
-    sys.exit(ended)
+    exit_code = main()
+    ignore_signals()  # a signal during shutdown would change the exit code that was just printed
+    sys.exit(exit_code)

@@ -1,5 +1,5 @@
-"""`python -m harness.show [CELL_ID]`: print the record of a cell again, or list the cells of a
-results folder."""
+"""`python -m harness.show [CELL_ID]`: print a cell's records, or list the cells of a results
+folder."""
 
 import argparse
 import json
@@ -13,38 +13,39 @@ from harness.common.table import Table
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 if there is no such cell."""
+    """Run the command and return the exit code: 0, or 2 if there is no such cell."""
     print_in_any_encoding()
     parser = argparse.ArgumentParser(prog="python -m harness.show", description=__doc__)
     parser.add_argument("cell_id", nargs="?", help="the cell, or the beginning of its id; all cells if left out")
     parser.add_argument("--results", type=Path, default=Path("results"), help="results folder (results)")
-    given = parser.parse_args(arguments)
-    found = reader.records(given.results)
-    if not found:
+    args = parser.parse_args(arguments)
+    records = reader.records(args.results)
+    if not records:
         return report_mistake(
-            f"{given.results} holds no records: run python -m harness.run first, or name another folder with --results."
+            f"{args.results} holds no records: run python -m harness.run first, or name another folder with --results."
         )
-    if given.cell_id is None:
-        table.overview(found).print()
+    if args.cell_id is None:
+        table.overview(records).print()
         return 0
-    ids = sorted({r.cell_id for r in found})
-    matching = [c for c in ids if c.startswith(given.cell_id)]
-    if len(matching) != 1:
-        told = f"{len(matching)} cells begin so." if matching else nearest(given.cell_id, ids)
-        return report_mistake(f"There is no one cell {given.cell_id!r} in {given.results}. {told.strip()}")
-    own = [r for r in found if r.cell_id == matching[0]]
-    for record in own:
-        _print_record(record, found)
-    print(json.dumps({"cell_id": matching[0], "tasks": [r.summary() for r in own]}))
+    ids = sorted({r.cell_id for r in records})
+    matching = [c for c in ids if c.startswith(args.cell_id)]
+    if len(matching) > 1:
+        return report_mistake(f"{args.cell_id!r} matches {len(matching)} cells in {args.results}: add a digit.")
+    if not matching:
+        return report_mistake(f"There is no cell {args.cell_id!r} in {args.results}.{nearest(args.cell_id, ids)}")
+    cell_records = [r for r in records if r.cell_id == matching[0]]
+    for record in cell_records:
+        _print_record(record, records)
+    print(json.dumps({"cell_id": matching[0], "tasks": [r.summary() for r in cell_records]}))
     return 0
 
 
-def _print_record(record: reader.Record, found: list[reader.Record]) -> None:
-    beside = [r for r in found if reader.same_question(r) == reader.same_question(record) and r is not record]
-    exact = reader.reference_of(record, beside)
-    shown = [record] if exact is None else [exact, record]
+def _print_record(record: reader.Record, records: list[reader.Record]) -> None:
+    others = [r for r in records if reader.same_question(r) == reader.same_question(record) and r is not record]
+    exact = reader.reference_of(record, others)
+    compared = [record] if exact is None else [exact, record]
     title = f"{record.task} · {record.cell.model} · {record.context} tokens · {record.status}"
-    table.comparison(shown, title=title).print()
+    table.comparison(compared, title=title).print()
     metrics = [[n, table.interval(m), str(m.n), m.unit] for n, m in record.metrics.items()]
     if metrics:
         Table("", ["metric", "value", "n", "unit"], metrics, []).print()

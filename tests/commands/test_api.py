@@ -39,20 +39,25 @@ class TestRun:
     def test_it_is_the_cell_of_the_command_line(self, found, results, run):
         words = [f"{name}={value}" for name, value in SMALL.items()]
         code, document, out, _ = run(*words, "attn.weights=rb", "attn.sinks=4", f"results={results}")
-        assert code == 0 and document["rows_written"] == 0
-        assert found.cell_id == document["cell_id"] and str(found.folder) == document["results"]
-        assert {name: m.as_dict() for name, m in found.metrics.items()} == document["metrics"]
+        assert code == 0
+        assert document["rows_written"] == 0
+        assert found.cell_id == document["cell_id"]
+        assert str(found.folder) == document["results"]
+        assert {name: metric.as_dict() for name, metric in found.metrics.items()} == document["metrics"]
         assert {role: r["retrieval"].cell_id for role, r in found.references.items()} == document["references"]
         assert str(found).splitlines() == out.splitlines()[:-1]
 
     def test_the_record_says_what_was_asked_and_how_it_was_made(self, found, results):
         record = found.tasks["retrieval"]
-        assert found.status == record.status == "ok" and len(record.rows) == 8
-        assert record.attention.weights == "rb" and record.attention.more["sinks"] == 4
+        assert found.status == record.status == "ok"
+        assert len(record.rows) == 8
+        assert record.attention.weights == "rb"
+        assert record.attention.more["sinks"] == 4
         scores = [row.score for row in record.rows.values()]
         assert found.metrics["retrieval/accuracy"].value == pytest.approx(sum(scores) / 8)
         command = shlex.split(record.environment.command)
-        assert command[:3] == ["python", "-m", "harness.run"] and f"results={results}" in command
+        assert command[:3] == ["python", "-m", "harness.run"]
+        assert f"results={results}" in command
         again = to_run_config(compose_config(command[3:]))
         assert (again.masks, again.attn.weights, again.attn.sinks, again.draws) == (4, "rb", 4, 2)
 
@@ -62,7 +67,8 @@ class TestRun:
 
     def test_its_frame_has_the_cell_first_and_its_references(self, found):
         frame = found.frame()
-        assert list(frame["cell_id"])[0] == found.cell_id and frame["attn.name"][1] == "alibi"
+        assert list(frame["cell_id"])[0] == found.cell_id
+        assert frame["attn.name"][1] == "alibi"
         assert set(frame["cell_id"][1:]) == {r["retrieval"].cell_id for r in found.references.values()}
 
     def test_nothing_is_printed_to_stdout(self, results, capsys):
@@ -78,7 +84,8 @@ class TestRun:
         code, document, _, _ = run(*option_words(options), f"results={tmp_path}")
         with pytest.raises(UserError) as refused:
             harness.run(results=tmp_path, **options)
-        assert code == 2 and str(refused.value) == document["message"]
+        assert code == 2
+        assert str(refused.value) == document["message"]
 
     def test_a_flag_is_no_option(self):
         with pytest.raises(UserError, match="-m is a flag"):
@@ -90,7 +97,8 @@ class TestRun:
 
         monkeypatch.setattr("harness.experiment.run_plan.load_model", broken)
         found = harness.run(references="none", results=tmp_path, **SMALL)
-        assert found.status == "failed" and found.tasks["retrieval"].outcome.message == "broken on purpose"
+        assert found.status == "failed"
+        assert found.tasks["retrieval"].outcome.message == "broken on purpose"
 
     def test_a_signal_is_a_keyboard_interrupt_and_the_same_call_goes_on(self, tmp_path, monkeypatch):
         from harness.tasks.retrieval.task import Retrieval
@@ -108,7 +116,8 @@ class TestRun:
             with pytest.raises(KeyboardInterrupt, match="the same call goes on"):
                 harness.run(**options)
         (record,) = harness.load(tmp_path).to_dict("records")
-        assert record["status"] == "stopped" and 0 < record["samples"] < 8
+        assert record["status"] == "stopped"
+        assert 0 < record["samples"] < 8
         assert harness.run(**options).status == "ok"
 
 
@@ -117,10 +126,12 @@ class TestLoad:
         frame = harness.load(results)
         assert collect.main([str(results), "--out", str(tmp_path / "results.csv")]) == 0
         written = pd.read_csv(tmp_path / "results.csv")
-        assert list(frame.columns) == list(written.columns) and len(frame) == len(written) >= 4
+        assert list(frame.columns) == list(written.columns)
+        assert len(frame) == len(written) >= 4
         pd.testing.assert_series_equal(frame["retrieval/accuracy"], written["retrieval/accuracy"])
         own = frame[frame["cell_id"] == found.cell_id].iloc[0]
-        assert own["retrieval/accuracy"] == found.metrics["retrieval/accuracy"].value and own["attn.weights"] == "rb"
+        assert own["retrieval/accuracy"] == found.metrics["retrieval/accuracy"].value
+        assert own["attn.weights"] == "rb"
 
     def test_a_folder_that_is_not_there(self, tmp_path):
         with pytest.raises(UserError, match="There is no folder"):
@@ -149,8 +160,10 @@ class TestAround:
         options |= {"model.revision": "83e2010", "lease": 0.5}
         found = to_run_config(compose_config(option_words(options)))
         assert (found.results, found.dtype, found.seed, found.lease) == (options["results"], None, 3, 0.5)
-        assert found.attn.evict is True and found.model.revision == "83e2010"
-        assert list(found.task) == ["ruler", "retrieval"] and found.task["ruler"]["names"][1] == "niah_single_1"
+        assert found.attn.evict is True
+        assert found.model.revision == "83e2010"
+        assert list(found.task) == ["ruler", "retrieval"]
+        assert found.task["ruler"]["names"][1] == "niah_single_1"
 
     def test_importing_the_package_imports_nothing_else(self):
         code = (

@@ -114,16 +114,21 @@ def test_mistakes_are_answered_before_a_model_is_loaded(run, monkeypatch, tmp_pa
     monkeypatch.setattr("harness.experiment.run_plan.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     code, document, _, err = run(*arguments)
     assert code == 2
-    assert document["status"] == "invalid" and says in document["message"] and hint in document["message"]
+    assert document["status"] == "invalid"
+    assert says in document["message"]
+    assert hint in document["message"]
     sentence = [line for line in err.splitlines() if not line.startswith("Memory:")]
-    assert "Traceback" not in err and len(sentence) <= 3
+    assert "Traceback" not in err
+    assert len(sentence) <= 3
     assert not list(tmp_path.glob("*/*"))  # nothing was computed
 
 
 @pytest.mark.skipif(importlib.util.find_spec("submitit") is not None, reason="hydra-submitit-launcher is installed")
 def test_a_launcher_that_is_not_installed_is_named(run, tmp_path):
     code, document, _, err = run("-m", "hydra/launcher=slurm", "masks=2,4", f"results={tmp_path}")
-    assert code == 2 and "hydra-submitit-launcher" in document["message"] and "Traceback" not in err
+    assert code == 2
+    assert "hydra-submitit-launcher" in document["message"]
+    assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
 
 
@@ -152,27 +157,34 @@ def test_a_run_ends_with_its_table_and_one_json_line(tmp_path):
     assert done.returncode == 0, done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["results"]
     document = json.loads(done.stdout.splitlines()[-1])
-    assert document["status"] == "ok" and document["tasks"] == {"retrieval": "ok"}
+    assert document["status"] == "ok"
+    assert document["tasks"] == {"retrieval": "ok"}
     assert set(document["references"]) == {"exact", "window fused", "window passes"}
     metric = document["metrics"]["retrieval/accuracy"]
-    assert set(metric) == {"value", "low", "high", "n", "unit"} and metric["n"] == 8
+    assert set(metric) == {"value", "low", "high", "n", "unit"}
+    assert metric["n"] == 8
     for label in ("exact ALiBi", "PLSH S=4 gamma count", "window T="):
         assert label in done.stdout
-    assert "samples" in done.stderr and "Memory: about" in done.stderr
-    assert "\x1b" not in done.stdout and "%|" not in done.stderr  # no colours, no bars off a terminal
+    assert "samples" in done.stderr
+    assert "Memory: about" in done.stderr
+    assert "\x1b" not in done.stdout
+    assert "%|" not in done.stderr  # no colours, no bars off a terminal
 
 
 def test_every_cell_has_a_view_of_all_it_holds(run, tmp_path):
     _, document, _, _ = run(*FAST, f"results={tmp_path}")
     view = json.loads((tmp_path / document["cell_id"] / "result.json").read_text())
-    assert view["tasks"][0]["metrics"] == document["metrics"] and view["tasks"][0]["samples"] == 8
-    assert view["identity"]["attn"]["masks"] == 4 and len(list(tmp_path.glob("*/result.json"))) == 4
+    assert view["tasks"][0]["metrics"] == document["metrics"]
+    assert view["tasks"][0]["samples"] == 8
+    assert view["identity"]["attn"]["masks"] == 4
+    assert len(list(tmp_path.glob("*/result.json"))) == 4
 
 
 def test_one_task_with_two_sets_of_options_is_two_records(run, tmp_path):
     _, noise, _, _ = run(*FAST, f"results={tmp_path}", "references=none")
     _, other, _, _ = run(*FAST, f"results={tmp_path}", "references=none", "task.retrieval.haystack=distractors")
-    assert other["cell_id"] == noise["cell_id"] and other["metrics"] != noise["metrics"]
+    assert other["cell_id"] == noise["cell_id"]
+    assert other["metrics"] != noise["metrics"]
     view = json.loads((tmp_path / noise["cell_id"] / "result.json").read_text())
     assert {t["options"]["haystack"] for t in view["tasks"]} == {"noise", "distractors"}
     assert run(*FAST, f"results={tmp_path}", "references=none")[1]["metrics"] == noise["metrics"]
@@ -183,8 +195,10 @@ def test_second_run_computes_nothing(run, monkeypatch, tmp_path):
     first = run(*arguments)
     monkeypatch.setattr("harness.experiment.run_plan.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     again = run(*arguments)
-    assert first[1].pop("rows_written") > 0 and again[1].pop("rows_written") == 0
-    assert again[0] == 0 and again[1] == first[1]
+    assert first[1].pop("rows_written") > 0
+    assert again[1].pop("rows_written") == 0
+    assert again[0] == 0
+    assert again[1] == first[1]
 
 
 def test_more_samples_extend_a_run(run, tmp_path):
@@ -214,10 +228,13 @@ def test_rows_of_other_versions_are_not_extended_in_silence(run, monkeypatch, tm
 
 def test_references_are_read_where_they_are_and_named_where_not(run, tmp_path):
     _, document, out, _ = run(*FAST, f"results={tmp_path}", "references=read")
-    assert document["references"] == {} and "Not in" in out and "references=compute" in out
+    assert document["references"] == {}
+    assert "Not in" in out
+    assert "references=compute" in out
     run(*FAST, f"results={tmp_path}", "references=none", "attn=alibi")
     _, document, out, _ = run(*FAST, f"results={tmp_path}", "references=read")
-    assert set(document["references"]) == {"exact"} and "exact ALiBi" in out
+    assert set(document["references"]) == {"exact"}
+    assert "exact ALiBi" in out
 
 
 def test_multirun_prints_a_line_for_each_cell_and_one_for_all(run, monkeypatch, tmp_path):
@@ -225,14 +242,18 @@ def test_multirun_prints_a_line_for_each_cell_and_one_for_all(run, monkeypatch, 
     code, last, out, _ = run("-m", *FAST[:3], "masks=2,4", "references=none")
     assert [p.name for p in tmp_path.iterdir()] == ["results"]
     documents = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    assert code == 0 and len(documents) == 3
-    assert last["cells"] == [d["cell_id"] for d in documents[:2]] and len(set(last["cells"])) == 2
+    assert code == 0
+    assert len(documents) == 3
+    assert last["cells"] == [d["cell_id"] for d in documents[:2]]
+    assert len(set(last["cells"])) == 2
 
 
 @pytest.mark.parametrize("flag", [("-m",), ("hydra.mode=MULTIRUN",)])
 def test_a_multirun_is_asked_for_between_the_overrides(run, tmp_path, flag):
     code, document, out, _ = run("attn=alibi", "context=160", *flag, "samples=1,2", f"results={tmp_path}")
-    assert code == 0 and document["exit_codes"] == [0, 0] and len(set(document["cells"])) == 1
+    assert code == 0
+    assert document["exit_codes"] == [0, 0]
+    assert len(set(document["cells"])) == 1
     assert len([line for line in out.splitlines() if line.startswith("{")]) == 3
 
 
@@ -247,8 +268,11 @@ def test_odd_folders_are_written_and_read(run, tmp_path):
 
 def test_more_samples_than_the_machine_holds_are_refused_at_once(run, tmp_path):
     code, document, _, err = run("attn=alibi", "samples=1000000000", f"results={tmp_path}")
-    assert code == 2 and "ask for fewer samples" in document["message"] and "1,907 GiB" in document["message"]
-    assert "making or reading up to 1,000,000,000 samples" in err and len(err.splitlines()) <= 4
+    assert code == 2
+    assert "ask for fewer samples" in document["message"]
+    assert "1,907 GiB" in document["message"]
+    assert "making or reading up to 1,000,000,000 samples" in err
+    assert len(err.splitlines()) <= 4
 
 
 def test_a_team_s_project_is_no_mistake_where_nothing_is_sent(run, monkeypatch, tmp_path):
@@ -258,7 +282,9 @@ def test_a_team_s_project_is_no_mistake_where_nothing_is_sent(run, monkeypatch, 
         assert code == 0, err
     monkeypatch.delenv("WANDB_MODE")
     code, document, _, _ = run("attn=alibi", "context=160", "samples=1", f"results={tmp_path}")
-    assert code == 2 and "is no W&B project" in document["message"] and "WANDB_ENTITY" in document["message"]
+    assert code == 2
+    assert "is no W&B project" in document["message"]
+    assert "WANDB_ENTITY" in document["message"]
 
 
 def test_a_folder_for_temporary_files_that_no_socket_fits_into_is_named(monkeypatch, tmp_path):
@@ -281,18 +307,23 @@ def test_stdout_of_any_encoding_gets_the_table_and_the_document(monkeypatch, tmp
     assert main() == 0
     out.flush()
     lines = out.buffer.getvalue().decode("ascii").splitlines()
-    assert json.loads(lines[-1])["status"] == "ok" and any("retrieval" in line for line in lines[:-1])
+    assert json.loads(lines[-1])["status"] == "ok"
+    assert any("retrieval" in line for line in lines[:-1])
 
 
 def test_multirun_with_one_mistake_runs_the_rest(run, tmp_path):
     code, last, _, _ = run("-m", *FAST[:3], "masks=0,4", f"results={tmp_path}", "references=none")
-    assert code == 2 and last["status"] == "invalid" and last["exit_codes"] == [2, 0]
+    assert code == 2
+    assert last["status"] == "invalid"
+    assert last["exit_codes"] == [2, 0]
 
 
 def test_a_reader_that_leaves_does_not_fail_the_run(tmp_path):
     command = f"{sys.executable} -m harness.run {' '.join(FAST)} results={tmp_path} references=none | head -n 1; "
     done = subprocess.run(["bash", "-c", command + "exit ${PIPESTATUS[0]}"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "Traceback" not in done.stderr and "Broken" not in done.stderr
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert "Broken" not in done.stderr
 
 
 def test_help_explains_every_group_and_option(tmp_path):
@@ -309,7 +340,9 @@ def test_help_explains_every_group_and_option(tmp_path):
 def test_window_of_the_issue(run, tmp_path):
     arguments = ("model=tiny-plain", "attn=window", "attn.match=fused", "masks=16", "context=256", "samples=8")
     code, document, out, _ = run(*arguments, f"results={tmp_path}")
-    assert code == 0 and set(document["references"]) == {"exact"} and "window T=" in out
+    assert code == 0
+    assert set(document["references"]) == {"exact"}
+    assert "window T=" in out
 
 
 def test_eviction_answers_the_same_from_less_memory(run, tmp_path):
@@ -320,7 +353,8 @@ def test_eviction_answers_the_same_from_less_memory(run, tmp_path):
     ]
     whole, less = ([record_rows(tmp_path, d["cell_id"]), d["metrics"]] for d in documents)
     for row, other in zip(whole[0], less[0], strict=True):
-        assert row["prediction"] == other["prediction"] and abs(row["nll"] - other["nll"]) < 1e-3
+        assert row["prediction"] == other["prediction"]
+        assert abs(row["nll"] - other["nll"]) < 1e-3
     slot = 2 * 2 * 128 * 4  # bytes of a token: keys and values, 2 layers, width 128, float32
     size = {
         name: [m[f"retrieval/{name}"] for m in (whole[1], less[1])] for name in ("kv_allocated_bytes", "kv_used_bytes")
@@ -338,7 +372,9 @@ def test_show_prints_a_record_again(run, tmp_path, capsys):
     assert show([document["cell_id"][:6], "--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert json.loads(out.splitlines()[-1])["tasks"][0]["metrics"] == document["metrics"]
-    assert '"masks": 4' in out and "packages" in out and "exact ALiBi" in out
+    assert '"masks": 4' in out
+    assert "packages" in out
+    assert "exact ALiBi" in out
     assert show(["--results", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("160") == 4
     assert show(["feed", "--results", str(tmp_path)]) == 2
@@ -348,14 +384,17 @@ def test_show_prints_a_record_again(run, tmp_path, capsys):
 
 def test_stock_stands_beside_exact_alibi_in_the_table(run, tmp_path):
     code, document, out, _ = run("attn=stock", *FAST[:2], f"results={tmp_path}")
-    assert code == 0 and list(document["references"]) == ["exact"]
-    assert "exact ALiBi" in out and "stock (transformers' own)" in out
+    assert code == 0
+    assert list(document["references"]) == ["exact"]
+    assert "exact ALiBi" in out
+    assert "stock (transformers' own)" in out
     cells = (document["cell_id"], document["references"]["exact"])
     assert cells[0] != cells[1]
     rows = [record_rows(tmp_path, cell) for cell in cells]
     assert len(rows[0]) == 8
     for stock, exact in zip(*rows, strict=True):  # stock MPT is right in float32, but for rounding
-        assert stock["prediction"] == exact["prediction"] and abs(stock["nll"] - exact["nll"]) < 1e-3
+        assert stock["prediction"] == exact["prediction"]
+        assert abs(stock["nll"] - exact["nll"]) < 1e-3
 
 
 def record_rows(results, cell_id: str) -> list[dict]:
