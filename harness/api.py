@@ -47,8 +47,7 @@ class CellRecord:
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
-        """Metrics of the cell by name, such as retrieval/accuracy, with value, low, high, n and
-        unit."""
+        """Metrics by name, such as retrieval/accuracy, with value, low, high, n and unit."""
         return {name: metric for record in self.tasks.values() for name, metric in record.metrics.items()}
 
     def frame(self) -> pd.DataFrame:

@@ -63,7 +63,6 @@ class Cell:
         return self.attention.weights_of(self.model, seed=self.seed, draw=draw)
 
     def cost(self) -> dict[str, float]:
-        """Return the expected visited pairs per row and head, by ways to count
-        (`Attention.pairs`)."""
+        """Return expected visited pairs per row and head, by way to count (`Attention.pairs`)."""
         rows = self.context * len(self.model.slopes)
         return {match: pairs / rows for match, pairs in self.attention.pairs(self.model, self.context).items()}

@@ -1,8 +1,9 @@
-"""`python -m harness.lm_eval ...`: lm-eval's command with the model `plsh`, whose attention is
-replaced.
+"""`python -m harness.lm_eval ...`: lm-eval's command with the model `plsh`.
 
-    python -m harness.lm_eval --model plsh --model_args pretrained=FOLDER,attn=plsh,masks=16 --tasks
-    niah_single_1
+The attention of this model is replaced:
+
+    python -m harness.lm_eval --model plsh --tasks niah_single_1 \\
+        --model_args pretrained=FOLDER,attn=plsh,masks=16
 
 All other arguments are lm-eval's. A program calls `register` and then
 lm_eval.simple_evaluate(model="plsh", ...).
@@ -23,8 +24,7 @@ def register() -> None:
 
 
 def main() -> int:
-    """Run lm-eval's command in sys.argv, and return 0, or 2 for a mistake in an attention's
-    option."""
+    """Run lm-eval's command in sys.argv; return 0, or 2 for a mistake in an attention option."""
     try:
         refuse_foreign_kernels()
         register()

@@ -1,5 +1,4 @@
-"""`python -m harness.run`: compose a cell with Hydra, run its tasks, print a table and a JSON
-line."""
+"""`python -m harness.run`: compose a cell with Hydra, run its tasks and print their tables."""
 
 import contextlib
 import json

@@ -1,5 +1,4 @@
-"""`python -m harness.show [CELL_ID]`: print a cell's records, or list the cells of a results
-folder."""
+"""`python -m harness.show [CELL_ID]`: print the records of a cell, or list all cells."""
 
 import argparse
 import json

@@ -146,8 +146,7 @@ class Attention(ABC):
 
     @property
     def masks_counted(self) -> int:
-        """Number of masks that a kernel must count for each pair; 0 if a formula gives the
-        weight."""
+        """Number of masks that a kernel counts for each pair; 0 if a formula gives the weight."""
         return 0
 
     def facts(self, model: "ModelSpec") -> dict:
@@ -170,8 +169,7 @@ class Attention(ABC):
         return sinks + ", evicting" * self.evict
 
     def costs_as_much_as(self, other: "Attention") -> bool:
-        """Return whether this is a reference of `other` at equal cost, given equal numbers of
-        pairs."""
+        """Return whether this is a reference of `other` at equal cost, if their pairs are equal."""
         return False
 
 

@@ -11,10 +11,9 @@ STATUSES = {EXIT_OK: "ok", EXIT_FAILED: "failed", EXIT_INVALID: "invalid", EXIT_
 
 
 class UserError(Exception):
-    """A mistake of the user's, raised before expensive work with a message that says what to
-    change.
+    """A mistake of the user's, with a message that says what to change.
 
-    The command line prints the message without a traceback and exits with code 2.
+    It is raised before expensive work. The command line prints the message without a traceback and exits with code 2.
     """
 
 
@@ -24,11 +23,11 @@ class CannotLoad(UserError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a hint for a mistyped word: " Did you mean X?" and the choices if there are few."""
-    known = list(known)
-    lowered = {k.lower(): k for k in known}
+    names = list(known)
+    lowered = {name.lower(): name for name in names}
     close = difflib.get_close_matches(str(word).lower(), lowered, n=1, cutoff=0.5)
-    meant = f" Did you mean {lowered[close[0]]}?" if close else ""
-    return f"{meant} Choose one of: {', '.join(known)}." if len(known) <= 24 else meant
+    hint = f" Did you mean {lowered[close[0]]}?" if close else ""
+    return f"{hint} Choose one of: {', '.join(names)}." if len(names) <= 24 else hint
 
 
 def choose(name: str, value: str, known: Iterable[str]) -> str:
@@ -42,9 +41,9 @@ def choose(name: str, value: str, known: Iterable[str]) -> str:
     Raises:
         UserError: if it is not.
     """
-    known = list(known)
-    if value not in known:
-        raise UserError(f"{name}: {value!r} is not known.{nearest(value, known)}")
+    values = list(known)
+    if value not in values:
+        raise UserError(f"{name}: {value!r} is not known.{nearest(value, values)}")
     return value
 
 

@@ -1,5 +1,4 @@
-"""Commands read from records: the one that made a record, and those for records missing beside
-it."""
+"""Build commands from records: the command that made one, and those of its missing neighbours."""
 
 import functools
 import re

@@ -283,8 +283,7 @@ def failure_status(error: Exception) -> str:
 
 
 def describe_cell(cell: Cell) -> CellDescription:
-    """Return the contents of cell.json, from which a cell can be shown without this code's
-    objects."""
+    """Return the contents of cell.json, by which a cell is shown without this code's objects."""
     return CellDescription(
         schema=CellDescription.VERSION,
         cell_id=cell.cell_id,

@@ -142,8 +142,7 @@ def _choices(group: str) -> list[str]:
 
 
 def _literal(text: str) -> str:
-    """The text, in quotes if Hydra would read a number or truth value whose canonical form
-    differs."""
+    """The text, in quotes if Hydra would read it as a number or truth value in another form."""
     value = _parse(f"x={text}").value()
     return _in_quotes(text) if isinstance(value, (bool, int, float)) and str(value) != text else text
 

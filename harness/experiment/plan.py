@@ -67,10 +67,10 @@ def to_run_config(cfg: DictConfig) -> RunConfig:
     parts += [(cfg.attn, "attn.", attn_config()), (cfg.tracking, "tracking.", TrackingConfig)]
     parts.append((cfg.model.architecture or {}, "model.architecture.", ArchitectureConfig))
     for part, name, kind in parts:
-        known = [f"{name}{field.name}" for field in fields(kind)]
+        names = [f"{name}{field.name}" for field in fields(kind)]
         for key in map(str, part):  # +key=value adds a key that the schema lacks
-            if f"{name}{key}" not in known:
-                raise UserError(f"There is no option {name + key!r}.{nearest(name + key, known)}")
+            if f"{name}{key}" not in names:
+                raise UserError(f"There is no option {name + key!r}.{nearest(name + key, names)}")
     shape = cfg.model.architecture
     if shape is not None:
         absent = [key for key in shape if OmegaConf.is_missing(shape, key)]

@@ -46,8 +46,7 @@ def prepare(plans: Iterable[Plan], *, results: str, models: bool) -> int:
 
 
 def _inputs(plans: Iterable[Plan], *, models: bool) -> dict[Hashable, tuple[dict, Callable]]:
-    """Everything an input depends on -> the first columns of its row, and a function that makes
-    it."""
+    """Key of everything an input depends on -> the start of its row, and how to make it."""
     inputs: dict[Hashable, tuple[dict, Callable]] = {}
     for plan in plans:
         cell, model = plan.cell, plan.cell.model

@@ -78,8 +78,7 @@ def refuse_ranks(task: Task, model: ModelSpec) -> None:
 
 
 def refuse_length(cell: Cell, task: Task) -> None:
-    """Raise UserError if prompt and generated tokens exceed the limit of the checkpoint's own
-    code."""
+    """Raise UserError if prompt and answer exceed the limit of the checkpoint's own attention."""
     limit = cell.model.architecture.positions
     if cell.attention.native and limit and cell.context + task.generates > limit:
         raise UserError(

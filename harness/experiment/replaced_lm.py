@@ -1,5 +1,4 @@
-"""lm-eval's model `plsh`, an HFLM with replaced attention, for its command and
-`simple_evaluate`."""
+"""lm-eval's model `plsh`: an HFLM with replaced attention."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

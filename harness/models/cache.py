@@ -41,8 +41,7 @@ class Placement:
 
 
 class KVLayer(CacheLayerMixin):
-    """All keys and values of a layer, in a buffer of `capacity` slots allocated by the first
-    update."""
+    """All keys and values of a layer, in a buffer of `capacity` slots made by the first update."""
 
     is_sliding = False
     is_croppable = True
@@ -99,8 +98,7 @@ class KVLayer(CacheLayerMixin):
             )
 
     def write(self, key_states: torch.Tensor, value_states: torch.Tensor, slots: torch.Tensor) -> None:
-        """Write keys and values (batch, heads, tokens, head_dim) to slots (tokens,) of the
-        buffer."""
+        """Write keys and values (batch, heads, tokens, head_dim) to slots (tokens,)."""
         self.keys.index_copy_(2, slots, key_states)
         self.values.index_copy_(2, slots, value_states)
 
@@ -231,8 +229,7 @@ class Steps(dict):
 
 
 class KVCache(Cache):
-    """The caches of all layers of a model. chunk: maximum tokens of a forward, None for any
-    number."""
+    """Caches of all layers of a model. chunk: most tokens of a forward, None for any number."""
 
     layers: list[KVLayer]  # type: ignore[assignment]  # of one kind, where transformers allows any
 

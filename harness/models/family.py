@@ -30,8 +30,7 @@ class Architecture:
     positions: int | None = field(default=None, compare=False)
 
     def __post_init__(self):
-        """Turn floats that are whole numbers (8.0) into ints. Raises UserError for invalid
-        sizes."""
+        """Turn whole floats (8.0) into ints. Raises UserError for invalid sizes."""
         for name in ("layers", "heads", "width", "vocabulary", "expansion", "kv_heads", "positions"):
             value = getattr(self, name)
             if value is None and name in ("kv_heads", "positions"):

@@ -178,8 +178,7 @@ def _settings(file: Path) -> dict:
 
 
 def digest(files: list[Path]) -> str:
-    """Return the sha256 over the files' contents in order, read once per process and file
-    version."""
+    """Return the sha256 over the files' contents in order; each file version is read once."""
     return _digest(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
 
 

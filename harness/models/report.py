@@ -21,8 +21,7 @@ FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """Record of loaded weights: tensors of the model, their bytes in the files, hash of the
-    files."""
+    """Loaded weights: number of tensors, their bytes in the files, and hash of the files."""
 
     tensors: int
     bytes: int

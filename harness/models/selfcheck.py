@@ -17,8 +17,8 @@ ROUNDING_FACTOR = 5  # logits may differ by this multiple of a kernel's error li
 def check_logits(model: PreTrainedModel, attention: SwappedAttention, *, source: str) -> None:
     """Check that all ways to compute logits under exact ALiBi agree.
 
-    One forward is compared with the float64 oracle's attention, with chunks and then single tokens
-    from the KV cache, and with a batch from the cache with and without padding on the left.
+    One forward is compared with the float64 oracle's attention. It is also compared with chunks and
+    single tokens from the KV cache, for one sequence and for a batch with padding on the left.
 
     Args:
         model: the model.

@@ -1,5 +1,4 @@
-"""Check config.json: each setting is implemented, has no effect, or is refused by name and
-value."""
+"""Check config.json: each setting is implemented, has no effect, or is refused."""
 
 from collections.abc import Mapping
 from dataclasses import fields

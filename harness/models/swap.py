@@ -210,8 +210,7 @@ class SwappedAttention:
 
     @contextmanager
     def use(self, weights: Sequence[Weights] | None) -> Iterator[None]:
-        """Run forwards under these weights, one per layer; None for the checkpoint's own
-        attention."""
+        """Run forwards under weights, one per layer; None for the checkpoint's own attention."""
         if weights is None:
             self._bind(self._stock)
             try:
@@ -361,8 +360,7 @@ def _return_mask(attention_mask: torch.Tensor | None, **_) -> torch.Tensor | Non
 
 
 def _own_forward(module: torch.nn.Module) -> tuple[torch.nn.Module, str, Callable]:
-    """The module, and name and value of its forward, or of the one that accelerate's device_map
-    wraps.
+    """The module, and the name and value of the forward to replace.
 
     accelerate keeps the original as _old_forward, which is then the one to replace.
     """
