@@ -135,8 +135,8 @@ def run_task(
         # resumes
         count = next(k for k in itertools.count() if k not in lines)
         metrics = task.metrics(options, [task.row(lines[k]) for k in range(count)], clustered=cell.draws > 1)
-        named = {f"{task.name}/{name}": metric for name, metric in metrics.items()}
-        outcome = about.but(status="ok", samples=count, exhausted=count < samples, metrics=named)
+        entries = {f"{task.name}/{name}": metric for name, metric in metrics.items()}
+        outcome = about.but(status="ok", samples=count, exhausted=count < samples, metrics=entries)
         store.finish(outcome.as_json())
         return "ok"
     except Exception as error:  # an outcome of this task: the other tasks still run

@@ -159,7 +159,7 @@ def attention(
             _self_check(transformer, swapped, kernel)
         return Replacement(transformer, swapped, cell, draw)
     except BaseException:
-        if swapped.removable and not swapped.held:
+        if swapped.removable and not swapped.holds_weights:
             swapped.detach()
         raise
 
@@ -190,14 +190,14 @@ def _spec(model: PreTrainedModel) -> ModelSpec:
 def _self_check(model: PreTrainedModel, swapped: SwappedAttention, kernel: str) -> None:
     """Run the check of every load, with training modules in evaluation mode meanwhile."""
     training = [module for module in model.modules() if module.training]
-    held = swapped.hold(swapped.exact, kernel)
+    check_hold = swapped.hold(swapped.exact, kernel)
     model.eval()
     try:
         selfcheck.check_logits(model, swapped, source=model.config.name_or_path or type(model).__name__)
     finally:
         for module in training:
             module.training = True
-        swapped.release(held)
+        swapped.release(check_hold)
         CHOSEN.clear()  # kernels choose_attention during the check are not the user's
     _checked.add(model)
 

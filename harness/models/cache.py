@@ -52,7 +52,7 @@ class KVLayer(CacheLayerMixin):
         super().__init__()
         self.capacity = capacity
         self.size = capacity  # slots of the buffer
-        self.seen = 0  # slots fed so far
+        self.fed = 0  # slots so far
         self.filled = 0  # slots of the buffer in use
         self.peak = 0  # maximum of `filled`
 
@@ -91,9 +91,9 @@ class KVLayer(CacheLayerMixin):
         Raises:
             ValueError: if there is no room.
         """
-        if self.seen + tokens > self.capacity:
+        if self.fed + tokens > self.capacity:
             raise ValueError(
-                f"The KV cache has room for {self.capacity} tokens and got {self.seen + tokens}: make it with a larger "
+                f"The KV cache has room for {self.capacity} tokens and got {self.fed + tokens}: make it with a larger "
                 "capacity."
             )
 
@@ -104,7 +104,7 @@ class KVLayer(CacheLayerMixin):
 
     def advance(self, tokens: int) -> None:
         """Count tokens that were written."""
-        self.filled, self.seen = self.filled + tokens, self.seen + tokens
+        self.filled, self.fed = self.filled + tokens, self.fed + tokens
         self.peak = max(self.peak, self.filled)
 
     def placement(self, pads: list[int]) -> Placement:
@@ -114,17 +114,17 @@ class KVLayer(CacheLayerMixin):
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last `-tokens_to_remove` tokens (a negative number, as in transformers)."""
         assert -self.filled <= tokens_to_remove <= 0
-        self.seen += tokens_to_remove
+        self.fed += tokens_to_remove
         self.filled += tokens_to_remove
 
     def reset(self) -> None:
-        self.seen = self.filled = 0
+        self.fed = self.filled = 0
 
     def get_seq_length(self) -> int:
-        return self.seen
+        return self.fed
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.seen + query_length, 0
+        return self.fed + query_length, 0
 
     def get_max_length(self) -> int:
         return self.capacity
@@ -165,7 +165,7 @@ class EvictingLayer(KVLayer):
 
         `reserve` calls this when the buffer is full.
         """
-        oldest = max(0, self.seen - self.rewind)
+        oldest = max(0, self.fed - self.rewind)
         heads = torch.arange(weights.heads)
         rows = torch.tensor([max(0, oldest - pad) for pad in pads]).expand(len(heads), -1)
         first = weights.reach(heads, rows)[0].amin(0).tolist()
@@ -206,7 +206,7 @@ class EvictingLayer(KVLayer):
         return Placement(padding, [max(0, self.begin - pad - self.sinks) for pad in pads])
 
     def crop(self, tokens_to_remove: int) -> None:
-        if self.begin and self.seen + tokens_to_remove < self.floor:
+        if self.begin and self.fed + tokens_to_remove < self.floor:
             raise ValueError(
                 f"The KV cache was made to go back {self.rewind} tokens and has dropped what an earlier token needs: "
                 "make it with a larger rewind."

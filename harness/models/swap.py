@@ -149,7 +149,7 @@ class SwappedAttention:
         return [Alibi(self.slopes)] * self.layers
 
     @property
-    def held(self) -> bool:
+    def holds_weights(self) -> bool:
         """Whether any weights are held."""
         return bool(self._held)
 
@@ -244,8 +244,8 @@ class SwappedAttention:
         if mask is not None and getattr(mask, "ndim", None) != 2:
             shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
             raise ValueError(
-                f"Replaced attention takes a 2-D padding mask (batch, tokens) or none, not {shape}: what a token sees "
-                "is said by its weights."
+                f"Replaced attention takes a 2-D padding mask (batch, tokens) or none, not {shape}: the weights "
+                "alone decide what a token attends to."
             )
         config, output_attentions = base.config, arguments.get("output_attentions")
         self._wants_probabilities = bool(config.output_attentions if output_attentions is None else output_attentions)
@@ -304,7 +304,7 @@ class SwappedAttention:
         passed = {name for name, value in kwargs.items() if value is not None}
         if unknown := sorted(passed - set(family.ignored_arguments)):
             raise UserError(
-                f"This version of transformers hands the attention of {type(module).__name__} what is not known here "
+                f"This version of transformers passes unknown arguments to {type(module).__name__} "
                 f"({', '.join(unknown)}): install a version that constraints.txt names."
             )
         cache = next((cache for cache in caches if cache is not None), None)
@@ -324,8 +324,8 @@ class SwappedAttention:
         weights = self._weights[layer]
         if mask is None or mask.ndim != 2:
             raise UserError(
-                f"This version of transformers hands {type(module).__name__} another mask than the builder "
-                f"{MASK_NAME!r} makes: install a version that constraints.txt names."
+                f"This version of transformers passes {type(module).__name__} a mask that the builder "
+                f"{MASK_NAME!r} did not make: install a version that constraints.txt names."
             )
         pads, gaps = [0] * len(q), [0] * len(q)
         if mask.shape[1]:  # accelerate moves it to the layer's device, so that reading it costs time
