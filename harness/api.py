@@ -83,7 +83,8 @@ def run(*words: str, **options: object) -> CellRecord:
     with contextlib.ExitStack() as stack:
         team = stack.enter_context(Team())
         stop = StopRequest()
-        if threading.current_thread() is threading.main_thread():  # only this thread may set signal handlers
+        # only this thread may set signal handlers
+        if threading.current_thread() is threading.main_thread():
             stack.enter_context(stop)
         stack.enter_context(_command_line(arguments))
         stdout = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))

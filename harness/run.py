@@ -31,7 +31,8 @@ def main() -> int:
         The exit code: 0 done, 1 a task failed, 2 a mistake of the user's, 75 stopped (run again).
     """
     print_in_any_encoding()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # pass exceptions on to us instead of printing Hydra's report
+    # pass exceptions on to us instead of printing Hydra's report
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     register_schema()
     codes: list[int] = []
     cell_ids: list[str | None] = []
@@ -72,7 +73,8 @@ def main() -> int:
                 return report_mistake(explain(error, sys.argv[1:]))
             code = next((c for c in (EXIT_INVALID, EXIT_RETRY, EXIT_FAILED) if c in codes), EXIT_OK)
             if _is_multirun():
-                status = STATUSES[code] if codes else "unknown"  # a launcher has run the cells in other processes
+                # a launcher has run the cells in other processes
+                status = STATUSES[code] if codes else "unknown"
                 print(json.dumps({"status": status, "cells": cell_ids, "exit_codes": codes}), flush=True)
             return code
     except UserError as error:  # raised while the ranks joined

@@ -59,7 +59,8 @@ class Attention(ABC):
 
     name: ClassVar[str]
     Options: ClassVar[type | None] = None  # dataclass of attn.*, if these differ from the fields
-    native: ClassVar[bool] = False  # computed by the checkpoint's own code, so that `kernel` does not apply
+    # computed by the checkpoint's own code, so that `kernel` does not apply
+    native: ClassVar[bool] = False
     any_context: ClassVar[bool] = True  # equal options mean the same method at every context
     beside_windows: ClassVar[bool] = False  # tables compare it with the windows of equal cost
     sinks = 0  # first tokens that stay visible with exact weight; a field where supported

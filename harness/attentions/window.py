@@ -24,7 +24,8 @@ def _matches() -> tuple[str, ...]:
 @dataclass
 class Options:
     match: str | None = word_option(_matches)  # fused
-    sampler: str | None = word_option(samplers)  # gamma; like `align` an option of the masks whose cost is matched
+    # gamma; like `align` an option of the masks whose cost is matched
+    sampler: str | None = word_option(samplers)
     cutoff: float | None = None
     sinks: int = 0
     evict: bool = False

@@ -13,7 +13,8 @@ STATUSES = {EXIT_OK: "ok", EXIT_FAILED: "failed", EXIT_INVALID: "invalid", EXIT_
 class UserError(Exception):
     """A mistake of the user's, with a message that says what to change.
 
-    It is raised before expensive work. The command line prints the message without a traceback and exits with code 2.
+    It is raised before expensive work. The command line prints the message without a traceback and
+    exits with code 2.
     """
 
 

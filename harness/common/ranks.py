@@ -60,7 +60,8 @@ class Team:
         self._job = self._turn = 0
         self._store: Any = None  # torch's, which has no type of its own for one that a launcher serves
         self._decided = True
-        self._heartbeats: dict[int, tuple[bytes, float]] = {}  # rank -> last heartbeat, time of its first sight
+        # rank -> last heartbeat, time of its first sight
+        self._heartbeats: dict[int, tuple[bytes, float]] = {}
         self._over = threading.Event()
 
     def __enter__(self) -> "Team":
@@ -163,7 +164,8 @@ class Team:
 
     def _set(self, key: str, value: object = None) -> None:
         if self._store is not None:
-            with contextlib.suppress(RuntimeError):  # the launcher has ended, and will end this process
+            # the launcher has ended, and will end this process
+            with contextlib.suppress(RuntimeError):
                 self._store.set(key, json.dumps(value))
 
     def _wait(self, other: int, key: str, stopped: Callable[[], bool], left_key: str = "") -> dict | None:

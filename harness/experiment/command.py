@@ -15,7 +15,8 @@ from harness.tasks.lmeval.catalogue import RULER
 
 # options that a neighbour's command takes over from the recorded command
 INHERITED = ("model.", "device=", "batch=", "results=", "task.")
-SWEEP_FUNCTION = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")  # Hydra's, for several values
+# functions by which Hydra sweeps over several values
+SWEEP_FUNCTION = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag)\(")
 
 
 def recorded_commands(records: Sequence[Record]) -> list[str]:

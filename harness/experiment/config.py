@@ -14,7 +14,8 @@ from harness.tracking.options import TrackingConfig
 
 MIN_VALUES = {"masks": 1, "context": 2, "samples": 1, "batch": 1, "seed": 0, "data_seed": 0, "draws": 1}
 REFERENCES = ("compute", "read", "none")
-GROUPS = {"model", "attn", "kernel", "task", "tracking"}  # options whose value is the name of a file in CONF
+# options whose value is the name of a file in CONF
+GROUPS = {"model", "attn", "kernel", "task", "tracking"}
 
 
 @dataclass
@@ -32,7 +33,8 @@ class KernelConfig:
 @dataclass
 class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
-    attn: AttnConfig = field(default_factory=lambda: attn_config()())  # attn.* of all methods, whichever is chosen
+    # attn.* of all methods, whichever is chosen
+    attn: AttnConfig = field(default_factory=lambda: attn_config()())
     kernel: KernelConfig = field(default_factory=KernelConfig)
     task: dict[str, Any] = field(default_factory=dict)  # each task types its own options
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -277,7 +277,8 @@ def failure_status(error: Exception) -> str:
     """Return the status of a task that ended with this exception: oom, unsupported or error."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return "oom"
-    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch's allocator on a CPU
+    # torch's allocator on a CPU
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
         return "oom"
     return "unsupported" if isinstance(error, NotImplementedError) else "error"
 

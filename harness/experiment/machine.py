@@ -96,7 +96,8 @@ def resolve_device(name: str, device_map: str | None, *, on_this_machine: bool) 
         )
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if on_this_machine and name == "cuda" and ranks() > 1:  # each rank of a machine has a device of its own
+    # each rank of a machine has a device of its own
+    if on_this_machine and name == "cuda" and ranks() > 1:
         name = f"cuda:{local_rank()}"
     try:
         device = torch.device(name)

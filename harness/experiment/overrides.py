@@ -115,7 +115,8 @@ def _parse(argument: str) -> Override:
     return override
 
 
-@functools.lru_cache(maxsize=1024)  # the parser takes milliseconds, and rows of a sweep repeat overrides
+# the parser takes milliseconds, and rows of a sweep repeat overrides
+@functools.lru_cache(maxsize=1024)
 def _parse_or_none(argument: str) -> Override | None:
     try:
         return OverridesParser.create().parse_override(argument)

@@ -31,7 +31,8 @@ class Plan:
     """A checked run: one cell, its references and its tasks."""
 
     cell: Cell
-    references: dict[str, Cell]  # role ("exact", "window fused", ...) -> cell, without the main cell
+    # role ("exact", "window fused", ...) -> cell, without the main cell
+    references: dict[str, Cell]
     compute_references: bool
     tasks: list[PlannedTask]
     samples: int
@@ -97,7 +98,8 @@ class Planner:
     def __init__(self, *, on_this_machine: bool = True):
         self.on_this_machine = on_this_machine
         self._cache: dict[Hashable, tuple[Any, UserError | None]] = {}
-        self._missing: dict[Hashable, CannotLoad] = {}  # models that could not be loaded, tried once
+        # models that could not be loaded, tried once
+        self._missing: dict[Hashable, CannotLoad] = {}
         self._kernels = sorted(p.stem for p in (CONF / "kernel").glob("*.yaml"))
 
     def plan(self, config: RunConfig) -> Plan:

@@ -38,7 +38,8 @@ def refuse_kernel(kernel: str, attention: Attention, model: ModelSpec, device: t
 
         reason = flex.unsupported_reason(device, model.torch_dtype)
     if reason:
-        raise UserError(re.sub(r"kernel='(\w+)'", r"kernel=\1", reason))  # the syntax of the command line
+        # the syntax of the command line
+        raise UserError(re.sub(r"kernel='(\w+)'", r"kernel=\1", reason))
 
 
 def refuse_model(task: Task, model: ModelSpec) -> None:

@@ -68,7 +68,8 @@ def run_plan(plan: Plan, stop: StopRequest, tracker: Tracker, team: Team) -> tup
             statuses.setdefault(cell.cell_id, {})[task.task.name] = status
         if not team.leads:
             continue
-        with contextlib.suppress(OSError):  # a full disk: the view can be rebuilt later, the run goes on
+        # a full disk: the view can be rebuilt later, the run goes on
+        with contextlib.suppress(OSError):
             reader.write_view(plan.results, cell.cell_id)
         tracker.add(plan.results, cell.cell_id, plan.tracking, own=cell is plan.cell)
     outcomes = {status for tasks in statuses.values() for status in tasks.values()}
@@ -81,7 +82,7 @@ def run_plan(plan: Plan, stop: StopRequest, tracker: Tracker, team: Team) -> tup
     code = EXIT_INVALID if mistakes else _exit_code(outcomes)
     try:
         return code, _report(plan, statuses, code, rows_written=progress.written)
-    except (BrokenPipeError, SystemExit):  # the reader of stdout left (rich exits then); the results are in the store
+    except (BrokenPipeError, SystemExit):  # stdout was closed; results are in the store
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code, {}
 

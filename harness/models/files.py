@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from harness.common.errors import UserError
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # transformers applies them silently
+# transformers applies them silently
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 LFS_POINTER = b"version https://git-lfs"  # the first bytes of a file that git-lfs has not fetched
 
 # a tokenizer is made from one of the vocabulary files and the settings in the others

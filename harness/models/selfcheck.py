@@ -10,7 +10,8 @@ from kernels import attend
 from kernels.impl.accuracy import LIMITS, relative
 
 TOKENS, CHUNK, PADDING, DECODED = 24, 12, 7, 3
-ROUNDING_FACTOR = 5  # logits may differ by this multiple of a kernel's error limit, because errors add up over layers
+# logits may differ by this multiple of a kernel's error limit, because errors add up over layers
+ROUNDING_FACTOR = 5
 
 
 @torch.inference_mode()

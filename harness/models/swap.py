@@ -24,7 +24,8 @@ from harness.models.steps import MAX_STEP_TOKENS, Step
 from kernels import Alibi, Weights, attend
 
 MASK_NAME = "harness_padding_only"
-STEP_FLAG = "_harness_stepping"  # set in the configuration of a forward whose padding is already known
+# set in the configuration of a forward whose padding is already known
+STEP_FLAG = "_harness_stepping"
 # names of the cache argument of attention modules in versions and families of transformers
 CACHE_NAMES = ("cache", "past_key_values", "layer_past")
 
@@ -328,7 +329,8 @@ class SwappedAttention:
                 f"{MASK_NAME!r} did not make: install a version that constraints.txt names."
             )
         pads, gaps = [0] * len(q), [0] * len(q)
-        if mask.shape[1]:  # accelerate moves it to the layer's device, so that reading it costs time
+        # not read without padding, because accelerate may have moved it to the layer's device
+        if mask.shape[1]:
             pads = (~mask).sum(1).tolist()
         if isinstance(cache, KVCache) and cache.step is not None:
             k, v, places = cache.step.write_keys(cache.layers[layer], layer, k, v)
@@ -339,7 +341,8 @@ class SwappedAttention:
             pads, gaps = placement.padding, placement.gap
         elif cache is not None:
             k, v = cache.update(k, v, layer)
-            if cache.is_compileable:  # a static cache returns its whole buffer, unfilled slots included
+            # a static cache returns its whole buffer, unfilled slots included
+            if cache.is_compileable:
                 filled = int(cache.get_seq_length(layer))
                 k, v = k[:, :, :filled], v[:, :, :filled]
         padding, gap = pads if any(pads) else None, gaps if any(gaps) else 0
