@@ -198,7 +198,7 @@ def _self_check(model: PreTrainedModel, swapped: SwappedAttention, kernel: str) 
         for module in training:
             module.training = True
         swapped.release(check_hold)
-        CHOSEN.clear()  # kernels choose_attention during the check are not the user's
+        CHOSEN.clear()  # kernels chosen during the check are not the user's
     _checked.add(model)
 
 
