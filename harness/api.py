@@ -23,7 +23,7 @@ from harness.experiment.compose import compose_config, option_words
 from harness.experiment.plan import Plan, plan
 from harness.experiment.run_plan import run_plan
 from harness.tracking.tracker import Tracker
-from kernels.common.malloc import keep_freed_memory
+from kernels.common.malloc import disable_malloc_trim
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def run(*words: str, **options: object) -> CellRecord:
     arguments = [*words, *option_words(options)]
     refuse_foreign_kernels()
     planned = plan(compose_config(arguments))
-    keep_freed_memory()
+    disable_malloc_trim()
     with contextlib.ExitStack() as stack:
         team = stack.enter_context(Team())
         stop = StopRequest()

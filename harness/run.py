@@ -21,7 +21,7 @@ from harness.experiment.config import register_schema
 from harness.experiment.mistakes import explain, refuse_unknown_flags
 from harness.experiment.overrides import normalize_arguments, parse_override
 from harness.tracking.tracker import Tracker
-from kernels.common.malloc import keep_freed_memory
+from kernels.common.malloc import disable_malloc_trim
 
 
 def main() -> int:
@@ -64,7 +64,7 @@ def main() -> int:
                 refuse_unknown_flags(sys.argv[1:])
                 sys.argv[1:] = normalize_arguments(sys.argv[1:])
                 refuse_foreign_kernels()
-                keep_freed_memory()
+                disable_malloc_trim()
                 with Tracker(stop) as tracker:
                     job()
             except UserError as error:

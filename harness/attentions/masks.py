@@ -28,7 +28,7 @@ def refuse_align(align: int, sampler: str, model: "ModelSpec", weights: str = "c
     Raises:
         UserError: if they do not.
     """
-    from kernels.methods.masks import FLAT, aligned
+    from kernels.methods.masks import MAX_GRID_BIAS, aligned
 
     if align < 2:
         raise UserError(f"attn.align must be 0 or at least 2 tokens, not {align}.")
@@ -38,10 +38,10 @@ def refuse_align(align: int, sampler: str, model: "ModelSpec", weights: str = "c
     if weights != "count":
         raise UserError(f"attn.align is for counts: use attn.weights=count with it, not {weights}.")
     if not bool(aligned(model.slopes, align).any()):
-        flattest, bound = float(model.slopes.min()), (8 * FLAT) ** 0.5  # bound of slope * align
+        flattest, bound = float(model.slopes.min()), (8 * MAX_GRID_BIAS) ** 0.5  # bound of slope * align
         largest = int(bound / flattest)
         raise UserError(
             f"attn.align={align} would move no mask of {model.name}: it takes heads whose weights it moves by at "
-            f"most {FLAT:.0%}, of slopes up to {bound / align:.2g}, and the flattest has {flattest:.2g}. "
+            f"most {MAX_GRID_BIAS:.0%}, of slopes up to {bound / align:.2g}, and the flattest has {flattest:.2g}. "
             + (f"Use at most attn.align={largest}." if largest >= 2 else "Leave it out.")
         )

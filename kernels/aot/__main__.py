@@ -1,4 +1,4 @@
-"""Compile the Triton kernels ahead of time, without a GPU, and hold what the compiler says to a
+"""Compiles the Triton kernels ahead of time, without a GPU, and compares the results with a
 committed record.
 
 `python -m kernels.aot` compiles every configuration for sm_80 and sm_90 and compares with
@@ -20,6 +20,7 @@ from kernels.methods.slopes import alibi_slopes
 
 
 def main() -> int:
+    """Runs the command line and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("only", nargs="?", default="", help="configurations with this in their name, dkdv-sm90 say")
     parser.add_argument("--write", action="store_true", help="renew docs/results/aot.json")
@@ -37,16 +38,16 @@ def main() -> int:
         parser.error(f"no configuration has {options.only!r} in its name.")
     if options.only and options.write and record["triton"] != triton.__version__:
         parser.error(f"the record is of triton {record['triton']}: renew all of it.")
-    found, worse = {c.id: record["kernels"].get(c.id) for c in every()}, 0
+    resources, worse = {c.id: record["kernels"].get(c.id) for c in every()}, 0
     with ProcessPoolExecutor(options.jobs) as pool:
         for configuration, one in zip(chosen, pool.map(build, chosen), strict=True):
-            found[configuration.id] = one
+            resources[configuration.id] = one
             known = record["kernels"].get(configuration.id)
             changes = compare(one, known) if known else ["new"]
             worse += bool(changes)
             print(f"{configuration.id:40} {json.dumps(one)} {'; '.join(changes)}", flush=True)
     if options.write:
-        lines = [f"    {json.dumps(name)}: {json.dumps(one)}" for name, one in found.items() if one]
+        lines = [f"    {json.dumps(name)}: {json.dumps(one)}" for name, one in resources.items() if one]
         versions = f'"triton": {json.dumps(triton.__version__)}'
         RECORD.write_text(f'{{\n  {versions},\n  "kernels": {{\n' + ",\n".join(lines) + "\n  }\n}\n")
         return 0

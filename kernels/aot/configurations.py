@@ -15,7 +15,7 @@ from triton.compiler import ASTSource, CompiledKernel
 from kernels.aot.sass import path
 from kernels.impl.triton.causal import LAWS, causal_constants, causal_kernel
 from kernels.impl.triton.causal_backward import backward_constants, causal_key_kernel, causal_query_kernel
-from kernels.impl.triton.decode import MERGED, decode_kernel, merge_kernel, tile_constants
+from kernels.impl.triton.decode import MERGE_STEP, decode_kernel, merge_kernel, tile_constants
 from kernels.impl.triton.delta import ROWS as DELTA_ROWS
 from kernels.impl.triton.delta import delta_kernel
 from kernels.impl.triton.dkdv import key_kernel
@@ -28,31 +28,31 @@ from kernels.methods.laws import Law
 
 RECORD = Path(__file__).parents[2] / "docs/results/aot.json"
 KERNELS = {"forward": forward_kernel, "decode": decode_kernel, "dq": query_kernel, "dkdv": key_kernel}
-# on sm_90 alone: their tiles are fetched by its copy engine, which takes tensor descriptors
+# for sm_90 only: the copy engine fetches their tiles, and takes tensor descriptors
 STREAMED = {"causal": causal_kernel, "causal_dq": causal_query_kernel, "causal_dkdv": causal_key_kernel}
-TABLES = {"tables": tables_kernel}  # knows no head dimension, and no dtype but its own
-UNLAWFUL = {"delta": delta_kernel, "merge": merge_kernel, "dsinks": sink_kernel}  # know no law
-ALL = KERNELS | STREAMED | TABLES | UNLAWFUL
+TABLES = {"tables": tables_kernel}  # independent of head dimension and dtype
+LAWLESS = {"delta": delta_kernel, "merge": merge_kernel, "dsinks": sink_kernel}  # independent of the law
+ALL_KERNELS = KERNELS | STREAMED | TABLES | LAWLESS
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TENSORS = {"Q", "K", "V", "Out", "Dout", "Dq", "Dk", "Dv"}
 POINTERS = dict.fromkeys(
-    ("Lse", "Dlse", "Delta", "Part", "PartDk", "PartDv", "Whole", "Slope", "Bias", "Share"), "fp32"
+    ("Lse", "Dlse", "Delta", "Part", "PartDk", "PartDv", "Whole", "Slope", "Bias", "ByteWeights"), "fp32"
 ) | {
-    "Numbers": "fp64",
+    "Packed": "fp64",
 }
-# tables that only one law has: under another law a kernel over tiles gets a table of integers in
-# their place
-USED = {"Bias": Law.DISTANCE, "Share": Law.SUM}
-# a multiprocessor of sm_90: registers, and bytes of shared memory of which every block reserves 1
-# KiB for the system
+# tables that only one law needs: under another law a kernel over tiles gets a table of integers
+# instead
+USED_BY_LAW = {"Bias": Law.DISTANCE, "ByteWeights": Law.SUM}
+# of a multiprocessor of sm_90: registers, and bytes of shared memory, 1 KiB of which each block
+# reserves for the system
 REGISTERS, SHARED = 65536, 233472
 TOLERANCE = {"registers": 0.05, "shared": 0.0, "instructions": 0.1, "mma": 0.0}
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One compilation: `cap` is the compute capability times ten, `dtype` Triton's name of the
-    inputs' type."""
+    """One compilation of a kernel. `cap`: compute capability times ten. `dtype`: of the inputs, by
+    Triton's name."""
 
     kernel: str
     cap: int
@@ -66,12 +66,13 @@ class Configuration:
 
     @property
     def id(self) -> str:
+        """Name of the configuration in the record."""
         masks = f"-S{self.masks}" if self.law.uses_mask_count else ""
         rows = "" if self.causal else "-both"
         sinks = (f"-sinks{self.sinks}" if self.sinks else "") + "-gap" * self.gaps
         if self.kernel in TABLES:
             return f"{self.kernel}-sm{self.cap}-{self.law}{rows}"
-        if self.kernel in UNLAWFUL:
+        if self.kernel in LAWLESS:
             return f"{self.kernel}-sm{self.cap}-d{self.dim}-{self.dtype}{rows}"
         return f"{self.kernel}-sm{self.cap}-{self.law}{masks}-d{self.dim}-{self.dtype}{rows}{sinks}"
 
@@ -80,55 +81,64 @@ def every() -> list[Configuration]:
     """Returns all configurations that are recorded."""
     caps, both = (80, 90), (True, False)
     linear, rao_blackwell, count, sums = Law.LINEAR, Law.RAO_BLACKWELL, Law.COUNT, Law.SUM
-    found = []
+    chosen = []
     for cap, law in itertools.product(caps, Law):
-        found += [Configuration("forward", cap, law, dim, dtype) for dim in (64, 128) for dtype in ("bf16", "fp16")]
-        found += [Configuration("forward", cap, law, dim) for dim in (80, 96, 112)]
-        found += [Configuration("forward", cap, law, causal=False), Configuration("forward", cap, law, dtype="fp32")]
-        found += [Configuration(kernel, cap, law, dim) for kernel in ("decode", "dq", "dkdv") for dim in (64, 128)]
-        found += [Configuration(kernel, cap, law, causal=False) for kernel in ("dq", "dkdv")]
-        found += [Configuration(kernel, cap, law, dtype="fp32") for kernel in ("decode", "dq")]
-        found += [Configuration(kernel, cap, law, sinks=4) for kernel in ("forward", "decode", "dq")]
-        found.append(Configuration("dkdv", cap, law, causal=False, sinks=4))  # causal it does not know of them
-        found += [Configuration(kernel, cap, law, sinks=70) for kernel in ("forward", "dq")]
-        found += [Configuration("forward", cap, law, sinks=sinks, gaps=True) for sinks in (0, 4, 70)]
-        found += [Configuration("dq", cap, law, dtype="fp16")]
+        chosen += [Configuration("forward", cap, law, dim, dtype) for dim in (64, 128) for dtype in ("bf16", "fp16")]
+        chosen += [Configuration("forward", cap, law, dim) for dim in (80, 96, 112)]
+        chosen += [
+            Configuration("forward", cap, law, causal=False),
+            Configuration("forward", cap, law, dtype="fp32"),
+        ]
+        chosen += [Configuration(kernel, cap, law, dim) for kernel in ("decode", "dq", "dkdv") for dim in (64, 128)]
+        chosen += [Configuration(kernel, cap, law, causal=False) for kernel in ("dq", "dkdv")]
+        chosen += [Configuration(kernel, cap, law, dtype="fp32") for kernel in ("decode", "dq")]
+        chosen += [Configuration(kernel, cap, law, sinks=4) for kernel in ("forward", "decode", "dq")]
+        chosen.append(
+            Configuration("dkdv", cap, law, causal=False, sinks=4)
+        )  # the causal kernel does not depend on sinks
+        chosen += [Configuration(kernel, cap, law, sinks=70) for kernel in ("forward", "dq")]
+        chosen += [Configuration("forward", cap, law, sinks=sinks, gaps=True) for sinks in (0, 4, 70)]
+        chosen += [Configuration("dq", cap, law, dtype="fp16")]
     for cap, causal in itertools.product(caps, both):
         many = [("forward", law) for law in (rao_blackwell, count, sums)] + [("dq", count), ("dq", sums)]
         many += [("dkdv", count)] + [("dkdv", sums)] * causal
-        found += [Configuration(kernel, cap, law, masks=64, causal=causal) for kernel, law in many]
-    found += [Configuration("decode", cap, count, masks=64) for cap in caps]
-    found += [Configuration("decode", cap, law, sinks=4, gaps=True) for cap in caps for law in Law]
-    found += [Configuration(kernel, cap, linear, dim) for kernel in UNLAWFUL for cap in caps for dim in (64, 128)]
-    found += [Configuration("dsinks", cap, linear, dtype=dtype) for cap in caps for dtype in ("fp16", "fp32")]
-    found += [Configuration("dsinks", cap, linear, dim, causal=False) for cap in caps for dim in (64, 128)]
-    found += [Configuration(kernel, cap, rao_blackwell, masks=1) for cap in caps for kernel in KERNELS]
+        chosen += [Configuration(kernel, cap, law, masks=64, causal=causal) for kernel, law in many]
+    chosen += [Configuration("decode", cap, count, masks=64) for cap in caps]
+    chosen += [Configuration("decode", cap, law, sinks=4, gaps=True) for cap in caps for law in Law]
+    chosen += [Configuration(kernel, cap, linear, dim) for kernel in LAWLESS for cap in caps for dim in (64, 128)]
+    chosen += [Configuration("dsinks", cap, linear, dtype=dtype) for cap in caps for dtype in ("fp16", "fp32")]
+    chosen += [Configuration("dsinks", cap, linear, dim, causal=False) for cap in caps for dim in (64, 128)]
+    chosen += [Configuration(kernel, cap, rao_blackwell, masks=1) for cap in caps for kernel in KERNELS]
     counts = {linear: (), rao_blackwell: (1, 4, 32, 64), count: (1, 4, 32)}  # beside 16 masks
     for law in LAWS:
-        found += [Configuration("causal", 90, law, dim, dtype) for dim in (64, 128) for dtype in ("bf16", "fp16")]
-        found += [Configuration("causal", 90, law, dim) for dim in (80, 96, 112)]
-        found += [Configuration("causal", 90, law, sinks=sinks) for sinks in (4, 70)]
-        found += [Configuration("causal", 90, law, masks=masks) for masks in counts[law]]
+        chosen += [Configuration("causal", 90, law, dim, dtype) for dim in (64, 128) for dtype in ("bf16", "fp16")]
+        chosen += [Configuration("causal", 90, law, dim) for dim in (80, 96, 112)]
+        chosen += [Configuration("causal", 90, law, sinks=sinks) for sinks in (4, 70)]
+        chosen += [Configuration("causal", 90, law, masks=masks) for masks in counts[law]]
         for kernel in ("causal_dq", "causal_dkdv"):
-            found += [Configuration(kernel, 90, law, dim) for dim in (64, 128)]
-            found += [Configuration(kernel, 90, law, masks=32)] if counts[law] else []
-        found.append(Configuration("causal_dq", 90, law, sinks=4))
+            chosen += [Configuration(kernel, 90, law, dim) for dim in (64, 128)]
+            chosen += [Configuration(kernel, 90, law, masks=32)] if counts[law] else []
+        chosen.append(Configuration("causal_dq", 90, law, sinks=4))
     for cap, law, causal in itertools.product(caps, (rao_blackwell, count), both):
-        found.append(Configuration("tables", cap, law, causal=causal))
-    return found
+        chosen.append(Configuration("tables", cap, law, causal=causal))
+    return chosen
 
 
 def build(configuration: Configuration) -> dict:
-    """Compile one configuration: registers of a thread, bytes that it spills, shared memory and
-    warps of a block, instructions, and those of the tensor cores (`mma`), of the kind `unit`: HGMMA
-    is wgmma, HMMA mma.sync; and the executed `path` (`kernels.aot.sass`)."""
+    """Compiles one configuration.
+
+    Returns: registers per thread; bytes spilled per thread; bytes of shared memory and warps per
+    block; number of instructions; number of tensor core instructions (`mma`) and their kind
+    (`unit`: HGMMA is wgmma, HMMA is mma.sync); and the executed `path` (`kernels.aot.sass`).
+    """
     return _resources(compiled(configuration))
 
 
 def compiled(configuration: Configuration) -> CompiledKernel:
-    """What Triton makes of one configuration, as at run time."""
+    """The kernel that Triton compiles for one configuration, with the same options as at run
+    time."""
     c = configuration
-    kernel, tile = ALL[c.kernel], tile_of(DTYPES[c.dtype], c.cap // 10)
+    kernel, tile = ALL_KERNELS[c.kernel], tile_of(DTYPES[c.dtype], c.cap // 10)
     if c.kernel in TABLES:
         fixed = table_constants(c.law, c.masks, c.causal, tile)
     elif c.kernel == "causal":
@@ -142,7 +152,7 @@ def compiled(configuration: Configuration) -> CompiledKernel:
     elif c.kernel == "delta":
         fixed |= {"ROWS": DELTA_ROWS, "num_warps": 4, "num_stages": 3}
     elif c.kernel == "merge":
-        fixed |= {"STEP": MERGED, "num_warps": 4, "num_stages": 3}
+        fixed |= {"STEP": MERGE_STEP, "num_warps": 4, "num_stages": 3}
     elif c.kernel == "dsinks":
         fixed |= sink_constants(c.causal, c.dim, DTYPES[c.dtype])
     fixed |= {"GAPS": c.gaps, "GRID": False}
@@ -158,7 +168,7 @@ def compiled(configuration: Configuration) -> CompiledKernel:
             signature[name] = f"tensordesc<{c.dtype}[1, 1, {rows}, {fixed['WIDE']}]>"
         elif name in (*TENSORS, "OutRows"):
             signature[name] = f"*{c.dtype}"
-        elif name in POINTERS and (USED.get(name, c.law) == c.law or c.kernel == "decode"):
+        elif name in POINTERS and (USED_BY_LAW.get(name, c.law) == c.law or c.kernel == "decode"):
             signature[name] = f"*{POINTERS[name]}"
         elif name[0].isupper():
             signature[name] = "*i32"
@@ -172,25 +182,26 @@ def compiled(configuration: Configuration) -> CompiledKernel:
     return triton.compile(source, target=GPUTarget("cuda", c.cap, 32), options=options)
 
 
-def blocks_per_sm(found: dict) -> int:
-    """Blocks that fit on a multiprocessor of sm_90 with these resources."""
-    registers = -(-found["registers"] // 8) * 8 * 32 * found["warps"]
-    return min(REGISTERS // registers, SHARED // (found["shared"] + 1024))
+def blocks_per_sm(resources: dict) -> int:
+    """Number of blocks with these resources that fit on a multiprocessor of sm_90."""
+    registers = -(-resources["registers"] // 8) * 8 * 32 * resources["warps"]
+    return min(REGISTERS // registers, SHARED // (resources["shared"] + 1024))
 
 
-def compare(found: dict, recorded: dict) -> list[str]:
-    """What has become worse or different than the record by more than TOLERANCE, in words."""
-    changes = [f"spilled {recorded['spilled']} -> {found['spilled']} bytes"] * (found["spilled"] > recorded["spilled"])
-    changes += [f"unit {recorded['unit']} -> {found['unit']}"] * (found["unit"] != recorded["unit"])
+def compare(resources: dict, recorded: dict) -> list[str]:
+    """The resources that are worse than the record, or differ by more than TOLERANCE, in words."""
+    changes = [f"spilled {recorded['spilled']} -> {resources['spilled']} bytes"] * (
+        resources["spilled"] > recorded["spilled"]
+    )
+    changes += [f"unit {recorded['unit']} -> {resources['unit']}"] * (resources["unit"] != recorded["unit"])
     for name, tolerance in TOLERANCE.items():
-        if abs(found[name] - recorded[name]) > tolerance * recorded[name]:
-            changes.append(f"{name} {recorded[name]} -> {found[name]}")
+        if abs(resources[name] - recorded[name]) > tolerance * recorded[name]:
+            changes.append(f"{name} {recorded[name]} -> {resources[name]}")
     return changes
 
 
 def table(kernels: dict) -> str:
-    """The recorded kernels of docs/kernels.md as Markdown: bf16, head dimension 128, sm_90, S =
-    16."""
+    """The table of docs/kernels.md as Markdown: bf16, head dimension 128, sm_90, 16 masks."""
     lines = [
         "| kernel | law | registers | spilled | shared | warps | blocks per SM | instructions |",
         "|---|---|---|---|---|---|---|---|",

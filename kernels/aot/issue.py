@@ -1,9 +1,9 @@
-"""The issue floor: the time that the instructions of the executed path take at one a cycle on every
+"""The issue floor: the time of the instructions on the executed path at one per cycle and
 scheduler.
 
-Instructions a program are those of docs/results/aot.json, turns of the loops follow from what each
-tile of rows reaches. No clock, cache or memory is part of it: beside the byte floor it is the other
-thing that no kernel of this code can undercut.
+The instructions per program are those of docs/results/aot.json; the numbers of loop iterations
+follow from the keys that each tile of rows reaches. Clocks, caches and memory play no part: like
+the byte floor, it is a lower bound for any run of this code.
 """
 
 import functools
@@ -25,12 +25,18 @@ NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 def issued(weights: Weights, tokens: int, dim: int, dtype: torch.dtype) -> dict[str, int] | None:
-    """Instructions of warps that a causal forward call on all `tokens`, batch 1, issues at least:
-    of the forward kernel and of the kernel that builds its tables. None where no machine code of
-    these is recorded."""
+    """Lower bound of the warp instructions of a causal forward call on all `tokens`, batch 1.
+
+    Args:
+        weights, tokens, dim, dtype: of the call.
+
+    Returns:
+        the instructions of the "forward" kernel and of the kernel that builds the "tables"; None if
+        their machine code is not recorded.
+    """
     law, masks = law_of(weights), weights.count
     causal = Configuration("causal", 90, law, dim, NAMES[dtype], masks)
-    # without masks the kernel of the tables does the same under every law
+    # without masks the kernel that builds the tables does the same under every law
     of_tables = Configuration("tables", 90, law if law is Law.COUNT else Law.RAO_BLACKWELL)
     forward, tables = (_recorded().get(c.id) for c in (causal, of_tables))
     if not forward or not tables or weights.sinks:
@@ -50,9 +56,9 @@ def issued(weights: Weights, tokens: int, dim: int, dtype: torch.dtype) -> dict[
 
 
 def _turns(loops: list[list[int]], masks: int) -> int:
-    """Instructions of the loop over the masks, the first; the last is run where rounding could
-    decide. With one between them the compiler takes four masks in a turn, and one in a turn of the
-    second."""
+    """Instructions of the loop over the masks, which is the first; the last runs only where
+    rounding could decide. If there is another between them, the compiler unrolled the first by four
+    masks, and the second takes the remaining masks one by one."""
     first, *rest = (instructions for instructions, _ in loops)
     return masks // 4 * first + masks % 4 * rest[0] if len(rest) > 1 else masks * first
 
@@ -63,12 +69,12 @@ def _recorded() -> dict:
 
 
 def table(slopes: torch.Tensor, tokens: int, *, multiprocessors: int = 132, mhz: float = 1755.0) -> str:
-    """Issue floors in ms of head dimension 128 in bf16 with 16 masks, as Markdown."""
+    """Issue floors in ms for head dimension 128, bf16 and 16 masks, as Markdown."""
     rate = multiprocessors * SCHEDULERS * mhz * 1e3
-    drawn = {kind: PositionalLSH.draw(slopes, 16, seed=0, weights=kind) for kind in ("count", "rb")}
+    plsh = {kind: PositionalLSH.draw(slopes, 16, seed=0, weights=kind) for kind in ("count", "rb")}
     lines = ["| weights | forward | tables |", "|---|---:|---:|"]
-    for name, weights in (drawn | {"window T=2": Window(slopes, 2.0)}).items():
-        found = issued(weights, tokens, 128, torch.bfloat16)
-        cells = ["", ""] if found is None else [f"{found[part] / rate:.2f} ms" for part in ("forward", "tables")]
+    for name, weights in (plsh | {"window T=2": Window(slopes, 2.0)}).items():
+        floors = issued(weights, tokens, 128, torch.bfloat16)
+        cells = ["", ""] if floors is None else [f"{floors[part] / rate:.2f} ms" for part in ("forward", "tables")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -1,10 +1,10 @@
-"""The executed path of a kernel, read off its machine code: instructions outside of its loops and
-in a turn of each.
+"""The executed path of a kernel, from its machine code: instructions outside of its loops and per
+iteration of each loop.
 
-Instructions are counted along the shortest way through the code, so that a side path that may not
-run (a division's slow case, say) does not count: what is found is a lower bound. A loop is what a
-backward branch closes whose goal every way to it passes. One that waits for the copy engine is no
-loop: its turns are not the program's.
+Instructions are counted along the shortest path through the code, so that a side path that may not
+run (the slow case of a division, say) does not count: the result is a lower bound. A backward
+branch closes a loop if its target dominates it. A loop that waits for the copy engine does not
+count: its iterations are no work of the program.
 """
 
 import re
@@ -13,21 +13,21 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?\w+ )?([A-Z][A-Z0-9_]*)(\.[\w.]*)?([^;]*);")
-WAIT = "SYNCS"  # begins a loop that waits for a barrier in shared memory
-MATRIX = ("HGMMA", "HMMA", "IMMA", "QGMMA")  # of the tensor cores
+BARRIER_WAIT = "SYNCS"  # first instruction of a loop that waits for a barrier in shared memory
+TENSOR_CORE_OPS = ("HGMMA", "HMMA", "IMMA", "QGMMA")
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """`after`: where it may go on, as places in the list of instructions."""
+    """`after`: indices of the instructions that may follow."""
 
     name: str
     after: tuple[int, ...]
 
 
 def read(code: str) -> list[Instruction] | None:
-    """The instructions of what `cuobjdump -sass` prints of one kernel; None if one of them jumps to
-    a place that is not in the code. A call comes back: what it runs does not count."""
+    """Parses the output of `cuobjdump -sass` for one kernel; None if a jump leaves the code. A call
+    returns, and the instructions that it runs do not count."""
     lines = LINE.findall(code)
     place = {int(address, 16): i for i, (address, *_) in enumerate(lines)}
     instructions = []
@@ -52,9 +52,12 @@ def read(code: str) -> list[Instruction] | None:
 
 
 def path(code: str) -> dict | None:
-    """Counts of the executed path: `straight`, outside of all loops if each of them runs; `none`,
-    of the way that runs no loop; and of each outermost `loops`, in the order of the code, of one
-    turn. Each is [instructions, those of the tensor cores]. None if the code has no such path."""
+    """Counts the executed path, each as [instructions, tensor core instructions].
+
+    Returns: `straight`, outside of all loops if each of them runs; `none`, the path that runs no
+    loop; and `loops`, one iteration of each outermost loop in the order of the code. None if the
+    code has no such path.
+    """
     code_of = read(code)
     if not code_of:
         return None
@@ -62,7 +65,7 @@ def path(code: str) -> dict | None:
     spans: list[list[int]] = []
     for first, last in sorted((to, at) for at in reached for to in code_of[at].after if to < at):
         outside = set(range(len(code_of))) - {first}
-        if code_of[first].name == WAIT or first and last in _ways(code_of, 0, outside):
+        if code_of[first].name == BARRIER_WAIT or first and last in _ways(code_of, 0, outside):
             continue
         if spans and first <= spans[-1][1]:
             spans[-1][1] = max(spans[-1][1], last)
@@ -89,7 +92,7 @@ def path(code: str) -> dict | None:
     none = min((_along(ways, at) for at in ends), key=len)
 
     def count(some: list[int]) -> list[int]:
-        return [len(some), sum(code_of[at].name in MATRIX for at in some)]
+        return [len(some), sum(code_of[at].name in TENSOR_CORE_OPS for at in some)]
 
     loops, (instructions, matrix) = [count(turn) for turn in turns], count(whole)
     straight = [instructions - sum(one for one, _ in loops), matrix - sum(one for _, one in loops)]
@@ -97,7 +100,8 @@ def path(code: str) -> dict | None:
 
 
 def _ways(code: list[Instruction], begin: int, within: Collection[int]) -> dict[int, int]:
-    """For each place that can be reached from `begin` the one before it on a shortest way."""
+    """For each index that can be reached from `begin` `within` a set: the index before it on a
+    shortest path."""
     before, waiting = {begin: -1}, deque([begin])
     while waiting:
         at = waiting.popleft()
@@ -109,9 +113,9 @@ def _ways(code: list[Instruction], begin: int, within: Collection[int]) -> dict[
 
 
 def _along(ways: dict[int, int], at: int) -> list[int]:
-    """The places from the begin of `ways` to this one."""
-    found = []
+    """The indices from the start of `ways` to `at`."""
+    reverse = []
     while at >= 0:
-        found.append(at)
+        reverse.append(at)
         at = ways[at]
-    return found[::-1]
+    return reverse[::-1]

@@ -1,5 +1,5 @@
-"""The command line: parts of the bench, the most telling first, each row written as soon as it is
-known."""
+"""The command line: parts of the bench, the most informative first, each row written as soon as it
+is known."""
 
 import argparse
 import gc
@@ -17,13 +17,13 @@ from kernels.bench.clock import DeviceLost, clock_for
 from kernels.bench.measure import blank, measure, reason_of
 from kernels.bench.methods import masked, maskless
 from kernels.bench.plan import CALLS, LENGTHS, MASKS, Work, head_sets, plan
-from kernels.bench.problem import SAMPLED, Problem
+from kernels.bench.problem import SAMPLED_ROWS, Problem
 from kernels.bench.record import Record
 from kernels.bench.table import LEGEND, table
 from kernels.common.environment import environment, unwritable
-from kernels.common.malloc import keep_freed_memory
+from kernels.common.malloc import disable_malloc_trim
 
-BROKEN = "error: the process ended within this row, which --fresh alone tries again"
+PROCESS_ENDED = "error: the process ended within this row, which --fresh alone tries again"
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cuda": {"heads": "mpt-7b,storywriter,bloom-7b1", "tokens": LENGTHS, "masks": MASKS, "calls": tuple(CALLS)},
     "cpu": {"heads": "small", "tokens": (16384, 4096), "masks": (16,), "calls": ("forward", "decode-1", "decode-16")},
@@ -31,9 +31,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    """Run from the command line; prints a table for each run and returns what --json writes."""
+    """Runs the command line: prints a table for each run and returns the content of --json."""
     options = parsed(arguments)
-    keep_freed_memory()
+    disable_malloc_trim()
     clock = clock_for(options.device, options.repeats)
     about = environment(options.device, "kernels.bench", options.commit)
     try:
@@ -67,8 +67,9 @@ def main(arguments: list[str] | None = None) -> dict:
 
 
 def one_part(work: Work, device: str, record: Record, clock, stop) -> dict:
-    """Measure what the record lacks of this part; returns its run. A part whose inputs or oracle do
-    not fit into memory keeps the methods that were ready before, and the reason."""
+    """Measures the rows of this part that the record lacks, and returns its run. A part whose
+    inputs or oracle do not fit into memory keeps the methods that were ready before, and the
+    reason. Exits if a method left the GPU unusable for this process."""
     kernel = "triton" if device == "cuda" else "sdpa"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     run = record.run_of(work, dtype)
@@ -84,7 +85,7 @@ def one_part(work: Work, device: str, record: Record, clock, stop) -> dict:
             failed = reason_of(e)
         for method in methods:
             if method.name == run.get("started"):
-                record.add(run, blank(method, BROKEN))
+                record.add(run, blank(method, PROCESS_ENDED))
         known = {row["name"] for row in run["methods"]}
         missing = sorted((m for m in methods if m.name not in known), key=lambda m: m.rank)
         try:
@@ -110,6 +111,7 @@ def one_part(work: Work, device: str, record: Record, clock, stop) -> dict:
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """The options of the command line, checked; exits with a message for wrong ones."""
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--heads", help="mpt-7b, storywriter, bloom-7b1, small, or 8x64, with commas between them")
@@ -134,11 +136,11 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"--calls takes {', '.join(CALLS)}, not {', '.join(sorted(unknown))}.")
     if options.device == "cpu" and "backward" in options.calls:
         parser.error("backward needs --device cuda.")
-    for name, least in (("tokens", 4 * SAMPLED), ("masks", 1)):
-        given = getattr(options, name) or ",".join(map(str, default[name]))
-        numbers = list(dict.fromkeys(int(x) if x.isdecimal() else 0 for x in _listed(given)))
+    for name, least in (("tokens", 4 * SAMPLED_ROWS), ("masks", 1)):
+        text = getattr(options, name) or ",".join(map(str, default[name]))
+        numbers = list(dict.fromkeys(int(x) if x.isdecimal() else 0 for x in _listed(text)))
         if min(numbers) < least:
-            parser.error(f"--{name} takes whole numbers from {least} on, with commas between them, not {given}.")
+            parser.error(f"--{name} takes whole numbers from {least} on, with commas between them, not {text}.")
         setattr(options, name, numbers)
     if options.repeats < 1:
         parser.error("--repeats takes whole numbers from 1 on.")
@@ -149,9 +151,9 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _listed(given: str) -> list[str]:
-    """What stands between the commas, each once."""
-    return list(dict.fromkeys(x.strip() for x in given.split(",")))
+def _listed(text: str) -> list[str]:
+    """The entries between the commas, each once."""
+    return list(dict.fromkeys(x.strip() for x in text.split(",")))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""`python -m kernels.bench.attend`: `attend` as a model calls it, tables and all, time of the host
-and of the whole."""
+"""`python -m kernels.bench.attend`: `attend` as a model calls it, tables included: time of the
+host, and total time."""
 
 import argparse
 import statistics
@@ -17,20 +17,20 @@ from kernels.common.environment import environment, replace_file, written
 from kernels.methods.plsh import PositionalLSH
 from kernels.methods.weights import Weights, Window
 
-CUTOFF = 2.0  # of the window: about the error of 16 masks
+CUTOFF = 2.0  # of the window: about the same error as 16 masks
 
 
 def some_weights(slopes: torch.Tensor, masks: int) -> dict[str, Weights]:
-    """What is called, by name."""
-    drawn = {kind: PositionalLSH.draw(slopes, masks, seed=0, weights=kind) for kind in ("count", "rb")}
-    return {f"{kind}, S={masks}": weights for kind, weights in drawn.items()} | {
+    """The weights of the calls, by name."""
+    plsh = {kind: PositionalLSH.draw(slopes, masks, seed=0, weights=kind) for kind in ("count", "rb")}
+    return {f"{kind}, S={masks}": weights for kind, weights in plsh.items()} | {
         f"window T={CUTOFF:g}": Window(slopes, CUTOFF)
     }
 
 
 def times(call, wait, calls: int, rounds: int) -> dict:
-    """Medians over `rounds` in ms a call: `host_ms` until all `calls` of a round have been issued,
-    `ms` until they are done. `call` is called once before."""
+    """Medians over `rounds` in ms per call: `host_ms` until all `calls` of a round have been
+    issued, `ms` until they are finished by `wait`. `call` runs once before."""
     call()
     wait()
     host, whole = [], []
@@ -41,11 +41,12 @@ def times(call, wait, calls: int, rounds: int) -> dict:
         host.append(time.perf_counter() - begin)
         wait()
         whole.append(time.perf_counter() - begin)
-    found = {"host_ms": host, "ms": whole}
-    return {name: float(f"{1e3 * statistics.median(taken) / calls:.4g}") for name, taken in found.items()}
+    seconds = {"host_ms": host, "ms": whole}
+    return {name: float(f"{1e3 * statistics.median(taken) / calls:.4g}") for name, taken in seconds.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m kernels.bench.attend", description=__doc__)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--heads", default="mpt-7b", help="as of kernels.bench")

@@ -1,4 +1,4 @@
-"""Exact ALiBi by other means than this project's kernels: what a speed must be compared to."""
+"""Exact ALiBi and windows by other implementations: the speeds to compare with."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from kernels.methods.weights import Window
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask  # its import takes seconds
 
-BIAS_BYTES = 2 << 30  # the largest bias tensor that is built
-BLOCK = 128  # FlexAttention's own
+MAX_BIAS_BYTES = 2 << 30  # of the bias tensor
+BLOCK = 128  # the default of FlexAttention
 
 
 class LeftOut(Exception):
-    """Why a method is not measured."""
+    """The reason why a method is not measured."""
 
 
 @dataclass
 class Prepared:
-    """A way to compute the attention. `call(*inputs)` is the whole call as a model makes it, and
-    gives the output, perhaps wider than the head dimension. Of one that builds tables, which are
-    timed apart too, `tables` builds them, and `kernel(*inputs)` is the call on tables built
-    beforehand; `extra` counts bytes that are moved beside the inputs and the output."""
+    """One implementation, ready to run. `call(*inputs)` is the whole call as a model makes it, and
+    returns the output, perhaps wider than the head dimension. If the call builds tables, `tables`
+    builds them and `kernel(*inputs)` is the call on tables built beforehand. `extra`: bytes moved
+    in addition to the inputs and the output."""
 
     inputs: list[torch.Tensor]
     call: Callable[..., torch.Tensor]
@@ -42,11 +42,12 @@ class Prepared:
 
 
 def augmented(problem: Problem, backend: str | None = None) -> Prepared:
-    """ALiBi as further head dimensions (FlashBias, arXiv 2505.12044; HyPE, arXiv 2310.19676): 1 in
-    q and the bias slope * (j - tokens / 2) / scale in k add it up to a constant of the row, without
-    a bias tensor, and torch's causal path skips half of the pairs. In a low precision the bias
-    takes three dimensions, each the rest of the one before. They come last, so that the products of
-    q and k are summed before the large numbers. Padded to a multiple of 8."""
+    """ALiBi encoded in extra head dimensions (FlashBias, arXiv 2505.12044; HyPE, arXiv 2310.19676):
+    q gets 1, k gets slope * (j - tokens / 2) / scale, so that q.k includes the bias up to a
+    constant of the row. This needs no bias tensor, and torch's causal path skips half of the pairs.
+    In low precision the bias takes three dimensions, each the remainder of the one before. They
+    come last, so that the products of q and k are summed before the large numbers. Padded to a
+    multiple of 8."""
     heads, tokens = problem.heads, problem.tokens
     scale, dtype, device = heads.dim**-0.5, problem.dtype, problem.device
     parts = 1 if dtype in (torch.float32, torch.float64) else 3
@@ -72,9 +73,10 @@ def augmented(problem: Problem, backend: str | None = None) -> Prepared:
 
 
 def with_bias(problem: Problem) -> Prepared:
-    """Dense attention with the (heads, queries, tokens) bias built beforehand."""
+    """Dense attention with the (heads, queries, tokens) bias built beforehand. Raises LeftOut for a
+    bias above MAX_BIAS_BYTES."""
     size = problem.heads.heads * problem.queries * problem.tokens * problem.q.element_size()
-    if size > BIAS_BYTES:
+    if size > MAX_BIAS_BYTES:
         raise LeftOut(f"its bias of {size / 2**30:.0f} GiB is above the limit of 2")
     rows, columns = (torch.arange(n, problem.tokens, device=problem.device) for n in (problem.offset, 0))
     bias = problem.q.new_empty(1, problem.heads.heads, problem.queries, problem.tokens)
@@ -116,8 +118,8 @@ def flex(problem: Problem, backend: str | None = None) -> Prepared:
         seq_lengths=(problem.queries, problem.tokens),
     )
 
-    def score(found, b, h, i, j):
-        return found + slope[h] * (j - i - offset)
+    def score(qk, b, h, i, j):
+        return qk + slope[h] * (j - i - offset)
 
     options = {"score_mod": score, "block_mask": blocks}
     if backend is not None:
@@ -134,8 +136,8 @@ def flex_window(problem: Problem, weights: Window) -> Prepared:
     torch._functorch.config.donated_buffer = False
     slope, offset = problem.heads.slopes.float().to(problem.device), problem.offset
 
-    def score(found, b, h, i, j):
-        return found + slope[h] * (j - i - offset)
+    def score(qk, b, h, i, j):
+        return qk + slope[h] * (j - i - offset)
 
     options = {"score_mod": score, "block_mask": window_blocks(problem, weights)}
     return Prepared([problem.q, problem.k, problem.v], lambda q, k, v: compiled()(q, k, v, **options))
@@ -173,8 +175,9 @@ def window_blocks(problem: Problem, weights: Window) -> BlockMask:
 
 
 def flash_attn(problem: Problem, weights: Window | None = None) -> Prepared:
-    """The package flash-attn, whose kernel takes the slopes; a window too, but one for all heads of
-    a launch."""
+    """The package flash-attn, whose kernel takes the slopes. It takes a window as well, but one for
+    all heads of a launch, so that heads of different windows are launched apart. Raises LeftOut if
+    the package is not installed."""
     try:
         from flash_attn import flash_attn_func
     except ImportError as e:
@@ -190,10 +193,10 @@ def flash_attn(problem: Problem, weights: Window | None = None) -> Prepared:
             some = slice(heads[0], heads[-1] + 1)
             swapped = (x[:, some].transpose(1, 2) for x in (q, k, v))
             options = {"causal": True, "alibi_slopes": slopes[some], "window_size": (tokens, -1 if tokens < 0 else 0)}
-            found = flash_attn_func(*swapped, **options).transpose(1, 2)
+            part = flash_attn_func(*swapped, **options).transpose(1, 2)
             if len(launches) == 1:
-                return found
-            out[:, some] = found
+                return part
+            out[:, some] = part
         return out
 
     return Prepared([problem.q, problem.k, problem.v], call)

@@ -1,4 +1,4 @@
-"""One row of the record for each method: checked first, then timed."""
+"""The row of each method for the record: checked first, then timed."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from kernels.bench.clock import SLOWEST, DeviceClock, HostClock, seconds
+from kernels.bench.clock import MAX_CALL_SECONDS, DeviceClock, HostClock, seconds
 from kernels.bench.cost import Cost, cost, operations
 from kernels.bench.dense import LeftOut, Prepared
 from kernels.bench.methods import Method
@@ -21,15 +21,15 @@ from kernels.common.gpus import CAPABILITY
 # weight of a single row. Gradients round one factor more and cancel in part. In float32 the limit
 # leaves room for what the augmented q and k lose to a bias of up to slope * tokens / 2.
 LIMITS = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10, torch.float32: 1e-3}
-GRADIENTS = 2.0  # times the limit
-SHORT = 50.0  # ms: a longer call is not captured in a graph, since launching is nothing beside its work
+GRADIENT_FACTOR = 2.0  # of the limit, for gradients
+MAX_GRAPH_CALL_MS = 50.0  # a longer call is not captured in a graph: its launch takes no time beside its work
 
 
 @dataclass
 class Run:
-    """A method that is ready: `outcome` computes what is compared with the truth, `timed` is what a
-    clock may call, and `kernel` the same on tables built beforehand, where there are any and they
-    are part of the call."""
+    """A method that is ready to run. `outcome` computes the tensors that are compared with the
+    truth, `timed` is the call for the clock, and `kernel` the same call on tables built beforehand,
+    if the call builds tables."""
 
     method: Method
     prepared: Prepared
@@ -42,10 +42,17 @@ def measure(
     problem: Problem, methods: list[Method], clock: HostClock | DeviceClock, stop: Callable[[], bool] = lambda: False,
     begin: Callable[[str], None] = lambda name: None,
 ) -> Iterator[dict]:  # fmt: skip
-    """The rows of `methods`, as soon as they are known. A method that fails its check or raises has
-    `ms` None and says in `status` why; `untimed` says why a time beside `ms` is missing. Nothing
-    new is begun after `stop()` says so; `begin(name)` hears of a row that is measured by itself
-    before anything runs."""
+    """Yields the rows of `methods` as soon as they are known. A method that fails its check or
+    raises has `ms` None and the reason in `status`; `untimed` holds the reasons for other missing
+    times.
+
+    Args:
+        problem: the inputs.
+        methods: to measure, in this order.
+        clock: on a CPU it times all methods in turn.
+        stop: no further method starts once it returns True.
+        begin: called with the name of each method that is measured by itself, before it runs.
+    """
     for batch in [methods] if clock.together else [[m] for m in methods]:
         if stop():
             return
@@ -74,7 +81,8 @@ def measure(
 
 
 def _ready(problem: Problem, method: Method, clock: HostClock | DeviceClock) -> tuple[dict, Run | None]:
-    """The row without its times, and what is to be timed if the check allows it."""
+    """The row without its times, and the run to time; None instead of the run if the check
+    failed."""
     row = blank(method)
     try:
         costs = [cost(problem, weights) for weights in method.visited]
@@ -86,8 +94,8 @@ def _ready(problem: Problem, method: Method, clock: HostClock | DeviceClock) -> 
         if not row["check_error"] <= row["check_limit"]:
             row["status"] = f"check failed: {row['check_error']:.1e} > {row['check_limit']:.1e}"
             return row, None
-        if clock.together and took > SLOWEST:
-            raise LeftOut(f"a call takes {took:.0f} s, above the limit of {SLOWEST:.0f}")
+        if clock.together and took > MAX_CALL_SECONDS:
+            raise LeftOut(f"a call takes {took:.0f} s, above the limit of {MAX_CALL_SECONDS:.0f}")
         row["bytes"] = sum(one.floor for one in costs) + run.prepared.extra
         if (issued := _issued(problem, method, run.prepared)) is not None:
             row["issued"] = issued
@@ -106,7 +114,8 @@ def blank(method: Method, status: str = "ok") -> dict:
 
 
 def prepare(problem: Problem, method: Method) -> Run:
-    """Everything that is not timed. Backward, one forward pass serves all calls."""
+    """Makes a method ready, which is not timed. Backward, one forward pass serves all calls. Raises
+    LeftOut for a method that does not apply."""
     prepared, dim = method.prepare(), problem.heads.dim
     if not problem.backward:
 
@@ -120,36 +129,36 @@ def prepare(problem: Problem, method: Method) -> Run:
         inputs = [x.detach().requires_grad_() for x in prepared.inputs]
         out = prepared.call(*inputs)[..., :dim]
 
-    def gradients(toward: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return torch.autograd.grad(out, inputs, toward, retain_graph=True)
+    def gradients(grad_out: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(out, inputs, grad_out, retain_graph=True)
 
     def sampled() -> list[torch.Tensor]:
-        dq, dk, dv = gradients(problem.few_toward)
+        dq, dk, dv = gradients(problem.sampled_grad_out)
         return [dq[:, :, problem.rows, :dim], dk[..., :dim], dv[..., :dim]]
 
-    return Run(method, prepared, sampled, lambda: gradients(problem.toward))
+    return Run(method, prepared, sampled, lambda: gradients(problem.grad_out))
 
 
-def errors(problem: Problem, method: Method, found: list[torch.Tensor]) -> dict:
-    """Errors at the sampled rows: against exact ALiBi, and (`check_error`) against the method's own
-    oracle."""
+def errors(problem: Problem, method: Method, outcome: list[torch.Tensor]) -> dict:
+    """Errors at the sampled rows: against exact ALiBi, and against the oracle under the method's
+    own weights (`check_error`)."""
     exact = problem.truth(problem.exact)
-    own = problem.truth(method.weights)
-    limit = LIMITS[problem.dtype] * (GRADIENTS if problem.backward else 1.0)
-    check = max(float(_relative(mine, true).max()) for mine, true in zip(found, own, strict=True))
-    pairs = list(zip(found, exact, strict=True))
+    oracle = problem.truth(method.weights)
+    limit = LIMITS[problem.dtype] * (GRADIENT_FACTOR if problem.backward else 1.0)
+    check = max(float(_relative(got, true).max()) for got, true in zip(outcome, oracle, strict=True))
+    pairs = list(zip(outcome, exact, strict=True))
     return {
-        "max_abs_error": max(float((mine.double() - true).abs().max()) for mine, true in pairs),
-        "rms_relative_error": max(float((mine.double() - true).norm() / true.norm()) for mine, true in pairs),
+        "max_abs_error": max(float((got.double() - true).abs().max()) for got, true in pairs),
+        "rms_relative_error": max(float((got.double() - true).norm() / true.norm()) for got, true in pairs),
         "check_error": check,
         "check_limit": limit,
     }
 
 
-def _relative(found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+def _relative(got: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     """rms of the error over rms of the truth for each head; NaN counts as infinite."""
-    off = (found.double() - true).square().sum((0, 2, 3)) / true.square().sum((0, 2, 3))
-    return off.sqrt().nan_to_num(torch.inf)
+    squared = (got.double() - true).square().sum((0, 2, 3)) / true.square().sum((0, 2, 3))
+    return squared.sqrt().nan_to_num(torch.inf)
 
 
 def _counted(problem: Problem, method: Method, costs: list[Cost]) -> dict:
@@ -164,8 +173,8 @@ def _counted(problem: Problem, method: Method, costs: list[Cost]) -> dict:
 
 
 def _issued(problem: Problem, method: Method, prepared: Prepared) -> dict[str, int] | None:
-    """Instructions of warps that the kernels of a forward call of kernel `triton` issue at least,
-    where their machine code is recorded."""
+    """Lower bound of the warp instructions that the kernels of a forward call of kernel `triton`
+    issue; None if their machine code is not recorded."""
     if problem.device.type != "cuda" or prepared.tables is None or method.separate:
         return None
     if problem.backward or problem.queries < problem.tokens:
@@ -178,26 +187,26 @@ def _issued(problem: Problem, method: Method, prepared: Prepared) -> dict[str, i
 
 
 def _more_times(problem: Problem, run: Run, ms: dict, clock: HostClock | DeviceClock) -> dict:
-    """Of the kernel alone and of building the tables and, but for long calls and the backward pass,
-    of all of them in a CUDA graph: many launches for little work take longer than the work. Where
-    one fails it is told in `untimed`, and the call keeps its time."""
+    """Times of the kernel alone and of building the tables, and of all of them in a CUDA graph
+    except for long calls and the backward pass: many launches for little work take longer than the
+    work. The reason of a failure is in `untimed`, and the call keeps its time."""
     apart = {"kernel_": run.kernel, "tables_": run.prepared.tables}
     apart = {name: call for name, call in apart.items() if call is not None}
-    wanted = {f"{name}ms": lambda call=call: clock.quartiles([call])[0] for name, call in apart.items()}
-    if not problem.backward and (ms["median"] < SHORT or problem.queries < problem.tokens):
+    measurements = {f"{name}ms": lambda call=call: clock.quartiles([call])[0] for name, call in apart.items()}
+    if not problem.backward and (ms["median"] < MAX_GRAPH_CALL_MS or problem.queries < problem.tokens):
         whole = {"": run.timed} | apart
-        wanted |= {f"{name}graph_ms": lambda call=call: clock.graph(call) for name, call in whole.items()}
-    found = {}
-    for name, take in wanted.items():
+        measurements |= {f"{name}graph_ms": lambda call=call: clock.graph(call) for name, call in whole.items()}
+    times: dict = {}
+    for name, take in measurements.items():
         try:
-            found[name] = take()
+            times[name] = take()
         except Exception as e:
-            found.setdefault("untimed", {})[name] = reason_of(e)
-    return found
+            times.setdefault("untimed", {})[name] = reason_of(e)
+    return times
 
 
 def reason_of(e: Exception) -> str:
-    """What stands in the record for an exception."""
+    """An exception as the record states it."""
     if isinstance(e, torch.OutOfMemoryError):
         return "out of memory"
     first = next((line.strip() for line in str(e).splitlines() if line.strip()), "")

@@ -1,4 +1,4 @@
-"""The one list of methods, for every device and kind of call."""
+"""The list of methods, for every device and kind of call."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,22 +10,25 @@ from kernels.bench.cost import one_by_one
 from kernels.bench.dense import LeftOut, Prepared
 from kernels.bench.problem import Problem
 from kernels.methods.cost import equal_cost_cutoff
-from kernels.methods.plsh import PositionalLSH
+from kernels.methods.plsh import UNION_WEIGHTS, PositionalLSH
 from kernels.methods.weights import Weights, Window
 
-# in which order rows are worth their time, should it end early
-FIRST, OURS, REST, LAST = range(4)  # PLSH and windows of equal error, our exact kernel, what else is fast, what is slow
+# order of the rows, in case the time ends early: PLSH and windows of equal error, our exact kernel,
+# other fast methods, slow methods
+FIRST, OURS, REST, LAST = range(4)
 SDPA = {"cuDNN": "CUDNN_ATTENTION", "FlashAttention": "FLASH_ATTENTION", "memory-efficient": "EFFICIENT_ATTENTION"}
-KINDS = ("count", "rb", "exact")
-GRID = 64  # tokens of a cell, on which the blocks of flat heads begin and end
+GRID_TOKENS = 64  # per cell of the grid on which the blocks of flat heads begin and end
 
 
 @dataclass(frozen=True)
 class Method:
-    """`prepare()` gives what is timed, or raises LeftOut; `family` is exact, window or plsh. A
-    window tells its `cutoff`, what it was made to `match`: fused or passes, or the name of the PLSH
-    method whose error it has, and `by` whose implementation it is if not by ours. Methods of a
-    lower `rank` are measured first."""
+    """A method of the bench.
+
+    prepare: returns the calls to time, or raises LeftOut. family: "exact", "window" or "plsh".
+    cutoff: of a window. match: the quantity in which a window equals PLSH, "fused" or "passes", or
+    the name of the PLSH method with the same error. by: the implementation, if not ours. Methods of
+    a lower rank are measured first.
+    """
 
     name: str
     family: str
@@ -45,7 +48,7 @@ class Method:
 
 
 def maskless(problem: Problem, kernel: str) -> list[Method]:
-    """Exact ALiBi by every means, and the window that is exact to rounding."""
+    """Exact ALiBi by every implementation, and the window that is exact up to rounding."""
     exact = problem.exact
     ways = {f"alibi, {kernel}": (OURS, partial(ours.one_pass, problem, exact, kernel))}
     if problem.device.type != "cuda":
@@ -58,42 +61,43 @@ def maskless(problem: Problem, kernel: str) -> list[Method]:
         ways["alibi, FlexAttention"] = (LAST, partial(dense.flex, problem))
         ways["alibi, FlexAttention, FLASH"] = (LAST, partial(dense.flex, problem, "FLASH"))
     ways["alibi, bias tensor"] = (LAST, partial(dense.with_bias, problem))
-    found = [Method(name, "exact", exact, prepare, rank=rank) for name, (rank, prepare) in ways.items()]
-    return found + windows(problem, kernel, 20.0, "window T=20")
+    methods = [Method(name, "exact", exact, prepare, rank=rank) for name, (rank, prepare) in ways.items()]
+    return methods + windows(problem, kernel, 20.0, "window T=20")
 
 
 def masked(problem: Problem, kernel: str, masks: int) -> list[Method]:
-    """PLSH with this many masks, and the windows beside it: of equal expected pairs, and of equal
-    error to each."""
+    """PLSH with this many masks, and the windows to compare it with: of equal expected pairs, and
+    of equal error."""
     slopes = problem.heads.slopes
-    found: list[Method] = []
-    kinds: dict[str, dict[str, Any]] = {kind: {"weights": kind} for kind in KINDS}
+    methods: list[Method] = []
+    kinds: dict[str, dict[str, Any]] = {kind: {"weights": kind} for kind in UNION_WEIGHTS}
     if masks == 16:
         kinds |= {f"{kind}, systematic": {"weights": kind, "sampler": "systematic"} for kind in ("count", "rb")}
-        kinds[f"count, grid of {GRID}"] = {"align": GRID}
+        kinds[f"count, grid of {GRID_TOKENS}"] = {"align": GRID_TOKENS}
     for kind, options in kinds.items():
         weights = PositionalLSH.draw(slopes, masks, seed=0, **options)
         name = f"plsh {kind}, S={masks}"
-        found.append(Method(name, "plsh", weights, partial(ours.one_pass, problem, weights, kernel), masks, rank=FIRST))
+        prepare = partial(ours.one_pass, problem, weights, kernel)
+        methods.append(Method(name, "plsh", weights, prepare, masks, rank=FIRST))
         cutoff = problem.equal_error_cutoff(problem.output_error(weights))
         title = f"window T={cutoff:.2f}, as {kind}, S={masks}"
-        found += windows(problem, kernel, cutoff, title, masks, name, rank=FIRST, others=kind in ("count", "rb"))
+        methods += windows(problem, kernel, cutoff, title, masks, name, rank=FIRST, others=kind in ("count", "rb"))
     for match in ("fused", "passes"):
         cutoff = equal_cost_cutoff(slopes, masks, problem.tokens, match=match)
         title = f"window T={cutoff:.2f}, equal {match}, S={masks}"
-        found += windows(problem, kernel, cutoff, title, masks, match, others=False)
+        methods += windows(problem, kernel, cutoff, title, masks, match, others=False)
     count = PositionalLSH.draw(slopes, masks, seed=0)
     prepare = partial(separate, problem, count, kernel)
     name = f"plsh count, merged passes, S={masks}"
-    return [*found, Method(name, "plsh", count, prepare, masks, rank=LAST, separate=True)]
+    return [*methods, Method(name, "plsh", count, prepare, masks, rank=LAST, separate=True)]
 
 
 def windows(
     problem: Problem, kernel: str, cutoff: float, name: str, masks: int | None = None, match: str | None = None,
     rank: int = REST, others: bool = True,
 ) -> list[Method]:  # fmt: skip
-    """One window by our kernel and, with `others` on a GPU, by whoever else can compute it, so that
-    a slow kernel of ours cannot flatter masks."""
+    """One window by our kernel and, with `others` on a GPU, by other implementations, so that a
+    slow kernel of ours cannot flatter the masks."""
     weights = Window(problem.heads.slopes, cutoff)
     ways: dict[str | None, tuple[int, Callable[[], Prepared]]] = {
         None: (rank, partial(ours.one_pass, problem, weights, kernel))
@@ -102,14 +106,14 @@ def windows(
         ways["FlexAttention"] = (REST, partial(dense.flex_window, problem, weights))
         ways["flash-attn"] = (REST, partial(dense.flash_attn, problem, weights))
     return [
-        Method(f"{name}, {by}" if by else name, "window", weights, prepare, masks, cutoff, match, by, own)
-        for by, (own, prepare) in ways.items()
+        Method(f"{name}, {by}" if by else name, "window", weights, prepare, masks, cutoff, match, by, its_rank)
+        for by, (its_rank, prepare) in ways.items()
     ]
 
 
 def separate(problem: Problem, weights: PositionalLSH, kernel: str) -> Prepared:
-    """`ours.passes` where its time is that of S passes: on a CPU it is Python's, if each pass has
-    few rows."""
+    """`ours.passes`. Raises LeftOut where its time would be Python's: on a CPU, with few rows per
+    pass."""
     if problem.device.type == "cpu" and (problem.backward or problem.queries < problem.tokens):
         raise LeftOut("on a CPU the passes are measured forward only")
     return ours.passes(problem, weights, kernel)

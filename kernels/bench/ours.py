@@ -1,5 +1,5 @@
-"""This project's kernels as a model calls them, and on tables built beforehand, so that their time
-is taken apart."""
+"""The kernels of this project as a model calls them, and on tables built beforehand, to time the
+two apart."""
 
 from functools import partial
 
@@ -15,8 +15,8 @@ from kernels.methods.weights import Weights
 
 
 def one_pass(problem: Problem, weights: Weights, kernel: str) -> Prepared:
-    """All of `weights` in one pass, by `attend`: what lives with the weights is there after the
-    first call, and kernel `triton` builds its tables at each that is more than decoding."""
+    """All of `weights` in one pass, by `attend`. Values that live with the weights exist after the
+    first call; kernel `triton` builds its tables at every call except decoding."""
     inputs = [problem.q, problem.k, problem.v]
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -24,7 +24,7 @@ def one_pass(problem: Problem, weights: Weights, kernel: str) -> Prepared:
 
     if kernel != "triton" or decodes(problem):
         return Prepared(inputs, call)
-    build, on_tables = fused(problem, weights)
+    build, on_tables = on_prepared_tables(problem, weights)
     tables = build()
     return Prepared(inputs, call, build, lambda q, k, v: on_tables(tables, q, k, v)[0], size_of([tables]))
 
@@ -35,39 +35,38 @@ def size_of(some: list) -> int:
 
 
 def decodes(problem: Problem) -> bool:
-    """Whether kernel `triton` takes the call as decoding, without tables."""
-    from kernels.impl.triton.decode import ROWS  # triton exists on Linux only
+    """Whether kernel `triton` computes the call by its decoding kernel, without tables."""
+    from kernels.impl.triton.decode import MAX_QUERIES  # triton exists on Linux only
 
-    return problem.queries <= ROWS
+    return problem.queries <= MAX_QUERIES
 
 
-def fused(problem: Problem, weights: Weights):
-    """(build, call): tables for these rows, and kernel `triton` on them: call(tables, q, k, v) ->
-    out, lse."""
+def on_prepared_tables(problem: Problem, weights: Weights):
+    """Returns two functions: one builds the tables, the other runs kernel `triton` on them,
+    (tables, q, k, v) -> (out, lse)."""
     from kernels.impl.triton.launch import capability, tile_of  # triton exists on Linux only
-    from kernels.impl.triton.ops import fused as attend_fused
-    from kernels.impl.triton.ops import tables_on_device
+    from kernels.impl.triton.ops import attend_on_tables, tables_on_device
 
     q, scale = problem.q, problem.heads.dim**-0.5
-    # on the device no call looks at them; backward passes do, and would wait for it
-    where = "cpu" if problem.backward else problem.device
-    places = torch.tensor([[0], [problem.offset]], dtype=torch.int32, device=where)
+    # forward calls do not read it on the host; backward passes do, and would wait for the device
+    place = "cpu" if problem.backward else problem.device
+    geometry = torch.tensor([[0], [problem.offset]], dtype=torch.int32, device=place)
     tile = tile_of(q.dtype, capability(q))
     return (
         lambda: tables_on_device(weights, problem.tokens, tile=tile, causal=True, device=problem.device),
-        lambda tables, q, k, v: attend_fused(q, k, v, tables, places, scale),
+        lambda tables, q, k, v: attend_on_tables(q, k, v, tables, geometry, scale),
     )
 
 
 def passes(problem: Problem, weights: PositionalLSH, kernel: str) -> Prepared:
-    """Positional LSH as stated: every mask as attention of its own over the slices of its blocks,
-    merged by log-sum-exp in float32. `triton`: the gradients too are the sum of S passes, each from
-    the merged output and log-sum-exp."""
+    """Positional LSH by its definition: one attention per mask over its blocks, merged by
+    log-sum-exp in float32. With kernel `triton`, the gradients are also the sum of S passes, each
+    from the merged output and log-sum-exp."""
     each, inputs = one_by_one(weights), [problem.q, problem.k, problem.v]
     merge = torch.compile(merged) if problem.device.type == "cuda" else merged
 
     def whole(part, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """part(s, q, k, v): out and log-sum-exp under mask s."""
+        """Merges part(s, q, k, v), out and log-sum-exp under mask s, over all masks."""
         out, total = part(0, q, k, v)
         out = out.float()
         for s in range(1, weights.count):
@@ -80,22 +79,22 @@ def passes(problem: Problem, weights: PositionalLSH, kernel: str) -> Prepared:
             return attend(q, k, v, each[s], kernel=kernel, return_lse=True)
 
         return Prepared(inputs, lambda q, k, v: whole(part, q, k, v)[0])
-    both = [fused(problem, one) for one in each]
+    both = [on_prepared_tables(problem, one) for one in each]
 
     def tables() -> list[Tables]:
         return [build() for build, _ in both]
 
-    def on_tables(held: list, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        call = partial(whole, lambda s, *some: both[s][1](held[s], *some))
-        return Passes.apply(call, partial(summed_gradients, held, problem.heads.dim**-0.5), q, k, v)[0]
+    def on_tables(all_tables: list, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        call = partial(whole, lambda s, *qkv: both[s][1](all_tables[s], *qkv))
+        return Passes.apply(call, partial(summed_gradients, all_tables, problem.heads.dim**-0.5), q, k, v)[0]
 
-    held = tables()
-    return Prepared(inputs, lambda *some: on_tables(tables(), *some), tables, partial(on_tables, held), size_of(held))
+    built = tables()
+    return Prepared(inputs, lambda *qkv: on_tables(tables(), *qkv), tables, partial(on_tables, built), size_of(built))
 
 
 class Passes(torch.autograd.Function):
-    """call(q, k, v) -> out, log-sum-exp, whose gradients are gradients(q, k, v, out, log-sum-exp,
-    of out)."""
+    """Differentiates call(q, k, v) -> (out, log-sum-exp) by gradients(q, k, v, out, log-sum-exp,
+    grad_out)."""
 
     @staticmethod
     def forward(ctx, call, gradients, q, k, v):
@@ -106,30 +105,32 @@ class Passes(torch.autograd.Function):
         return out, total
 
     @staticmethod
-    def backward(ctx, toward, _):
-        return None, None, *ctx.gradients(*ctx.saved_tensors, toward)
+    def backward(ctx, grad_out, _):
+        return None, None, *ctx.gradients(*ctx.saved_tensors, grad_out)
 
 
 def summed_gradients(
     tables: list[Tables], scale: float, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor,
-    total: torch.Tensor, toward: torch.Tensor,
+    total: torch.Tensor, grad_out: torch.Tensor,
 ) -> list[torch.Tensor]:  # fmt: skip
-    """Gradients of q, k and v, a pass for each of the masks' `tables`: a pair's attention under a
-    mask is its share of the merged log-sum-exp, so that the passes' gradients add up."""
+    """Gradients of q, k and v, summed over one pass for the tables of each mask: with the merged
+    log-sum-exp, the attention of a pair under one mask is its part of the whole, so that the
+    gradients add up."""
     from kernels.impl.triton.backward import backward  # triton exists on Linux only
 
-    still = torch.zeros_like(total)
+    grad_lse = torch.zeros_like(total)
     sums = [torch.zeros_like(x, dtype=torch.float32) for x in (q, k, v)]
-    for own in tables:
-        for whole, one in zip(sums, backward(q, k, v, out, total, toward, still, own, [0], [0], scale), strict=True):
-            whole += one
+    for of_mask in tables:
+        parts = backward(q, k, v, out, total, grad_out, grad_lse, of_mask, [0], [0], scale)
+        for whole, part in zip(sums, parts, strict=True):
+            whole += part
     return [whole.to(q.dtype) for whole in sums]
 
 
 def merged(
     out: torch.Tensor, total: torch.Tensor, part: torch.Tensor, lse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two attentions over different keys as one: out (B, H, T, D) float32 of log-sum-exp total (B,
-    H, T), and part."""
-    longer = torch.logaddexp(total, lse)
-    return out * torch.exp(total - longer)[..., None] + part * torch.exp(lse - longer)[..., None], longer
+    """Merges the attentions over two sets of keys: out (B, H, T, D) float32 with log-sum-exp total
+    (B, H, T), and part with lse."""
+    merged_lse = torch.logaddexp(total, lse)
+    return out * torch.exp(total - merged_lse)[..., None] + part * torch.exp(lse - merged_lse)[..., None], merged_lse

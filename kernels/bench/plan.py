@@ -1,4 +1,4 @@
-"""What is measured, and in which order: head sets, kinds of calls, lengths and numbers of masks."""
+"""The plan of a bench: head sets, kinds of calls, lengths and numbers of masks, and their order."""
 
 import itertools
 import re
@@ -11,7 +11,7 @@ from kernels.methods.slopes import alibi_slopes
 
 @dataclass(frozen=True)
 class HeadSet:
-    """Heads of one layer; their slopes are those of ALiBi with this `bias_max`."""
+    """The heads of one layer, with ALiBi's slopes for this `bias_max`."""
 
     heads: int
     dim: int
@@ -19,11 +19,12 @@ class HeadSet:
 
     @property
     def slopes(self) -> torch.Tensor:
+        """Slopes of the heads, (H,) float64."""
         return alibi_slopes(self.heads, bias_max=self.bias_max)
 
 
-# as in the models' configurations; BLOOM-7B1 has MPT-7B's heads, head dimension and slopes, so that
-# both are measured once
+# as in the models' configurations; BLOOM-7B1 has the heads, head dimension and slopes of MPT-7B, so
+# that both are measured at once
 HEAD_SETS = {
     "mpt-7b": HeadSet(32, 128),
     "storywriter": HeadSet(32, 128, 16.0),
@@ -39,8 +40,9 @@ LENGTHS = (32768, 131072, 16384, 65536, 4096, 8192)
 
 @dataclass(frozen=True)
 class Work:
-    """One part of the bench: a call on one head set and length, PLSH with `masks` masks beside what
-    it is compared to. The `first` number of masks of a call brings the methods without masks."""
+    """One part of the bench: a call on one head set and length, with PLSH of `masks` masks and the
+    methods that it is compared with. The `first` number of masks of a call includes the methods
+    without masks."""
 
     name: str
     heads: HeadSet
@@ -51,30 +53,32 @@ class Work:
 
     @property
     def queries(self) -> int:
+        """Number of rows of the call."""
         return CALLS[self.call] or self.tokens
 
     @property
     def title(self) -> str:
+        """Name of the part for messages."""
         return f"{self.name}, {self.call}, {self.tokens} tokens, {self.masks} masks"
 
 
 def head_sets(names: list[str]) -> dict[str, HeadSet]:
-    """Head sets by name, `8x64` for 8 heads of dimension 64, `8x64x16` with bias_max 16; equal ones
-    under one joint name. Raises ValueError for a name that is neither."""
+    """Head sets by name; equal ones under one joint name. `8x64` stands for 8 heads of dimension
+    64, `8x64x16` for a bias_max of 16. Raises ValueError for any other unknown name."""
     joint: dict[HeadSet, list[str]] = {}
     for name in names:
         if name in HEAD_SETS:
-            found = HEAD_SETS[name]
-        elif own := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)(?:x([1-9]\d*))?", name):
-            found = HeadSet(int(own[1]), int(own[2]), float(own[3] or 8))
+            heads = HEAD_SETS[name]
+        elif match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)(?:x([1-9]\d*))?", name):
+            heads = HeadSet(int(match[1]), int(match[2]), float(match[3] or 8))
         else:
             raise ValueError(f"Unknown heads {name!r}: choose from {', '.join(HEAD_SETS)}, or say 8x64.")
-        joint.setdefault(found, []).append(name)
-    return {" and ".join(own): found for found, own in joint.items()}
+        joint.setdefault(heads, []).append(name)
+    return {" and ".join(same): heads for heads, same in joint.items()}
 
 
 def plan(heads: dict[str, HeadSet], calls: list[str], lengths: list[int], masks: list[int]) -> list[Work]:
-    """All combinations, those that tell most first: the first head set at 32k and 128k with 16
+    """All combinations, the most informative first: the first head set at 32k and 128k with 16
     masks, forward."""
 
     def rank(work: Work) -> int:
@@ -86,5 +90,5 @@ def plan(heads: dict[str, HeadSet], calls: list[str], lengths: list[int], masks:
         )
 
     every = itertools.product(heads.items(), calls, lengths, masks)
-    works = [Work(name, own, call, tokens, s, s == masks[0]) for (name, own), call, tokens, s in every]
+    works = [Work(name, one, call, tokens, s, s == masks[0]) for (name, one), call, tokens, s in every]
     return sorted(works, key=rank)

@@ -1,5 +1,4 @@
-"""The inputs of one call, what is true of them by the oracle, and the window that errs as much as
-PLSH does."""
+"""The inputs of one call, its results by the oracle, and the window with the same error as PLSH."""
 
 import torch
 
@@ -7,14 +6,14 @@ from kernels.attend import attend
 from kernels.bench.plan import HeadSet
 from kernels.methods.weights import Alibi, Weights
 
-SAMPLED = 8  # consecutive rows checked at each quarter of the context
+SAMPLED_ROWS = 8  # consecutive rows checked at each quarter of the context
 
 
 class Problem:
-    """Standard normal q (1, heads, queries, dim), k and v (1, heads, tokens, dim), the queries
-    last. The truth is known in float64 at sampled rows: of the output, or (`backward`) of the
-    gradients of q at these rows and of k and v when the output's gradient `toward` is zero
-    elsewhere."""
+    """Standard normal q (1, heads, queries, dim), k and v (1, heads, tokens, dim), with the queries
+    at the last tokens. The oracle computes the truth in float64 at sampled rows: the output, or
+    (`backward`) the gradients of q at these rows and of k and v, with a gradient of the output that
+    is zero in all other rows."""
 
     def __init__(
         self,
@@ -30,26 +29,27 @@ class Problem:
         self.heads, self.tokens, self.queries, self.backward = heads, tokens, queries, backward
         self.device, self.dtype = torch.device(device), dtype
         lengths = (queries, tokens, tokens, queries if backward else 0)
-        self.q, self.k, self.v, self.toward = (
+        self.q, self.k, self.v, self.grad_out = (
             torch.randn(1, heads.heads, n, heads.dim, generator=generator, device=device).to(dtype) for n in lengths
         )
         ends = [queries * quarter // 4 for quarter in (1, 2, 3, 4)] if queries == tokens else [queries]
-        self.pieces = [(max(0, end - SAMPLED) if queries == tokens else 0, end) for end in ends]
+        self.pieces = [(max(0, end - SAMPLED_ROWS) if queries == tokens else 0, end) for end in ends]
         self.rows = torch.cat([torch.arange(*piece, device=self.device) for piece in self.pieces])
-        self.few_toward = torch.zeros_like(self.toward)
+        self.sampled_grad_out = torch.zeros_like(self.grad_out)
         if backward:
-            self.few_toward[:, :, self.rows] = self.toward[:, :, self.rows]
+            self.sampled_grad_out[:, :, self.rows] = self.grad_out[:, :, self.rows]
         self.exact = Alibi(heads.slopes)
         self._exact_truth: list[torch.Tensor] | None = None
         self._curve: tuple[torch.Tensor, float] | None = None
 
     @property
     def offset(self) -> int:
+        """Token of the first query."""
         return self.tokens - self.queries
 
     def truth(self, weights: Weights) -> list[torch.Tensor]:
-        """What a call under `weights` gives: [output at the rows], or the gradients [of q at the
-        rows, of k, of v]."""
+        """The results of a call under `weights`: [output at the rows], or the gradients [of q at
+        the rows, of k, of v]."""
         if weights is not self.exact:
             return self._gradients(weights) if self.backward else [self.output(weights)]
         if self._exact_truth is None:
@@ -62,8 +62,8 @@ class Problem:
 
     def _inputs(self, piece: tuple[int, int]) -> list[torch.Tensor]:
         begin, end = piece
-        seen = self.offset + end
-        return [self.q[:, :, begin:end].double(), self.k[:, :, :seen].double(), self.v[:, :, :seen].double()]
+        keys = self.offset + end
+        return [self.q[:, :, begin:end].double(), self.k[:, :, :keys].double(), self.v[:, :, :keys].double()]
 
     def _piece(self, piece: tuple[int, int], weights: Weights, q, k, v) -> torch.Tensor:
         return attend(q, k, v, weights, kernel="exact", q_offset=self.offset + piece[0])
@@ -74,7 +74,7 @@ class Problem:
             for piece in self.pieces:
                 inputs = [x.requires_grad_() for x in self._inputs(piece)]
                 out = self._piece(piece, weights, *inputs)
-                dq, *rest = torch.autograd.grad(out, inputs, self.toward[:, :, slice(*piece)].double())
+                dq, *rest = torch.autograd.grad(out, inputs, self.grad_out[:, :, slice(*piece)].double())
                 of_rows.append(dq)
                 for total, part in zip(of_keys, rest, strict=True):
                     total[:, :, : part.shape[2]] += part
@@ -87,17 +87,17 @@ class Problem:
         return float((self.output(weights) - exact).norm() / exact.norm())
 
     def equal_error_cutoff(self, error: float) -> float:
-        """The least cutoff T of a window whose `output_error` is at most `error`: bisection on T,
-        exact at the sampled rows because each head's error is known for every reach. Returns T in
-        units of 1/slope."""
+        """The smallest cutoff T, in units of 1/slope, of a window whose `output_error` is at most
+        `error`: by bisection, exact at the sampled rows because the error of each head is known for
+        every window length."""
         if self._curve is None:
             self._curve = self._window_errors()
         (curve, whole), slopes = self._curve, self.heads.slopes
         target = error**2 * whole
 
         def square(cutoff: float) -> float:
-            reach = torch.floor(cutoff / slopes).clamp_max(self.tokens - 1).long().to(curve.device)
-            return float(curve.gather(1, reach[:, None]).sum())
+            farthest = torch.floor(cutoff / slopes).clamp_max(self.tokens - 1).long().to(curve.device)
+            return float(curve.gather(1, farthest[:, None]).sum())
 
         low, high = 0.0, float(slopes.max()) * self.tokens
         if square(low) <= target:
@@ -108,20 +108,20 @@ class Problem:
         return high
 
     def _window_errors(self) -> tuple[torch.Tensor, float]:
-        """(heads, tokens) float64: squared error of each head's sampled rows when they see the keys
-        up to a distance of 0, 1, ... tokens, from sums of exp(score) and exp(score) v that run
-        outwards from the row. And the squared norm of the exact output."""
-        found = torch.zeros(self.heads.heads, self.tokens, dtype=torch.float64, device=self.device)
+        """Returns the squared error of each head's sampled rows under windows of 0, 1, ... tokens,
+        (heads, tokens) float64, from running sums of exp(score) and exp(score) v outwards from the
+        row; and the squared norm of the exact output."""
+        errors = torch.zeros(self.heads.heads, self.tokens, dtype=torch.float64, device=self.device)
         whole = 0.0
         slopes, scale = self.heads.slopes.to(self.device), self.heads.dim**-0.5
         for row in self.rows.tolist():
-            seen = self.offset + row + 1
-            k, v = (x[0, :, :seen].flip(1).double() for x in (self.k, self.v))
+            keys = self.offset + row + 1
+            k, v = (x[0, :, :keys].flip(1).double() for x in (self.k, self.v))
             score = (k @ self.q[0, :, row, :, None].double())[..., 0] * scale
-            score -= slopes[:, None] * torch.arange(seen, device=self.device)
+            score -= slopes[:, None] * torch.arange(keys, device=self.device)
             p = torch.exp(score - score.amax(1, keepdim=True))
             out = (p[..., None] * v).cumsum_(1).div_(p.cumsum(1)[..., None])
             exact = out[:, -1:].clone()
             whole += float(exact.square().sum())
-            found[:, :seen] += out.sub_(exact).square_().sum(-1)
-        return found, whole
+            errors[:, :keys] += out.sub_(exact).square_().sum(-1)
+        return errors, whole

@@ -1,5 +1,5 @@
-"""The record of a bench: what the times depend on, the rows measured so far, and how they
-compare."""
+"""The record of a bench: the environment of the times, the rows measured so far, and their
+comparison."""
 
 import json
 from pathlib import Path
@@ -12,22 +12,22 @@ from kernels.common.dtypes import dtype_name
 from kernels.common.environment import replace_file, written
 from kernels.common.gpus import SCHEDULERS
 
-# what must be the same for rows of two runs to stand in one record
-SAME = ("device", "gpu", "cpu", "threads", "torch", "triton", "python", "code")
+# fields of the environment that must agree for rows of two runs to share a record
+COMPARED_FIELDS = ("device", "gpu", "cpu", "threads", "torch", "triton", "python", "code")
 
 
 class Record:
-    """`content` is what the file holds: {"environment", "runs", "not_reached"}. A run is one call
-    on one head set and length, with one row for each method, and with the numbers of masks that are
-    complete, or `failed`, with the reason. Without a file nothing is kept. Raises ValueError, in a
-    sentence, for a file that cannot be gone on with."""
+    """`content` is the content of the file: {"environment", "runs", "not_reached"}. A run is one
+    call on one head set and length, with a row for each method, the numbers of masks that are
+    complete, and those that `failed`, with the reason. Without a file nothing is kept. Raises
+    ValueError for a file that cannot be continued."""
 
     def __init__(self, about: dict, file: Path | None, *, fresh: bool):
         self.file = file
         self.content: dict[str, Any] = {"environment": about, "runs": [], "not_reached": []}
         if file is not None and file.exists() and not fresh:
             before = _read(file)
-            differing = [x for x in SAME if before["environment"].get(x) != about[x]]
+            differing = [x for x in COMPARED_FIELDS if before["environment"].get(x) != about[x]]
             if differing:
                 raise ValueError(
                     f"{file} holds rows measured under another {', '.join(differing)}: name another file, or use "
@@ -36,7 +36,7 @@ class Record:
             self.content["runs"] = before["runs"]
 
     def run_of(self, work: Work, dtype: torch.dtype) -> dict:
-        """The run that `work` is part of, begun if need be."""
+        """The run that `work` is part of; a new one if there is none."""
         known = self._known(work)
         if known is None:
             heads = work.heads
@@ -57,17 +57,17 @@ class Record:
         return known
 
     def complete(self, work: Work) -> bool:
-        """Whether the record has all rows of this part, or why it has not."""
+        """Whether the record has all rows of this part, or the reason why it has not."""
         known = self._known(work)
         return known is not None and (work.masks in known["masks"] or self.failure(work) is not None)
 
     def failure(self, work: Work) -> str | None:
-        """Why this part could not be prepared, if it could not."""
+        """The reason why this part could not be prepared, if any."""
         failed = (self._known(work) or {}).get("failed", [])
         return next((x["reason"] for x in failed if x["masks"] == work.masks), None)
 
     def fail(self, run: dict, work: Work, reason: str) -> None:
-        """This part could not be prepared."""
+        """Records that this part could not be prepared."""
         run["failed"].append({"masks": work.masks, "reason": reason})
         self.save()
 
@@ -77,13 +77,13 @@ class Record:
         return next(same, None)
 
     def begin(self, run: dict, name: str | None) -> None:
-        """This row runs from now on, or none does: whoever finds it in the file knows what the
-        process died in."""
+        """Records that the row `name` is running, or none: the file then shows in which row the
+        process died."""
         run["started"] = name
         self.save()
 
     def add(self, run: dict, row: dict) -> None:
-        """One more row; what all rows are compared to may have changed with it."""
+        """Adds a row and updates all comparisons, which it may change."""
         run["methods"].append(rounded(row))
         run["started"] = None
         about = self.content["environment"]
@@ -91,13 +91,13 @@ class Record:
         self.save()
 
     def save(self) -> None:
-        """Replace the file as a whole: whoever stops the bench loses nothing that was measured."""
+        """Replaces the file atomically: stopping the bench loses no measurement."""
         if self.file is not None:
             replace_file(self.file, written(self.content) + "\n")
 
 
 def _read(file: Path) -> dict:
-    """What a bench has written before."""
+    """The content of an earlier bench. Raises ValueError for any other file."""
     try:
         before = json.loads(file.read_text())
         sound = isinstance(before["environment"], dict) and all("methods" in run for run in before["runs"])
@@ -109,21 +109,26 @@ def _read(file: Path) -> dict:
 
 
 def issue_rate(about: dict) -> float | None:
-    """Instructions of warps that the GPU issues in a ms at its highest clock, None where that is
-    not known."""
+    """Warp instructions that the GPU issues per ms at its highest clock; None if unknown."""
     if not about.get("multiprocessors") or not about.get("clock_mhz"):
         return None
     return SCHEDULERS * about["multiprocessors"] * about["clock_mhz"] * 1e3
 
 
 def relate(run: dict, rate: float, issue: float | None = None) -> None:
-    """Fill in what follows from the times: TFLOP/s, of the pairs that are visited (`actual`) and of
-    those that exact ALiBi visits (`effective`); the time over that of the byte floor at `rate`
-    GB/s, and over that of the issue floor at `issue` instructions a ms where it is known; the speed
-    over that of the fastest exact way and, for PLSH, of the fastest window of equal error. All are
-    of the whole call, what it builds included; `kernel` says the ratios of the kernels alone. Two
-    rows are compared by their times in a CUDA graph where both have one, and so is a row to the
-    floors where it has one: launching from Python is no part of a kernel."""
+    """Adds the figures that follow from the times to each timed row:
+
+    * `actual_tflops`, of the visited pairs, and `effective_tflops`, of the pairs of exact ALiBi;
+    * `over_floor`: time over the time of the byte floor at `rate` GB/s;
+    * `over_issue`: time over the time of the issue floor at `issue` instructions per ms, if known;
+    * `speedup`: over the fastest exact method;
+    * `equal_error`, for PLSH: comparison with the fastest window of equal error (`against`).
+
+    All figures are of the whole call, building the tables included; `kernel` holds the ratios of
+    the kernels alone. Two rows are compared by their times in a CUDA graph if both have one, and a
+    row is compared with the floors by its time in a graph if it has one: launching from Python is
+    no part of a kernel.
+    """
     timed = [r for r in run["methods"] if r["ms"]]
     exact = [r for r in timed if r["family"] == "exact"]
     windows = [r for r in timed if r["family"] == "window"]
@@ -151,44 +156,44 @@ def relate(run: dict, rate: float, issue: float | None = None) -> None:
 
 def times(row: dict, kernel: bool = False) -> dict[str, dict]:
     """The times of a row by kind, `ms` and perhaps `graph_ms`: of the whole call, or of its kernel
-    alone, which is the same where nothing is built."""
+    alone if the call builds tables."""
     begin = "kernel_" if kernel and row.get("kernel_ms") else ""
     return {kind: row[begin + kind] for kind in ("ms", "graph_ms") if row.get(begin + kind)}
 
 
 def best(row: dict, kernel: bool = False) -> float:
-    """ms of a row by itself: in a graph where it has been timed in one."""
-    found = times(row, kernel)
-    return found.get("graph_ms", found["ms"])["median"]
+    """Median ms of a row, in a CUDA graph if it has been timed in one."""
+    by_kind = times(row, kernel)
+    return by_kind.get("graph_ms", by_kind["ms"])["median"]
 
 
 def pair(row: dict, other: dict, kernel: bool = False) -> tuple[dict, dict]:
-    """The times of two rows that may be compared."""
-    own, its = times(row, kernel), times(other, kernel)
-    kind = "graph_ms" if "graph_ms" in own and "graph_ms" in its else "ms"
-    return own[kind], its[kind]
+    """The times of two rows that can be compared."""
+    first, second = times(row, kernel), times(other, kernel)
+    kind = "graph_ms" if "graph_ms" in first and "graph_ms" in second else "ms"
+    return first[kind], second[kind]
 
 
 def ratio(row: dict, other: dict, kernel: bool = False) -> float:
     """How many times as long the call of `row` takes as that of `other`."""
-    own, its = pair(row, other, kernel)
-    return own["median"] / its["median"]
+    first, second = pair(row, other, kernel)
+    return first["median"] / second["median"]
 
 
 def against(row: dict, window: dict | None, kernel: bool = False) -> dict | None:
-    """The window of equal error, the narrowest that errs no more, beside a PLSH row: its name and
-    error, how many times as long it takes, and whether the row is "faster", "slower" or, where the
-    middle halves of the times overlap, "even"."""
+    """Compares a PLSH row with the window of equal error, the narrowest whose error is no larger:
+    its name and error, its time over the time of the row, and whether the row is "faster", "slower"
+    or, if the middle halves of the times overlap, "even"."""
     if window is None:
         return None
-    own, its = pair(row, window, kernel)
-    verdict = "faster" if own["high"] < its["low"] else "slower" if own["low"] > its["high"] else "even"
+    plsh, its = pair(row, window, kernel)
+    verdict = "faster" if plsh["high"] < its["low"] else "slower" if plsh["low"] > its["high"] else "even"
     error = window["rms_relative_error"]
-    return {"window": window["name"], "error": error, "ratio": its["median"] / own["median"], "verdict": verdict}
+    return {"window": window["name"], "error": error, "ratio": its["median"] / plsh["median"], "verdict": verdict}
 
 
 def rounded(value):
-    """Floats to five digits: what lies beyond is noise."""
+    """Floats rounded to five digits, since further digits are noise."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):

@@ -16,12 +16,12 @@ COLUMNS = (
     "x issue", "TFLOP/s eff.", "act.", "pairs/row", "rms rel.", "max error", "check",
 )  # fmt: skip
 
-BRIEF = ("method", "ms", "quartiles", "speedup", "equal error", "MB", "x floor", "pairs/row", "rms rel.")
-APART = ("kernel ms", "tables ms", "x issue")  # what a GPU has beside these
+MARKDOWN_COLUMNS = ("method", "ms", "quartiles", "speedup", "equal error", "MB", "x floor", "pairs/row", "rms rel.")
+GPU_COLUMNS = ("kernel ms", "tables ms", "x issue")  # in addition, on a GPU
 
 
 def cells(row: dict) -> list[str]:
-    """One method as one line of the table; without a time its status stands in its place."""
+    """The cells of one method; without a time, its name and status."""
     if row["ms"] is None:
         return [row["name"], row["status"]]
     ms, graph, alone = row["ms"], row.get("graph_ms"), row.get("kernel", {})
@@ -29,11 +29,11 @@ def cells(row: dict) -> list[str]:
     kernel, tables = (row.get(f"{name}_graph_ms") or row.get(f"{name}_ms") for name in ("kernel", "tables"))
 
     def both(name: str, unit: str = "") -> str:
-        """A ratio, and in brackets that of the kernels alone."""
+        """A ratio, and in brackets the ratio of the kernels alone."""
         if not row.get(name):
             return ""
-        whole, own = (x["ratio"] if isinstance(x, dict) else x for x in (row[name], alone.get(name)))
-        return f"{whole:.2f}{unit}" + (f" ({own:.2f}{unit})" if own else "")
+        whole, kernels = (x["ratio"] if isinstance(x, dict) else x for x in (row[name], alone.get(name)))
+        return f"{whole:.2f}{unit}" + (f" ({kernels:.2f}{unit})" if kernels else "")
 
     return [
         row["name"],
@@ -62,46 +62,47 @@ def figure(x: float) -> str:
 
 
 def title(run: dict) -> str:
+    """One line that names the call of a run."""
     _, heads, tokens, dim = run["shape"]
     rows = "" if run["queries"] == tokens else f", {run['queries']} rows"
     return f"{run['heads']}: {run['call']}, {tokens} tokens{rows}, {heads} heads of {dim}, {run['dtype']}, causal"
 
 
 def table(run: dict) -> str:
-    """The rows of one run as lines of text, and what they say of PLSH."""
+    """The rows of one run as lines of text, and the verdicts on PLSH."""
     lines = [list(COLUMNS)] + [cells(row) for row in run["methods"]]
     full = [line for line in lines if len(line) == len(COLUMNS)]
     names = max(len(line[0]) for line in lines)
     widths = [names] + [max(len(line[i]) for line in full) for i in range(1, len(COLUMNS))]
-    drawn = []
+    padded = []
     for line in lines:
         rest = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=False)]
-        drawn.append("  ".join([line[0].ljust(names), *(rest if len(line) > 2 else line[1:])]))
-    return "\n".join([title(run), *drawn, *verdicts(run), *gaps(run)])
+        padded.append("  ".join([line[0].ljust(names), *(rest if len(line) > 2 else line[1:])]))
+    return "\n".join([title(run), *padded, *verdicts(run), *gaps(run)])
 
 
 def verdicts(run: dict) -> list[str]:
-    """A sentence on each PLSH row: does it beat the window of equal error in time?"""
+    """A sentence on each PLSH row: whether it takes less time than the window of equal error."""
     words = {"faster": "faster than", "slower": "slower than", "even": "within the spread of"}
-    error = "error of its gradients" if run["call"] == "backward" else "error"  # equal is that of the output
-    found = []
+    error = "error of its gradients" if run["call"] == "backward" else "error"  # the output has equal error
+    sentences = []
     for row in run["methods"]:
         if row["ms"] and (equal := row.get("equal_error")):
-            name, own = equal["window"].split(", "), f"{row['rms_relative_error']:.1%}"
+            name, percent = equal["window"].split(", "), f"{row['rms_relative_error']:.1%}"
             window = name[0] + (f" by {name[-1]}" if not name[-1].startswith("S=") else "")
             tables = ""
             if alone := row.get("kernel", {}).get("equal_error"):
                 tables = f" with its tables, which the window does not need; {alone['ratio']:.2f} by the kernels alone"
-            found.append(
+            sentences.append(
                 f"{row['name']}: {words[equal['verdict']]} the window of equal error ({window}, {error} "
-                f"{equal['error']:.1%} beside {own}), {equal['ratio']:.2f} times its speed{tables}."
+                f"{equal['error']:.1%} beside {percent}), {equal['ratio']:.2f} times its speed{tables}."
             )
-    return found
+    return sentences
 
 
 def gaps(run: dict) -> list[str]:
-    """A sentence on each time that is missing beside a call's own, and on each part that could not
-    be prepared."""
+    """A sentence on each missing time other than the call's, and on each part that could not be
+    prepared."""
     words = {
         "kernel_ms": "its kernel alone was not timed",
         "tables_ms": "building its tables was not timed",
@@ -109,17 +110,17 @@ def gaps(run: dict) -> list[str]:
         "kernel_graph_ms": "its kernel alone was not timed in a CUDA graph",
         "tables_graph_ms": "building its tables was not timed in a CUDA graph",
     }
-    found = [
+    sentences = [
         f"{row['name']}: {words[name]} ({reason})."
         for row in run["methods"]
         for name, reason in row.get("untimed", {}).items()
     ]
-    return found + [f"{x['masks']} masks: could not be prepared ({x['reason']})." for x in run.get("failed", [])]
+    return sentences + [f"{x['masks']} masks: could not be prepared ({x['reason']})." for x in run.get("failed", [])]
 
 
 def markdown(record: dict) -> str:
-    """The forward runs as tables of Markdown, fewer columns, with where they were measured and what
-    they say of PLSH; of other calls the latter alone."""
+    """The record as Markdown: where it was measured, the forward runs as tables with fewer columns,
+    and the verdicts on PLSH of all runs."""
     about = record["environment"]
     where = about["gpu"] or (
         f"{about['cpu']}, {about['threads']} threads, load {about['load'][0]:g} before"
@@ -129,7 +130,7 @@ def markdown(record: dict) -> str:
     commit = (about["commit"] or "unknown")[:7] + (", changed" if about["dirty"] else "")
     parts = [f"{where}; torch {about['torch']}; {about['memory_gb_s']:g} GB/s in a copy; commit {commit}:", ""]
     parts += [f"    {about['command']}"]
-    shown = [c for c in COLUMNS if c in BRIEF or (about["device"] == "cuda" and c in APART)]
+    shown = [c for c in COLUMNS if c in MARKDOWN_COLUMNS or (about["device"] == "cuda" and c in GPU_COLUMNS)]
     kept = [COLUMNS.index(column) for column in shown]
     for run in record["runs"]:
         parts += ["", f"**{title(run)}**", ""]

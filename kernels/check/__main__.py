@@ -1,14 +1,17 @@
 """`python -m kernels.check`: the fused kernels on this GPU against the oracle, in float64.
 
-Two sets of calls. The shared matrix (`kernels.check.cases`) with the head dimensions of models:
-every law, sampler, dtype and number of masks meets every other and every head dimension, kind of
-call, padding and memory layout. And the configurations that the bench measures: bfloat16 at head
-dimension 128, each law in every kind of call, with keys left out too. Both forward, decoding and
-backward, what a kernel should write poisoned beforehand. Most of the time goes into compiling: the
-parts run in processes of their own, side by side, and a kernel that crashes takes down its own part
-alone. Each part is printed and written as it ends. Needs torch, triton and numpy only. Exits with 1 and
-says what failed if any error is larger than its limit. Another kernel, and the CPU, can be checked
-too.
+Two sets of calls, each forward, decoding and backward:
+
+* the shared matrix (`kernels.check.cases`) with the head dimensions of models: pairwise coverage of
+  law, sampler, dtype, mask count, head dimension, call shape, padding and memory layout;
+* the configurations that the bench measures: bfloat16 at head dimension 128, each law in every call
+  shape, also with evicted keys.
+
+Output buffers are pre-filled with NaN. Most of the time is compilation: the parts run in separate
+processes, side by side, and a kernel that crashes takes down its own part only. Each part is
+printed and written as it ends. Needs torch, triton and numpy only. Exits with 1, and names the
+failures, if an error is above its limit. `--kernel` and `--device` check another kernel, or the
+CPU.
 """
 
 import argparse
@@ -27,26 +30,27 @@ from kernels.check import calls
 from kernels.common.dtypes import dtype_name
 from kernels.common.environment import environment, replace_file, unwritable, written
 
-PATIENCE = 280  # seconds that a part may take
+PART_SECONDS = 280  # time limit of a part
 
 
 def in_a_process(name: str, dtype: torch.dtype, kernel: str, device: str) -> list[dict]:
-    """`check` in a process of its own."""
+    """Runs `calls.check` in a separate process and returns its rows."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "rows.json")
         command = [sys.executable, "-m", "kernels.check", "--part", name, dtype_name(dtype)]
         command += ["--kernel", kernel, "--device", device]
         try:
-            done = subprocess.run([*command, "--json", file], capture_output=True, text=True, timeout=PATIENCE)
+            done = subprocess.run([*command, "--json", file], capture_output=True, text=True, timeout=PART_SECONDS)
             reason = f"ended with {done.returncode}: " + (done.stderr.strip().splitlines() or [""])[-1]
         except subprocess.TimeoutExpired:
-            reason = f"took longer than {PATIENCE} s"
+            reason = f"took longer than {PART_SECONDS} s"
         if file.exists():
             return json.loads(file.read_text())["rows"]
     return [calls.blank(name, "all", dtype, 0) | {"reason": reason}]
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m kernels.check", description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--kernel", choices=["triton", "sdpa", "flex"], help="triton on a GPU, sdpa on the CPU")
@@ -74,37 +78,44 @@ def main(arguments: list[str] | None = None) -> int:
             known = "; ".join(f"{name!r} {dtype_name(dtype)}" for name, dtype in calls.parts())
             parser.error(f"--part: there are {known}.")
     workers = options.workers or (1 if options.device == "cpu" else min(16, os.cpu_count() or 1))
-    here = options.part or (options.device == "cpu" and workers == 1)
+    in_this_process = options.part or (options.device == "cpu" and workers == 1)
     begin = time.perf_counter()
     ended: dict[tuple[str, torch.dtype], list[dict]] = {}
     about = environment(options.device, "kernels.check", options.commit)
 
-    def one(part: tuple[str, torch.dtype]) -> list[dict]:
-        if here:
+    def check(part: tuple[str, torch.dtype]) -> list[dict]:
+        if in_this_process:
             return calls.check(*part, kernel=kernel, device=options.device, tokens=calls.TOKENS[options.device])
         return in_a_process(*part, kernel, options.device)
 
-    def kept() -> dict:
-        """What is known so far, written to the file."""
+    def save() -> dict:
+        """Writes the rows so far to the file and returns its content."""
         rows = [row for part in chosen for row in ended.get(part, [])]
-        failed = [said for row in rows if (said := calls.failure(row))]
+        failed = [failure for row in rows if (failure := calls.failure(row))]
         left = [f"{name}, {dtype_name(dtype)}" for name, dtype in chosen if (name, dtype) not in ended]
         took = round(time.perf_counter() - begin)
-        known = {"environment": about, "kernel": kernel, "seconds": took, "failed": failed, "left": left, "rows": rows}
+        content = {
+            "environment": about,
+            "kernel": kernel,
+            "seconds": took,
+            "failed": failed,
+            "left": left,
+            "rows": rows,
+        }
         if options.json:
-            replace_file(options.json, written(known) + "\n")
-        return known
+            replace_file(options.json, written(content) + "\n")
+        return content
 
-    content = kept()
+    content = save()
     with ThreadPoolExecutor(workers) as pool:
-        running = {pool.submit(one, part): part for part in chosen}
+        running = {pool.submit(check, part): part for part in chosen}
         for done in as_completed(running):
-            (name, dtype), found = running[done], done.result()
-            ended[name, dtype] = found
-            worst = max((r["worst"] for r in found if r["worst"] is not None), default=torch.inf)
-            told = f"{name:30} {dtype_name(dtype):9} {len(found)} calls, largest error {worst:.2g} of its limit"
-            print(told + "".join(f"\n  FAILED {said}" for r in found if (said := calls.failure(r))), flush=True)
-            content = kept()
+            (name, dtype), rows = running[done], done.result()
+            ended[name, dtype] = rows
+            worst = max((r["worst"] for r in rows if r["worst"] is not None), default=torch.inf)
+            summary = f"{name:30} {dtype_name(dtype):9} {len(rows)} calls, largest error {worst:.2g} of its limit"
+            print(summary + "".join(f"\n  FAILED {failure}" for r in rows if (failure := calls.failure(r))), flush=True)
+            content = save()
     failed, count = content["failed"], len(content["rows"])
     print(f"{count} calls in {content['seconds']} s: " + (f"{len(failed)} failed" if failed else "all right"))
     return int(bool(failed))

@@ -1,5 +1,5 @@
-"""The one matrix of cases that every kernel is held to against the oracle: a pairwise selection,
-and edges by hand."""
+"""The one matrix of cases on which every kernel is compared with the oracle: a pairwise selection,
+and edge cases by hand."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from kernels.methods.plsh import PositionalLSH
 from kernels.methods.slopes import alibi_slopes
 from kernels.methods.weights import Alibi, Weights, Window
 
-# weights, with the sampler for those that draw masks
+# weights, with the sampler if they draw masks
 RULES = [
     "alibi", "window", "count/gamma", "rb/gamma", "exact/gamma", "count/systematic", "rb/systematic",
     "exact/systematic", "count/fixed", "exact/fixed",
@@ -35,8 +35,8 @@ FACTORS: dict[str, list] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One call of `attend`; `padding` "left" pads the sequences of a batch unequally, "all" pads
-    one of them wholly."""
+    """One call of `attend`. `padding`: "left" pads the sequences of a batch unequally, "all" makes
+    one of them padding only."""
 
     rule: str = "count/gamma"
     masks: int = 16
@@ -48,10 +48,11 @@ class Case:
     causal: bool = True
     layout: str = "plain"
     dim: int = 16
-    sinks: int = 0  # ALiBi itself has none
+    sinks: int = 0  # not used by rule "alibi"
 
     @property
     def id(self) -> str:
+        """Name of the case: all factors but the head dimension."""
         keys, queries, offset = self.shape
         shape = f"{queries}of{keys}" + ("" if offset is None else f"at{offset}")
         parts = [self.rule, f"S{self.masks}", f"{self.heads[0]}x{self.heads[1]}", self.slopes, shape, self.padding]
@@ -60,6 +61,7 @@ class Case:
         return "-".join(parts).replace("/", ".")
 
     def slope_list(self) -> torch.Tensor:
+        """Slopes of the query heads, (H,) float64."""
         heads = self.heads[0]
         if self.slopes == "press":
             return alibi_slopes(heads)
@@ -70,6 +72,7 @@ class Case:
         return torch.logspace(3, -16, heads, base=2.0, dtype=torch.float64)  # the first is 8
 
     def weights(self) -> Weights:
+        """The weights of the rule, with a fixed key of the draw."""
         slopes = self.slope_list()
         if self.rule == "alibi":
             return Alibi(slopes)
@@ -80,12 +83,14 @@ class Case:
         return PositionalLSH.draw(slopes, self.masks, **key, sampler=sampler, weights=kind, sinks=self.sinks)
 
     def pads(self) -> torch.Tensor | None:
+        """Padding slots of each sequence, (batch,); None without padding."""
         keys = self.shape[0]
         pads = {"none": None, "left": [0, keys // 2, keys // 5], "all": [keys, keys // 7]}[self.padding]
         return None if pads is None else torch.tensor(pads)
 
     @property
     def batch(self) -> int:
+        """Number of sequences."""
         pads = self.pads()
         return 1 if pads is None else len(pads)
 
@@ -111,7 +116,7 @@ class Case:
         return view
 
     def inputs(self, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q, k, v. Padding holds NaN: whoever reads what does not belong to the call shows it."""
+        """q, k, v. Padding holds NaN, so that reading it shows in the results."""
         generator = torch.Generator().manual_seed(5)
         (keys, queries, _), (heads, kv_heads) = self.shape, self.heads
         q, k, v = (
@@ -123,7 +128,7 @@ class Case:
         return q, k, v
 
     def real(self) -> list[tuple[slice, slice, slice]]:
-        """Of each sequence the slots of q, k and v that are no padding."""
+        """The slots of q, k and v that hold real tokens, for each sequence."""
         pads = self.pads()
         real = []
         for pad in [0] if pads is None else pads.tolist():
@@ -132,6 +137,7 @@ class Case:
         return real
 
     def options(self) -> dict:
+        """Options of `kernels.attend`."""
         pads, slot = self.pads(), self.shape[2]
         # the shape counts slots, the kernels' offset counts tokens
         offset = slot if pads is None or slot is None else slot - pads
@@ -139,8 +145,8 @@ class Case:
 
 
 def pairwise(factors: dict[str, list]) -> list[Case]:
-    """Cases in which every level of every factor meets every level of every other. Greedy and
-    deterministic."""
+    """Pairwise coverage: cases in which every level of each factor meets every level of every other
+    factor. Greedy and deterministic."""
     names = list(factors)
     missing = {
         ((a, x), (b, y)): None for a, b in itertools.combinations(names, 2) for x in factors[a] for y in factors[b]
@@ -152,7 +158,7 @@ def pairwise(factors: dict[str, list]) -> list[Case]:
             if name in chosen:
                 continue
 
-            start = (len(cases) + turn) % len(factors[name])  # ties go to another level each time
+            start = (len(cases) + turn) % len(factors[name])  # ties go to a different level each time
             gain = {
                 level: sum(_pair(names, (name, level), other) in missing for other in chosen.items())
                 for level in factors[name][start:] + factors[name][:start]
@@ -168,8 +174,8 @@ def _pair(names: list[str], left: tuple, right: tuple) -> tuple:
     return tuple(sorted((left, right), key=lambda item: names.index(item[0])))
 
 
-# long enough for every chunk size, and for windows that start inside, at and before the first token
-# of a chunk
+# long enough for every chunk size of kernel sdpa, and for windows that start inside, at and before
+# the first token of a chunk
 _LONG = Case(heads=(3, 1), shape=(1501, 1501, None), slopes="spread")
 EDGES = [replace(_LONG, rule=rule) for rule in ("alibi", "window", "count/gamma", "rb/systematic", "exact/gamma")] + [
     replace(_LONG, rule="count/gamma", causal=False),

@@ -1,4 +1,4 @@
-"""What a measurement depends on, for the record of it, and how a record is written."""
+"""The environment of a measurement, for its record, and the writing of records."""
 
 import hashlib
 import json
@@ -14,8 +14,14 @@ from kernels.common.facts import cpu_name, git, of_gpu, version
 
 
 def environment(device: str, program: str, commit: str | None = None) -> dict:
-    """Device, versions, commit and command of `program` as it was called. `code` is a hash of this
-    package, which also names what is no checkout; `commit` is the checkout's unless given."""
+    """Returns device, versions, commit and command line of a measurement.
+
+    Args:
+        device: "cuda" or "cpu".
+        program: module that was called.
+        commit: of the code, if it is no git checkout. `code`, a hash of this package, identifies
+            the code in any case.
+    """
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
     status = git("status", "--porcelain", "--untracked-files=no")
     cuda = device == "cuda"
@@ -26,7 +32,7 @@ def environment(device: str, program: str, commit: str | None = None) -> dict:
         "driver": of_gpu("driver_version") if cuda else None,
         "cuda": torch.version.cuda if cuda else None,
         "multiprocessors": torch.cuda.get_device_properties(0).multi_processor_count if cuda else None,
-        "clock_mhz": float(clock) if clock and clock.isdecimal() else None,  # the highest
+        "clock_mhz": float(clock) if clock and clock.isdecimal() else None,  # the highest clock
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "load": [round(x, 2) for x in os.getloadavg()],
@@ -41,8 +47,8 @@ def environment(device: str, program: str, commit: str | None = None) -> dict:
 
 
 def unwritable(file: Path) -> str | None:
-    """Why a record cannot be written to this file, in a sentence; None if it can. To be asked
-    before anything is measured."""
+    """The reason why a record cannot be written to this file, in a sentence; None if it can. Call
+    it before the measurement."""
     folder = file.parent
     if file.is_dir():
         return f"{file} is a folder: name a file in it."
@@ -54,7 +60,7 @@ def unwritable(file: Path) -> str | None:
 
 
 def written(value: object, depth: int = 0) -> str:
-    """`value` as JSON in which each row of figures has a line of its own."""
+    """`value` as JSON with each row of figures on its own line."""
     inner = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
     rows = any(isinstance(x, list) and any(isinstance(y, dict) for y in x) for x in [value, *inner])
     if not inner or (depth > 1 and not rows):
@@ -66,14 +72,14 @@ def written(value: object, depth: int = 0) -> str:
 
 
 def replace_file(file: Path, text: str) -> None:
-    """Write a file as a whole: whoever stops the program keeps the text before or this one."""
+    """Replaces a file atomically: a stopped program leaves the old text or the new one."""
     new = file.with_name(file.name + ".new")
     new.write_text(text)
     new.replace(file)
 
 
 def _finite(value: object) -> object:
-    """The same with null for what JSON has no number for."""
+    """`value` with None for numbers that JSON does not have."""
     if isinstance(value, dict):
         return {name: _finite(x) for name, x in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Facts about this machine and this checkout that a record of a measurement holds."""
+"""Facts about this machine and this checkout for the record of a measurement."""
 
 import functools
 import platform
@@ -8,13 +8,13 @@ from importlib.metadata import version as installed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 20  # seconds for a program that answers at once where it works
+TIMEOUT_SECONDS = 20  # of a program that normally answers at once
 
 
 @functools.cache
 def git(*arguments: str) -> str | None:
-    """What git says of this checkout; None where there is none, as in an installed package, perhaps
-    within somebody else's repository."""
+    """Output of a git command on this checkout; None if this is no checkout, as in an installed
+    package, which may lie within somebody else's repository."""
     return answer_of("git", "-C", str(ROOT), *arguments) if (ROOT / ".git").exists() else None
 
 
@@ -28,7 +28,7 @@ def version(package: str) -> str | None:
 
 
 def cpu_name() -> str:
-    """The processor's name; empty where neither Linux nor Python knows it."""
+    """The processor's name; empty if neither Linux nor Python knows it."""
     try:
         with open("/proc/cpuinfo") as lines:
             name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
@@ -39,15 +39,15 @@ def cpu_name() -> str:
 
 @functools.cache
 def of_gpu(field: str) -> str | None:
-    """What nvidia-smi says of the first GPU, `driver_version` for example."""
+    """A field of nvidia-smi for the first GPU, such as `driver_version`; None if it fails."""
     answer = answer_of("nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits")
     return answer.split("\n")[0].strip() or None if answer else None
 
 
 def answer_of(*command: str) -> str | None:
-    """What a program prints; None where there is none or it fails."""
+    """Output of a program; None if it is not installed or fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

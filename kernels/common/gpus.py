@@ -1,4 +1,4 @@
-"""Facts about NVIDIA's multiprocessors that no driver tells."""
+"""Facts about NVIDIA's multiprocessors that the driver does not report."""
 
-CAPABILITY = 9  # major, of the GPUs whose machine code docs/results/aot.json records: Hopper
-SCHEDULERS = 4  # of a multiprocessor: each issues one instruction of a warp a cycle
+CAPABILITY = 9  # major compute capability of the recorded machine code (docs/results/aot.json): Hopper
+SCHEDULERS = 4  # per multiprocessor: each issues one warp instruction per cycle

@@ -1,12 +1,12 @@
-"""`python -m kernels.gpu --minutes 9 --out FOLDER`: what is to be known of a GPU, in one command.
+"""`python -m kernels.gpu --minutes 9 --out FOLDER`: checks and measures a GPU in one command.
 
-In this order: a quick part of `kernels.check`, all of it, `kernels.bench` forward, `attend` from
-end to end with the time of the host, a profile where `ncu` is installed, decoding, and the backward
-pass. Each step is a process of its own, gets its share of the minutes or what is left of them, and
-keeps what it had written when it is stopped. The same command with the same folder skips what has
-finished and goes on with the rest. Needs torch, triton and numpy only. Exits with 0 when all has finished,
-with 75 when something is left, with 1 if the check or a step failed. On a CPU it is a dry run of
-the same steps on short inputs.
+The steps, in order: a quick part of `kernels.check`, the whole check, `kernels.bench` forward,
+`attend` end to end with the time of the host, a profile if `ncu` is installed, decoding, and the
+backward pass. Each step runs in a separate process for its share of the minutes or for the time
+left, and keeps its results when it is stopped. The same command with the same folder skips finished
+steps and resumes the others. Needs torch, triton and numpy only. Exits with 0 if all steps
+finished, with 75 if something is left, and with 1 if the check or a step failed. On a CPU it is a
+dry run of the same steps on short inputs.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from kernels.gpu import session
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m kernels.gpu", description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=9.0, help="for all steps together")
     parser.add_argument("--out", type=Path, required=True, help="folder for at most 8 files")
@@ -37,10 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, KeyError, OSError) as e:
         parser.error(f"--out: {e}")
     every = session.steps(options.device, options.commit)
-    for turn in range(session.ROUNDS):
+    for turn in range(session.MAX_ROUNDS):
         for step in every:
             if (turn == 0 or step.lasting) and measurement.open(step):
-                if measurement.remaining() < session.LEAST * measurement.seconds:
+                if measurement.remaining() < session.MIN_SHARE * measurement.seconds:
                     break
                 measurement.take(step)
     measurement.tidy()
@@ -52,5 +53,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))  # what a step has started ends with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))  # ends the processes of a step too
     sys.exit(main())

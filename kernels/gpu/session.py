@@ -1,5 +1,5 @@
-"""The steps of `python -m kernels.gpu`, each a process of its own, and the folder that keeps what
-they wrote."""
+"""The steps of `python -m kernels.gpu`, each in a separate process, and the folder that keeps their
+files."""
 
 import contextlib
 import json
@@ -14,16 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kernels.bench.record import SAME
-from kernels.check.calls import MANY
+from kernels.bench.record import COMPARED_FIELDS
+from kernels.check.calls import COUNT_32_HEADS
 from kernels.common.environment import replace_file, written
 
 STATE, LOG = "measure.json", "log.txt"
-LARGEST = 8 << 20  # bytes of text in a file; the others hold some hundred rows
-LEAST = 0.03  # share of the minutes: with less left nothing is begun
-GRACE = 40.0  # seconds before its limit, at most, in which the bench begins no row
-STOPS = 2  # after so many stops by its limit a step that begins anew each time has failed
-ROUNDS = 4  # in one call: a bench goes on after a row that took its process down
+MAX_TEXT_BYTES = 8 << 20  # of the log and of the profile; the other files hold a few hundred rows
+MIN_SHARE = 0.03  # of the minutes: no step starts with less left
+GRACE_SECONDS = 40.0  # at most: the bench starts no row so shortly before its limit
+MAX_STOPS = 2  # a step that starts over each time has failed after so many stops by its limit
+MAX_ROUNDS = 4  # per call: the bench resumes after a row that crashed its process
 SECTIONS = ("SpeedOfLight", "WarpStateStats", "Occupancy", "MemoryWorkloadAnalysis")
 ATTEND = "kernels.bench.attend"
 KERNELS = "regex:causal|forward|tables|decode"
@@ -35,9 +35,12 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Step:
-    """A module of this package and its arguments. `share`: of the minutes, at most. `file`: what it
-    writes into the folder, in which `entry` lists what is left. `lasting`: it goes on where it was
-    stopped, and is told its minutes. `profiled`: it runs under ncu, whose words are the file."""
+    """A module of this package and its arguments.
+
+    share: largest part of the minutes that it takes. file: its result in the folder, in which
+    `entry` lists the work that is left. lasting: it resumes where it was stopped, and takes its
+    minutes as an argument. profiled: it runs under ncu, whose output is the file.
+    """
 
     name: str
     share: float
@@ -49,19 +52,19 @@ class Step:
     profiled: bool = False
 
     def command(self, seconds: float) -> list[str] | None:
-        """What is run within so many seconds; None where its program is not installed."""
-        found = [sys.executable, "-m", self.module, *self.arguments]
+        """The command to run for at most so many seconds; None if its program is not installed."""
+        command_line = [sys.executable, "-m", self.module, *self.arguments]
         if self.lasting:
-            found += ["--minutes", f"{(seconds - min(GRACE, seconds / 4)) / 60:.3f}"]
+            command_line += ["--minutes", f"{(seconds - min(GRACE_SECONDS, seconds / 4)) / 60:.3f}"]
         if self.profiled:
             ncu = shutil.which("ncu") or shutil.which("ncu", path="/usr/local/cuda/bin")
             options = [x for section in SECTIONS for x in ("--section", section)]
             options += ["--clock-control", "none", "--target-processes", "all", "-k", KERNELS, "-c", "16"]
-            return [ncu, *options, *found] if ncu else None
-        return found
+            return [ncu, *options, *command_line] if ncu else None
+        return command_line
 
     def left(self, folder: Path) -> list | None:
-        """What its file says is left, None if there is no such file."""
+        """The work that its file lists as left, None if there is no such file."""
         if self.entry is None:
             return []
         try:
@@ -71,12 +74,16 @@ class Step:
 
 
 def steps(device: str, commit: str | None) -> list[Step]:
-    """What is done, in this order."""
+    """The steps, in order."""
     cuda, (heads, tokens, *sizes) = device == "cuda", SIZES[device]
     where = ("--device", device, *(("--commit", commit) if commit else ()))
-    both = "mpt-7b,bloom-7b1" if cuda else heads  # alike: measured once, named for both
-    quick = ("--part", MANY if cuda else "alibi", "bfloat16", "--json", "first.json")
-    check = (*(() if cuda else ("--part", "window", "bfloat16")), "--json", "check.json")  # all takes minutes on a CPU
+    both = "mpt-7b,bloom-7b1" if cuda else heads  # the same heads: measured once under both names
+    quick = ("--part", COUNT_32_HEADS if cuda else "alibi", "bfloat16", "--json", "first.json")
+    check = (
+        *(() if cuda else ("--part", "window", "bfloat16")),
+        "--json",
+        "check.json",
+    )  # the whole check takes minutes on a CPU
     bench = (*where, "--heads", both, "--tokens", tokens, *sizes, "--json", "bench.json", "--calls")
     attend = (*where, "--heads", heads, *sizes[:2], "--tokens")
     few = () if cuda else ("--repeats", "1")
@@ -99,8 +106,8 @@ def steps(device: str, commit: str | None) -> list[Step]:
 
 
 class Measurement:
-    """The folder of a measurement: what has become of each step, and the minutes of this call.
-    Raises ValueError, in a sentence, for a folder of another machine or of other code."""
+    """The folder of a measurement: the state of each step, and the minutes of this call. Raises
+    ValueError for a folder of another machine or of other code."""
 
     def __init__(self, folder: Path, about: dict, minutes: float):
         self.folder, self.seconds, self.begin = folder, 60 * minutes, time.monotonic()
@@ -108,77 +115,82 @@ class Measurement:
         folder.mkdir(parents=True, exist_ok=True)
         self.tidy()
         for file in folder.iterdir():
-            file.chmod(file.stat().st_mode | 0o200)  # a folder that was brought from elsewhere may be read-only
+            file.chmod(file.stat().st_mode | 0o200)  # a folder copied from another machine may be read-only
         if (folder / STATE).exists():
             before = json.loads((folder / STATE).read_text())
-            if differing := [x for x in SAME if before["environment"].get(x) != about[x]]:
+            if differing := [x for x in COMPARED_FIELDS if before["environment"].get(x) != about[x]]:
                 raise ValueError(f"{folder} was measured under another {', '.join(differing)}: name another folder.")
             self.content["steps"] = before["steps"]
 
     def of(self, step: Step) -> dict:
+        """The state of a step: status, seconds, tries and stops."""
         blank = {"status": "left", "seconds": 0.0, "tries": 0, "stops": 0}
         known = self.content["steps"].setdefault(step.name, blank)
-        if known["status"] == "left" and not step.lasting and known["stops"] >= STOPS:
+        if known["status"] == "left" and not step.lasting and known["stops"] >= MAX_STOPS:
             known["status"] = "failed"
         return known
 
     def remaining(self) -> float:
+        """Seconds left."""
         return self.seconds - (time.monotonic() - self.begin)
 
     def tidy(self) -> None:
-        """Remove halves of files that were being written when a step was stopped."""
+        """Removes the unfinished files of a step that was stopped while writing."""
         for file in self.folder.glob("*.new"):
             file.unlink()
 
     def save(self) -> None:
+        """Writes the state of all steps."""
         replace_file(self.folder / STATE, written(self.content) + "\n")
 
     def open(self, step: Step) -> bool:
-        """Whether the step has not finished and may still do so."""
+        """Whether the step has not finished and may be tried."""
         return self.of(step)["status"] in ("left", "absent")
 
     def take(self, step: Step) -> None:
-        """Run the step within its share of the minutes."""
+        """Runs the step within its share of the minutes."""
         known, limit = self.of(step), min(step.share * self.seconds, self.remaining())
         command = step.command(limit)
         if command is None:
             known["status"] = "absent"
             return self.save()
-        known["tries"], known["stops"] = known["tries"] + 1, known["stops"] + 1  # until it has ended by itself
+        known["tries"], known["stops"] = known["tries"] + 1, known["stops"] + 1  # taken back if it ends by itself
         self.save()
         self.say(f"== {step.name}: at most {limit:.0f} s of {self.remaining():.0f}\n")
         begin = time.monotonic()
-        code = run(command, self.folder, limit, self.say if not step.profiled else self.told_to(step.file))
+        code = run(command, self.folder, limit, self.say if not step.profiled else self.appender(step.file))
         known["seconds"] = round(known["seconds"] + time.monotonic() - begin, 1)
         known["code"] = code
         known["stops"] -= code is not None
         if code is not None:
             left = step.left(self.folder)
-            # 2 is a wrong command; with anything else a bench goes on after the row that broke it
+            # 2 is a wrong command line; after any other failure a bench resumes behind the row that
+            # failed
             again = step.lasting and code != 2 and (code != 0 or left != [])
             known["status"] = "left" if again else "failed" if code or left != [] else "finished"
         self.say(f"== {step.name}: {known['status']}" + (", stopped" if code is None else "") + "\n")
         return self.save()
 
     def say(self, text: str) -> None:
+        """Prints text, and appends it to the log."""
         print(text, end="", flush=True)
-        self.told_to(LOG)(text)
+        self.appender(LOG)(text)
 
-    def told_to(self, name: str) -> Callable[[str], None]:
-        """What adds text to a file until it is full."""
+    def appender(self, name: str) -> Callable[[str], None]:
+        """A function that appends text to a file until the file is full."""
         file = self.folder / name
 
         def add(text: str) -> None:
-            if not file.exists() or file.stat().st_size < LARGEST:
+            if not file.exists() or file.stat().st_size < MAX_TEXT_BYTES:
                 with file.open("a") as opened:
-                    opened.write(text[: LARGEST // 8])
+                    opened.write(text[: MAX_TEXT_BYTES // 8])
 
         return add
 
 
 def run(command: list[str], folder: Path, limit: float, say: Callable[[str], None]) -> int | None:
-    """How the command ended; None if it was stopped after `limit` seconds, with all that it had
-    started."""
+    """Runs a command and returns its exit code; None if it was stopped after `limit` seconds, with
+    all processes that it had started."""
     root = str(Path(__file__).parents[2])
     variables = os.environ | {"PYTHONUNBUFFERED": "1"}
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, [root, variables.get("PYTHONPATH")]))

@@ -1,5 +1,4 @@
-"""A kernel beside the oracle in float64: the errors of one call, and the largest that each may
-have."""
+"""A kernel compared with the oracle in float64: the errors of one call, and their limits."""
 
 import contextlib
 import warnings
@@ -9,22 +8,22 @@ import torch
 
 from kernels.methods.weights import Weights
 
-# largest error of out and of gradients, relative to their largest value: a few roundings of the
-# dtype's products
+# limit of the errors of out and of the gradients, relative to their largest value: a few roundings
+# of the dtype's products
 LIMITS = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-# largest error of the log-sum-exp, in nats, in every dtype: no rounding of a probability enters it,
-# so that it shows a pair too many or too few where the rounding of out would hide it
+# limit of the error of the log-sum-exp, in nats, in every dtype: no rounding of a probability
+# enters it, so that it shows a single wrong pair, which the rounding of out may hide
 LSE_LIMIT = 1e-4
-HEADS, KV_HEADS = 8, 4  # of the calls of `errors`
+HEADS, KV_HEADS = 8, 4  # of the calls in `errors`
 
 
 @contextlib.contextmanager
 def poisoned() -> Iterator[None]:
-    """Memory that is asked for but not written holds NaN, or the largest number of its type, on
+    """A context in which uninitialised memory holds NaN, or the largest number of its type, on
     every device."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of operators that are not deterministic, which is not asked for here
+        warnings.simplefilter("ignore")  # about operators that are not deterministic
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:
             yield
@@ -33,16 +32,16 @@ def poisoned() -> Iterator[None]:
 
 
 def turns(device: str) -> int:
-    """How often a call is made, of which the last is compared: on a GPU kernel `triton` goes the
-    way of all later calls at its second (`kernels.impl.triton.launch.Launcher`)."""
+    """How often to make a call before its last result is compared: on a GPU, kernel `triton`
+    launches from its second call on in another way (`kernels.impl.triton.launch.Launcher`)."""
     return 2 if device.startswith("cuda") else 1
 
 
 def relative(got: torch.Tensor, true: torch.Tensor, least: float = 0.0) -> float:
-    """Largest absolute error over the largest absolute value, or over `least` if that is larger;
-    NaN counts as infinite."""
-    off = (got.double() - true).abs().max() / true.abs().max().clamp_min(least)
-    return float(off.nan_to_num(torch.inf))
+    """Largest absolute error over the largest absolute value of `true`, or over `least` if that is
+    larger; NaN counts as infinite."""
+    error = (got.double() - true).abs().max() / true.abs().max().clamp_min(least)
+    return float(error.nan_to_num(torch.inf))
 
 
 def errors(
@@ -55,9 +54,20 @@ def errors(
     dtype: torch.dtype,
     options: dict,
 ) -> dict[str, float] | None:
-    """The relative errors of `attend` (`kernels.attend`, which imports this file) by `kernel`: of
-    out and, with `gradients`, of those of q, k and v, and the absolute error of the log-sum-exp;
-    None if no key is out of reach."""
+    """Compares one random call by a kernel with the oracle.
+
+    Args:
+        attend: `kernels.attend`, which imports this module.
+        weights: of the call.
+        kernel: compared with "exact" in float64.
+        device, tokens, dim, dtype: of q, k and v.
+        options: of `attend`; further `queries`, `tokens` in place of the argument, `gradients`,
+            whether to compare them, and `gap`, whether to evict the keys that no row reaches.
+
+    Returns:
+        the errors by name: "out", "dq", "dk" and "dv" relative, "lse" absolute. None if the call
+        asks for a gap and every key is within reach.
+    """
     options = dict(options)
     queries, tokens = options.pop("queries"), options.pop("tokens", tokens)
     gradients, gap = options.pop("gradients", False), options.pop("gap", False)
@@ -71,30 +81,30 @@ def errors(
     exact = [x.double() for x in inputs]
     with torch.no_grad():
         true, true_lse = attend(*exact, weights, kernel="exact", return_lse=True, **options)
-        short, held = without_unreached(inputs, weights) if gap else (inputs, {})
-        if short is None:
+        kept, gap_option = without_unreached(inputs, weights) if gap else (inputs, {})
+        if kept is None:
             return None
         for _ in range(turns(device)):
             with poisoned():
-                got, got_lse = attend(*short, weights, kernel=kernel, return_lse=True, **options, **held)
-    off = (got_lse.double() - true_lse)[true_lse.isfinite()].abs().max()
-    found = {"out": relative(got, true), "lse": float(off.nan_to_num(torch.inf))}
+                got, got_lse = attend(*kept, weights, kernel=kernel, return_lse=True, **options, **gap_option)
+    lse_error = (got_lse.double() - true_lse)[true_lse.isfinite()].abs().max()
+    by_name = {"out": relative(got, true), "lse": float(lse_error.nan_to_num(torch.inf))}
     if gradients:
-        toward, both = make(weights.heads, queries), []
-        for name, some in ((kernel, inputs), ("exact", exact)):
-            some = [x.detach().requires_grad_() for x in some]
+        grad_out, both = make(weights.heads, queries), []
+        for name, tensors in ((kernel, inputs), ("exact", exact)):
+            leaves = [x.detach().requires_grad_() for x in tensors]
             for _ in range(turns(device)):
                 with poisoned():
-                    out = attend(*some, weights, kernel=name, **options)
-                    gradients = torch.autograd.grad(out, some, toward.to(out.dtype))
-            both.append(gradients)
-        found |= {name: relative(*pair) for name, *pair in zip(("dq", "dk", "dv"), *both, strict=True)}
-    return found
+                    out = attend(*leaves, weights, kernel=name, **options)
+                    grads = torch.autograd.grad(out, leaves, grad_out.to(out.dtype))
+            both.append(grads)
+        by_name |= {name: relative(*pair) for name, *pair in zip(("dq", "dk", "dv"), *both, strict=True)}
+    return by_name
 
 
 def without_unreached(inputs: list[torch.Tensor], weights: Weights) -> tuple[list[torch.Tensor] | None, dict]:
-    """q, k and v without the keys after the sinks that no row reaches, and the option that says
-    so."""
+    """Returns q, k and v without the keys after the sinks that no row reaches, and the option `gap`
+    of `attend`; None and no option if every key is within reach."""
     q, k, v = inputs
     heads, begin = torch.arange(weights.heads, device=q.device), k.shape[2] - q.shape[2]
     gap = int(weights.reach(heads, torch.full((len(heads), 1), begin, device=q.device))[0].min()) - weights.sinks
@@ -105,6 +115,5 @@ def without_unreached(inputs: list[torch.Tensor], weights: Weights) -> tuple[lis
 
 
 def limit_of(error: str, limit: float) -> float:
-    """The largest value that this error may have where those of out and of the gradients have
-    `limit`."""
+    """The limit of an error by its name; `limit` is that of out and of the gradients."""
     return LSE_LIMIT if error == "lse" else limit

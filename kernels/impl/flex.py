@@ -1,8 +1,8 @@
-"""Kernel `flex`: torch's FlexAttention, with the blocks that it visits taken from the weights'
-reach.
+"""Kernel `flex`: torch's FlexAttention on the blocks that the weights reach.
 
-The block mask is built from where each tile of rows begins and ends to see: no n x n mask is ever
-made. On the CPU FlexAttention computes the output only, without log-sum-exp and gradients.
+The block mask is built from the first and last column that each block of rows reaches: no n x n
+mask is ever made. On the CPU FlexAttention computes the output only, without log-sum-exp and
+gradients.
 """
 
 import functools
@@ -15,17 +15,17 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from kernels.impl.tables import bias_by_distance, law_of, reach_of
+from kernels.impl.tables import bias_by_distance, distances_of, law_of
 from kernels.methods.laws import Law
 from kernels.methods.weights import Weights
 
-BLOCK = 128  # rows and columns of a block, FlexAttention's own default
-KINDS = 64  # kinds of calls (weights, dtypes, shapes) that one process may compile: torch's limit of 8 is soon met
+BLOCK = 128  # rows and columns of a block: the default of FlexAttention
+MAX_KINDS = 64  # of calls (weights, dtypes, shapes) that one process may compile; torch's default of 8 is too few
 
 
 def attend_flex(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, gap: int, need_lse: bool):
     """As `kernels.impl.reference.attend_exact`, with lse None unless `need_lse`. Raises ValueError
-    for what FlexAttention cannot do on the CPU."""
+    for calls that FlexAttention does not support."""
     if reason := unsupported_reason(q.device, q.dtype):
         raise ValueError(reason)
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
@@ -45,9 +45,11 @@ def attend_flex(q, k, v, weights: Weights, *, scale: float, causal: bool, offset
         blocks = block_mask(weights, row, keys, causal, gap)
         options = {"score_mod": score_mod, "block_mask": blocks, "scale": scale, "enable_gqa": q.shape[1] != k.shape[1]}
         try:
-            # a donated buffer could be used by one backward pass only, which retain_graph asks for
-            # again
-            with torch._dynamo.config.patch(recompile_limit=KINDS), torch._functorch.config.patch(donated_buffer=False):
+            # retain_graph runs the backward pass again, and a donated buffer serves one pass only
+            with (
+                torch._dynamo.config.patch(recompile_limit=MAX_KINDS),
+                torch._functorch.config.patch(donated_buffer=False),
+            ):
                 if lse is not None:
                     whole, extra = compiled()(q, k, v, return_aux=AuxRequest(lse=True), **options)
                     lse[:, :, skip:] = extra.lse[:, :, :queries]
@@ -55,8 +57,8 @@ def attend_flex(q, k, v, weights: Weights, *, scale: float, causal: bool, offset
                     whole = compiled()(q, k, v, **options)
         except FailOnRecompileLimitHit as error:
             raise ValueError(
-                f"kernel='flex' has been compiled for {KINDS} kinds of calls in this process (a kind: weights, dtype, "
-                f"{BLOCK} rows and columns more): use kernel='sdpa' or 'triton', or another process."
+                f"kernel='flex' has been compiled for {MAX_KINDS} kinds of calls in this process (a kind: weights, "
+                f"dtype, {BLOCK} rows and columns more): use kernel='sdpa' or 'triton', or another process."
             ) from error
         out[:, :, skip:] = whole[:, :, :queries]
     return out, lse
@@ -75,38 +77,37 @@ def unsupported_reason(device: torch.device, dtype: torch.dtype) -> str | None:
 
 @functools.cache
 def compiled():
-    """FlexAttention compiled whole: a part that torch gave up to compile would compute all n x n
-    scores instead."""
+    """FlexAttention compiled as one graph: a graph break would make it compute all n x n scores."""
     return torch.compile(flex_attention, fullgraph=True, dynamic=False)
 
 
 def whole_blocks(x: torch.Tensor) -> torch.Tensor:
-    """x (B, H, T, D) with zeros up to a whole number of blocks: every shape is compiled for by
-    itself, because with symbolic shapes torch 2.13 writes C++ that does not compile."""
+    """x (B, H, T, D) padded with zeros to a whole number of blocks. Every shape is compiled by
+    itself, because with symbolic shapes torch 2.13 generates C++ that does not compile."""
     return F.pad(x, (0, 0, 0, -x.shape[2] % BLOCK))
 
 
 def block_mask(weights: Weights, row: torch.Tensor, keys: int, causal: bool, gap: int = 0) -> BlockMask:
-    """The blocks that consecutive rows (R,), a whole number of blocks, visit among the keys: those
-    of the sinks, and an interval for each."""
+    """The blocks of keys that consecutive rows (R,) visit, for a whole number of blocks of rows:
+    the blocks of the sinks, and one interval for each block of rows."""
     heads, sinks = torch.arange(weights.heads, device=row.device), min(weights.sinks, keys)
-    own = row.clamp_max(keys + gap - 1)[None].expand(len(heads), -1)
-    first, last = (x - gap for x in weights.reach(heads, own))  # slots, as all that follows
-    last = (own - gap if causal else last).clamp(max=keys - 1)
+    tokens = row.clamp_max(keys + gap - 1)[None].expand(len(heads), -1)
+    first, last = (x - gap for x in weights.reach(heads, tokens))  # slots from here on
+    last = (tokens - gap if causal else last).clamp(max=keys - 1)
     of_sinks = -(-sinks // BLOCK)
     low, high = first[:, ::BLOCK] // BLOCK, last[:, BLOCK - 1 :: BLOCK] // BLOCK
-    before = low.clamp_max(of_sinks)  # blocks of sinks that the interval does not hold
+    before = low.clamp_max(of_sinks)  # blocks of sinks outside the interval
     if not causal:
         high = high.clamp_min(of_sinks - 1)
     columns = torch.arange(-(-keys // BLOCK), device=row.device)
     index = torch.where(columns < before[..., None], columns, (low - before)[..., None] + columns)
-    newest = own[0] - gap
+    newest = tokens[0] - gap
 
     def visible(b, h, i, j):
-        seen = (j >= first[h, i]) & (j <= last[h, i])
-        if sinks:
-            seen = seen | ((j < sinks) & (j <= newest[i])) if causal else seen | (j < sinks)
-        return seen
+        in_reach = (j >= first[h, i]) & (j <= last[h, i])
+        if not sinks:
+            return in_reach
+        return in_reach | ((j < sinks) & (j <= newest[i])) if causal else in_reach | (j < sinks)
 
     index = index.clamp_max(len(columns) - 1)
     return BlockMask.from_kv_blocks(
@@ -119,47 +120,47 @@ def block_mask(weights: Weights, row: torch.Tensor, keys: int, causal: bool, gap
 
 
 def score_of(weights: Weights, row: torch.Tensor, keys: int, gap: int):
-    """FlexAttention's score function for rows (R,) and slots of keys: the score plus log of the
-    pair's weight."""
+    """Returns FlexAttention's score function for rows (R,) and slots of keys: it adds the log of
+    the pair's weight to the score. Raises ValueError for weights without a law."""
     slope, sinks = weights.slopes.float().to(row.device), weights.sinks
     beyond = score_by_law(weights, row, -(-(-(-keys // BLOCK) * BLOCK + gap) // BLOCK) * BLOCK)
     if not sinks and not gap:
         return beyond
-    left_out = torch.tensor(gap, device=row.device)  # as a number it would be compiled for
+    evicted = torch.tensor(gap, device=row.device)  # as a number it would be compiled in
 
     def with_sinks(score, b, h, i, slot):
-        j = torch.where(slot < sinks, slot, slot + left_out)
-        own = score - slope[h] * (row[i] - j).abs()
-        return torch.where(slot < sinks, own, beyond(score, b, h, i, j))
+        j = torch.where(slot < sinks, slot, slot + evicted)
+        of_sink = score - slope[h] * (row[i] - j).abs()
+        return torch.where(slot < sinks, of_sink, beyond(score, b, h, i, j))
 
     return with_sinks
 
 
 def score_by_law(weights: Weights, row: torch.Tensor, tokens: int):
-    """The same for the tokens 0 .. tokens - 1 as keys, none of them a sink."""
+    """As `score_of`, with the tokens 0 .. tokens - 1 as keys and without sinks."""
     law, device = law_of(weights), row.device
     slope = weights.slopes.float().to(device)
     if law is Law.LINEAR:
         return lambda score, b, h, i, j: score - slope[h] * (row[i] - j).abs()
     heads = torch.arange(weights.heads, device=device)
     if not law.per_mask:
-        width = reach_of(weights, tokens)
+        width = distances_of(weights, tokens)
         bias = bias_by_distance(weights.slopes.to(device), weights.count, weights.kind.sampler, width) * math.log(2)
         bias = F.pad(bias, (0, -bias.shape[1] % BLOCK))
         farthest = bias.shape[1] - 1
         return lambda score, b, h, i, j: score + bias[h, (row[i] - j).abs().clamp_max(farthest)]
-    # blocks by their first token: two tokens share a block if it starts alike
+    # a block is identified by its first token
     column, masks = torch.arange(tokens, device=device), weights.mask_set()
-    own, other = (masks.starts(heads, x[None].expand(len(heads), -1)).int() for x in (row, column))
-    shares = masks.log_weight.exp().div(weights.count).float().to(device)
+    of_row, of_column = (masks.starts(heads, x[None].expand(len(heads), -1)).int() for x in (row, column))
+    mask_weights = masks.log_weight.exp().div(weights.count).float().to(device)
 
     def counted(score, b, h, i, j):
-        def share(s: int) -> torch.Tensor:
-            return torch.where(own[h, i, s] == other[h, j, s], shares[h, s], 0.0)
+        def weight(s: int) -> torch.Tensor:
+            return torch.where(of_row[h, i, s] == of_column[h, j, s], mask_weights[h, s], 0.0)
 
-        total = share(0)
+        total = weight(0)
         for s in range(1, weights.count):
-            total = total + share(s)
+            total = total + weight(s)
         return score + torch.log(total)
 
     return counted

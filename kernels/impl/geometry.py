@@ -72,8 +72,8 @@ def geometry_of_tensor(places: torch.Tensor, batch: int) -> tuple[CallGeometry, 
 
 
 def check_geometry(geometry: CallGeometry, queries: int, keys: int, sinks: int) -> tuple[tuple[int, ...], ...]:
-    """Returns pads, starts and gaps on the host. Raises ValueError if a query does not lie among the
-    keys, `sinks` of which come before a gap."""
+    """Returns pads, starts and gaps on the host. Raises ValueError if a query does not lie among
+    the keys, `sinks` of which come before a gap."""
     rows = host_geometry(geometry)
     pads, starts = rows[:2]
     gaps = rows[2] if len(rows) == 3 else (0,) * len(pads)
@@ -109,8 +109,9 @@ def tracing() -> bool:
 
 
 def _per_sequence(name: str, values: torch.Tensor | Sequence[int], batch: int, keys: int | None = None) -> PerSequence:
-    """Whole numbers, one for each sequence. Counts of so many `keys` must be (batch,); other numbers
-    may be one for all sequences. Raises ValueError, with `name`, for another type or shape."""
+    """Whole numbers, one for each sequence. Counts of so many `keys` must be (batch,); other
+    numbers may be one for all sequences. Raises ValueError, with `name`, for another type or
+    shape."""
     numbers = values if isinstance(values, torch.Tensor) else torch.as_tensor(values)
     if not _is_whole(numbers):
         raise ValueError(f"{name} must be whole numbers, not {numbers.dtype}.")
@@ -131,8 +132,8 @@ def _is_whole(numbers: torch.Tensor) -> bool:
 
 
 def _as_tensor(row: PerSequence, device: torch.device) -> torch.Tensor:
-    """A row on a device. Equal numbers are filled in there, since a copy from the host would end the
-    capture of a CUDA graph."""
+    """A row on a device. Equal numbers are filled in there, since a copy from the host would end
+    the capture of a CUDA graph."""
     if isinstance(row, torch.Tensor):
         return row.to(device)
     if not torch.compiler.is_compiling() and len(set(row)) == 1:

@@ -1,5 +1,5 @@
-"""Kernel `exact`: dense attention by the definition, in fp32 or fp64. The oracle that every other
-kernel is held to."""
+"""Kernel `exact`: dense attention by the definition, in fp32 or fp64. The oracle with which every
+other kernel is compared."""
 
 import math
 
@@ -9,20 +9,32 @@ from kernels.methods.weights import Weights
 
 
 def bytes_needed(batch: int, heads: int, queries: int, keys: int, itemsize: int = 4) -> int:
-    """Peak bytes of `attend_exact`, an upper estimate: float64 log-weights and the scores in a few
-    copies."""
+    """Upper estimate of the peak bytes of `attend_exact`: float64 log-weights, and a few copies of
+    the scores."""
     return heads * queries * keys * (3 * 8 + 4 * batch * itemsize)
 
 
 def attend_exact(
     q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, gap: int, need_spread: bool = False
 ):
-    """One group of sequences without padding: q (B, H, Tq, D), k and v (B, Hkv, Tk, D), `offset`
-    the token of q's first row (negative rows see nothing), `gap` the tokens left out of k and v
-    after the sinks. Computes in fp64 for fp64 input, in fp32 otherwise.
+    """Computes attention for sequences of one geometry, without padding of the keys, in fp64 for
+    fp64 input and in fp32 otherwise.
 
-    Returns: out like q, the log-sum-exp (B, H, Tq) in the computing dtype, and, if `need_spread`,
-    `spread_of` the two halves of the masks (B, H, Tq), else None; rows before 0 give 0, -inf and 0.
+    Args:
+        q: (B, H, Tq, D).
+        k, v: (B, Hkv, Tk, D).
+        weights, scale, causal: as in `kernels.attend`.
+        offset: token of q's first row; negative rows see no key.
+        gap: number of tokens evicted from k and v after the sinks.
+        need_spread: whether to compute the spread.
+
+    Returns:
+        out like q; the log-sum-exp (B, H, Tq) in the computing dtype; and, if `need_spread`, the
+        `spread_of` the two halves of the masks (B, H, Tq), else None. Rows before token 0 give 0,
+        -inf and 0.
+
+    Raises:
+        ValueError: for `need_spread` with weights that have no two halves.
     """
     compute = torch.float64 if q.dtype == torch.float64 else torch.float32
     repeat = q.shape[1] // k.shape[1]
@@ -30,11 +42,11 @@ def attend_exact(
     rows = offset + torch.arange(q.shape[2], device=q.device)
     columns = torch.arange(k.shape[2], device=q.device)
     columns[weights.sinks :] += gap
-    # rows of padding may hold anything, NaN included, and are computed as token 0: of a row that
-    # sees nothing the gradients would be NaN
+    # Padding rows may contain NaN; compute them as token 0, because a row with no visible key would
+    # have NaN gradients.
     padding = rows < 0
-    own = q.to(compute).masked_fill(padding[:, None], 0.0)
-    score = own @ k.transpose(-1, -2) * scale
+    queries = q.to(compute).masked_fill(padding[:, None], 0.0)
+    score = queries @ k.transpose(-1, -2) * scale
 
     def under(weights: Weights) -> tuple[torch.Tensor, torch.Tensor]:
         log_w = weights.log_dense(rows.clamp_min(0), columns)
@@ -53,7 +65,7 @@ def attend_exact(
 
 
 def spread_of(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """The sampling error of each row from the outputs (..., D) under the two halves of its masks:
-    half their difference, root mean square over the head dimension, (...) float32. `attend` says
-    what it estimates."""
+    """The sampling error of each row, (...) float32, from the outputs (..., D) under the two halves
+    of its masks: half their difference, root mean square over the head dimension. `kernels.attend`
+    says what it estimates."""
     return ((one - other) / 2).square().mean(-1).sqrt().float()

@@ -1,9 +1,9 @@
-"""Kernel `sdpa`: chunks of query rows against only the columns that some row of the chunk visits,
-by torch's scaled_dot_product_attention. Nothing grows with n^2; memory is bounded by PIECE.
+"""Kernel `sdpa`: torch's scaled_dot_product_attention on chunks of query rows, each against only
+the columns that some row of the chunk visits. Nothing grows with n^2; MAX_PIECE bounds the memory.
 
-All (head, chunk) pairs whose visited width falls into one size class are a piece. Its keys are
-gathered for one call, those of the sinks before them. On a CPU, without gradients, sinks and gaps,
-they are read where they lie instead, by a call for each run of chunks, and a window keeps its
+All (head, chunk) pairs whose visited width falls into one size class form a piece. Its keys are
+gathered for one call, after the keys of the sinks. On a CPU, without gradients, sinks and gaps, the
+keys are read in place instead, by one call for each run of chunks, and a window keeps its
 log-weights.
 """
 
@@ -16,16 +16,17 @@ from torch.nn import functional as F
 from kernels.impl.reference import spread_of
 from kernels.methods.weights import Weights
 
-CHUNKS = (64, 128, 256)  # rows per chunk: more waste of the causal triangle, fewer gathered keys
-PIECE = 1 << 20  # pairs computed at once (4 MB of log-weights): larger falls out of cache, smaller pays more calls
-KEPT = 1 << 24  # log-weights that stay with a window, 64 MB of them
+CHUNKS = (64, 128, 256)  # rows per chunk: larger chunks waste more of the causal triangle, but gather fewer keys
+MAX_PIECE = 1 << 20  # pairs per piece: 4 MB of log-weights. More would fall out of the cache, fewer need more calls
+MAX_KEPT = 1 << 24  # log-weights that a window keeps: 64 MB
 
 
 def attend_sdpa(
     q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, gap: int, need_lse: bool,
     need_spread: bool = False,
 ):  # fmt: skip
-    """As `kernels.impl.reference.attend_exact`, with lse None unless `need_lse`."""
+    """As `kernels.impl.reference.attend_exact`, with lse None unless `need_lse`. Raises ValueError
+    for `need_spread` with weights that have no two halves."""
     batch, heads, queries, dim = q.shape
     tokens, device = k.shape[2] + gap, q.device
     out = torch.zeros(batch * heads * queries, dim, dtype=q.dtype, device=device)
@@ -47,16 +48,16 @@ def attend_sdpa(
         for head, rows, end, size, _ in pieces:
             first = end - size
             slots = first[:, None] - gap + torch.arange(size, device=device)
-            left_out = (slots < sinks)[:, None] if gap else None
+            evicted = (slots < sinks)[:, None] if gap else None
             slots.clamp_min_(0)  # columns without a slot have no weight
             if sinks:
                 slots = torch.cat([torch.arange(sinks, device=device).expand(len(head), -1), slots], -1)
             log_w = []
             for each in (weights, *halves):
-                own = each.log_piece(head, rows, first, size, causal)
-                if gap:  # what is left out is not seen
-                    own = own.masked_fill(left_out, -math.inf)
-                log_w.append(torch.cat([each.log_sinks(head, rows, sinks, causal), own], -1) if sinks else own)
+                piece = each.log_piece(head, rows, first, size, causal)
+                if evicted is not None:
+                    piece = piece.masked_fill(evicted, -math.inf)
+                log_w.append(torch.cat([each.log_sinks(head, rows, sinks, causal), piece], -1) if sinks else piece)
             _attend_piece(flat, head, rows - offset, slots, log_w, scale, q.shape, k.shape, (out, lse, spread))
     return out.view(q.shape), *(None if x is None else x.view(q.shape[:3]) for x in (lse, spread))
 
@@ -64,9 +65,9 @@ def attend_sdpa(
 def _pieces(
     weights: Weights, begin: int, stop: int, tokens: int, causal: bool, batch: int, device: torch.device
 ) -> Iterator:
-    """Every row of begin .. stop - 1 of every head, once: heads (G,), rows (G, C), the column after
-    the last of each group (G,), how many columns before it are computed, the same for all G, and
-    how many of them are visited (G,)."""
+    """Yields pieces that cover every row of begin .. stop - 1 of every head once: heads (G,), rows
+    (G, C), the column after the last one (G,), the number of columns to compute before it, equal
+    for all G, and the number of visited columns (G,)."""
     for length, members, starts in _chunks(weights, begin, stop, device):
         head, first_row = (x.reshape(-1) for x in torch.meshgrid(members, starts, indexing="ij"))
         last_row = first_row + length - 1
@@ -77,14 +78,15 @@ def _pieces(
         for size in width.unique().tolist():
             alike = torch.nonzero(width == size)[:, 0]
             pairs = length * max((size + weights.sinks) * batch, weights.numbers_per_row)
-            for some in alike.split(max(1, PIECE // pairs)):
+            for some in alike.split(max(1, MAX_PIECE // pairs)):
                 rows = first_row[some, None] + torch.arange(length, device=device)
                 yield head[some], rows, high[some] + 1, size, visited[some]
 
 
 def _chunks(weights: Weights, begin: int, stop: int, device: torch.device) -> Iterator:
-    """(rows per chunk, heads, first rows of the chunks): about a quarter of what a row of the head
-    visits, and what is left over at the end as a chunk of its own. Few rows make one chunk."""
+    """Yields rows per chunk, heads, and first rows of their chunks. A chunk has about a quarter as
+    many rows as a row of the head visits columns; the rows left over at the end make a smaller
+    chunk, and few rows make one chunk."""
     heads = torch.arange(weights.heads, device=device)
     if stop - begin <= CHUNKS[0]:
         yield stop - begin, heads, torch.tensor([begin], device=device)
@@ -104,8 +106,8 @@ def _chunks(weights: Weights, begin: int, stop: int, device: torch.device) -> It
 
 
 def _attend_in_place(inputs, weights, piece, scale, causal, offset, results):
-    """A piece of `_pieces` under each of `weights`, without copies of keys; `results` (B, H, Tq, D
-    or 1)."""
+    """Computes a piece of `_pieces` under each of `weights` without copying keys, and writes it to
+    `results`, (B, H, Tq, D or 1) or None."""
     (q, k, v), (head, rows, end, size, visited) = inputs, piece
     length, repeat, keys = rows.shape[1], q.shape[1] // k.shape[1], k.shape[2]
     farthest = weights[0].tokens
@@ -119,9 +121,10 @@ def _attend_in_place(inputs, weights, piece, scale, causal, offset, results):
             bias = [_as_bias(_kept_piece(weights[0], h, length, stop - row, width, most, causal), q)]
         query = _rows_of(q, h, row - offset, length, length, count)
         key, value = (_rows_of(x, h // repeat, stop - width, width, length, count) for x in (k, v))
-        for x, found in zip(results, _attend(query, key, value, bias, scale, results[1] is not None), strict=True):
-            if x is not None:
-                _rows_of(x, h, row - offset, length, length, count).copy_(found.view(*found.shape[:3], -1))
+        parts = _attend(query, key, value, bias, scale, results[1] is not None)
+        for whole, part in zip(results, parts, strict=True):
+            if whole is not None:
+                _rows_of(whole, h, row - offset, length, length, count).copy_(part.view(*part.shape[:3], -1))
 
 
 def _rows_of(x: torch.Tensor, head: int, first: int, width: int, step: int, count: int) -> torch.Tensor:
@@ -135,9 +138,9 @@ def _rows_of(x: torch.Tensor, head: int, first: int, width: int, step: int, coun
 def _runs(
     head: torch.Tensor, row: torch.Tensor, end: torch.Tensor, visited: torch.Tensor, length: int, size: int
 ) -> Iterator[tuple[int, int, tuple[int, int, int, int]]]:
-    """Chunks of a piece whose rows and columns are those of the chunk before, moved on by `length`:
-    place of the first, how many, and (head, first row, column after the last, columns) of the
-    first; all have as many columns."""
+    """Yields runs of chunks of a piece, in which each chunk's rows and columns are those of the
+    chunk before shifted by `length`: index of the first chunk, number of chunks, and (head, first
+    row, column after the last, columns) of the first. All chunks of a run have as many columns."""
     chunks = list(zip(*(x.tolist() for x in (head, row, end, visited)), strict=True))
     begin = 0
     for i in range(1, len(chunks) + 1):
@@ -148,7 +151,7 @@ def _runs(
         width = min(size, _whole(max(chunk[3] for chunk in chunks[begin:i])))
         if width <= stop:
             yield begin, i - begin, (h, first, stop, width)
-        else:  # near the first token some have fewer columns than others
+        else:  # near the first token some chunks have fewer columns
             for j in range(begin, i):
                 yield j, 1, chunks[j]
         begin = i
@@ -168,47 +171,48 @@ def _kept_piece(
     Returns: (1, length, width).
     """
     kept, key = vars(weights).setdefault("_log_pieces", {}), (head, length, ahead, causal)
-    found = kept.get(key)
-    if found is None or found.shape[-1] < width:
+    piece = kept.get(key)
+    if piece is None or piece.shape[-1] < width:
         size = _whole(most)
-        lasting = length * size <= KEPT // 4
+        lasting = length * size <= MAX_KEPT // 4
         size = size if lasting else width
         rows = size - ahead + torch.arange(length)[None]
         with torch.inference_mode(False):
-            found = weights.log_piece(torch.tensor([head]), rows, torch.zeros(1, dtype=torch.long), size, causal)
+            piece = weights.log_piece(torch.tensor([head]), rows, torch.zeros(1, dtype=torch.long), size, causal)
         if lasting:
-            if sum(x.numel() for x in kept.values()) + found.numel() > KEPT:
+            if sum(x.numel() for x in kept.values()) + piece.numel() > MAX_KEPT:
                 kept.clear()
-            kept[key] = found
-    return found[..., -width:]
+            kept[key] = piece
+    return piece[..., -width:]
 
 
 def _attend_piece(flat, head, rows, slots, log_w, scale, q_shape, k_shape, results):
-    """Rows (G, C) of q against slots (G, W) of k under the log-weights (G, C, W) of `log_w`; all
-    tensors flattened to (-1, dim), which index_select copies several times faster than indexing by
-    (head, row) does."""
+    """Computes rows (G, C) of q against slots (G, W) of k under the log-weights (G, C, W) of
+    `log_w`. q, k and v are flattened to (-1, dim): index_select copies rows several times faster
+    than indexing by (head, row)."""
     batch, heads, queries, dim = q_shape
     kv_heads, keys = k_shape[1:3]
     sequence = torch.arange(batch, device=rows.device)[:, None, None]
-    own = (sequence * heads + head[:, None]) * queries + rows
-    shared = (sequence * kv_heads + (head * kv_heads // heads)[:, None]) * keys + slots
+    query_index = (sequence * heads + head[:, None]) * queries + rows
+    key_index = (sequence * kv_heads + (head * kv_heads // heads)[:, None]) * keys + slots
     out, lse, _ = results
-    # off the CPU torch would want the bias in the low precision of q
+    # on other devices torch needs the bias in q's dtype, whose precision may be too low
     dtype = out.dtype if out.device.type == "cpu" else _compute_dtype(out)
     query, key, value = (
         x.index_select(0, index.reshape(-1)).view(*index.shape, dim).to(dtype)
-        for x, index in zip(flat, (own, shared, shared), strict=True)
+        for x, index in zip(flat, (query_index, key_index, key_index), strict=True)
     )
-    own = own.reshape(-1)
+    query_index = query_index.reshape(-1)
     bias = [_as_bias(x, query) for x in log_w]
-    for x, found in zip(results, _attend(query, key, value, bias, scale, lse is not None), strict=True):
-        if x is not None:
-            x.index_copy_(0, own, found.reshape(len(own), *x.shape[1:]).to(x.dtype))
+    for whole, part in zip(results, _attend(query, key, value, bias, scale, lse is not None), strict=True):
+        if whole is not None:
+            whole.index_copy_(0, query_index, part.reshape(len(query_index), *whole.shape[1:]).to(whole.dtype))
 
 
 def _attend(query, key, value, bias, scale, need_lse):
-    """out (B, G, C, D) of query (B, G, C, D) and key, value (B, G, W, D) under the first of the
-    log-weights (1, G or 1, C, W), its lse, and `spread_of` the two others, or None."""
+    """Returns out (B, G, C, D) of query (B, G, C, D) and key, value (B, G, W, D) under the first of
+    the log-weights (1, G or 1, C, W), its log-sum-exp if needed, and `spread_of` the two others, if
+    any."""
     full = _compute_dtype(query)
     bias, *others = bias
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
@@ -216,7 +220,7 @@ def _attend(query, key, value, bias, scale, need_lse):
     if need_lse:
         lse = torch.logsumexp(query.to(full) @ key.to(full).transpose(-1, -2) * scale + bias, dim=-1)
     if others:
-        # torch's own pass again takes less time on a CPU than scores that are shared but written to
+        # on a CPU, further passes of torch take less time than scores computed once but written to
         # memory
         with torch.no_grad():
             query, key, value = (x.to(full) for x in (query, key, value))
@@ -226,7 +230,7 @@ def _attend(query, key, value, bias, scale, need_lse):
 
 
 def _as_bias(log_w: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """Log-weights (1, G, C, W) as torch takes them beside q."""
+    """Log-weights (G, C, W) as torch takes them with q: (1, G, C, W)."""
     return log_w.to(_compute_dtype(q))[None]
 
 
@@ -235,12 +239,12 @@ def _compute_dtype(q: torch.Tensor) -> torch.dtype:
 
 
 def _whole(width: int) -> int:
-    """Rounded up to whole vectors: other widths take longer."""
+    """`width` rounded up to whole vectors, since other widths take longer."""
     return -(-width // 16) * 16
 
 
 def _size_class(width: torch.Tensor) -> torch.Tensor:
-    """Round widths up to 16, 20, 24, 28, 32, 40, 48, ...: at most a quarter is wasted and few calls
-    are made."""
+    """Widths rounded up to 16, 20, 24, 28, 32, 40, 48, ...: at most a quarter is wasted, and few
+    calls are made."""
     step = 2 ** (torch.ceil(torch.log2(width.clamp_min(16).double())).long() - 3)
     return (width.clamp_min(16) + step - 1) // step * step

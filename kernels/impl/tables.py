@@ -1,26 +1,27 @@
 """Weights as integer tables for a fused kernel, built once per set of masks in float64 and 64-bit
-positions: on a GPU by one Triton kernel (`kernels.impl.triton.tables`), of which torch's here are
-the reference.
+positions. On a GPU one Triton kernel builds them (`kernels.impl.triton.tables`); the functions here
+are its reference.
 
-A kernel that walks over tiles of `tile` tokens needs to know where each row's visited keys begin
-and end, and what a visited pair weighs. The weight follows one of five laws:
+A kernel that walks over tiles of `tile` tokens needs to know where the visited keys of each row
+begin and end, and the weight of each visited pair. The weight follows one of five laws
+(`kernels.methods.laws.Law`):
 
 * "linear" (alibi, window, exact on the union): the bias is -slope * distance;
 * "rb" (independent masks): the weight is a formula of exp(-slope * distance) and S;
-* "distance" (rb of other samplers): a table of the bias by distance;
-* "count" (the paper's weights, equal masks): how many of the S masks hold the pair;
-* "sum" (masks with weights of their own): the sum of the weights of the masks that hold the pair.
+* "distance" (rb of other samplers): the bias is read from a table by distance;
+* "count" (the paper's weights, equal masks): the weight is the number of masks that cover the pair;
+* "sum" (masks with weights of their own): the weight is the sum of these masks' weights.
 
-The masks that hold a pair are the bits of a word, 32 masks to a word, and found without comparing S
-starts per pair:
+The masks that cover a pair are the bits of a word, 32 masks to a word. They are found without
+comparing S block starts for each pair:
 
-* *inside a tile* (diagonal) by `planes`: bit s of plane k is bit k of the place within the tile
-  where the row's block in mask s starts, 0 if it starts before the tile: log2(tile) planes tell the
-  tile's blocks apart.
-* *across tiles* through a pivot: a block that reaches from a key before the tile to a row in it
-  holds the tile's first token. So it holds row i iff ``i < end`` and key j iff ``start <= j`` of
-  the pivot's own block: S numbers per tile (`corners`). For keys after the tile the pivot is its
-  last token.
+* *inside a tile* (diagonal) by `bitplanes`: bit s of plane k is bit k of the rank of the row's
+  block in mask s, which is the block's start within the tile, 0 for a start before the tile. Two
+  tokens of the tile share the block iff their ranks agree: log2(tile) planes tell the blocks apart.
+* *across tiles* by a pivot: a block that reaches from a key before the tile to a row in the tile
+  contains the tile's first token, the pivot. So it contains row i iff ``i < end`` and key j iff
+  ``start <= j``, with start and end of the pivot's own block: S pairs of numbers per tile
+  (`pivot_blocks`). For keys after the tile the pivot is the tile's last token.
 """
 
 import weakref
@@ -35,7 +36,7 @@ from kernels.methods.weights import Weights, no_tables
 
 LOG2E = 1.4426950408889634
 WORD = 32  # masks in a word
-MAX_MASKS = 2 * WORD  # a kernel holds two words of a row
+MAX_MASKS = 2 * WORD  # that a kernel counts pair by pair: it keeps two words of a row
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,21 @@ class Tables:
     """Tables for the rows `origin` .. origin + N - 1, whole tiles. A table that the law does not
     need is empty.
 
-    `sinks`: how many tokens every row sees with the weight of ALiBi, whatever the law; the rest is
-    about other columns. `first`, `last`: (H, N) int32, the first and last visited column of each
-    row, both non-decreasing in the row; with `causal` the row itself is the last, and `last` is
-    empty. `order`: (H,) int32, the heads by falling number of visited pairs, as the slopes let
-    expect. `slope`: (H,) float32, for base-2 exponentials. `bias`: (H, W) float32, log2 of the
-    weight by distance 0 .. W - 1, at least those that a pair may have. `planes`: (H, N / tile,
-    words, log2(tile), tile) int32. `corners`: (H, N / tile, 4, S) int32: start and end of the block
-    of a tile's first token, then start and end of the block of its last token. With `causal` no
-    start lies among the sinks. `share`: (H, words * 4, 256) float32, what the masks of each byte of
-    a word add to S times the weight.
+    * `sinks`: number of first tokens that every row sees with ALiBi's weight, whatever the law. The
+      other tables describe the columns after them.
+    * `first`, `last`: (H, N) int32, the first and last visited column of each row, non-decreasing
+      in the row. With `causal` the row itself is the last column, and `last` is empty.
+    * `order`: (H,) int32, the heads by falling number of visited pairs, as expected from the
+      slopes.
+    * `slope`: (H,) float32, for base-2 exponentials.
+    * `bias`: (H, W) float32, log2 of the weight by distance 0 .. W - 1, at least the distances that
+      a pair may have.
+    * `bitplanes`: (H, N / tile, words, log2(tile), tile) int32.
+    * `pivot_blocks`: (H, N / tile, 4, S) int32: start and end of the block of the tile's first
+      token, then start and end of the block of its last token. With `causal` no start lies among
+      the sinks.
+    * `byte_weights`: (H, words * 4, 256) float32, S times the weight that the masks of each byte of
+      a word add.
     """
 
     law: Law
@@ -65,18 +71,22 @@ class Tables:
     order: torch.Tensor
     slope: torch.Tensor
     bias: torch.Tensor
-    planes: torch.Tensor
-    corners: torch.Tensor
-    share: torch.Tensor
+    bitplanes: torch.Tensor
+    pivot_blocks: torch.Tensor
+    byte_weights: torch.Tensor
 
     @property
     def causal(self) -> bool:
+        """Whether the tables are for causal calls."""
         return self.last.numel() == 0
 
     @property
     def tensors(self) -> list[torch.Tensor]:
         """All tables, in the order of the fields."""
-        return [self.first, self.last, self.order, self.slope, self.bias, self.planes, self.corners, self.share]
+        return [
+            self.first, self.last, self.order, self.slope, self.bias, self.bitplanes, self.pivot_blocks,
+            self.byte_weights,
+        ]  # fmt: skip
 
     @property
     def bytes(self) -> int:
@@ -85,36 +95,47 @@ class Tables:
 
 
 def law_of(weights: Weights) -> Law:
-    """`Weights.law`. Raises ValueError for weights without one."""
+    """`Weights.law`. Raises ValueError for weights without a law."""
     if weights.law is None:
         raise ValueError(no_tables(weights))
     return weights.law
 
 
-def reach_of(weights: Weights, tokens: int) -> int:
-    """How many distances, from 0 on, a pair that is no sink's may have among `tokens`."""
+def distances_of(weights: Weights, tokens: int) -> int:
+    """Number of distances, from 0 on, that a pair without a sink may have among `tokens`."""
     return tokens if weights.span is None else min(tokens, weights.span + 1)
 
 
 def whole_tiles(tokens: int, tile: int) -> int:
-    """`tokens` rounded up to tiles."""
+    """`tokens` rounded up to a multiple of `tile`."""
     return -(-tokens // tile) * tile
 
 
 def build_tables(
     weights: Weights, tokens: int, *, tile: int, causal: bool, device: torch.device | str, origin: int = 0
 ) -> Tables:
-    """Tables for rows origin .. tokens - 1 and columns 0 .. tokens - 1. `tile`: a power of two, the
-    rows and columns of a kernel's tiles; `origin` a multiple of it. The reference of
-    `kernels.impl.triton.ops.tables_on_device`."""
+    """Builds the tables of the rows origin .. tokens - 1 and columns 0 .. tokens - 1: the reference
+    of `kernels.impl.triton.ops.tables_on_device`.
+
+    Args:
+        weights: with a law.
+        tokens: length of the context.
+        tile: rows and columns of a kernel's tile, a power of two.
+        causal: whether rows see no column after them.
+        device: of the tables.
+        origin: the first row, a multiple of `tile`.
+
+    Raises:
+        ValueError: for weights without a law.
+    """
     device = torch.device(device)
     law, masks = law_of(weights), weights.count
     slopes = weights.slopes.to(device)
-    shares = weights.mask_set().log_weight.exp().to(device) if masks else slopes[:, None]
-    order, slope, share = fixed_tables(law, slopes, shares)
+    mask_weights = weights.mask_set().log_weight.exp().to(device) if masks else slopes[:, None]
+    order, slope, byte_weights = fixed_tables(law, slopes, mask_weights)
     tables = Tables(
-        law=law, tile=tile, masks=masks, sinks=weights.sinks, origin=origin, order=order, slope=slope, share=share,
-        bias=bias_of(weights, whole_tiles(tokens, tile), slopes),
+        law=law, tile=tile, masks=masks, sinks=weights.sinks, origin=origin, order=order, slope=slope,
+        byte_weights=byte_weights, bias=bias_of(weights, whole_tiles(tokens, tile), slopes),
         **empty_tables(law, masks, origin, tokens, tile, causal, weights.heads, device),
     )  # fmt: skip
     rows = origin + torch.arange(tables.first.shape[1], device=device)
@@ -124,107 +145,125 @@ def build_tables(
         if not causal:
             tables.last[head] = high[0].clamp_max(tokens - 1)
     if law.per_mask:
-        _fill_planes(tables.planes, weights.mask_set(), rows, tile)
-        _fill_corners(tables.corners, weights.mask_set(), rows, tile, weights.sinks if causal else 0)
+        _fill_bitplanes(tables.bitplanes, weights.mask_set(), rows, tile)
+        _fill_pivot_blocks(tables.pivot_blocks, weights.mask_set(), rows, tile, weights.sinks if causal else 0)
     return tables
 
 
 def empty_tables(
     law: Law, masks: int, origin: int, tokens: int, tile: int, causal: bool, heads: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """`first`, `last`, `planes` and `corners` of Tables, not yet written; `masks` 0 for weights
-    without any."""
+    """Returns `first`, `last`, `bitplanes` and `pivot_blocks` of Tables, not yet written.
+
+    Args:
+        law, masks: of the weights; 0 masks for weights without any.
+        origin, tokens, tile, causal, device: as in `build_tables`.
+        heads: number of heads.
+    """
     assert tile & (tile - 1) == 0 and 0 <= origin < tokens and origin % tile == 0
     padded, words, counted = whole_tiles(tokens - origin, tile), -(-masks // WORD), law.per_mask
 
-    def make(*shape: int, wanted: bool = True) -> torch.Tensor:
-        return torch.empty(shape if wanted else 0, dtype=torch.int32, device=device)
+    def make(*shape: int, needed: bool = True) -> torch.Tensor:
+        return torch.empty(shape if needed else 0, dtype=torch.int32, device=device)
 
     return {
         "first": make(heads, padded),
-        "last": make(heads, padded, wanted=not causal),
-        "planes": make(heads, padded // tile, words, max(1, tile.bit_length() - 1), tile, wanted=counted),
-        "corners": make(heads, padded // tile, 4, masks, wanted=counted),
+        "last": make(heads, padded, needed=not causal),
+        "bitplanes": make(heads, padded // tile, words, max(1, tile.bit_length() - 1), tile, needed=counted),
+        "pivot_blocks": make(heads, padded // tile, 4, masks, needed=counted),
     }
 
 
 def fixed_tables(
-    law: Law, slopes: torch.Tensor, shares: torch.Tensor
+    law: Law, slopes: torch.Tensor, mask_weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`Tables.order`, `slope` and `share`, which are the same for every call: from the slopes (H,)
-    float64 and the masks' weights (H, S) float64, empty where there are no masks. The flatter a
-    head, the more it visits."""
-    share = slopes.new_empty(0, dtype=torch.float32)
+    """Returns `Tables.order`, `slope` and `byte_weights`, which are the same for every call.
+
+    Args:
+        law: of the weights.
+        slopes: (H,) float64. The flatter a head, the more it visits.
+        mask_weights: (H, S) float64; not read without masks.
+    """
+    byte_weights = slopes.new_empty(0, dtype=torch.float32)
     if law is Law.SUM:
-        words = -(-shares.shape[1] // WORD)
-        each = torch.nn.functional.pad(shares, (0, words * WORD - shares.shape[1])).unflatten(1, (-1, 8))
-        held = torch.arange(256, device=each.device)[:, None] >> torch.arange(8, device=each.device) & 1
-        share = (each @ held.to(each.dtype).T).float()
-    return slopes.argsort(stable=True).int(), (slopes * LOG2E).float(), share
+        words = -(-mask_weights.shape[1] // WORD)
+        padded = torch.nn.functional.pad(mask_weights, (0, words * WORD - mask_weights.shape[1])).unflatten(1, (-1, 8))
+        bits = torch.arange(256, device=padded.device)[:, None] >> torch.arange(8, device=padded.device) & 1
+        byte_weights = (padded @ bits.to(padded.dtype).T).float()
+    return slopes.argsort(stable=True).int(), (slopes * LOG2E).float(), byte_weights
 
 
-# what draws that live have in common: `bias_of`
+# bias tables shared by all live draws, see bias_of
 _SHARED: weakref.WeakValueDictionary[tuple, torch.Tensor] = weakref.WeakValueDictionary()
 
 
 def bias_of(weights: Weights, tokens: int, slopes: torch.Tensor) -> torch.Tensor:
-    """`Tables.bias` among so many tokens, empty where the law is not "distance"; `slopes` (H,)
-    float64 those of the weights, on the device. It is the same for every draw and layer, and stays
-    as long as one of them lives: built at every call it would take decoding more launches than the
-    rest. What a CUDA graph that is being captured makes is not kept: it is in the graph's memory,
-    and not computed before a replay."""
+    """Returns `Tables.bias` for a context of `tokens`, empty unless the law is "distance".
+
+    The table is the same for every draw and layer, and is kept for as long as one of them lives:
+    built at every call, it would cost decoding more launches than all the rest. A table made while
+    a CUDA graph is being captured is not kept: it lies in the graph's memory, and is not computed
+    before a replay.
+
+    Args:
+        weights: with a law.
+        tokens: length of the context.
+        slopes: the slopes of the weights, (H,) float64, on the device of the table.
+
+    Raises:
+        ValueError: for weights without a law.
+    """
     if law_of(weights) is not Law.DISTANCE:
         return slopes.new_empty(0, dtype=torch.float32)
-    width = 1 << (reach_of(weights, tokens) - 1).bit_length()  # few lengths for a context that grows
+    width = 1 << (distances_of(weights, tokens) - 1).bit_length()  # few lengths for a context that grows
     kept, place = vars(weights).setdefault("_bias", {}), (slopes.device, width)
     if place not in kept:
         key = (*place, weights.kind.sampler, weights.count, *weights.slopes.tolist())
-        found = _SHARED.get(key)
-        if found is None:
+        bias = _SHARED.get(key)
+        if bias is None:
             with torch.inference_mode(False), torch.no_grad():
-                found = bias_by_distance(slopes, weights.count, weights.kind.sampler, width)
+                bias = bias_by_distance(slopes, weights.count, weights.kind.sampler, width)
             if capturing(slopes.device):
-                return found
-            _SHARED[key] = found
-        kept[place] = found
+                return bias
+            _SHARED[key] = bias
+        kept[place] = bias
     return kept[place]
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph is being captured there."""
+    """Whether a CUDA graph is being captured on the device."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def bias_by_distance(slopes: torch.Tensor, masks: int, sampler: str, width: int) -> torch.Tensor:
-    """log2 of the "rb" weight at distances 0 .. width - 1, by slopes (H,) float64: (H, width)
-    float32."""
+    """log2 of the "rb" weight at distances 0 .. width - 1, for slopes (H,) float64: (H, width)
+    float32. Raises ValueError for a sampler without `log_coverage`."""
     t = slopes[:, None] * torch.arange(width, device=slopes.device)
     return ((-t - log_coverage(t, masks, sampler)) * LOG2E).float()
 
 
-def _fill_planes(planes: torch.Tensor, masks: Masks, rows: torch.Tensor, tile: int) -> None:
-    heads, _, words, depth, _ = planes.shape
+def _fill_bitplanes(bitplanes: torch.Tensor, masks: Masks, rows: torch.Tensor, tile: int) -> None:
+    heads, _, words, depth, _ = bitplanes.shape
     bit = torch.ones(WORD, dtype=torch.int64, device=rows.device) << torch.arange(WORD, device=rows.device)
     for head in range(heads):
         start = masks.starts(torch.tensor([head], device=rows.device), rows[None])[0]
-        place = (start - (rows // tile * tile)[:, None]).clamp_min_(0).view(-1, tile, start.shape[1])
+        rank = (start - (rows // tile * tile)[:, None]).clamp_min_(0).view(-1, tile, start.shape[1])
         for word in range(words):
-            some = place[..., word * WORD : (word + 1) * WORD]
+            ranks = rank[..., word * WORD : (word + 1) * WORD]
             for k in range(depth):
-                planes[head, :, word, k] = _as_int32((((some >> k) & 1) * bit[: some.shape[2]]).sum(2))
+                bitplanes[head, :, word, k] = _as_int32((((ranks >> k) & 1) * bit[: ranks.shape[2]]).sum(2))
 
 
-def _fill_corners(corners: torch.Tensor, masks: Masks, rows: torch.Tensor, tile: int, least: int) -> None:
-    """least: a start before it counts as this column."""
-    heads = torch.arange(len(corners), device=rows.device)
+def _fill_pivot_blocks(pivot_blocks: torch.Tensor, masks: Masks, rows: torch.Tensor, tile: int, least: int) -> None:
+    """least: a start before this column is moved to it."""
+    heads = torch.arange(len(pivot_blocks), device=rows.device)
     largest = torch.iinfo(torch.int32).max
     for pivot, token in enumerate((rows[::tile], rows[tile - 1 :: tile])):
-        each = token[None].expand(len(heads), -1)
-        start = masks.starts(heads, each).clamp_min_(least)
-        corners[:, :, 2 * pivot] = start.int()
-        corners[:, :, 2 * pivot + 1] = masks.ends(heads, each).clamp_max(largest).int()
+        tokens = token[None].expand(len(heads), -1)
+        pivot_blocks[:, :, 2 * pivot] = masks.starts(heads, tokens).clamp_min_(least).int()
+        pivot_blocks[:, :, 2 * pivot + 1] = masks.ends(heads, tokens).clamp_max(largest).int()
 
 
 def _as_int32(word: torch.Tensor) -> torch.Tensor:
-    """Words of 32 bits held in int64, as int32 of the same bits."""
+    """Words of 32 bits in int64 -> int32 with the same bits."""
     return torch.where(word >= 1 << 31, word - (1 << 32), word).int()

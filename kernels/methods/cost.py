@@ -1,13 +1,13 @@
-"""What a set of masks costs in expectation, and the window that costs the same.
+"""The expected cost of a set of masks, and the window of equal cost.
 
-Pairs are (query, key) with key < query: the diagonal is in every method. All figures are
-expectations over draws, in closed form (the systematic sampler: a one-dimensional quadrature), so
-that they do not depend on the draw at hand. A sampler without such a form
-(`kernels.methods.samplers`) has none.
+Pairs are (query, key) with key < query: every method visits the diagonal. All figures are
+expectations over draws in closed form (for the systematic sampler, a one-dimensional quadrature),
+so that they do not depend on the draw at hand. A sampler without a closed form
+(`kernels.methods.samplers`) has no expected cost.
 
-Sinks are visited once by every later row under either method, and no mask, nor the window, is
-charged for them again: what is left is a context without its first `sinks` tokens. A window of
-equal cost has the same sinks, which cancel.
+Every later row visits each sink once under either method, and neither masks nor window are charged
+for sinks again: the rest is a context without its first `sinks` tokens. A window of equal cost has
+the same sinks, which cancel.
 """
 
 import torch
@@ -17,11 +17,20 @@ from kernels.methods.samplers import MATCHES, sampler_of
 
 
 def log_coverage(distance: torch.Tensor, masks: int, sampler: str) -> torch.Tensor:
-    """Log-probability that at least one of the masks connects two tokens `distance` apart.
+    """Log-probability that at least one of the masks connects two tokens; for the sampler "gamma",
+    ``log(1 - (1 - exp(-d))**masks)``.
 
-    Args: distance in units of sigma (= slope * tokens), >= 0, any shape. Returns float64 of that
-    shape. For "gamma" this is ``log(1 - (1 - exp(-d))**masks)``. Raises ValueError for samplers
-    that have no such formula: with "fixed" the probability depends on the position of the pair.
+    Args:
+        distance: of the tokens, in units of sigma (= slope * tokens), >= 0, of any shape.
+        masks: number of masks.
+        sampler: a name of `kernels.methods.samplers.SAMPLERS`.
+
+    Returns:
+        float64 of the shape of `distance`.
+
+    Raises:
+        ValueError: for samplers without such a formula: with "fixed" the probability depends on the
+            position of the pair.
     """
     law = sampler_of(sampler)
     if law.log_coverage is None:
@@ -31,13 +40,13 @@ def log_coverage(distance: torch.Tensor, masks: int, sampler: str) -> torch.Tens
 
 
 def align_bias(slopes: torch.Tensor, align: int) -> torch.Tensor:
-    """How far the expected weight of a pair may be from L = exp(-m d) with masks on a grid of
-    `align` tokens, by head (H,) float64: ``(align m)^2 / 8`` for the heads that it takes
-    (`kernels.methods.masks.aligned`), 0 for the others.
+    """Upper bound of the difference between the expected weight of a pair and L = exp(-m d), with
+    masks on a grid of `align` tokens: (H,) float64, ``(align m)^2 / 8`` for the heads whose masks
+    are on the grid (`kernels.methods.masks.aligned`), 0 for the others.
 
-    The expectation is the linear interpolation of exp(-m x) between multiples of `align`: never
-    below L, equal to it at the multiples, and within an interval of length h at most ``h^2 / 8 max
-    |f''|`` off, f'' = m^2 exp(-m x) <= m^2.
+    The expectation is the linear interpolation of f(x) = exp(-m x) between multiples of `align`. It
+    is never below L, equals L at the multiples, and on an interval of length h differs from it by
+    at most ``h^2 / 8 max |f''|`` with f'' = m^2 exp(-m x) <= m^2.
     """
     slopes = slopes.double().cpu()
     return torch.where(aligned(slopes, align), (align * slopes).square() / 8, 0.0)
@@ -53,10 +62,22 @@ def expected_pairs(
     sinks: int = 0,
     align: int = 0,
 ) -> float:
-    """Expected visited pairs of all heads over a causal context of `tokens`: of the union
-    ("fused"), or of the S blocks counted one by one ("passes"); with each sink once. `align` as in
-    `draw_masks`: what a pair's probability is between the multiples of it is then their linear
-    interpolation."""
+    """Expected number of visited pairs of all heads in a causal context, each sink once.
+
+    Args:
+        slopes: (H,), in 1/tokens.
+        masks: number of masks per head.
+        tokens: length of the context.
+        match: "fused" counts the pairs of the union, "passes" the pairs of each mask.
+        sampler: a name of `kernels.methods.samplers.SAMPLERS`.
+        sinks: number of first tokens that every row sees.
+        align: as in `kernels.methods.masks.draw_masks`. The probability of a pair is then the
+            linear interpolation between multiples of `align`.
+
+    Raises:
+        ValueError: for numbers below 1, an unknown `match` or sampler, and a sampler without a
+            formula.
+    """
     _check(masks, tokens, match)
     law, slopes = sampler_of(sampler), slopes.double().cpu()
     if match not in law.matches:
@@ -87,15 +108,16 @@ def expected_pairs(
 
 
 def sink_pairs(heads: int, tokens: int, sinks: int) -> int:
-    """``sum over heads and rows i < tokens of min(i, sinks)``: how often a sink is seen by a later
+    """``sum over heads and rows i < tokens of min(i, sinks)``: the pairs of a sink and a later
     row."""
-    seen = min(sinks, tokens)
-    return heads * (seen * (seen - 1) // 2 + (tokens - seen) * seen)
+    count = min(sinks, tokens)
+    return heads * (count * (count - 1) // 2 + (tokens - count) * count)
 
 
 def window_pairs(slopes: torch.Tensor, cutoff: float, tokens: int, *, sinks: int = 0) -> float:
-    """``sum over heads and rows i < tokens of min(i, cutoff / slope)``: the pairs of a window, its
-    edge not rounded; with sinks, ``min(i, sinks) + min(i - sinks, cutoff / slope)``."""
+    """The pairs of a window whose edge is not rounded: ``sum over heads and rows i < tokens of
+    min(i, cutoff / slope)``, or with sinks of ``min(i, sinks) + min(i - sinks, cutoff /
+    slope)``."""
     pairs, tokens = sink_pairs(len(slopes), tokens, sinks), max(tokens - sinks, 1)
     farthest = torch.clamp(cutoff / slopes.double().cpu(), max=tokens - 1.0)
     whole = torch.floor(farthest)
@@ -112,11 +134,15 @@ def equal_cost_cutoff(
     sinks: int = 0,
     align: int = 0,
 ) -> float:
-    """The cutoff T at which exact ALiBi cut at ``slope * distance > T`` visits as many pairs as
-    `masks` masks do, both with the same sinks.
+    """The cutoff T, in units of sigma, at which exact ALiBi cut at ``slope * distance > T`` visits
+    as many pairs as `masks` masks, both with the same sinks: ``window_pairs(slopes, T, tokens) =
+    expected_pairs(...)``.
 
-    Solves ``window_pairs(slopes, T, tokens) = expected_pairs(...)`` by `cutoff_of`. Returns T in
-    units of sigma.
+    Args:
+        slopes, masks, tokens, match, sampler, sinks, align: as in `expected_pairs`.
+
+    Raises:
+        ValueError: as in `expected_pairs`.
     """
     target = expected_pairs(slopes, masks, tokens, match=match, sampler=sampler, sinks=sinks, align=align)
     return cutoff_of(slopes, target, tokens, sinks=sinks)
@@ -124,10 +150,10 @@ def equal_cost_cutoff(
 
 def cutoff_of(slopes: torch.Tensor, pairs: float, tokens: int, *, sinks: int = 0) -> float:
     """The cutoff T, in units of sigma, at which a window visits so many pairs:
-    ``window_pairs(slopes, T, tokens) = pairs``, or the smallest that sees every pair where there
-    are fewer."""
-    # a hair more than the whole context, so that dividing by a slope again does not round to one
-    # token less
+    ``window_pairs(slopes, T, tokens) = pairs``. If the context has fewer pairs, the smallest T at
+    which all are visited."""
+    # slightly more than the whole context, so that dividing by a slope does not round to one token
+    # less
     low, high = 0.0, float(slopes.max()) * max(tokens - sinks - 1, 0) * (1 + 1e-12)
     if pairs >= window_pairs(slopes, high, tokens, sinks=sinks):
         return high

@@ -1,4 +1,5 @@
-"""How a fused kernel computes the weight of a visited pair, and what compiled kernels know of weights."""
+"""How a fused kernel computes the weight of a visited pair, and what compiled kernels know of
+weights."""
 
 from enum import StrEnum
 from typing import NamedTuple

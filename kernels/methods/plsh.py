@@ -17,18 +17,17 @@ UNION_WEIGHTS = ("count", "rb", "exact")
 
 @dataclass(frozen=True)
 class PositionalLSH(Weights):
-    """Weights on the union of S random masks (arXiv 2605.09472), unbiased for ALiBi's L =
-    exp(-m|i-j|) with the sampler "gamma" or "systematic". `weights` says which:
+    """Weights on the union of S random masks (arXiv 2605.09472). They are unbiased for ALiBi's L =
+    exp(-m|i-j|) with the sampler "gamma" or "systematic", except for "exact". `weights` is one of
 
-    * "count": ``(1/S) sum_s M_s``, the paper's estimate (times each mask's own weight for
-      "systematic");
-    * "rb": ``L / P(covered)`` wherever the union covers: the conditional expectation of the count
-      for independent masks, unbiased too, on the same pairs, with far less variance
-      (Rao-Blackwell);
-    * "exact": L on the union, a window of random reach (biased: nothing makes up for what the union
-      misses).
+    * "count": ``(1/S) sum_s M_s``, the paper's estimate; with "systematic", each mask has a weight
+      of its own;
+    * "rb": ``L / P(covered)`` on the union: for independent masks the conditional expectation of
+      the count (Rao-Blackwell), unbiased on the same pairs with far less variance;
+    * "exact": L on the union, a window of random reach; biased, since nothing compensates for the
+      pairs that the union misses.
 
-    Sinks have the weight L under each of them, covered or not.
+    Sinks have the weight L, covered or not.
     """
 
     slopes: torch.Tensor
@@ -36,9 +35,9 @@ class PositionalLSH(Weights):
     sampler: str
     weights: str
     sinks: int = 0
-    # read here, once: code that is compiled cannot read numbers of a tensor on the host
+    # computed once: compiled code cannot read numbers of a tensor on the host
     span: int = field(init=False, repr=False, compare=False)
-    alike: bool = field(init=False, repr=False, compare=False)  # no mask weighs more than another
+    alike: bool = field(init=False, repr=False, compare=False)  # all masks have the same weight
 
     def __post_init__(self):
         object.__setattr__(self, "span", self.masks.span)
@@ -58,16 +57,23 @@ class PositionalLSH(Weights):
         sinks: int = 0,
         align: int = 0,
     ) -> "PositionalLSH":
-        """Draw `masks` masks per head; a pure function of (seed, draw, layer, head) and the
-        options.
+        """Draws masks for each head: a pure function of (seed, draw, layer, head) and the options.
 
-        align: put the blocks of flat heads on a grid of so many tokens (`draw_masks`). The count is
-        then one number for each pair of cells, which any block-sparse kernel can take, and its
-        expectation is off L by at most `kernels.methods.cost.align_bias`.
+        Args:
+            slopes: (H,), in 1/tokens.
+            masks: number of masks per head.
+            seed, draw, layer, sampler: as in `kernels.methods.masks.draw_masks`.
+            weights: "count", "rb" or "exact".
+            sinks: number of first tokens that every row sees.
+            align: tokens per cell of the grid for the blocks of flat heads (`draw_masks`), 0 for
+                none. The count is then one number for each pair of cells, which any block-sparse
+                kernel can use, and its expectation differs from L by at most
+                `kernels.methods.cost.align_bias`.
 
-        Raises ValueError for masks < 1, sinks < 0, an unknown sampler or weights, "rb" with a
-        sampler that has no `log_coverage`, and `align` with masks that are not random or with other
-        weights than "count".
+        Raises:
+            ValueError: for slopes that are not positive, masks < 1, sinks < 0, an unknown sampler
+                or weights, "rb" with a sampler without `log_coverage`, and `align` with masks that
+                are not random or with weights other than "count".
         """
         slopes = check_slopes(slopes)
         if weights not in UNION_WEIGHTS:
@@ -77,10 +83,10 @@ class PositionalLSH(Weights):
                 f"A grid is for counts: weights {weights!r} know masks off the grid only. Use weights='count' with "
                 "align, or align=0."
             )
-        drawn = draw_masks(slopes, masks, seed=seed, draw=draw, layer=layer, sampler=sampler, align=align)
+        mask_set = draw_masks(slopes, masks, seed=seed, draw=draw, layer=layer, sampler=sampler, align=align)
         if weights == "rb":
-            log_coverage(torch.zeros(1), masks, sampler)  # says which samplers have one
-        return cls(slopes, drawn, sampler, weights, check_whole("sinks", sinks, 0))
+            log_coverage(torch.zeros(1), masks, sampler)  # raises for samplers without a formula
+        return cls(slopes, mask_set, sampler, weights, check_whole("sinks", sinks, 0))
 
     @classmethod
     def example(cls, slopes, kind):
@@ -125,7 +131,7 @@ class PositionalLSH(Weights):
     def halves(self) -> tuple["PositionalLSH", "PositionalLSH"]:
         """The first and the second half of the masks, each with the weights of S / 2 masks. Raises
         ValueError for an odd number of masks, for masks that are not independent, and for "exact",
-        where fewer masks expect other weights."""
+        whose expectation depends on the number of masks."""
         if not sampler_of(self.sampler).independent:
             raise ValueError(
                 "return_spread=True needs independent masks, and those of sampler "
@@ -147,13 +153,13 @@ class PositionalLSH(Weights):
 
     def log_dense(self, rows, columns):
         heads = torch.arange(self.heads)
-        own = self.masks.bucket(heads, rows[None].expand(self.heads, -1))[:, :, None, :]
-        other = self.masks.bucket(heads, columns[None].expand(self.heads, -1))[:, None, :, :]
+        row_bucket = self.masks.bucket(heads, rows[None].expand(self.heads, -1))[:, :, None, :]
+        column_bucket = self.masks.bucket(heads, columns[None].expand(self.heads, -1))[:, None, :, :]
         mask_weight = self.masks.log_weight.to(rows.device)[:, :, None, None].exp()
         union = torch.zeros(self.heads, len(rows), len(columns), dtype=torch.bool, device=rows.device)
         total = torch.zeros(union.shape, dtype=torch.float64, device=rows.device)
         for s in range(self.count):  # one mask at a time: all at once would take S times the memory
-            shared = own[..., s] == other[..., s]
+            shared = row_bucket[..., s] == column_bucket[..., s]
             union |= shared
             total += shared * mask_weight[:, s]
         if self.weights == "count":
@@ -182,18 +188,18 @@ class PositionalLSH(Weights):
         return log_w.masked_fill_(outside, -math.inf)
 
     def _runs(self, heads, rows, start, end, first, width):
-        """The count along a row is constant between block edges: write each run once instead of
-        comparing S masks with every pair. Sorted starts add a mask's weight, sorted ends take it
-        away; without ends the row itself ends it."""
+        """The log of the count, which is constant along a row between block edges: writes each run
+        once instead of comparing S masks with every pair. Sorted starts add a mask's weight, sorted
+        ends subtract it; in causal pieces the row itself ends every block."""
         groups, length, count = start.shape
         device = rows.device
         offset = first[:, None, None]
         weight = self.masks.log_weight[heads.cpu()].exp().to(device)[:, None, :].expand(-1, length, -1)
         if end is None:
             edges, order = (start - offset).clamp_(0, width).int().sort(-1)
-            # a row among the sinks ends before the first column that counts
+            # a row among the sinks ends before the first column after them
             stop = torch.maximum((rows[..., None] + 1 - offset).clamp_(0, width).int(), edges[..., -1:])
-            if self.alike:  # equal weights: the sorted order says nothing
+            if self.alike:  # the sorted order does not matter
                 value = torch.arange(1, count + 1, device=device, dtype=torch.float64).expand(start.shape)
             else:
                 value = weight.gather(-1, order).cumsum(-1)
@@ -202,8 +208,8 @@ class PositionalLSH(Weights):
             sign = torch.ones(2 * count, device=device)
             sign[count:] = -1.0
             value = (torch.cat([weight, weight], -1) * sign).gather(-1, order).cumsum(-1)
-            # cumsum leaves rounding dust where all masks have ended: the integer count says what is
-            # covered
+            # cumsum leaves rounding errors where all masks have ended: an integer count decides
+            # which columns are covered
             covered = sign.expand(groups, length, -1).gather(-1, order).cumsum(-1) > 0
             value = value.masked_fill_(~covered, 0.0)
             stop = torch.full_like(edges[..., :1], width)

@@ -11,14 +11,23 @@ ORDERS = ("press", "mpt")
 def alibi_slopes(heads: int, *, bias_max: float = 8.0, order: str = "press") -> torch.Tensor:
     """Slopes m > 0 of the heads, in 1/tokens; the bias of a pair is ``-m * |i - j|``.
 
-    For a power of two, ``m_h = 2 ** (-bias_max * h / heads)``, h = 1..heads. Otherwise `order` says
-    how the list is made: "press" takes the slopes of the next lower power of two, then every second
-    slope of its double (arXiv 2108.12409, as in BLOOM and Falcon); "mpt" takes those of the next
-    higher power of two, the even-numbered ones first, cut to `heads` (as in MPT). Both give the
-    same numbers for every head count (tested), so a checkpoint of either family can be read with
-    either; they are kept apart because each is checked against its own family's code.
+    For a power of two, ``m_h = 2 ** (-bias_max * h / heads)``, h = 1..heads. For other head counts
+    `order` defines the list. Both orders give the same numbers for every head count (tested), so
+    that either reads a checkpoint of either family; they are separate because each is checked
+    against the code of its family.
 
-    Returns: (heads,) float64. Raises ValueError for heads < 1, bias_max <= 0 or an unknown order.
+    Args:
+        heads: number of heads.
+        bias_max: exponent of the flattest slope, 2 ** -bias_max.
+        order: "press" takes the slopes of the next lower power of two, then every second slope of
+            its double (arXiv 2108.12409, as in BLOOM and Falcon); "mpt" takes the slopes of the
+            next higher power of two, the even-numbered ones first, cut to `heads` (as in MPT).
+
+    Returns:
+        (heads,) float64.
+
+    Raises:
+        ValueError: for heads < 1, bias_max <= 0 or an unknown order.
     """
     if heads < 1:
         raise ValueError(f"heads must be at least 1, not {heads}.")

@@ -1,13 +1,12 @@
-"""What attention is computed: the multiplicative weights L' on the pairs (i, j), apart from how a
-kernel applies them.
+"""The multiplicative weights w on the pairs (i, j), independent of how a kernel applies them.
 
-Attention under weights w is the row-normalised ``exp(q.k * scale) * w`` times V. Each class below
-defines w by one dense formula (`log_dense`, for oracles and small n) and gives the same numbers
-piece by piece for kernels that never build n x n.
+Attention under weights w is the row-normalised ``exp(q.k * scale) * w`` times V. Each class defines
+w by one dense formula (`log_dense`, for oracles and small n), and returns the same numbers piece by
+piece for kernels that never build an n x n matrix.
 
 Sinks: the first `sinks` tokens stay visible to every row with the exact weight ``exp(-m |i - j|)``,
-the pairs that the window or the masks cover too: attention that models park on the first tokens is
-neither cut nor estimated.
+even where the window or the masks cover the pair: the attention that models park on the first
+tokens is neither cut nor estimated.
 """
 
 import math
@@ -21,7 +20,7 @@ from kernels.methods.checks import check_slopes, check_whole
 from kernels.methods.laws import Kind, Law
 from kernels.methods.masks import Masks
 
-ENDLESS = 2.0**52  # tokens, a whole number in float64
+UNBOUNDED = 2.0**52  # tokens, a whole number in float64
 
 
 class Weights(ABC):
@@ -43,7 +42,8 @@ class Weights(ABC):
 
     @property
     def law(self) -> Law | None:
-        """How a fused kernel computes a pair's weight; None if fused kernels have no tables for it."""
+        """How a fused kernel computes a pair's weight; None if fused kernels have no tables for
+        it."""
         return None
 
     @property
@@ -53,8 +53,8 @@ class Weights(ABC):
 
     @property
     def counted(self) -> int:
-        """Number of masks that a fused kernel counts pair by pair, 0 where a formula or a table gives
-        the weight."""
+        """Number of masks that a fused kernel counts pair by pair, 0 where a formula or a table
+        gives the weight."""
         return self.count if self.law is not None and self.law.per_mask else 0
 
     @property
@@ -64,20 +64,20 @@ class Weights(ABC):
 
     @property
     def numbers_per_row(self) -> int:
-        """How many numbers describe the keys that one row visits: a kernel that works in pieces must
-        have room for them."""
+        """How many numbers describe the keys that one row visits: a kernel that works in pieces
+        must have room for them."""
         return 1
 
     @property
     def tokens(self) -> torch.Tensor | None:
-        """Farthest visible distance of each head, (H,) int64, where a weight depends on the distance
-        alone and is 0 beyond; None for other weights."""
+        """Farthest visible distance of each head, (H,) int64, where a weight depends on the
+        distance alone and is 0 beyond; None for other weights."""
         return None
 
     @classmethod
     def example(cls, slopes: torch.Tensor, kind: Kind) -> "Weights":
-        """Weights of this class with that `kind`, to check a kernel on. Raises ValueError for a class
-        that has none."""
+        """Weights of this class with that `kind`, to check a kernel on. Raises ValueError for a
+        class that has none."""
         raise ValueError(f"{cls.__name__} has no example.")
 
     @abstractmethod
@@ -110,10 +110,10 @@ class Weights(ABC):
         return by_distance(Alibi(self.slopes)._log_distance, heads, rows, first, columns, causal)
 
     def pack(self) -> torch.Tensor:
-        """The weights as a fused kernel reads them. With masks: (H, 1 + 4 S) float64, the slope, then
-        widths, shifts, weights and reciprocal widths of the masks, followed by the three columns of
-        `Masks.grid`, if any. Without: (H, 2), slope and farthest distance. Raises ValueError for
-        weights without a law."""
+        """The weights as a fused kernel reads them. With masks: (H, 1 + 4 S) float64, the slope,
+        then widths, shifts, weights and reciprocal widths of the masks, followed by the three
+        columns of `Masks.grid`, if any. Without: (H, 2), slope and farthest distance. Raises
+        ValueError for weights without a law."""
         raise ValueError(no_tables(self))
 
     def mask_set(self) -> Masks:
@@ -195,7 +195,7 @@ class Alibi(Weights):
         return cls(slopes)
 
     def pack(self):
-        return torch.stack([self.slopes, torch.full_like(self.slopes, ENDLESS)], 1)
+        return torch.stack([self.slopes, torch.full_like(self.slopes, UNBOUNDED)], 1)
 
     def log_dense(self, rows, columns):
         distance = (rows[:, None] - columns[None, :]).abs().double()
@@ -213,8 +213,8 @@ class Alibi(Weights):
 
 @dataclass(frozen=True)
 class Window(Weights):
-    """Exact ALiBi cut where the bias falls below -cutoff: ``w = exp(-m |i - j|)`` if ``m |i - j| <=
-    cutoff`` or j is a sink, or 0."""
+    """Exact ALiBi, cut where the bias falls below -cutoff: ``w = exp(-m |i - j|)`` if ``m |i - j|
+    <= cutoff`` or j is a sink, else 0."""
 
     slopes: torch.Tensor
     cutoff: float

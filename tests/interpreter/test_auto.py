@@ -20,44 +20,45 @@ ALL = [
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    auto._found_right.cache_clear()
+    auto._self_check.cache_clear()
     for name, value in (("HEADS", 2), ("KV_HEADS", 1)):
         monkeypatch.setattr(accuracy, name, value)
-    monkeypatch.setattr(auto, "TOKENS", 45)
+    monkeypatch.setattr(auto, "CASE_TOKENS", 45)
 
 
 @pytest.mark.parametrize("weights", ALL)
 def test_the_short_case_is_of_the_same_kind_and_right(weights):
     kind = weights.kind
-    own = auto.like(kind, 2, near=True)
-    first, _ = own.reach(torch.arange(2), torch.full((2, 1), own.sinks + 2 * auto.LEFT_OUT))
-    assert type(own) is Alibi or bool((first >= own.sinks + auto.LEFT_OUT).all())  # no row reaches what is left out
+    own = auto.probe_weights(kind, 2, near=True)
+    first, _ = own.reach(torch.arange(2), torch.full((2, 1), own.sinks + 2 * auto.CASE_GAP))
+    assert type(own) is Alibi or bool((first >= own.sinks + auto.CASE_GAP).all())  # no row reaches what is left out
     assert own.kind == kind and type(own) is type(weights)
     gap = weights.span is not None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert auto.is_right(attend, "cpu", "float32", 16, kind, 16, True, False, gap)
+        assert auto.passes_self_check(attend, "cpu", "float32", 16, kind, 16, True, False, gap)
 
 
 def test_a_kernel_that_is_wrong_or_does_not_run_is_not_taken(monkeypatch):
     call = (attend, "cpu", "float32", 16, ALL[2].kind, 20, True, True, False)
-    assert auto.is_right(*call)
+    assert auto.passes_self_check(*call)
     monkeypatch.setattr(accuracy, "LIMITS", {torch.float32: 1e-12})
-    assert auto.is_right(*call)  # found out once
-    auto._found_right.cache_clear()
+    assert auto.passes_self_check(*call)  # found out once
+    auto._self_check.cache_clear()
     with pytest.warns(UserWarning, match="auto' uses sdpa: .* was off from the oracle: out "):
-        assert not auto.is_right(*call)
-    auto._found_right.cache_clear()
-    monkeypatch.setattr("kernels.impl.triton.attend.fused", lambda *a: 1 / 0)
+        assert not auto.passes_self_check(*call)
+    auto._self_check.cache_clear()
+    monkeypatch.setattr("kernels.impl.triton.attend.attend_on_tables", lambda *a: 1 / 0)
     with pytest.warns(UserWarning, match="did not run here .ZeroDivisionError"):
-        assert not auto.is_right(*call)
+        assert not auto.passes_self_check(*call)
 
 
 def test_code_that_is_compiled_learns_the_answer_beforehand():
-    kind = ALL[0].kind
+    weights = ALL[3]
 
     def function(x):
-        return x + 1 if auto.is_right(attend, "cpu", "float32", 16, kind, 16, True, False, False) else x
+        call = ("cpu", "float32", 16, tuple(weights.kind), 16, True, False, False)
+        return x + 1 if auto.passes_self_check(attend, *call) else x
 
     torch._dynamo.reset()
     assert torch.compile(function, fullgraph=True, backend="eager")(torch.zeros(1)) == 1

@@ -32,7 +32,9 @@ def test_passes_merge_into_the_attention_under_all_masks(call: str):
     if "decode" in call:  # needs no tables
         assert run.prepared.extra == 0 and run.kernel is None
         return
-    sizes = [x.numel() * x.element_size() for own in method.visited for x in tensors(ours.fused(p, own)[0]())]
+    sizes = [
+        x.numel() * x.element_size() for own in method.visited for x in tensors(ours.on_prepared_tables(p, own)[0]())
+    ]
     assert run.prepared.extra == sum(sizes)
     if run.kernel is not None:  # on the tables built beforehand, as the whole call
         assert torch.equal(run.kernel(), run.timed())
@@ -60,6 +62,6 @@ def test_the_check_finds_what_a_kernel_does_not_write(monkeypatch):
     def decodes_nothing(q, *_, **__):
         return torch.empty_like(q), q.new_empty(q.shape[:3])
 
-    monkeypatch.setattr("kernels.impl.triton.attend.decoded", decodes_nothing)
+    monkeypatch.setattr("kernels.impl.triton.attend.attend_decoding", decodes_nothing)
     found = compare.case_errors(FEW, "triton", "cpu")
     assert found["out"] == found["lse"] == math.inf

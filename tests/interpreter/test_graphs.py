@@ -10,11 +10,11 @@ from triton.runtime.interpreter import GridExecutor
 from kernels import attend
 from kernels.impl import tables
 from kernels.impl.tables import bias_of
-from kernels.impl.triton.decode import ROWS, decode
+from kernels.impl.triton.decode import MAX_QUERIES, decode
 from kernels.impl.triton.forward import forward
 from kernels.impl.triton.launch import geometry_on_device
-from kernels.impl.triton.numbers import bias_on, numbers_on
 from kernels.impl.triton.ops import geometry_tensor, tables_on_device
+from kernels.impl.triton.packed import bias_on_device, packed_on_device
 from tests.kernels.cases import Case
 
 CAPACITY = 96
@@ -48,13 +48,13 @@ def test_replayed_elsewhere_it_is_the_call_there(rule: str, queries: int, gap: i
     tokens so far."""
     case = Case(rule=rule, masks=5, heads=(2, 1), slopes="steep", shape=(CAPACITY, queries, None), sinks=3)
     weights, (q, k, v) = case.weights(), (x.expand(2, -1, -1, -1).clone() for x in case.inputs())
-    numbers, rows = numbers_on(weights, q.device), 3 if gap else 2
-    bias, places = bias_on(weights, CAPACITY + gap, numbers), torch.zeros(rows, 2, dtype=torch.int32)
+    numbers, rows = packed_on_device(weights, q.device), 3 if gap else 2
+    bias, places = bias_on_device(weights, CAPACITY + gap, numbers), torch.zeros(rows, 2, dtype=torch.int32)
     filled, scale = [x.clone() for x in (k, v)], q.shape[3] ** -0.5
     begin = 60 if gap else 0
     if gap:
         places[1], places[2] = begin, gap
-    if queries > ROWS:
+    if queries > MAX_QUERIES:
         held = tables_on_device(weights, CAPACITY, tile=32, causal=True, device=q.device)
         call = lambda: forward(q, k, v, held, places, scale=scale)  # noqa: E731
     else:
@@ -65,7 +65,7 @@ def test_replayed_elsewhere_it_is_the_call_there(rule: str, queries: int, gap: i
         places.copy_(where)
         for x, own in zip((k, v), filled, strict=True):
             x.copy_(own)
-            x[:, :, start + queries - gap :] = math.nan if queries <= ROWS else 0.0
+            x[:, :, start + queries - gap :] = math.nan if queries <= MAX_QUERIES else 0.0
             x[0, :, :pad] = math.nan
         q.normal_(generator=torch.Generator().manual_seed(start))
         for x in (out, lse):

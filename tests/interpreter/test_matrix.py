@@ -14,15 +14,15 @@ from kernels.bench.methods import masked, maskless
 from kernels.bench.plan import CALLS, HeadSet
 from kernels.bench.problem import Problem
 from kernels.check import calls as check
-from kernels.check.compare import alone
+from kernels.check.compare import oracle_per_sequence
 from kernels.impl import accuracy
 from kernels.impl.tables import law_of
 from kernels.impl.triton import attend as triton_attend
-from kernels.impl.triton.causal import descriptor, streamed
+from kernels.impl.triton.causal import descriptor, is_streamable
 from kernels.impl.triton.decode import decode
 from kernels.impl.triton.delta import delta_of
 from kernels.impl.triton.launch import step_of
-from kernels.impl.triton.numbers import bias_on, numbers_on
+from kernels.impl.triton.packed import bias_on_device, packed_on_device
 from tests.kernels.cases import FACTORS, Case, pairwise
 from tests.kernels.test_gap import GAPS
 from tests.kernels.test_gap import test_what_is_left_out_is_not_seen_by_a_query_that_would_reach_it as not_seen
@@ -77,8 +77,8 @@ def test_decoding_gives_the_same_for_every_split(rule: str, splits: int):
     q, k, v = case.inputs()
     starts = 143 - case.pads()
     weights, places = case.weights(), torch.stack([case.pads(), starts]).int()
-    numbers = numbers_on(weights, q.device)
-    out, lse = decode(q, k, v, numbers, bias_on(weights, 150, numbers), places, scale=0.25, splits=splits)
+    numbers = packed_on_device(weights, q.device)
+    out, lse = decode(q, k, v, numbers, bias_on_device(weights, 150, numbers), places, scale=0.25, splits=splits)
     true_out, true_lse = attend(q, k, v, weights, kernel="exact", return_lse=True, **case.options())
     assert (out - true_out).abs().max() < 2e-5 and (lse - true_lse).abs().max() < 2e-5
 
@@ -145,15 +145,15 @@ BACKWARD = pairwise(
 def test_gradients(case: Case):
     weights, inputs = case.weights(), [x.requires_grad_() for x in case.inputs()]
     generator = torch.Generator().manual_seed(3)
-    toward = torch.randn(inputs[0].shape, generator=generator)
-    slant = torch.randn(inputs[0].shape[:3], generator=generator)
+    grad_out = torch.randn(inputs[0].shape, generator=generator)
+    grad_lse = torch.randn(inputs[0].shape[:3], generator=generator)
     out, lse = attend(*inputs, weights, kernel="triton", return_lse=True, **case.options())
     real = lse > -math.inf
-    mine = torch.autograd.grad((out * toward).sum() + (lse[real] * slant[real]).sum(), inputs)
-    for i, slots, true in alone(case, inputs, toward, slant):
-        for gradient, part in zip(mine, slots, strict=True):
+    gradients = torch.autograd.grad((out * grad_out).sum() + (lse[real] * grad_lse[real]).sum(), inputs)
+    for i, slots, true in oracle_per_sequence(case, inputs, grad_out, grad_lse):
+        for gradient, part in zip(gradients, slots, strict=True):
             assert not bool(gradient[i, :, : part.start].any())
-        for gradient, part, expected in zip(mine, slots, true[2:] if true else [], strict=bool(true)):
+        for gradient, part, expected in zip(gradients, slots, true[2:] if true else [], strict=bool(true)):
             assert (gradient[i, :, part] - expected[0]).abs().max() < 2e-5
 
 
@@ -197,13 +197,12 @@ def test_a_head_may_have_hundreds_of_masks():
 
 
 def test_the_check_for_a_gpu_runs_and_fails_what_is_wrong(monkeypatch):
-    monkeypatch.setattr(check, "HEADS", 2)
     monkeypatch.setattr(accuracy, "HEADS", 2)
     monkeypatch.setattr(accuracy, "KV_HEADS", 1)
     steep = PositionalLSH.draw(torch.tensor([0.5, 0.25]), 4, seed=1, sinks=3)
     monkeypatch.setattr(check, "all_weights", lambda: {"count": steep})
     monkeypatch.setattr(check, "DIMS", (16,))
-    monkeypatch.setattr(check, "LONGER", 4)
+    monkeypatch.setattr(check, "GAP_LENGTH_FACTOR", 4)
     some, every = ("causal", "decoding 3, padded", "chunk, gap", "decoding 3, gap"), check.calls
     monkeypatch.setattr(check, "calls", lambda tokens: {name: every(tokens)[name] for name in some})
     rows = check.check("count", torch.float32, kernel="triton", device="cpu", tokens=33)
@@ -247,7 +246,14 @@ def test_what_the_copy_engine_can_fetch():
     """Addresses and strides in multiples of 16 bytes, those of a dense tensor of the same shape
     too; a dimension of one may have any stride."""
     x = torch.zeros(2, 3, 8, 32, dtype=torch.float16)
-    assert streamed(x) and streamed(x.mT.contiguous().mT[..., :8].contiguous()) and streamed(x[:, :, ::2])
-    assert not streamed(x[..., :12]) and not streamed(x[..., 1:9]) and not streamed(x[:, :1].expand(-1, 3, -1, -1))
+    assert (
+        is_streamable(x) and is_streamable(x.mT.contiguous().mT[..., :8].contiguous()) and is_streamable(x[:, :, ::2])
+    )
+    assert (
+        not is_streamable(x[..., :12])
+        and not is_streamable(x[..., 1:9])
+        and not is_streamable(x[:, :1].expand(-1, 3, -1, -1))
+    )
     one = torch.zeros(1000, dtype=torch.float16).as_strided((1, 3, 1, 32), (7, 64, 5, 1))
-    assert streamed(one) and descriptor(one, 16).strides == [32, 64, 32, 1]
+    assert is_streamable(one)
+    assert descriptor(one, 16).strides == [32, 64, 32, 1]

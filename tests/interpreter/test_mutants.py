@@ -28,31 +28,31 @@ RIGHT, OTHER = drawn(0), drawn(1)
 
 
 def plane_dropped(tables: Tables) -> Tables:
-    planes = tables.planes.clone()
-    planes[:, :, :, -1] = 0
-    return replace(tables, planes=planes)
+    bitplanes = tables.bitplanes.clone()
+    bitplanes[:, :, :, -1] = 0
+    return replace(tables, bitplanes=bitplanes)
 
 
 def edge_moved(tables: Tables) -> Tables:
     """The start of the pivot's block in one mask."""
-    corners = tables.corners.clone()
-    corners[:, :, 0, LOST] += 1
-    return replace(tables, corners=corners)
+    pivot_blocks = tables.pivot_blocks.clone()
+    pivot_blocks[:, :, 0, LOST] += 1
+    return replace(tables, pivot_blocks=pivot_blocks)
 
 
 def end_moved(tables: Tables) -> Tables:
-    corners = tables.corners.clone()
-    corners[:, :, 1, LOST] -= 1
-    return replace(tables, corners=corners)
+    pivot_blocks = tables.pivot_blocks.clone()
+    pivot_blocks[:, :, 1, LOST] -= 1
+    return replace(tables, pivot_blocks=pivot_blocks)
 
 
 def mask_lost(tables: Tables) -> Tables:
     """Before the tile it holds nothing; within it every token of it is alone, as far as planes
     tell."""
-    corners, planes = tables.corners.clone(), tables.planes.clone()
-    corners[:, :, 1, LOST] = 0
-    planes &= ~(1 << LOST)
-    return replace(tables, corners=corners, planes=planes)
+    pivot_blocks, bitplanes = tables.pivot_blocks.clone(), tables.bitplanes.clone()
+    pivot_blocks[:, :, 1, LOST] = 0
+    bitplanes &= ~(1 << LOST)
+    return replace(tables, pivot_blocks=pivot_blocks, bitplanes=bitplanes)
 
 
 def row_cut(tables: Tables) -> Tables:
@@ -63,7 +63,7 @@ def row_cut(tables: Tables) -> Tables:
 
 def stale(tables: Tables) -> Tables:
     """The tables of the draw before."""
-    return replace(tables, first=STALE.first, planes=STALE.planes, corners=STALE.corners)
+    return replace(tables, first=STALE.first, bitplanes=STALE.bitplanes, pivot_blocks=STALE.pivot_blocks)
 
 
 MUTANTS = (plane_dropped, edge_moved, end_moved, mask_lost, row_cut, stale)
@@ -74,10 +74,13 @@ STALE = triton_ops.tables_on_device(OTHER, 70, tile=32, causal=True, device=torc
 def verdict(monkeypatch):
     """What fails of a few calls."""
     few = {"causal": {"queries": 70}, "decoding 3": {"queries": 3}}
-    for name, value in (("HEADS", 2), ("DIMS", (16,)), ("calls", lambda tokens: few)):
-        monkeypatch.setattr(check, name, value)
-    for name, value in (("HEADS", 2), ("KV_HEADS", 1)):
-        monkeypatch.setattr(accuracy, name, value)
+    for module, name, value in (
+        (accuracy, "HEADS", 2),
+        (accuracy, "KV_HEADS", 1),
+        (check, "DIMS", (16,)),
+        (check, "calls", lambda tokens: few),
+    ):
+        monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(check, "all_weights", lambda: {"count": RIGHT})
 
     def found() -> list[str]:
@@ -101,17 +104,17 @@ def test_wrong_tables_fail(mutant, verdict, monkeypatch):
 
 def test_rows_of_the_step_before_fail(verdict, monkeypatch):
     """In decoding: a place that was not brought up to date."""
-    right = triton_attend.decoded
+    right = triton_attend.attend_decoding
 
     def late(q, k, v, numbers, bias, places, scale):
         return right(q, k, v, numbers, bias, (places[0], tuple(start - 1 for start in places[1])), scale)
 
-    monkeypatch.setattr(triton_attend, "decoded", late)
+    monkeypatch.setattr(triton_attend, "attend_decoding", late)
     assert verdict() == ["decoding 3"]
 
 
 def test_masks_of_the_draw_before_fail(verdict, monkeypatch):
     """In decoding, which has no tables."""
-    stale_numbers = triton_attend.numbers_on(OTHER, torch.device("cpu"))
-    monkeypatch.setattr(triton_attend, "numbers_on", lambda weights, device: stale_numbers)
+    stale_numbers = triton_attend.packed_on_device(OTHER, torch.device("cpu"))
+    monkeypatch.setattr(triton_attend, "packed_on_device", lambda weights, device: stale_numbers)
     assert verdict() == ["decoding 3"]

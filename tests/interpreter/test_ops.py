@@ -12,8 +12,8 @@ from triton.runtime.interpreter import GridExecutor
 from kernels import Alibi, PositionalLSH, attend
 from kernels.impl.tables import bias_by_distance
 from kernels.impl.triton import ops as triton_ops
-from kernels.impl.triton.numbers import bias_on, bias_op, numbers_on
 from kernels.impl.triton.ops import backward_op, decode_op, forward_op, tables_on_device, tables_op
+from kernels.impl.triton.packed import bias_on_device, bias_op, packed_on_device
 from tests.kernels.cases import Case
 
 RULES = ["window", "rb/systematic", "count/gamma", "count/systematic"]
@@ -28,19 +28,21 @@ def case_of(rule: str, **options) -> Case:
 def test_torch_finds_nothing_wrong_with_the_operators(rule: str):
     case, causal = case_of(rule, padding="left", shape=(20, 20, None)), rule != "count/systematic"
     weights, inputs = case.weights(), [x.nan_to_num(0.0) for x in case.inputs()]
-    own = numbers_on(weights, CPU)
+    own = packed_on_device(weights, CPU)
     tables = tables_on_device(weights, 20, tile=16, causal=causal, device=CPU)
     places = torch.stack([case.pads(), -case.pads()])
     rest = (tables.law, tables.masks, tables.sinks, 16, 0, 0.25)
     torch.library.opcheck(tables_op, (own.numbers, *own.kind.values(), 16, 20, 16, causal))
     torch.library.opcheck(bias_op, (own.numbers, weights.count, weights.sampler, 32))
     out, lse = forward_op(*inputs, tables.tensors, places, *rest)
-    toward, slant = torch.ones_like(out), torch.ones_like(lse)
-    torch.library.opcheck(backward_op, (*inputs, out, lse, toward, slant, tables.tensors, places, *rest))
+    grad_out, grad_lse = torch.ones_like(out), torch.ones_like(lse)
+    torch.library.opcheck(backward_op, (*inputs, out, lse, grad_out, grad_lse, tables.tensors, places, *rest))
     q = inputs[0][:, :, -2:]
-    held = [own.numbers, own.order, own.slope, own.share]
+    held = [own.numbers, own.order, own.slope, own.byte_weights]
     where = torch.stack([case.pads(), 18 - case.pads()])
-    torch.library.opcheck(decode_op, (q, *inputs[1:], held, bias_on(weights, 20, own), where, *own.kind.values(), 0.25))
+    torch.library.opcheck(
+        decode_op, (q, *inputs[1:], held, bias_on_device(weights, 20, own), where, *own.kind.values(), 0.25)
+    )
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     inputs = [x.requires_grad_() for x in inputs]
     torch.library.opcheck(forward_op, (*inputs, tables.tensors, places, *rest), test_utils=tests, rtol=1e-4, atol=1e-4)
@@ -58,7 +60,7 @@ def test_a_call_copies_nothing_to_the_device_after_the_first(rule: str, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(torch, "tensor", lambda *values, **options: made.append(values) or make(*values, **options))
         patch.setattr(torch, "from_numpy", None)
-        patch.setattr("kernels.impl.triton.numbers.numbers_of", None)  # the weights' numbers are there
+        patch.setattr("kernels.impl.triton.packed.pack_weights", None)  # the weights' numbers are there
         again = [attend(*call, weights, kernel="triton") for call in calls]
         assert not made
         both, padding = [x.expand(2, -1, -1, -1) for x in calls[1]], make([0, 4])
@@ -102,11 +104,12 @@ def test_every_launch_is_on_the_device_of_its_tensors(rule: str, monkeypatch):
 
 def test_numbers_on_a_device_live_as_long_as_their_weights():
     weights = case_of("count/gamma").weights()
-    kept = weakref.ref(numbers_on(weights, CPU).numbers)
-    assert numbers_on(weights, CPU).numbers is kept() and "_numbers" not in vars(replace(weights))
+    kept = weakref.ref(packed_on_device(weights, CPU).numbers)
+    assert packed_on_device(weights, CPU).numbers is kept()
+    assert "_packed" not in vars(replace(weights))
     with FakeTensorMode(allow_non_fake_inputs=True):
-        numbers_on(weights, torch.device("cuda", 0))
-    assert set(vars(weights)["_numbers"]) == {CPU}  # what is only traced is not kept
+        packed_on_device(weights, torch.device("cuda", 0))
+    assert set(vars(weights)["_packed"]) == {CPU}  # what is only traced is not kept
     del weights
     assert kept() is None
 
@@ -114,16 +117,17 @@ def test_numbers_on_a_device_live_as_long_as_their_weights():
 def test_weights_by_distance_are_kept_for_all_draws_while_one_lives():
     slopes = torch.tensor([0.01, 0.003], dtype=torch.float64)
     one, other = (PositionalLSH.draw(slopes, 4, seed=s, sampler="systematic", weights="rb") for s in (0, 1))
-    numbers = numbers_on(one, CPU)
+    numbers = packed_on_device(one, CPU)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        bias_on(one, 40, numbers)
-    kept = bias_on(one, 40, numbers)
+        bias_on_device(one, 40, numbers)
+    kept = bias_on_device(one, 40, numbers)
     assert not isinstance(kept, FakeTensor)  # what is only traced is not kept
     with torch.inference_mode():
-        assert bias_on(other, 40, numbers_on(other, CPU)) is kept is bias_on(one, 33, numbers)
+        assert bias_on_device(other, 40, packed_on_device(other, CPU)) is kept is bias_on_device(one, 33, numbers)
     assert kept.shape == (2, 64) and torch.equal(kept[:, :40], bias_op(numbers.numbers, 4, "systematic", 40))
     assert torch.equal(kept, bias_by_distance(slopes, 4, "systematic", 64))
-    assert bias_on(one, 65, numbers).shape == (2, 128) and bias_on(one, 40, numbers) is kept
+    assert bias_on_device(one, 65, numbers).shape == (2, 128)
+    assert bias_on_device(one, 40, numbers) is kept
     kept = weakref.ref(kept)
     del one
     assert kept() is not None

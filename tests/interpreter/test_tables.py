@@ -8,8 +8,8 @@ import triton.language as tl
 from kernels import Alibi, PositionalLSH, Window
 from kernels.impl.tables import Tables, build_tables
 from kernels.impl.triton.decode import _starts
-from kernels.impl.triton.numbers import numbers_on
 from kernels.impl.triton.ops import tables_on_device
+from kernels.impl.triton.packed import packed_on_device
 from kernels.impl.triton.weights import lanes
 from kernels.methods.masks import Masks
 
@@ -69,7 +69,7 @@ def check_starts(weights: PositionalLSH, rows: list[int]) -> torch.Tensor:
     """Decoding makes the starts of its rows itself: as the masks have them."""
     heads, masks = weights.heads, weights.count
     got, own = torch.empty(heads, 16, masks, dtype=torch.int32), torch.tensor(rows)
-    numbers, grid = numbers_on(weights, CPU).numbers, weights.masks.grid is not None
+    numbers, grid = packed_on_device(weights, CPU).numbers, weights.masks.grid is not None
     starts_kernel[(heads,)](numbers, own.int(), got, MASKS=masks, LANES=lanes(masks), GRID=grid)
     assert torch.equal(got.long(), weights.masks.starts(torch.arange(heads), own[None].expand(heads, -1)))
     return got

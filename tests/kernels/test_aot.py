@@ -13,29 +13,29 @@ import triton
 from kernels.aot import configurations as aot
 from kernels.aot.configurations import Configuration, blocks_per_sm, build, compare, every
 from kernels.impl.triton import tables as triton_tables
+from kernels.methods.laws import Law
 
 RECORD = json.loads(aot.RECORD.read_text())
-LAWS = ("linear", "rb", "distance", "count", "sum")
 CHOSEN = [
-    *(Configuration("causal", 90, law) for law in ("linear", "rb", "count")),
-    Configuration("causal_dq", 90, "count"),
-    *(Configuration("causal_dkdv", 90, law) for law in ("rb", "count")),
-    *(Configuration("forward", 90, law) for law in ("distance", "count", "sum")),
-    Configuration("forward", 90, "count", 64, "fp16"),
-    Configuration("forward", 90, "count", masks=64),
-    Configuration("forward", 90, "sum", causal=False),
-    Configuration("forward", 90, "sum", dtype="fp32"),
-    Configuration("forward", 80, "count"),
-    *(Configuration("dq", 90, law) for law in ("distance", "sum")),
-    Configuration("dq", 90, "sum", masks=64, causal=False),
-    Configuration("dq", 90, "distance", causal=False),
-    Configuration("dq", 90, "count", sinks=4),
-    Configuration("dq", 80, "count"),
-    Configuration("dkdv", 90, "count"),
-    Configuration("dkdv", 90, "sum", causal=False),
-    Configuration("dsinks", 90, "linear"),
-    Configuration("decode", 90, "count"),
-    Configuration("tables", 90, "count", causal=False),
+    *(Configuration("causal", 90, law) for law in (Law.LINEAR, Law.RAO_BLACKWELL, Law.COUNT)),
+    Configuration("causal_dq", 90, Law.COUNT),
+    *(Configuration("causal_dkdv", 90, law) for law in (Law.RAO_BLACKWELL, Law.COUNT)),
+    *(Configuration("forward", 90, law) for law in (Law.DISTANCE, Law.COUNT, Law.SUM)),
+    Configuration("forward", 90, Law.COUNT, 64, "fp16"),
+    Configuration("forward", 90, Law.COUNT, masks=64),
+    Configuration("forward", 90, Law.SUM, causal=False),
+    Configuration("forward", 90, Law.SUM, dtype="fp32"),
+    Configuration("forward", 80, Law.COUNT),
+    *(Configuration("dq", 90, law) for law in (Law.DISTANCE, Law.SUM)),
+    Configuration("dq", 90, Law.SUM, masks=64, causal=False),
+    Configuration("dq", 90, Law.DISTANCE, causal=False),
+    Configuration("dq", 90, Law.COUNT, sinks=4),
+    Configuration("dq", 80, Law.COUNT),
+    Configuration("dkdv", 90, Law.COUNT),
+    Configuration("dkdv", 90, Law.SUM, causal=False),
+    Configuration("dsinks", 90, Law.LINEAR),
+    Configuration("decode", 90, Law.COUNT),
+    Configuration("tables", 90, Law.COUNT, causal=False),
 ]
 POSITIONS = [c for c in CHOSEN if c.kernel in aot.TABLES]
 
@@ -52,7 +52,7 @@ def check_unit(c: Configuration, found: dict):
 def check_limits(c: Configuration, found: dict):
     assert found["spilled"] == 0
     if c.cap == 90 and c.kernel in ("forward", "dq", *aot.STREAMED) and c.dtype != "fp32":
-        few = c.kernel not in ("causal", "causal_dq") or c.law == "count" and c.masks > 16
+        few = c.kernel not in ("causal", "causal_dq") or c.law == Law.COUNT and c.masks > 16
         assert blocks_per_sm(found) >= (2 if few else 3)
 
 
@@ -92,7 +92,7 @@ def test_positions_are_rounded_as_torch_rounds_them(configuration: Configuration
 def test_decoding_divides_positions_as_torch_does():
     """The bucket of a position decides; an edge next to it is corrected, so that it may be
     contracted."""
-    code = aot.compiled(Configuration("decode", 90, "count")).asm["ptx"]
+    code = aot.compiled(Configuration("decode", 90, Law.COUNT)).asm["ptx"]
     used = set(re.findall(r"\b(?:fma|mad|mul|add|sub|div|rcp)\.[a-z.]*f64\b", code))
     assert "div.rn.f64" in used and not any(x.startswith("rcp") for x in used)
 

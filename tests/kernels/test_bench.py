@@ -141,7 +141,7 @@ def test_gradients_are_checked_at_the_sampled_rows(found):
     q, k, v = (x.double().requires_grad_() for x in (p.q, p.k, p.v))
     score = torch.exp(q @ k.mT / 4) * explicit_alibi().tril()
     out = (score / score.sum(-1, keepdim=True) @ v)[:, :, ROWS]
-    dq, dk, dv = torch.autograd.grad(out, (q, k, v), p.toward[:, :, ROWS].double())
+    dq, dk, dv = torch.autograd.grad(out, (q, k, v), p.grad_out[:, :, ROWS].double())
     for mine, true in zip(p.truth(p.exact), (dq[:, :, ROWS], dk, dv), strict=True):
         assert (mine - true).abs().max() < 1e-12
     tensor = next(m for m in methods.maskless(p, "sdpa") if m.name == "alibi, bias tensor")
@@ -316,7 +316,7 @@ def test_on_a_gpu_rows_are_in_the_order_of_their_worth():
 
 
 def test_bias_tensor_above_the_limit_is_left_out_with_a_reason(monkeypatch):
-    monkeypatch.setattr(dense, "BIAS_BYTES", 1000)
+    monkeypatch.setattr(dense, "MAX_BIAS_BYTES", 1000)
     with pytest.raises(dense.LeftOut, match="above the limit"):
         dense.with_bias(problem())
 

@@ -53,7 +53,7 @@ def test_a_long_call_runs_as_often_as_asked_and_once_before(monkeypatch):
     ran = []
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(clock, "LONG", 0.0)
+    monkeypatch.setattr(clock, "LONG_CALL_MS", 0.0)
     (found,) = DeviceClock(3).quartiles([lambda: ran.append(1)])
     assert len(ran) == 4 and found == {"median": 21.0, "low": 16.0, "high": 26.0, "calls": 3}
 

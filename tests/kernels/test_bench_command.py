@@ -308,7 +308,7 @@ def test_markdown_holds_every_forward_row_and_says_why_one_has_no_time(quick, ca
     row["ms"], row["status"] = None, "out of memory"
     lines = table.markdown(content).splitlines()
     drawn = [line.count(" | ") for line in lines if line.startswith("| ")]
-    assert drawn == [len(table.BRIEF) - 1] * (1 + len(content["runs"][0]["methods"]))
+    assert drawn == [len(table.MARKDOWN_COLUMNS) - 1] * (1 + len(content["runs"][0]["methods"]))
     assert f"| {row['name']} | out of memory | " in "\n".join(lines)
     assert f"    {content['environment']['command']}" in lines
     capsys.readouterr()

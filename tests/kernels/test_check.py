@@ -82,7 +82,7 @@ def test_the_matrix_meets_every_pair_of_levels_and_the_parts_hold_all_of_it(monk
 def test_one_part_tells_all_ranks_of_a_tile_apart():
     """With MPT's slopes: pairs within a tile of 64 that a row sees and the highest bit of the ranks
     alone keeps apart. Without it a mask more would count."""
-    weights = WEIGHTS()[check.MANY]
+    weights = WEIGHTS()[check.COUNT_32_HEADS]
     assert weights.slopes.tolist() == alibi_slopes(32).tolist()
     row = torch.arange(768)
     first = weights.reach(torch.arange(32), row[None].expand(32, -1))[0].view(32, 12, 64)

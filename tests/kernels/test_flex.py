@@ -57,7 +57,7 @@ def test_keys_may_be_left_out():
 
 def test_one_compilation_serves_every_gap_and_a_limit_is_said(monkeypatch):
     """A cache that evicts while it decodes has another gap at every step."""
-    monkeypatch.setattr(flex, "KINDS", 1)
+    monkeypatch.setattr(flex, "MAX_KINDS", 1)
     torch._dynamo.reset()
     case = Case(rule="window", heads=(2, 2), slopes="steep", sinks=3, shape=(60, 1, None))
     (q, k, v), weights = case.inputs(), case.weights()

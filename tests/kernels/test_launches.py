@@ -17,7 +17,7 @@ from kernels.impl.triton import attend as triton_attend
 from kernels.impl.triton import decode as triton_decode
 from kernels.impl.triton import forward as triton_forward
 from kernels.impl.triton import tables
-from kernels.impl.triton.numbers import numbers_on
+from kernels.impl.triton.packed import packed_on_device
 
 HEADS, KEYS, DIM = 32, 256, 128
 SLOPES = alibi_slopes(HEADS)
@@ -116,10 +116,10 @@ def test_launches_that_are_alike_share_what_triton_compiles(launched):
     assert [len(kernel.device_caches[0][0]) for kernel in KERNELS] == [1, 1, 1, 1]
     q, k, v = inputs(1)
     odd = torch.zeros(k.numel() + 1, dtype=k.dtype)[1:].view_as(k)
-    numbers, places = numbers_on(weights, q.device), torch.zeros(3, dtype=torch.int32)[1:].view(2, 1)
+    packed, places = packed_on_device(weights, q.device), torch.zeros(3, dtype=torch.int32)[1:].view(2, 1)
     for _ in range(2):
         attend(q, odd, v, weights, kernel="triton")
-        triton_decode.decode(q, k, v, numbers, numbers.share, places, scale=1.0)
+        triton_decode.decode(q, k, v, packed, packed.byte_weights, places, scale=1.0)
     assert len(triton_decode.decode_kernel.device_caches[0][0]) == 3
 
 

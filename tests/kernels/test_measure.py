@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.check.calls import MANY
+from kernels.check.calls import COUNT_32_HEADS
 from kernels.gpu import __main__ as command
 from kernels.gpu import session as measure
 from kernels.gpu.session import Step
@@ -81,7 +81,8 @@ def test_on_a_gpu_the_steps_are_those_of_the_page():
     assert list(steps) == ["first", "check", "forward", "attend", "decode", "backward"]
     assert all(command[3:7] == ["--device", "cuda", "--commit", "abc"] for command in steps.values())
     assert steps["forward"][-4:] == ["--calls", "forward", "--minutes", "1.250"]  # none begun in its last quarter
-    assert "--part" not in steps["check"] and steps["first"][steps["first"].index("--part") + 1] == MANY
+    assert "--part" not in steps["check"]
+    assert steps["first"][steps["first"].index("--part") + 1] == COUNT_32_HEADS
     assert len({step.file for step in measure.steps("cuda", None)} | {measure.STATE, measure.LOG}) <= 8
 
 
@@ -144,7 +145,7 @@ def test_a_profile_is_the_words_of_ncu_and_no_failure_without_it(folder, monkeyp
 
 
 def test_a_file_of_words_stays_small(folder, monkeypatch):
-    monkeypatch.setattr(measure, "LARGEST", 4096)
+    monkeypatch.setattr(measure, "MAX_TEXT_BYTES", 4096)
     monkeypatch.setattr(measure, "steps", lambda *_: [Step("w", 0.5, "found.json", "step", ("go", "100000"))] * 3)
     assert command.main(arguments(folder)) == 0
     assert os.path.getsize(folder / "log.txt") < 2 * 4096

@@ -135,23 +135,25 @@ def test_shared_key_heads_equal_repeated_ones():
 def test_padded_sequence_equals_the_sequence_alone(rule, kernel):
     q, k, v = inputs()
     out, lse = attend(q, k, v, RULES[rule], kernel=kernel, padding=torch.tensor([0, 12]), return_lse=True)
-    alone, alone_lse = attend(*(x[1:, :, 12:] for x in (q, k, v)), RULES[rule], kernel=kernel, return_lse=True)
-    assert (out[1:, :, 12:] - alone).abs().max() < 1e-12 and (lse[1:, :, 12:] - alone_lse).abs().max() < 1e-12
+    unpadded, unpadded_lse = attend(*(x[1:, :, 12:] for x in (q, k, v)), RULES[rule], kernel=kernel, return_lse=True)
+    assert (out[1:, :, 12:] - unpadded).abs().max() < 1e-12
+    assert (lse[1:, :, 12:] - unpadded_lse).abs().max() < 1e-12
     assert bool((out[1, :, :12] == 0).all()) and bool((lse[1, :, :12] == -math.inf).all())
 
 
 def test_gradients_of_a_padded_sequence_equal_those_of_the_sequence_alone():
     """Also those of its padding, which are zero and no NaN, whatever lies there."""
     q, k, v = (x.requires_grad_() for x in inputs())
-    toward = torch.linspace(-1, 1, q.numel(), dtype=q.dtype).view_as(q)
+    grad_out = torch.linspace(-1, 1, q.numel(), dtype=q.dtype).view_as(q)
     for weights in RULES.values():
         out, lse = attend(q, k, v, weights, kernel="exact", padding=torch.tensor([0, 12]), return_lse=True)
-        found = torch.autograd.grad((out * toward).sum() + lse[1, :, 12:].sum(), (q, k, v))
+        gradients = torch.autograd.grad((out * grad_out).sum() + lse[1, :, 12:].sum(), (q, k, v))
         some = [x[1:, :, 12:].detach().requires_grad_() for x in (q, k, v)]
         out, lse = attend(*some, weights, kernel="exact", return_lse=True)
-        alone = torch.autograd.grad((out * toward[1:, :, 12:]).sum() + lse.sum(), some)
-        for mine, true in zip(found, alone, strict=True):
-            assert (mine[1:, :, 12:] - true).abs().max() < 1e-12 and bool((mine[1, :, :12] == 0).all())
+        unpadded = torch.autograd.grad((out * grad_out[1:, :, 12:]).sum() + lse.sum(), some)
+        for got, true in zip(gradients, unpadded, strict=True):
+            assert (got[1:, :, 12:] - true).abs().max() < 1e-12
+            assert bool((got[1, :, :12] == 0).all())
 
 
 @pytest.mark.parametrize("kernel", ["exact", "sdpa"])

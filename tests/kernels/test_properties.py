@@ -178,11 +178,11 @@ def test_order_and_grouping_of_masks_do_not_matter(kernel):
 def test_gradients_equal_those_of_the_dense_formula(rule, tokens):
     weights = {"alibi": Alibi(SLOPES), "window": Window(SLOPES, 2.0)}.get(rule) or lsh(*rule)
     q, k, v = inputs(tokens)
-    toward = inputs(tokens, seed=9)[0]
+    grad_out = inputs(tokens, seed=9)[0]
 
     def gradients(run):
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-        return torch.autograd.grad((run(*leaves) * toward).sum(), leaves)
+        return torch.autograd.grad((run(*leaves) * grad_out).sum(), leaves)
 
     def dense(q, k, v):
         log_w = weights.matrix(tokens).tril().log()
@@ -214,7 +214,7 @@ def test_bucket_codes_appended_to_q_and_k_reproduce_a_mask():
 def test_what_a_window_keeps_is_right_for_later_calls(room, monkeypatch):
     """Other lengths, places and directions: under a `room` for all, for some and for none of its
     log-weights."""
-    monkeypatch.setattr(sdpa, "KEPT", room)
+    monkeypatch.setattr(sdpa, "MAX_KEPT", room)
     window = Window(SLOPES, 4.0)
     q, k, v = inputs(tokens=700)
     for tokens, first, causal in [(70, 0, True), (700, 0, True), (700, 0, False), (333, 332, True), (700, 600, False)]:

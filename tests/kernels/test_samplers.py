@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import PositionalLSH, alibi_slopes, attend, expected_pairs
-from kernels.impl.triton.numbers import bias_on, bias_op, numbers_of
+from kernels.impl.triton.packed import bias_on_device, bias_op, pack_weights
 from kernels.methods.cost import log_coverage
 from kernels.methods.samplers import SAMPLERS
 from kernels.methods.samplers.gamma import Gamma
@@ -65,18 +65,18 @@ def test_expected_pairs_and_weights_follow_the_sampler_s_own_coverage():
 @pytest.mark.parametrize("compiling", [False, True])
 def test_the_table_by_distance_is_that_of_the_sampler_under_torch_compile_too(monkeypatch, compiling):
     weights = PositionalLSH.draw(SLOPES, 8, seed=3, sampler="copies", weights="rb")
-    numbers = numbers_of(weights, torch.device("cpu"))
-    assert numbers.law == "distance"
+    packed = pack_weights(weights, torch.device("cpu"))
+    assert packed.law == "distance"
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
-    found = bias_on(weights, 40, numbers)
+    found = bias_on_device(weights, 40, packed)
     assert found.shape[1] >= 40 or found.shape[1] == weights.span + 1
     assert torch.equal(found, torch.zeros_like(found))
 
 
 @pytest.mark.parametrize("sampler", ["copies", "systematic"])
 def test_compiled_code_and_eager_code_weigh_alike(sampler):
-    numbers = numbers_of(PositionalLSH.draw(SLOPES, 8, seed=3, sampler=sampler, weights="rb"), torch.device("cpu"))
-    compiled = torch.compile(lambda x: bias_op(x, 8, sampler, 40), backend="eager", fullgraph=True)(numbers.numbers)
+    packed = pack_weights(PositionalLSH.draw(SLOPES, 8, seed=3, sampler=sampler, weights="rb"), torch.device("cpu"))
+    compiled = torch.compile(lambda x: bias_op(x, 8, sampler, 40), backend="eager", fullgraph=True)(packed.numbers)
     t = SLOPES.double()[:, None] * torch.arange(40)
     by_hand = (-t - log_coverage(t, 8, sampler)) / torch.log(torch.tensor(2.0, dtype=torch.float64))
     torch.testing.assert_close(compiled, by_hand.float())

@@ -24,21 +24,21 @@ def held(tables, masks: int) -> torch.Tensor:
     result = torch.empty(heads, padded, padded, masks, dtype=torch.bool)
     position = torch.arange(padded)
     for s in range(masks):
-        plane = tables.planes[:, :, s // WORD].transpose(2, 3).reshape(heads, padded, -1)
-        code = (bits(plane, WORD)[..., s % WORD]).long() @ (1 << torch.arange(plane.shape[-1]))
-        near = code[:, :, None] == code[:, None, :]
-        start, end, last_start, last_end = tables.corners[:, tile, :, s].permute(2, 0, 1)[..., None]
+        plane = tables.bitplanes[:, :, s // WORD].transpose(2, 3).reshape(heads, padded, -1)
+        rank = (bits(plane, WORD)[..., s % WORD]).long() @ (1 << torch.arange(plane.shape[-1]))
+        same_tile = rank[:, :, None] == rank[:, None, :]
+        start, end, last_start, last_end = tables.pivot_blocks[:, tile, :, s].permute(2, 0, 1)[..., None]
         before = (position[:, None] < end) & (position[None, :] >= start)
         after = (position[:, None] >= last_start) & (position[None, :] < last_end)
         result[..., s] = torch.where(
-            tile[:, None] == tile[None, :], near, torch.where(tile[:, None] > tile[None, :], before, after)
+            tile[:, None] == tile[None, :], same_tile, torch.where(tile[:, None] > tile[None, :], before, after)
         )
     return result
 
 
 @pytest.mark.parametrize("masks", [1, 5, 32, 33, 64])
 @pytest.mark.parametrize("sampler", ["gamma", "systematic", "fixed"])
-def test_planes_and_corners_hold_the_pairs_that_the_masks_hold(masks: int, sampler: str):
+def test_bitplanes_and_pivot_blocks_hold_the_pairs_that_the_masks_hold(masks: int, sampler: str):
     weights = PositionalLSH.draw(SLOPES, masks, seed=3, sampler=sampler)
     tables = build_tables(weights, TOKENS, tile=TILE, causal=False, device="cpu")
     position = torch.arange(tables.first.shape[1])
@@ -46,10 +46,12 @@ def test_planes_and_corners_hold_the_pairs_that_the_masks_hold(masks: int, sampl
     assert torch.equal(held(tables, masks), bucket[:, :, None] == bucket[:, None, :])
     if tables.law == "sum":
         pattern = torch.tensor([0, 1, 6, 255])
-        shares = torch.nn.functional.pad(weights.masks.log_weight.exp(), (0, tables.share.shape[1] * 8 - masks))
-        sums = (bits(pattern, 8) * shares.view(5, -1, 1, 8)).sum(-1)
-        assert (tables.share[:, :, pattern] - sums).abs().max() < 1e-6 * sums.max()
-        assert not bool(tables.share[:, -(-masks // 8) :].any())
+        mask_weights = torch.nn.functional.pad(
+            weights.masks.log_weight.exp(), (0, tables.byte_weights.shape[1] * 8 - masks)
+        )
+        sums = (bits(pattern, 8) * mask_weights.view(5, -1, 1, 8)).sum(-1)
+        assert (tables.byte_weights[:, :, pattern] - sums).abs().max() < 1e-6 * sums.max()
+        assert not bool(tables.byte_weights[:, -(-masks // 8) :].any())
 
 
 @pytest.mark.parametrize(
@@ -88,4 +90,5 @@ def test_reach_and_bias_are_those_of_the_dense_weights(weights, law: str, causal
     for name in ("first", "last") if not causal else ("first",):
         assert torch.equal(getattr(later, name), getattr(tables, name)[:, 2 * TILE :])
     if law in ("count", "sum"):
-        assert torch.equal(later.planes, tables.planes[:, 2:]) and torch.equal(later.corners, tables.corners[:, 2:])
+        assert torch.equal(later.bitplanes, tables.bitplanes[:, 2:])
+        assert torch.equal(later.pivot_blocks, tables.pivot_blocks[:, 2:])

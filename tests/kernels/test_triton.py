@@ -42,23 +42,33 @@ def test_auto_stops_where_the_fused_kernel_breaks_the_gpu(lost, monkeypatch):
     def fail(*_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    auto._found_right.cache_clear()
+    auto._self_check.cache_clear()
     monkeypatch.setattr(accuracy, "errors", fail)
     monkeypatch.setattr(torch.cuda, "synchronize", fail if lost else lambda device: None)
     call = (attend, "cuda:0", "float32", 16, Alibi(alibi_slopes(2)).kind, 16, True, False, False)
     if lost:
         with pytest.raises(RuntimeError, match="use kernel=sdpa in a new process. .*illegal memory access"):
-            auto.is_right(*call)
+            auto.passes_self_check(*call)
     else:
         with pytest.warns(UserWarning, match="auto' uses sdpa: .* did not run here"):
-            assert not auto.is_right(*call)
-    auto._found_right.cache_clear()
+            assert not auto.passes_self_check(*call)
+    auto._self_check.cache_clear()
+
+
+def test_auto_does_not_take_a_kernel_that_could_not_be_checked(monkeypatch):
+    """Where every key of the short case is within reach there is no gap to check."""
+    auto._self_check.cache_clear()
+    monkeypatch.setattr(accuracy, "errors", lambda *_: None)
+    call = (attend, "cpu", "float32", 16, tuple(Alibi(alibi_slopes(2)).kind), 16, True, False, True)
+    with pytest.warns(UserWarning, match="auto' uses sdpa: .* could not be checked"):
+        assert not auto.passes_self_check(*call)
+    auto._self_check.cache_clear()
 
 
 @pytest.mark.parametrize("right", [True, False])
 def test_auto_is_the_fused_kernel_on_a_gpu_where_it_is_right(right, monkeypatch):
     asked = []
-    monkeypatch.setattr(auto, "is_right", lambda *call: asked.append(call) or right)
+    monkeypatch.setattr(auto, "passes_self_check", lambda *call: asked.append(call) or right)
     with FakeTensorMode():
         q = torch.empty(1, 4, 40, 80, device="cuda", dtype=torch.float16)
         few = torch.empty(1, 4, 3, 80, device="cuda", dtype=torch.float16)

@@ -1,5 +1,4 @@
-"""Kernel `triton`: what it can do, its tables, and the choice between the forward pass and
-decoding."""
+"""Kernel `triton`: the calls it supports, and the choice between the forward pass and decoding."""
 
 import math
 
@@ -9,14 +8,14 @@ from torch.autograd.forward_ad import unpack_dual
 
 from kernels.impl.geometry import CallGeometry, check_geometry, host_geometry
 from kernels.impl.tables import MAX_MASKS
-from kernels.impl.triton.decode import ROWS
+from kernels.impl.triton.decode import MAX_QUERIES
 from kernels.impl.triton.launch import capability, tile_of
-from kernels.impl.triton.numbers import bias_on, numbers_on
-from kernels.impl.triton.ops import decoded, fused, tables_on_device
+from kernels.impl.triton.ops import attend_decoding, attend_on_tables, tables_on_device
+from kernels.impl.triton.packed import bias_on_device, packed_on_device
 from kernels.impl.triton.weights import INTERPRETED
 from kernels.methods.weights import Weights, no_tables
 
-MAX_HEAD_DIM = 128  # head dimension: a tile of 256 does not leave room for a second block
+MAX_HEAD_DIM = 128  # a tile of 256 leaves no room for a second block on a multiprocessor
 
 
 def attend_triton(
@@ -58,10 +57,10 @@ def attend_triton(
     if INTERPRETED and dtype == torch.bfloat16:  # its products take the bits of bfloat16 for whole numbers
         q, k, v = q.float(), k.float(), v.float()
     differentiated = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if causal and queries <= ROWS and not differentiated:
-        numbers = numbers_on(weights, q.device)
-        bias = bias_on(weights, keys + (weights.span if gap is None else gap), numbers)
-        out, lse = decoded(q, k, v, numbers, bias, geometry, scale)
+    if causal and queries <= MAX_QUERIES and not differentiated:
+        packed = packed_on_device(weights, q.device)
+        bias = bias_on_device(weights, keys + (weights.span if gap is None else gap), packed)
+        out, lse = attend_decoding(q, k, v, packed, bias, geometry, scale)
     else:
         if differentiated and len(geometry) == 3:
             raise ValueError("kernel='triton' has no gradient where keys are left out: pass every key, or no_grad.")
@@ -76,13 +75,13 @@ def attend_triton(
         if isinstance(geometry, tuple) and not differentiated:
             origin = min(max(min(geometry[1]), 0), tokens - 1) // tile * tile
         tables = tables_on_device(weights, tokens, tile=tile, causal=causal, device=q.device, origin=origin)
-        out, lse = fused(q, k, v, tables, geometry, scale)
+        out, lse = attend_on_tables(q, k, v, tables, geometry, scale)
     return (out if out.dtype == dtype else out.to(dtype)), lse
 
 
 def unsupported_call(q: torch.Tensor, weights: Weights) -> str | None:
-    """Returns why this kernel does not support the call, in a sentence that says what to do; None if
-    it does."""
+    """Returns why this kernel does not support the call, in a sentence that says what to do; None
+    if it does."""
     if weights.law is None:
         return no_tables(weights)
     return unsupported_reason(q.device, q.dtype, q.shape[3], weights.counted)

@@ -1,37 +1,37 @@
-"""Kernel `triton`, backward: delta = dout . out of each row, less the gradient of its log-sum-exp,
-in one reading."""
+"""Kernel `triton`, backward: delta = dout . out - dlse of each row, in one pass over the memory."""
 
 import torch
 import triton
 import triton.language as tl
 
 from kernels.impl.triton.launch import width_of
-from kernels.impl.triton.tiles import load_tile, row_of
-from kernels.impl.triton.weights import ANY
+from kernels.impl.triton.tiles import load_tile, row_pointer
+from kernels.impl.triton.weights import UNSPECIALIZED
 
-ROWS = 32  # of a program
+ROWS = 32  # per program
 
 
-@triton.jit(do_not_specialize=ANY)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def delta_kernel(
     Out, Dout, Dlse, Delta, o_b, o_h, o_t, d_b, d_h, d_t, l_b, l_h, l_t, heads, queries,
     DIM: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of rows, batch, heads). Out, Dout, Dlse by their strides of sequence, head and
-    row, the last dimension of Out and Dout dense; Delta (batch, heads, queries) float32 dense."""
+    """Grid (blocks of rows, batch, heads). Out, Dout and Dlse come with strides of sequence, head
+    and row; the last dimension of Out and Dout is dense. Delta (batch, heads, queries) float32
+    dense."""
     sequence, head = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    begin, place = tl.program_id(0) * ROWS, tl.arange(0, ROWS)
-    mine = begin + place < queries
-    out = load_tile(row_of(Out, sequence, head, begin, o_b, o_h, o_t), o_t, mine, DIM, WIDE, ROWS)
-    dout = load_tile(row_of(Dout, sequence, head, begin, d_b, d_h, d_t), d_t, mine, DIM, WIDE, ROWS)
-    dlse = tl.load(row_of(Dlse, sequence, head, begin, l_b, l_h, l_t) + place * l_t, mask=mine, other=0.0)
+    begin, offsets = tl.program_id(0) * ROWS, tl.arange(0, ROWS)
+    row_mask = begin + offsets < queries
+    out = load_tile(row_pointer(Out, sequence, head, begin, o_b, o_h, o_t), o_t, row_mask, DIM, WIDE, ROWS)
+    dout = load_tile(row_pointer(Dout, sequence, head, begin, d_b, d_h, d_t), d_t, row_mask, DIM, WIDE, ROWS)
+    dlse = tl.load(row_pointer(Dlse, sequence, head, begin, l_b, l_h, l_t) + offsets * l_t, mask=row_mask, other=0.0)
     delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1) - dlse
-    tl.store(Delta + (sequence * heads + head) * queries + begin + place, delta, mask=mine)
+    tl.store(Delta + (sequence * heads + head) * queries + begin + offsets, delta, mask=row_mask)
 
 
 def delta_of(out: torch.Tensor, dout: torch.Tensor, dlse: torch.Tensor) -> torch.Tensor:
-    """(B, H, Tq) float32 from out and dout (B, H, Tq, D), the last dimension of both dense, and
-    dlse (B, H, Tq)."""
+    """Returns delta (B, H, Tq) float32 of out and dout (B, H, Tq, D), whose last dimensions are
+    dense, and dlse (B, H, Tq)."""
     batch, heads, queries, dim = out.shape
     delta = torch.empty(out.shape[:3], dtype=torch.float32, device=out.device)
     delta_kernel[(triton.cdiv(queries, ROWS), batch, heads)](

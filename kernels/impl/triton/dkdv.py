@@ -4,89 +4,105 @@ visit it."""
 import triton
 import triton.language as tl
 
-from kernels.impl.triton.tiles import key_gradients, load_rows, load_tile, row_of, sequence_geometry
-from kernels.impl.triton.weights import ANY, bounded, far, near, near_stages, weights_of, words_of
+from kernels.impl.triton.tiles import key_gradients, load_rows, load_tile, row_pointer, sequence_geometry
+from kernels.impl.triton.weights import (
+    UNSPECIALIZED,
+    diagonal_stages,
+    head_tables,
+    load_words,
+    needs_pair_mask,
+    weigh_diagonal,
+    weigh_off_diagonal,
+)
 
 
-@triton.jit(do_not_specialize=ANY)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def key_kernel(
-    Q, K, V, Dout, Dk, Dv, Lse, Delta, Since, Until,
-    Geometry, Order, First, Last, Slope, Bias, Planes, Corners, Share,
+    Q, K, V, Dout, Dk, Dv, Lse, Delta, FirstRow, EndRow,
+    Geometry, Order, First, Last, Slope, Bias, Bitplanes, PivotBlocks, ByteWeights,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, d_b, d_h, d_t,
     heads, group, queries, keys, padded, reach, scale, scale2,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, DIM: tl.constexpr,
     WIDE: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Grid (batch, tiles of keys, heads). Dk, Dv (batch, heads, keys, DIM) dense, one for each
-    query head; Since, Until (heads, tiles) int32: the first row that visits the tile, and the row
-    after the last. Rows are taken STEP at a time. Sinks get 0, since what they get from every row
-    is `kernels.impl.triton.dsinks`'."""
+    """Grid (batch, tiles of keys, heads). Dk, Dv: (batch, heads, keys, DIM) dense, one for each
+    query head. FirstRow, EndRow: (heads, tiles) int32, the first row that visits the tile, and the
+    row after the last. Rows are taken STEP at a time. Sinks get 0: `kernels.impl.triton.dsinks`
+    computes their gradients."""
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
-    start, tokens, lead, _ = sequence_geometry(Geometry, sequence, tl.num_programs(0), keys, False)
+    start, tokens, slot_offset, _ = sequence_geometry(Geometry, sequence, tl.num_programs(0), keys, False)
     tile = tl.program_id(1)
     j0 = tile * TILE
     if j0 >= tokens:
         return
+
+    # the keys and values, and the tables of their tile
     columns, step, end = j0 + tl.arange(0, TILE), tl.arange(0, STEP), start + queries
-    here = columns < tokens
-    k = load_tile(row_of(K, sequence, head // group, lead + j0, k_b, k_h, k_t), k_t, here, DIM, WIDE, TILE)
-    v = load_tile(row_of(V, sequence, head // group, lead + j0, v_b, v_h, v_t), v_t, here, DIM, WIDE, TILE)
-    query_base = row_of(Q, sequence, head, -start, q_b, q_h, q_t)
-    dout_base = row_of(Dout, sequence, head, -start, d_b, d_h, d_t)
+    key_mask = columns < tokens
+    key_base = row_pointer(K, sequence, head // group, slot_offset + j0, k_b, k_h, k_t)
+    k = load_tile(key_base, k_t, key_mask, DIM, WIDE, TILE)
+    value_base = row_pointer(V, sequence, head // group, slot_offset + j0, v_b, v_h, v_t)
+    v = load_tile(value_base, v_t, key_mask, DIM, WIDE, TILE)
+    query_base = row_pointer(Q, sequence, head, -start, q_b, q_h, q_t)
+    dout_base = row_pointer(Dout, sequence, head, -start, d_b, d_h, d_t)
     row_base = (sequence * heads + head) * queries - start
-    tables = head * (padded // TILE) + tile
-    slope, bias, share, planes, corner = weights_of(
-        head, tile, Slope, Bias, Share, Planes, Corners, padded // TILE, reach, LAW, MASKS, TILE
+    table_index = head * (padded // TILE) + tile
+    slope, bias, byte_weights, bitplanes, pivot_block = head_tables(
+        head, tile, Slope, Bias, ByteWeights, Bitplanes, PivotBlocks, padded // TILE, reach, LAW, MASKS, TILE
     )
     dk = tl.zeros([TILE, WIDE], tl.float32)
     dv = tl.zeros([TILE, WIDE], tl.float32)
 
-    for i0 in tl.range(j0, j0 + TILE, STEP, num_stages=near_stages(LAW, MASKS), disable_licm=True):
+    # rows of the diagonal tile
+    for i0 in tl.range(j0, j0 + TILE, STEP, num_stages=diagonal_stages(LAW, MASKS), disable_licm=True):
         rows, q, dout, lse, delta = load_rows(
             query_base, dout_base, q_t, d_t, Lse, Delta, row_base, i0, step, start, end, LAW, MASKS, DIM, WIDE, STEP
         )  # fmt: skip
+
         first = tl.load(First + head * padded + rows)
         last = rows
         if not CAUSAL:
             last = tl.load(Last + head * padded + rows)
         score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
-        seen = here[:, None] & (columns[:, None] <= last[None, :]) & (columns[:, None] >= first[None, :])
-        score, factor = near(
-            score, columns, rows, seen, slope, bias, planes, share, j0, LAW, MASKS, TILE, ASM
+        pair_mask = key_mask[:, None] & (columns[:, None] <= last[None, :]) & (columns[:, None] >= first[None, :])
+        score, factor = weigh_diagonal(
+            score, columns, rows, pair_mask, slope, bias, bitplanes, byte_weights, j0, LAW, MASKS, TILE, ASM
         )  # fmt: skip
         dk, dv = key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
 
-    # rows after the tile, whose blocks reach back over its last token, and rows before it, forward
-    # over its first
+    # rows after the tile, whose blocks contain its last token, then rows before it, whose blocks
+    # contain its first token
     for BEFORE in tl.static_range(1 if CAUSAL else 2):
         if BEFORE:
-            pivot = corner
-            begin = tl.maximum(tl.load(Since + tables), tl.maximum(start, 0)) // STEP * STEP
+            pivot = pivot_block
+            begin = tl.maximum(tl.load(FirstRow + table_index), tl.maximum(start, 0)) // STEP * STEP
             stop = tl.minimum(j0, end)
         else:
-            pivot = corner + 2 * MASKS
+            pivot = pivot_block + 2 * MASKS
             begin = tl.maximum(j0 + TILE, start // STEP * STEP)
-            stop = tl.minimum(tl.load(Until + tables), end)
-        word, word_2 = words_of(pivot, columns, LAW, MASKS, not BEFORE)
+            stop = tl.minimum(tl.load(EndRow + table_index), end)
+        word, word_2 = load_words(pivot, columns, LAW, MASKS, not BEFORE)
         for i0 in tl.range(begin, stop, STEP):
             rows, q, dout, lse, delta = load_rows(
                 query_base, dout_base, q_t, d_t, Lse, Delta, row_base, i0, step, start, end, LAW, MASKS, DIM, WIDE, STEP
             )  # fmt: skip
+
             if BEFORE:
                 last = tl.load(Last + head * padded + rows)
-                seen = (here & (columns >= SINKS))[:, None] & (columns[:, None] <= last[None, :])
+                pair_mask = (key_mask & (columns >= SINKS))[:, None] & (columns[:, None] <= last[None, :])
             else:
                 first = tl.load(First + head * padded + rows)
-                seen = columns[:, None] >= first[None, :]
+                pair_mask = columns[:, None] >= first[None, :]
             score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
-            score, factor = far(
-                score, columns, rows, seen, slope, bias, share, word, word_2, pivot, j0, i0,
-                LAW, MASKS, BEFORE == 1, BEFORE == 1 or bounded(SINKS, CAUSAL), ASM,
+            score, factor = weigh_off_diagonal(
+                score, columns, rows, pair_mask, slope, bias, byte_weights, word, word_2, pivot, j0, i0,
+                LAW, MASKS, BEFORE == 1, BEFORE == 1 or needs_pair_mask(SINKS, CAUSAL), ASM,
             )  # fmt: skip
             dk, dv = key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, LAW, PRECISION)
+
     dims = tl.arange(0, WIDE)
-    to = ((sequence * heads + head) * keys + lead + columns)[:, None] * DIM + dims[None, :]
-    kept = here[:, None] & (dims < DIM)[None, :]
-    tl.store(Dk + to, (dk * scale).to(Dk.dtype.element_ty), mask=kept)
-    tl.store(Dv + to, dv.to(Dv.dtype.element_ty), mask=kept)
+    target = ((sequence * heads + head) * keys + slot_offset + columns)[:, None] * DIM + dims[None, :]
+    store_mask = key_mask[:, None] & (dims < DIM)[None, :]
+    tl.store(Dk + target, (dk * scale).to(Dk.dtype.element_ty), mask=store_mask)
+    tl.store(Dv + target, dv.to(Dv.dtype.element_ty), mask=store_mask)

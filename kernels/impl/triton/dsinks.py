@@ -1,9 +1,9 @@
-"""Kernel `triton`, backward: dk and dv of the sinks, which every row sees: the rows are split over
+"""Kernel `triton`, backward: dk and dv of the sinks, which every row sees, with the rows split over
 programs.
 
-A tile of keys to a program, as `kernels.impl.triton.dkdv` has it, would leave one program of a head
-walking over all rows. A sink weighs the same under every law, so these kernels know none. The parts
-are added up in float32.
+With a tile of keys per program, as in `kernels.impl.triton.dkdv`, one program of each head would
+walk over all rows. The weight of a sink is the same under every law, so this kernel knows none. The
+parts are summed in float32.
 """
 
 import torch
@@ -12,15 +12,15 @@ import triton.language as tl
 
 from kernels.impl.tables import LOG2E
 from kernels.impl.triton.launch import precision_of, width_of
-from kernels.impl.triton.tiles import key_gradients, load_pair, load_rows, row_of, sequence_geometry
-from kernels.impl.triton.weights import ANY, SINK_STEP, between, to_sinks
+from kernels.impl.triton.tiles import key_gradients, load_pair, load_rows, row_pointer, sequence_geometry
+from kernels.impl.triton.weights import SINK_STEP, UNSPECIALIZED, signed_distance, weigh_sinks
 
-ROWS = 64  # of a tile: 32 in float32, whose tiles take twice the memory
-PROGRAMS = 264  # wanted at least: two for each multiprocessor of an H100
-FEWEST = 4  # tiles of rows of a program: fewer are not worth a part of their own
+ROWS = 64  # of a tile; 32 in float32, whose tiles take twice the memory
+MIN_PROGRAMS = 264  # two for each multiprocessor of an H100
+MIN_TILES = 4  # tiles of rows per program: a part with fewer is not worth its sum
 
 
-@triton.jit(do_not_specialize=ANY)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def sink_kernel(
     Q, K, V, Dout, PartDk, PartDv, Lse, Delta, Geometry, Slope,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, d_b, d_h, d_t,
@@ -28,30 +28,32 @@ def sink_kernel(
     CAUSAL: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tiles of sinks * splits, batch, heads). PartDk, PartDv (splits, batch, heads, sinks,
-    DIM) float32 dense: what the rows of one split give, 0 for sinks that the keys do not have.
-    COLUMNS sinks are a tile; rows are taken STEP at a time."""
+    """Grid (tiles of sinks * splits, batch, heads). PartDk, PartDv: (splits, batch, heads, sinks,
+    DIM) float32 dense, the gradients from the rows of one split; 0 for sinks beyond the keys. A
+    tile has COLUMNS sinks; rows are taken STEP at a time."""
     tiles = tl.cdiv(sinks, COLUMNS)
     split, splits = tl.program_id(0) // tiles, tl.num_programs(0) // tiles
     sequence, head = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    start, tokens, lead, _ = sequence_geometry(Geometry, sequence, tl.num_programs(1), keys, False)
+    start, tokens, slot_offset, _ = sequence_geometry(Geometry, sequence, tl.num_programs(1), keys, False)
     j0 = tl.program_id(0) % tiles * COLUMNS
     columns = j0 + tl.arange(0, COLUMNS)
-    here = columns < tl.minimum(sinks, tokens)
-    key_base = row_of(K, sequence, head // group, lead, k_b, k_h, k_t)
-    value_base = row_of(V, sequence, head // group, lead, v_b, v_h, v_t)
-    k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, DIM, WIDE, COLUMNS)
-    query_base = row_of(Q, sequence, head, -start, q_b, q_h, q_t)
-    dout_base = row_of(Dout, sequence, head, -start, d_b, d_h, d_t)
+    key_mask = columns < tl.minimum(sinks, tokens)
+    key_base = row_pointer(K, sequence, head // group, slot_offset, k_b, k_h, k_t)
+    value_base = row_pointer(V, sequence, head // group, slot_offset, v_b, v_h, v_t)
+    k, v = load_pair(key_base, value_base, k_t, v_t, j0, key_mask, DIM, WIDE, COLUMNS)
+    query_base = row_pointer(Q, sequence, head, -start, q_b, q_h, q_t)
+    dout_base = row_pointer(Dout, sequence, head, -start, d_b, d_h, d_t)
     row_base = (sequence * heads + head) * queries - start
     slope = tl.load(Slope + head)
 
+    # the rows of this split
     lowest, stop = tl.maximum(start, 0), start + queries
     if CAUSAL:
         lowest = tl.maximum(lowest, j0)
-    each = tl.cdiv(tl.cdiv(tl.maximum(stop - lowest, 0), STEP), splits) * STEP
-    begin = lowest + split * each
-    stop = tl.minimum(begin + each, stop)
+    rows_per_split = tl.cdiv(tl.cdiv(tl.maximum(stop - lowest, 0), STEP), splits) * STEP
+    begin = lowest + split * rows_per_split
+    stop = tl.minimum(begin + rows_per_split, stop)
+
     step = tl.arange(0, STEP)
     dk = tl.zeros([COLUMNS, WIDE], tl.float32)
     dv = tl.zeros([COLUMNS, WIDE], tl.float32)
@@ -60,28 +62,30 @@ def sink_kernel(
             query_base, dout_base, q_t, d_t, Lse, Delta, row_base, i0, step, begin, stop,
             "linear", 0, DIM, WIDE, STEP,
         )  # fmt: skip
+
         score = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale2
-        seen = here[:, None]
+        pair_mask = key_mask[:, None]
         if CAUSAL:
-            seen = seen & (columns[:, None] <= rows[None, :])
-        score, factor = to_sinks(score, between(columns, rows, j0, i0), seen, slope, "linear", 0)
+            pair_mask = pair_mask & (columns[:, None] <= rows[None, :])
+        score, factor = weigh_sinks(score, signed_distance(columns, rows, j0, i0), pair_mask, slope, "linear", 0)
         dk, dv = key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, "linear", PRECISION)
+
     dims = tl.arange(0, WIDE)
     part = (split.to(tl.int64) * tl.num_programs(1) + sequence) * heads + head
-    to = (part * sinks + columns)[:, None] * DIM + dims[None, :]
-    kept = (columns < sinks)[:, None] & (dims < DIM)[None, :]
-    tl.store(PartDk + to, dk * scale, mask=kept)
-    tl.store(PartDv + to, dv, mask=kept)
+    target = (part * sinks + columns)[:, None] * DIM + dims[None, :]
+    store_mask = (columns < sinks)[:, None] & (dims < DIM)[None, :]
+    tl.store(PartDk + target, dk * scale, mask=store_mask)
+    tl.store(PartDv + target, dv, mask=store_mask)
 
 
 def splits_of(queries: int, programs: int) -> int:
-    """How many programs share these rows where so many are there already: as many as fill a GPU,
-    each with work."""
-    return max(1, min(queries // (FEWEST * ROWS), triton.cdiv(PROGRAMS, programs)))
+    """Number of programs that share the rows of each of `programs`: as many as fill a GPU, each
+    with at least MIN_TILES tiles of rows."""
+    return max(1, min(queries // (MIN_TILES * ROWS), triton.cdiv(MIN_PROGRAMS, programs)))
 
 
 def sink_constants(causal: bool, dim: int, dtype: torch.dtype) -> dict:
-    """What the kernel is compiled for, and how it is launched."""
+    """Constants and launch options of the kernel."""
     return {
         "CAUSAL": causal,
         "DIM": dim,
@@ -109,10 +113,16 @@ def sink_gradients(
     causal: bool,
     scale: float,
 ) -> torch.Tensor:
-    """(2, B, H, sinks, D) float32: dk and dv of the first tokens of each sequence, one for each
-    query head, 0 of those that it does not have. The last dimension of q, dout (B, H, Tq, D), k and
-    v (B, Hkv, Tk, D) is dense; lse and delta (B, H, Tq), `slope` (H,) for base-2 exponentials,
-    `geometry` as of `sequence_geometry`."""
+    """Returns dk and dv of the first tokens of each sequence, (2, B, H, sinks, D) float32.
+
+    Args:
+        q, dout: (B, H, Tq, D), and k, v: (B, Hkv, Tk, D), with dense last dimensions.
+        lse, delta: (B, H, Tq) float32.
+        slope: (H,), for base-2 exponentials.
+        geometry: as in `kernels.impl.triton.tiles.sequence_geometry`.
+        sinks: number of first tokens; a token that the sequence lacks gets 0.
+        causal, scale: of the call.
+    """
     batch, heads, queries, dim = q.shape
     fixed = sink_constants(causal, dim, q.dtype)
     tiles = triton.cdiv(sinks, fixed["COLUMNS"])

@@ -2,8 +2,8 @@
 program.
 
 A program takes the diagonal tile first, so that every row has a finite maximum from then on, and
-then only the tiles that some mask reaches. Heads that visit much and late tiles start first.
-Positions are tokens: padding moves pointers.
+then only the tiles that some mask reaches. Heads that visit many pairs and late tiles start first.
+Positions are tokens: padding moves the pointers.
 """
 
 import functools
@@ -13,143 +13,157 @@ import triton
 import triton.language as tl
 
 from kernels.impl.tables import LOG2E, Tables
-from kernels.impl.triton.causal import causal_forward, streams
+from kernels.impl.triton.causal import can_stream, causal_forward
 from kernels.impl.triton.launch import Launcher, constants, pointers, strides_of
-from kernels.impl.triton.tiles import absorb, clear_padding, load_pair, load_tile, row_of, sequence_geometry, sink_tile
+from kernels.impl.triton.tiles import (
+    absorb,
+    clear_padding,
+    load_pair,
+    load_tile,
+    row_pointer,
+    sequence_geometry,
+    sink_tile,
+)
 from kernels.impl.triton.weights import (
-    ANY,
-    HIDDEN,
     LN2,
+    MASKED_SCORE,
     SINK_STEP,
-    bounded,
+    UNSPECIALIZED,
     counts,
-    far,
-    near,
-    near_stages,
-    packed,
-    weights_of,
-    words_of,
+    diagonal_stages,
+    head_tables,
+    load_words,
+    needs_pair_mask,
+    spills_if_hoisted,
+    weigh_diagonal,
+    weigh_off_diagonal,
 )
 from kernels.methods.laws import Law
 
 
-@triton.jit(do_not_specialize=ANY)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def forward_kernel(
-    Q, K, V, Out, Lse, Geometry, Order, First, Last, Slope, Bias, Planes, Corners, Share,
+    Q, K, V, Out, Lse, Geometry, Order, First, Last, Slope, Bias, Bitplanes, PivotBlocks, ByteWeights,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,
     heads, group, queries, keys, padded, origin, reach, scale2,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, GAPS: tl.constexpr,
     DIM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
     ASM: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tiles of rows, batch, heads). Q, K, V, Out: strides of sequence, head and token in
-    elements, the last dimension dense; Lse (batch, heads, queries) dense. Geometry as in `sequence_geometry`.
-    The other pointers are those of `Tables`, `reach` the width of its bias, `padded` its N and
-    `origin` its first row."""
+    """Grid (tiles of rows, batch, heads). Q, K, V, Out come with strides of sequence, head and
+    token in elements; their last dimension is dense. Lse (batch, heads, queries) dense. Geometry:
+    as in `sequence_geometry`. The other pointers are those of `Tables`: `padded` its N, `origin`
+    its first row, `reach` the width of its bias."""
     sequence = tl.program_id(1).to(tl.int64)
     head = tl.load(Order + tl.program_id(2)).to(tl.int64)
-    start, tokens, lead, gap = sequence_geometry(Geometry, sequence, tl.num_programs(1), keys, GAPS)
-    held = SINKS + gap  # the first token after those left out
+    start, tokens, slot_offset, gap = sequence_geometry(Geometry, sequence, tl.num_programs(1), keys, GAPS)
+    first_kept = SINKS + gap  # the first token after the gap
     tile = tl.maximum(start, 0) // TILE + tl.num_programs(0) - 1 - tl.program_id(0)
     i0 = tile * TILE
     if i0 >= start + queries:
-        after = i0 - tl.cdiv(tl.maximum(start + queries, 0), TILE) * TILE
-        clear_padding(Out, Lse, sequence, head, heads, start, queries, after, o_b, o_h, o_t, DIM, WIDE, TILE)
+        begin = i0 - tl.cdiv(tl.maximum(start + queries, 0), TILE) * TILE
+        clear_padding(Out, Lse, sequence, head, heads, start, queries, begin, o_b, o_h, o_t, DIM, WIDE, TILE)
         return
-    place, step = tl.arange(0, TILE), tl.arange(0, STEP)
-    rows = i0 + place
-    mine = (rows >= start) & (rows < start + queries)
-    key_base = row_of(K, sequence, head // group, lead, k_b, k_h, k_t)
-    value_base = row_of(V, sequence, head // group, lead, v_b, v_h, v_t)
-    q = load_tile(row_of(Q, sequence, head, i0 - start, q_b, q_h, q_t), q_t, mine, DIM, WIDE, TILE)
 
-    first_of = First + head * padded - origin
-    lowest = tl.load(first_of + i0) // STEP * STEP
-    first = tl.load(first_of + rows)
+    # the rows, and the columns that each of them visits
+    offsets, step = tl.arange(0, TILE), tl.arange(0, STEP)
+    rows = i0 + offsets
+    row_mask = (rows >= start) & (rows < start + queries)
+    key_base = row_pointer(K, sequence, head // group, slot_offset, k_b, k_h, k_t)
+    value_base = row_pointer(V, sequence, head // group, slot_offset, v_b, v_h, v_t)
+    q = load_tile(row_pointer(Q, sequence, head, i0 - start, q_b, q_h, q_t), q_t, row_mask, DIM, WIDE, TILE)
+    head_first = First + head * padded - origin
+    lowest = tl.load(head_first + i0) // STEP * STEP
+    first = tl.load(head_first + rows)
     if GAPS:
-        lowest, first = tl.maximum(lowest, held // STEP * STEP), tl.maximum(first, held)
+        lowest, first = tl.maximum(lowest, first_kept // STEP * STEP), tl.maximum(first, first_kept)
     last = rows
     if not CAUSAL:
         last = tl.load(Last + head * padded - origin + rows)
-    slope, bias, share, planes, corner = weights_of(
-        head, tile - origin // TILE, Slope, Bias, Share, Planes, Corners, padded // TILE, reach, LAW, MASKS, TILE
-    )
+    slope, bias, byte_weights, bitplanes, pivot_block = head_tables(
+        head, tile - origin // TILE, Slope, Bias, ByteWeights, Bitplanes, PivotBlocks, padded // TILE, reach,
+        LAW, MASKS, TILE,
+    )  # fmt: skip
 
-    top = tl.full([TILE], HIDDEN, tl.float32)
-    total = tl.zeros([TILE], tl.float32)
+    row_max = tl.full([TILE], MASKED_SCORE, tl.float32)
+    row_sum = tl.zeros([TILE], tl.float32)
     acc = tl.zeros([TILE, WIDE], tl.float32)
 
     # the diagonal tile
-    for at in tl.range(0, TILE, STEP, num_stages=near_stages(LAW, MASKS), disable_licm=True):
+    for at in tl.range(0, TILE, STEP, num_stages=diagonal_stages(LAW, MASKS), disable_licm=True):
         columns = i0 + at + step
-        here = columns < tokens
-        if GAPS:  # slots of other keys, or of none
-            here = here & (columns >= held)
-        k, v = load_pair(key_base, value_base, k_t, v_t, i0 + at, here, DIM, WIDE, STEP)
-        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-        seen = here[None, :] & (columns[None, :] <= last[:, None]) & (columns[None, :] >= first[:, None])
-        score, factor = near(
-            score, rows, columns, seen, slope, bias, planes, share, i0, LAW, MASKS, TILE, ASM
-        )  # fmt: skip
-        acc, total, top = absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+        key_mask = columns < tokens
+        if GAPS:  # slots before the end of the gap hold other keys, or none
+            key_mask = key_mask & (columns >= first_kept)
+        k, v = load_pair(key_base, value_base, k_t, v_t, i0 + at, key_mask, DIM, WIDE, STEP)
 
-    # tiles before it: every key is a token, and none lies after a row
-    word, word_2 = words_of(corner, rows, LAW, MASKS, False)
-    for j0 in tl.range(lowest, i0, STEP, disable_licm=packed(LAW, MASKS, CAUSAL)):
-        columns = j0 + step
-        here = None
-        if GAPS:
-            here = columns >= held
-        k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, DIM, WIDE, STEP)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-        seen = columns[None, :] >= first[:, None]
-        score, factor = far(
-            score, rows, columns, seen, slope, bias, share, word, word_2, corner, i0, j0,
-            LAW, MASKS, True, bounded(SINKS, CAUSAL, GAPS), ASM,
+        pair_mask = key_mask[None, :] & (columns[None, :] <= last[:, None]) & (columns[None, :] >= first[:, None])
+        score, factor = weigh_diagonal(
+            score, rows, columns, pair_mask, slope, bias, bitplanes, byte_weights, i0, LAW, MASKS, TILE, ASM
         )  # fmt: skip
-        acc, total, top = absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+        acc, row_sum, row_max = absorb(acc, row_sum, row_max, score, factor, v, LAW, PRECISION)
+
+    # tiles before it: every key is a token, and no key lies after a row
+    word, word_2 = load_words(pivot_block, rows, LAW, MASKS, False)
+    for j0 in tl.range(lowest, i0, STEP, disable_licm=spills_if_hoisted(LAW, MASKS, CAUSAL)):
+        columns = j0 + step
+        key_mask = None
+        if GAPS:
+            key_mask = columns >= first_kept
+        k, v = load_pair(key_base, value_base, k_t, v_t, j0, key_mask, DIM, WIDE, STEP)
+
+        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+        pair_mask = columns[None, :] >= first[:, None]
+        score, factor = weigh_off_diagonal(
+            score, rows, columns, pair_mask, slope, bias, byte_weights, word, word_2, pivot_block, i0, j0,
+            LAW, MASKS, True, needs_pair_mask(SINKS, CAUSAL, GAPS), ASM,
+        )  # fmt: skip
+        acc, row_sum, row_max = absorb(acc, row_sum, row_max, score, factor, v, LAW, PRECISION)
 
     # tiles after it
     if not CAUSAL:
-        corner += 2 * MASKS
-        word, word_2 = words_of(corner, rows, LAW, MASKS, True)
+        pivot_block += 2 * MASKS
+        word, word_2 = load_words(pivot_block, rows, LAW, MASKS, True)
         highest = tl.minimum(tl.load(Last + head * padded - origin + i0 + TILE - 1), tokens - 1)
-        for j0 in tl.range(i0 + TILE, highest + 1, STEP, disable_licm=packed(LAW, MASKS, CAUSAL)):
+        for j0 in tl.range(i0 + TILE, highest + 1, STEP, disable_licm=spills_if_hoisted(LAW, MASKS, CAUSAL)):
             columns = j0 + step
-            here = columns < tokens
+            key_mask = columns < tokens
             if SINKS > 0:
-                here = here & (columns >= SINKS)
-            k, v = load_pair(key_base, value_base, k_t, v_t, j0, here, DIM, WIDE, STEP)
+                key_mask = key_mask & (columns >= SINKS)
+            k, v = load_pair(key_base, value_base, k_t, v_t, j0, key_mask, DIM, WIDE, STEP)
+
             score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-            seen = here[None, :] & (columns[None, :] <= last[:, None])
-            score, factor = far(
-                score, rows, columns, seen, slope, bias, share, word, word_2, corner, i0, j0,
+            pair_mask = key_mask[None, :] & (columns[None, :] <= last[:, None])
+            score, factor = weigh_off_diagonal(
+                score, rows, columns, pair_mask, slope, bias, byte_weights, word, word_2, pivot_block, i0, j0,
                 LAW, MASKS, False, True, ASM,
             )  # fmt: skip
-            acc, total, top = absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+            acc, row_sum, row_max = absorb(acc, row_sum, row_max, score, factor, v, LAW, PRECISION)
 
-    # the sinks: a row that saw nothing so far has a maximum of HIDDEN, which what it sees here
-    # wipes out
+    # the sinks: a row that has seen no key so far has a maximum of MASKED_SCORE, and the first sink
+    # wipes out its sums
     if SINKS > 0:
-        if GAPS:  # they lie before what is left out
+        if GAPS:  # sinks lie before the gap
             key_base += gap.to(tl.int64) * k_t
             value_base += gap.to(tl.int64) * v_t
-        of_head = tl.load(Slope + head)
+        head_slope = tl.load(Slope + head)
         for j0 in tl.range(0, SINKS, SINK_STEP, num_stages=1, disable_licm=True):
             k, v, score, factor = sink_tile(
-                q, key_base, value_base, k_t, v_t, rows, i0, j0, tokens, of_head, scale2,
+                q, key_base, value_base, k_t, v_t, rows, i0, j0, tokens, head_slope, scale2,
                 LAW, CAUSAL, MASKS, SINKS, DIM, WIDE, SINK_STEP, PRECISION,
             )  # fmt: skip
-            acc, total, top = absorb(acc, total, top, score, factor, v, LAW, PRECISION)
+            acc, row_sum, row_max = absorb(acc, row_sum, row_max, score, factor, v, LAW, PRECISION)
 
+    # normalise and store
     dims = tl.arange(0, WIDE)
-    total = tl.where(mine, total, 1.0)
-    to = row_of(Out, sequence, head, i0 - start, o_b, o_h, o_t) + place[:, None] * o_t + dims[None, :]
-    tl.store(to, (acc / total[:, None]).to(Out.dtype.element_ty), mask=mine[:, None] & (dims < DIM)[None, :])
-    lse = top + tl.log2(total)
+    row_sum = tl.where(row_mask, row_sum, 1.0)
+    target = row_pointer(Out, sequence, head, i0 - start, o_b, o_h, o_t) + offsets[:, None] * o_t + dims[None, :]
+    tl.store(target, (acc / row_sum[:, None]).to(Out.dtype.element_ty), mask=row_mask[:, None] & (dims < DIM)[None, :])
+    lse = row_max + tl.log2(row_sum)
     if counts(LAW):
         lse -= tl.log2(MASKS * 1.0)
-    tl.store(Lse + (sequence * heads + head) * queries + (rows - start), lse * LN2, mask=mine)
+    tl.store(Lse + (sequence * heads + head) * queries + (rows - start), lse * LN2, mask=row_mask)
 
 
 def forward(
@@ -161,15 +175,21 @@ def forward(
     *,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q (B, H, Tq, D), k and v (B, Hkv, Tk, D) with dense last dimensions, `geometry` as of
-    `kernels.impl.triton.tiles.sequence_geometry`, gaps causal only; `tables` for all queries.
+    """Computes attention on tables.
 
-    Returns out like q, and lse (B, H, Tq) float32; rows of padding give 0 and -inf.
+    Args:
+        q: (B, H, Tq, D), and k, v: (B, Hkv, Tk, D), with dense last dimensions.
+        tables: for all queries.
+        geometry: as in `kernels.impl.triton.tiles.sequence_geometry`; gaps in causal calls only.
+        scale: factor of the scores.
+
+    Returns:
+        out like q, and the log-sum-exp (B, H, Tq) float32; rows of padding give 0 and -inf.
     """
     batch, heads, queries, dim = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    if streams(q, k, v, tables=tables, gaps=len(geometry) == 3):
+    if can_stream(q, k, v, tables=tables, gaps=len(geometry) == 3):
         causal_forward(q, k, v, out, lse, tables, geometry, scale=scale)
         return out, lse
     strides, alike = strides_of(q, k, v, out, geometry=geometry)

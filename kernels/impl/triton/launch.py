@@ -1,5 +1,5 @@
-"""How the Triton kernels are launched: their arguments, and the constants, steps and warps they are
-compiled with."""
+"""How the Triton kernels are launched: their arguments, and the constants, steps and warps that
+they are compiled with."""
 
 import torch
 import triton
@@ -12,10 +12,15 @@ MIN_OPERAND = 16  # rows or columns of a matrix product's operand
 
 
 def pointers(tables: Tables, *, last: bool = True) -> list[torch.Tensor]:
-    """The tables in the order in which the kernels take them, those for causal calls alone without
-    `last`; one that the law does not need is never read."""
-    named = ("order", "first", *["last"] * last, "slope", "bias", "planes", "corners", "share")
-    return [getattr(tables, name) if getattr(tables, name).numel() else tables.first for name in named]
+    """Returns the tables in the order in which the kernels take them, without `last` for the
+    kernels of causal calls. `first` stands in for a table that the law does not need, and is not
+    read."""
+    ends = [tables.last] if last else []
+    needed = (
+        tables.order, tables.first, *ends, tables.slope, tables.bias, tables.bitplanes, tables.pivot_blocks,
+        tables.byte_weights,
+    )  # fmt: skip
+    return [x if x.numel() else tables.first for x in needed]
 
 
 MAX_GEOMETRIES = 64  # kept on a device
@@ -54,10 +59,10 @@ def geometry_on_device(geometry: tuple[tuple[int, ...], ...], device: torch.devi
 class Launcher:
     """A kernel and the constants that it is compiled for and launched with.
 
-    Triton looks at every argument of a launch to find what it has compiled, which on the host takes
-    longer than some kernels on the device. Launches that are `alike` on one device all get the
-    same: it is kept and launched directly. Alike are those whose pointers and strides are multiples
-    of 16; other numbers change nothing (`ANY`).
+    Triton inspects every argument of a launch to select a compilation, which on the host takes
+    longer than some kernels on the device. Launches that are `alike`, with pointers and strides
+    that are multiples of 16, use the same compilation on one device: it is kept and launched
+    directly. Other arguments change nothing (`UNSPECIALIZED`).
     """
 
     def __init__(self, kernel, **fixed):
@@ -68,28 +73,28 @@ class Launcher:
         self.compiled = {}
 
     def __call__(self, grid: tuple[int, ...], device: torch.device, *arguments, alike: bool = True) -> None:
-        found = self.compiled.get(device) if alike else None
-        if found is None or watched():
-            found = self.kernel[grid](*arguments, **self.fixed)
+        compiled = self.compiled.get(device) if alike else None
+        if compiled is None or watched():
+            compiled = self.kernel[grid](*arguments, **self.fixed)
             if alike and not INTERPRETED:
-                self.compiled[device] = found
+                self.compiled[device] = compiled
             return
         stream = triton.runtime.driver.active.get_current_stream(device.index)
         grid += (1,) * (3 - len(grid))
-        # as Triton launches it, without metadata and hooks for who looks on
-        known = (found.function, found.packed_metadata, None, None, None)
-        found.run(*grid, stream, *known, *arguments, *self.constants)
+        # as Triton launches it, without the metadata and hooks of a profiler
+        metadata = (compiled.function, compiled.packed_metadata, None, None, None)
+        compiled.run(*grid, stream, *metadata, *arguments, *self.constants)
 
 
 def watched() -> bool:
-    """Whether somebody looks on at every launch: a profiler of Triton's."""
+    """Whether a profiler of Triton hooks into every launch."""
     runtime = triton.knobs.runtime
     return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls)
 
 
 def strides_of(*tensors: torch.Tensor, geometry: torch.Tensor) -> tuple[list[int], bool]:
-    """Strides of all dimensions but the last, and whether launches with these tensors and geometry
-    are alike."""
+    """Returns the strides of all dimensions but the last, and whether launches with these tensors
+    and this geometry are alike (`Launcher`)."""
     strides: list[int] = []
     bits, largest = geometry.data_ptr(), 0
     for x in tensors:
@@ -106,9 +111,16 @@ def constants(
     kernel: str, law: Law, masks: int, sinks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int,
     gaps: bool = False,
 ) -> dict:  # fmt: skip
-    """What the kernel over tiles, "forward", "dq" or "dkdv", is compiled for, and how it is
-    launched; other kernels have a step and warps of their own. gaps: of the forward kernel, whether
-    keys leave out tokens."""
+    """Returns the constants and launch options of a kernel over tiles; other kernels choose step
+    and warps themselves.
+
+    Args:
+        kernel: "forward", "dq" or "dkdv".
+        law, masks, sinks: of the weights.
+        causal, dim, dtype: of the call.
+        tile: rows of a tile (`tile_of`).
+        gaps: whether tokens were evicted from the keys; the forward kernel only.
+    """
     return {
         "LAW": law.value,
         "CAUSAL": causal,
@@ -121,7 +133,7 @@ def constants(
         "PRECISION": precision_of(dtype),
         "ASM": not INTERPRETED,
         "num_warps": warps_of(kernel, dim, dtype, tile),
-        # what two words of masks that are summed in both directions would fetch ahead would spill
+        # prefetching would spill with two words of masks that are summed in both directions
         "num_stages": 1 if kernel == "dq" and law is Law.SUM and masks > WORD and not causal else 2,
         "enable_fp_fusion": True,  # the default changes with Triton's version
     }
@@ -130,9 +142,9 @@ def constants(
 def step_of(
     kernel: str, law: Law, masks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int, sinks: int, gaps: bool
 ) -> int:
-    """How much of the other side a program takes at a time: the whole tile where score, weights and
-    sums fit into the registers that two programs on a multiprocessor have, else a half or a quarter
-    of it."""
+    """Inner-loop step. The full tile if scores, weights and accumulators fit into the registers
+    available to two programs per multiprocessor; otherwise half or a quarter. Arguments as in
+    `constants`."""
     two_words = law.per_mask and masks > WORD
     if kernel != "forward":
         more = (law is Law.RAO_BLACKWELL or law.uses_lookup) and not causal
@@ -140,7 +152,7 @@ def step_of(
         more |= law is Law.DISTANCE and sinks > 0
         halvings = int(width_of(dim) > 64) + int(more)
     elif dtype == torch.float32 or tile == 64:
-        # a loop over sinks, which fewer would be no loop for
+        # whether there is a loop over sinks: for fewer, there is one step
         many = law is Law.RAO_BLACKWELL and sinks > 0 or law is Law.SUM and sinks > MIN_OPERAND
         more = law is Law.SUM and (not causal or many or gaps)
         halvings = int(dtype == torch.float32 or law.uses_lookup or two_words or not causal or gaps or many) + int(more)
@@ -150,9 +162,9 @@ def step_of(
 
 
 def warps_of(kernel: str, dim: int, dtype: torch.dtype, tile: int) -> int:
-    """4 where two programs shall share a multiprocessor. dk and dv take too many registers for that
-    on sm_90, and float32, which is not multiplied by the tensor cores, has all operands in
-    registers."""
+    """Warps per program: 4 if two programs share a multiprocessor. dk and dv take too many
+    registers for that on sm_90. Float32 products do not use the tensor cores, so that all operands
+    take registers."""
     backward = kernel != "forward" and width_of(dim) > 64
     if dtype == torch.float32:
         return 16 if backward else 8
@@ -160,18 +172,17 @@ def warps_of(kernel: str, dim: int, dtype: torch.dtype, tile: int) -> int:
 
 
 def width_of(dim: int) -> int:
-    """Columns of a tile that holds head dimension `dim`: tiles are powers of two, and a product
-    takes at least 16."""
+    """Columns of a tile for head dimension `dim`: a power of two, and at least MIN_OPERAND."""
     return max(MIN_OPERAND, triton.next_power_of_2(dim))
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """How products of this type are computed: TF32 would keep 10 bits of a float32."""
+    """`input_precision` of the products: TF32 would keep only 10 bits of a float32."""
     return "ieee" if dtype == torch.float32 else "tf32"
 
 
 def capability(q: torch.Tensor) -> int:
-    """Major compute capability of q's GPU, 0 where there is none."""
+    """Major compute capability of q's GPU, 0 on the CPU."""
     return _capability(q.device.index) if q.is_cuda else 0
 
 
@@ -181,7 +192,7 @@ def _capability(index: int) -> int:
 
 
 def tile_of(dtype: torch.dtype, capability: int) -> int:
-    """Rows of a tile: 64 are what wgmma wants; elsewhere they would spill, or not fit into shared
-    memory (capability 12), and of float32 not fit twice. The interpreter takes small tiles too, so
-    that short tests meet many of them."""
+    """Rows of a tile: 64, as wgmma needs, with capability 9 and 10. Elsewhere 64 rows would spill,
+    or not fit into shared memory (capability 12), and 64 rows of float32 would not fit twice. The
+    interpreter takes small tiles too, so that short tests cover many of them."""
     return 64 if capability in (9, 10) and dtype != torch.float32 else 32

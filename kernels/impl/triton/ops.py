@@ -1,12 +1,12 @@
 """Kernel `triton` as torch operators: torch.compile takes them whole, and autograd differentiates
 the forward pass.
 
-An operator knows tensors and plain numbers only, so weights come as `Numbers`, and what needs a
-look at numbers on the host happens inside. A call that neither traces nor differentiates goes past
-the operators: beside a launch their own Python counts. The tables are the result of an operator of
-their own: autograd holds them from forward to backward, and nothing else does. Triton launches on
-the current device: each operator makes that of its tensors the current one, for models that lie on
-several.
+An operator takes tensors and plain numbers only, so weights come as `PackedWeights`, and every look
+at numbers on the host happens inside the operator. A call that is neither traced nor differentiated
+bypasses the operators, whose Python takes time beside a launch. Building the tables is an operator
+of its own: autograd holds its results from forward to backward, and nothing else does. Triton
+launches on the current device: each operator makes the device of its tensors current, for models
+that are spread over several devices.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -20,15 +20,15 @@ from kernels.impl.triton.backward import backward
 from kernels.impl.triton.decode import decode
 from kernels.impl.triton.forward import forward
 from kernels.impl.triton.launch import geometry_on_device
-from kernels.impl.triton.numbers import Numbers, bias_on, numbers_on
+from kernels.impl.triton.packed import PackedWeights, bias_on_device, packed_on_device
 from kernels.impl.triton.tables import build
 from kernels.methods.laws import Law
 from kernels.methods.weights import Weights
 
 # a graph that torch captures would be replayed where it was captured: geometry on the host are not
 # read again
-UNSAFE = (torch.Tag.cudagraph_unsafe,)
-_HERE = nullcontext()
+GRAPH_UNSAFE = (torch.Tag.cudagraph_unsafe,)
+_NO_SWITCH = nullcontext()
 
 
 def tables_on_device(
@@ -37,27 +37,27 @@ def tables_on_device(
     """As `kernels.impl.tables.build_tables`, on a CUDA device or in Triton's interpreter.
 
     This is all that kernel="triton" computes from the masks before its forward pass: `order`,
-    `slope`, `share` and `bias` at the first call, the rest at every call: to time that apart, time
-    this function.
+    `slope`, `byte_weights` and `bias` at the first call, the rest at every call. Time this function
+    to time the tables apart from the forward pass.
     """
-    own = numbers_on(weights, device)
-    shape = (own.law.value, own.masks, own.sinks, origin, tokens, tile, causal)
+    packed = packed_on_device(weights, device)
+    shape = (packed.law.value, packed.masks, packed.sinks, origin, tokens, tile, causal)
     if tracing():
-        first, last, planes, corners = tables_op(own.numbers, *shape)
+        first, last, bitplanes, pivot_blocks = tables_op(packed.numbers, *shape)
     else:
-        with on(own.numbers):
-            first, last, planes, corners = build(own.numbers, own.law, *shape[1:]).values()
-    bias = bias_on(weights, whole_tiles(tokens, tile), own)
-    fixed = (own.law, tile, own.masks, own.sinks, origin)
-    return Tables(*fixed, first, last, own.order, own.slope, bias, planes, corners, own.share)
+        with on_device_of(packed.numbers):
+            first, last, bitplanes, pivot_blocks = build(packed.numbers, packed.law, *shape[1:]).values()
+    bias = bias_on_device(weights, whole_tiles(tokens, tile), packed)
+    fixed = (packed.law, tile, packed.masks, packed.sinks, origin)
+    return Tables(*fixed, first, last, packed.order, packed.slope, bias, bitplanes, pivot_blocks, packed.byte_weights)
 
 
 @torch.library.custom_op("positional_lsh::tables", mutates_args=())
 def tables_op(
     numbers: Tensor, law: str, masks: int, sinks: int, origin: int, tokens: int, tile: int, causal: bool
 ) -> list[Tensor]:
-    """`first`, `last`, `planes` and `corners` of `Tables` where `numbers` are."""
-    with on(numbers):
+    """`first`, `last`, `bitplanes` and `pivot_blocks` of `Tables`, on the device of `numbers`."""
+    with on_device_of(numbers):
         return list(build(numbers, Law(law), masks, sinks, origin, tokens, tile, causal).values())
 
 
@@ -66,12 +66,12 @@ def _(numbers, law, masks, sinks, origin, tokens, tile, causal):
     return list(empty_tables(Law(law), masks, origin, tokens, tile, causal, len(numbers), numbers.device).values())
 
 
-def fused(
+def attend_on_tables(
     q: Tensor, k: Tensor, v: Tensor, tables: Tables, geometry: CallGeometry, scale: float
 ) -> tuple[Tensor, Tensor]:
     """`kernels.impl.triton.forward.forward`, with gradients for q, k and v through out and through
     lse."""
-    if direct(q, k, v):
+    if needs_no_operator(q, k, v):
         return _forward(q, k, v, tables, geometry, scale)
     kind = (tables.law.value, tables.masks, tables.sinks, tables.tile, tables.origin)
     return forward_op(q, k, v, tables.tensors, torch.as_tensor(geometry), *kind, scale)
@@ -80,17 +80,17 @@ def fused(
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, tables: Tables, geometry: CallGeometry, scale: float
 ) -> tuple[Tensor, Tensor]:
-    with on(q):
-        on_device = geometry_tensor(geometry, q, k, tables.sinks)
-        return forward(dense(q), dense(k), dense(v), tables, on_device, scale=scale)
+    with on_device_of(q):
+        checked = geometry_tensor(geometry, q, k, tables.sinks)
+        return forward(dense(q), dense(k), dense(v), tables, checked, scale=scale)
 
 
-@torch.library.custom_op("positional_lsh::forward", mutates_args=(), tags=UNSAFE)
+@torch.library.custom_op("positional_lsh::forward", mutates_args=(), tags=GRAPH_UNSAFE)
 def forward_op(
     q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], geometry: Tensor, law: str, masks: int, sinks: int,
     tile: int, origin: int, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """out like q and lse (B, H, Tq) float32; geometry on the host are checked, those on a device are
+    """out like q and lse (B, H, Tq) float32. A geometry on the host is checked, one on a device is
     not."""
     return _forward(q, k, v, Tables(Law(law), tile, masks, sinks, origin, *tables), geometry, scale)
 
@@ -100,17 +100,17 @@ def _(q, k, v, tables, geometry, law, masks, sinks, tile, origin, scale):
     return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-@torch.library.custom_op("positional_lsh::backward", mutates_args=(), tags=UNSAFE)
+@torch.library.custom_op("positional_lsh::backward", mutates_args=(), tags=GRAPH_UNSAFE)
 def backward_op(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor, tables: list[Tensor],
     geometry: Tensor, law: str, masks: int, sinks: int, tile: int, origin: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients like q, k and v."""
     inputs = (dense(q), dense(k), dense(v), dense(out), lse, dense(dout), dlse)
-    held = Tables(Law(law), tile, masks, sinks, origin, *tables)
+    all_tables = Tables(Law(law), tile, masks, sinks, origin, *tables)
     pads, starts = geometry[:2].tolist()
-    with on(q):
-        return backward(*inputs, held, pads, starts, scale)
+    with on_device_of(q):
+        return backward(*inputs, all_tables, pads, starts, scale)
 
 
 @backward_op.register_fake
@@ -132,31 +132,32 @@ def _differentiate(ctx, dout, dlse):
 forward_op.register_autograd(_differentiate, setup_context=_keep)
 
 
-def decoded(
-    q: Tensor, k: Tensor, v: Tensor, numbers: Numbers, bias: Tensor, geometry: CallGeometry, scale: float
+def attend_decoding(
+    q: Tensor, k: Tensor, v: Tensor, packed: PackedWeights, bias: Tensor, geometry: CallGeometry, scale: float
 ) -> tuple[Tensor, Tensor]:
     """`kernels.impl.triton.decode.decode`."""
-    if direct(q, k, v):
-        return _decode(q, k, v, numbers, bias, geometry, scale)
-    tensors = [numbers.numbers, numbers.order, numbers.slope, numbers.share]
-    return decode_op(q, k, v, tensors, bias, torch.as_tensor(geometry), **numbers.kind, scale=scale)
+    if needs_no_operator(q, k, v):
+        return _decode(q, k, v, packed, bias, geometry, scale)
+    tensors = [packed.numbers, packed.order, packed.slope, packed.byte_weights]
+    return decode_op(q, k, v, tensors, bias, torch.as_tensor(geometry), **packed.kind, scale=scale)
 
 
 def _decode(
-    q: Tensor, k: Tensor, v: Tensor, numbers: Numbers, bias: Tensor, geometry: CallGeometry, scale: float
+    q: Tensor, k: Tensor, v: Tensor, packed: PackedWeights, bias: Tensor, geometry: CallGeometry, scale: float
 ) -> tuple[Tensor, Tensor]:
-    with on(q):
-        on_device = geometry_tensor(geometry, q, k, numbers.sinks)
-        return decode(dense(q), dense(k), dense(v), numbers, bias, on_device, scale=scale)
+    with on_device_of(q):
+        checked = geometry_tensor(geometry, q, k, packed.sinks)
+        return decode(dense(q), dense(k), dense(v), packed, bias, checked, scale=scale)
 
 
-@torch.library.custom_op("positional_lsh::decode", mutates_args=(), tags=UNSAFE)
+@torch.library.custom_op("positional_lsh::decode", mutates_args=(), tags=GRAPH_UNSAFE)
 def decode_op(
     q: Tensor, k: Tensor, v: Tensor, numbers: list[Tensor], bias: Tensor, geometry: Tensor, law: str, masks: int,
     sinks: int, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The same for a few causal rows, without gradients; `numbers`: the tensors of `Numbers`."""
-    return _decode(q, k, v, Numbers(Law(law), masks, sinks, *numbers), bias, geometry, scale)
+    """As `forward_op` for a few causal rows, without gradients; `numbers`: the tensors of
+    `PackedWeights`."""
+    return _decode(q, k, v, PackedWeights(Law(law), masks, sinks, *numbers), bias, geometry, scale)
 
 
 @decode_op.register_fake
@@ -164,28 +165,29 @@ def _(q, k, v, numbers, bias, geometry, law, masks, sinks, scale):
     return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-def direct(*inputs: Tensor) -> bool:
-    """Whether a call needs no operator: no graph is traced, and no gradient wanted."""
+def needs_no_operator(*inputs: Tensor) -> bool:
+    """Whether a call may bypass the operators: it is neither traced nor differentiated."""
     if tracing() or not all(type(x) is Tensor for x in inputs):
         return False
     return not (torch.is_grad_enabled() and any(x.requires_grad for x in inputs))
 
 
 def geometry_tensor(geometry: CallGeometry, q: Tensor, k: Tensor, sinks: int) -> Tensor:
-    """CallGeometry as a kernel takes them, where q is; those on the host are checked."""
+    """The geometry as a kernel takes it, on q's device. Raises ValueError if it is known on the
+    host and does not fit."""
     if isinstance(geometry, Tensor) and geometry.device.type != "cpu":
         return geometry.to(q.device, torch.int32).contiguous()
     pads, starts, gaps = check_geometry(geometry, q.shape[2], k.shape[2], sinks)
     return geometry_on_device((pads, starts, gaps) if any(gaps) else (pads, starts), q.device)
 
 
-def on(tensor: Tensor) -> AbstractContextManager:
-    """Makes the tensor's device the current one, on which Triton launches."""
+def on_device_of(tensor: Tensor) -> AbstractContextManager:
+    """A context in which the tensor's device is the current one, on which Triton launches."""
     if not tensor.is_cuda or torch.cuda.current_device() == tensor.device.index:
-        return _HERE
+        return _NO_SWITCH
     return torch.cuda.device(tensor.device)
 
 
 def dense(x: Tensor) -> Tensor:
-    """x with a dense last dimension, as the kernels want it."""
+    """x with a dense last dimension, as the kernels need it."""
     return x if x.stride(-1) == 1 else x.contiguous()

@@ -1,12 +1,12 @@
 """The tables of `kernels.impl.tables` built by one Triton kernel: a program for each head and block
 of rows, a thread for each row, which takes the masks one after the other.
 
-Positions are float64, and the blocks' edges those of `kernels.methods.masks`, bit by bit: two
-kernels that disagree on an edge attend to different pairs. Dividing by the width at every row and
-mask would take most of the time, so the kernel first multiplies by its reciprocal and keeps an eye
-on numbers so close to a whole one that rounding could decide. Where it meets one, it takes all
-masks again, by the very operations of `kernels.methods.masks`. It is compiled without contraction:
-a product and a sum in one rounding are other numbers.
+Positions are float64, and the edges of blocks equal those of `kernels.methods.masks` bit by bit:
+two kernels that disagree on an edge attend to different pairs. A division by the width for every
+row and mask would take most of the time, so the kernel first multiplies by the reciprocal, and
+notes numbers so close to a whole number that rounding could decide. If it meets one, it repeats all
+masks by the exact operations of `kernels.methods.masks`. It is compiled without contraction: a
+fused multiply-add rounds differently.
 """
 
 import functools
@@ -17,15 +17,15 @@ import triton.language as tl
 
 from kernels.impl.tables import empty_tables
 from kernels.impl.triton.launch import Launcher
-from kernels.impl.triton.weights import ANY, counts, tile_depth
+from kernels.impl.triton.weights import UNSPECIALIZED, counts, tile_depth
 from kernels.methods.laws import Law
-from kernels.methods.masks import DOUBT
+from kernels.methods.masks import EDGE_TOLERANCE
 
-LANES = tl.constexpr(32)  # masks of a word
+LANES = tl.constexpr(32)  # masks in a word
 FARTHEST = tl.constexpr(2147483647)
-BLOCK = 256  # rows of a program
-NEAR_EDGE = tl.constexpr(DOUBT)
-# a quotient and a product with the reciprocal differ by at most three roundings, of 2^-53 each
+BLOCK = 256  # rows per program
+NEAR_EDGE = tl.constexpr(EDGE_TOLERANCE)
+# a quotient and a product with the reciprocal differ by at most three roundings of 2^-53 each
 NEAR_WHOLE = tl.constexpr(2.0**-50)
 
 
@@ -36,20 +36,19 @@ def bucket_of(position, width, shift):
 
 
 @triton.jit
-def grid_of(Numbers, head, masks, GRID: tl.constexpr):
-    """Of a head's grid, as of `Masks.grid`: tokens of a cell, first token of one, and where its
-    middle lies."""
+def grid_of(Packed, head, masks, GRID: tl.constexpr):
+    """A head's grid (`Masks.grid`): tokens per cell, first token of one cell, and its middle."""
     size, begin, middle = 1.0, 0.0, 0.0
     if GRID:
-        at = Numbers + (head + 1) * (1 + 4 * masks + 3) - 3
+        at = Packed + (head + 1) * (1 + 4 * masks + 3) - 3
         size, begin = tl.load(at), tl.load(at + 1)
         middle = begin + tl.load(at + 2)
     return size, begin, middle
 
 
 @triton.jit
-def standing_for(positions, size, begin, middle, GRID: tl.constexpr):
-    """The positions whose buckets are those of whole `positions`: with a grid the middles of their
+def representative_of(positions, size, begin, middle, GRID: tl.constexpr):
+    """The positions whose buckets the tokens at `positions` get: with a grid, the middles of their
     cells."""
     if GRID:
         positions = tl.floor((positions - begin) / size) * size + middle
@@ -58,8 +57,8 @@ def standing_for(positions, size, begin, middle, GRID: tl.constexpr):
 
 @triton.jit
 def corrected(edge, bucket, width, shift, size, middle, GRID: tl.constexpr):
-    """The first whole position, or with a grid the first cell, of these buckets, `edge` or next to
-    it: as `bucket_of` has it, however `edge` was rounded."""
+    """The first whole position, or with a grid the first cell, of the buckets: `edge` or a
+    neighbour, consistent with `bucket_of` however `edge` was rounded."""
     edge = edge - 1.0
     for _ in tl.static_range(2):
         position = edge
@@ -70,9 +69,10 @@ def corrected(edge, bucket, width, shift, size, middle, GRID: tl.constexpr):
 
 
 @triton.jit
-def edge_of(bucket, width, shift, size, begin, middle, doubt, GRID: tl.constexpr, EXACT: tl.constexpr):
-    """The first whole positions of one mask's buckets, and whether any number so far was in doubt;
-    EXACT: as `bucket_of` has them, however the edges were rounded."""
+def edge_of(bucket, width, shift, size, begin, middle, doubtful, GRID: tl.constexpr, EXACT: tl.constexpr):
+    """Returns the first whole positions of one mask's buckets, and whether rounding could have
+    decided any number so far. EXACT: consistent with `bucket_of`, however the edges were
+    rounded."""
     edge = bucket * width + shift
     if GRID:  # in cells
         edge = (edge - middle) / size
@@ -80,113 +80,124 @@ def edge_of(bucket, width, shift, size, begin, middle, doubt, GRID: tl.constexpr
     if EXACT:
         first = corrected(first, bucket, width, shift, size, middle, GRID)
     else:
-        doubt = doubt | (first - edge <= NEAR_EDGE) | (first - edge >= 1.0 - NEAR_EDGE)
+        doubtful = doubtful | (first - edge <= NEAR_EDGE) | (first - edge >= 1.0 - NEAR_EDGE)
     if GRID:
         first = first * size + begin
-    return first, doubt
+    return first, doubtful
 
 
 @triton.jit
 def fill_block(
-    Numbers, First, Last, Planes, Corners, head, masks, padded, origin, tokens, sinks, row, here, doubt,
+    Packed, First, Last, Bitplanes, PivotBlocks, head, masks, padded, origin, tokens, sinks, row, row_mask,
+    doubtful,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, TILE: tl.constexpr, WORDS: tl.constexpr, GRID: tl.constexpr,
     EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Write the tables of the rows `row` rows after `origin`, of which those are there that are
-    `here`. Returns `doubt`, true where rounding could have decided."""
-    place, tile = row % TILE, head * (padded // TILE) + row // TILE
-    i0 = origin + row - place
+    """Writes the tables of the rows origin + `row` within `row_mask`. Returns `doubtful`, true
+    where rounding could have decided."""
+    offsets, tile = row % TILE, head * (padded // TILE) + row // TILE
+    i0 = origin + row - offsets
     rows = (origin + row).to(tl.float64)
     columns = 1 + 4 * masks + (3 if GRID else 0)
     first = tl.full(row.shape, FARTHEST, tl.float64)
     last = tl.zeros(row.shape, tl.float64)
     if masks == 0:
-        reach = tl.load(Numbers + head * 2 + 1)
-        first, last = rows - reach, rows + reach
-    of_head = Numbers + head * columns + 1
-    size, begin, middle = grid_of(Numbers, head, masks, GRID)
-    standing = standing_for(rows, size, begin, middle, GRID)
-    pivot = here & ((place == 0) | (place == TILE - 1))
-    corner = Corners + (tile * 4 + tl.where(place == 0, 0, 2)) * masks
+        farthest = tl.load(Packed + head * 2 + 1)
+        first, last = rows - farthest, rows + farthest
+    head_numbers = Packed + head * columns + 1
+    size, begin, middle = grid_of(Packed, head, masks, GRID)
+    representative = representative_of(rows, size, begin, middle, GRID)
+    pivot = row_mask & ((offsets == 0) | (offsets == TILE - 1))
+    pivot_block = PivotBlocks + (tile * 4 + tl.where(offsets == 0, 0, 2)) * masks
+
     for word in tl.static_range(WORDS):
         p0, p1, p2 = tl.zeros(row.shape, tl.int32), tl.zeros(row.shape, tl.int32), tl.zeros(row.shape, tl.int32)
         p3, p4, p5 = p0, p0, p0
         for s in range(word * LANES, tl.minimum(masks, word * LANES + LANES) if counts(LAW) else masks):
-            width, shift = tl.load(of_head + s), tl.load(of_head + masks + s)
+            width, shift = tl.load(head_numbers + s), tl.load(head_numbers + masks + s)
+            # the row's bucket
             if EXACT:
-                own = bucket_of(standing, width, shift)
+                bucket = bucket_of(representative, width, shift)
             else:
-                quotient = (standing - shift) * tl.load(of_head + 3 * masks + s)
-                own = tl.floor(quotient)
+                quotient = (representative - shift) * tl.load(head_numbers + 3 * masks + s)
+                bucket = tl.floor(quotient)
                 margin = tl.abs(quotient) * NEAR_WHOLE
-                doubt = doubt | (quotient - own <= margin) | (quotient - own >= 1.0 - margin)
-            start, doubt = edge_of(own, width, shift, size, begin, middle, doubt, GRID, EXACT)
+                doubtful = doubtful | (quotient - bucket <= margin) | (quotient - bucket >= 1.0 - margin)
+
+            # its block: start, and end where it is needed
+            start, doubtful = edge_of(bucket, width, shift, size, begin, middle, doubtful, GRID, EXACT)
             start = tl.maximum(start, 0.0)
             first = tl.minimum(first, start)
             if counts(LAW) or not CAUSAL:
-                end, doubt = edge_of(own + 1.0, width, shift, size, begin, middle, doubt, GRID, EXACT)
+                end, doubtful = edge_of(bucket + 1.0, width, shift, size, begin, middle, doubtful, GRID, EXACT)
                 last = tl.maximum(last, end - 1.0)
+
+            # the bits of the block's rank within the tile, and the pivots' blocks
             if counts(LAW):
-                starting = start.to(tl.int32)
-                code = tl.maximum(starting - i0, 0)
+                block_start = start.to(tl.int32)
+                rank = tl.maximum(block_start - i0, 0)
                 bit = tl.full([1], 1, tl.int32) << (s - word * LANES)
-                p0 |= tl.where((code & 1) != 0, bit, 0)
-                p1 |= tl.where((code & 2) != 0, bit, 0)
-                p2 |= tl.where((code & 4) != 0, bit, 0)
-                p3 |= tl.where((code & 8) != 0, bit, 0)
-                p4 |= tl.where((code & 16) != 0, bit, 0)
-                p5 |= tl.where((code & 32) != 0, bit, 0)
-                tl.store(corner + s, tl.maximum(starting, sinks if CAUSAL else 0), mask=pivot)
-                tl.store(corner + masks + s, tl.minimum(end, FARTHEST).to(tl.int32), mask=pivot)
+                p0 |= tl.where((rank & 1) != 0, bit, 0)
+                p1 |= tl.where((rank & 2) != 0, bit, 0)
+                p2 |= tl.where((rank & 4) != 0, bit, 0)
+                p3 |= tl.where((rank & 8) != 0, bit, 0)
+                p4 |= tl.where((rank & 16) != 0, bit, 0)
+                p5 |= tl.where((rank & 32) != 0, bit, 0)
+                tl.store(pivot_block + s, tl.maximum(block_start, sinks if CAUSAL else 0), mask=pivot)
+                tl.store(pivot_block + masks + s, tl.minimum(end, FARTHEST).to(tl.int32), mask=pivot)
+
         if counts(LAW):
             DEPTH: tl.constexpr = tile_depth(TILE)
-            plane = Planes + (tile * WORDS + word) * (DEPTH * TILE) + place
-            tl.store(plane, p0, mask=here)
-            tl.store(plane + TILE, p1, mask=here & (DEPTH > 1))
-            tl.store(plane + 2 * TILE, p2, mask=here & (DEPTH > 2))
-            tl.store(plane + 3 * TILE, p3, mask=here & (DEPTH > 3))
-            tl.store(plane + 4 * TILE, p4, mask=here & (DEPTH > 4))
-            tl.store(plane + 5 * TILE, p5, mask=here & (DEPTH > 5))
-    tl.store(First + head * padded + row, tl.maximum(first, sinks).to(tl.int32), mask=here)
+            bitplane = Bitplanes + (tile * WORDS + word) * (DEPTH * TILE) + offsets
+            tl.store(bitplane, p0, mask=row_mask)
+            tl.store(bitplane + TILE, p1, mask=row_mask & (DEPTH > 1))
+            tl.store(bitplane + 2 * TILE, p2, mask=row_mask & (DEPTH > 2))
+            tl.store(bitplane + 3 * TILE, p3, mask=row_mask & (DEPTH > 3))
+            tl.store(bitplane + 4 * TILE, p4, mask=row_mask & (DEPTH > 4))
+            tl.store(bitplane + 5 * TILE, p5, mask=row_mask & (DEPTH > 5))
+
+    tl.store(First + head * padded + row, tl.maximum(first, sinks).to(tl.int32), mask=row_mask)
     if not CAUSAL:
-        tl.store(Last + head * padded + row, tl.minimum(last, tokens - 1).to(tl.int32), mask=here)
-    return doubt
+        tl.store(Last + head * padded + row, tl.minimum(last, tokens - 1).to(tl.int32), mask=row_mask)
+    return doubtful
 
 
-@triton.jit(do_not_specialize=ANY)
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def tables_kernel(
-    Numbers, First, Last, Planes, Corners, masks, padded, origin, tokens, sinks,
+    Packed, First, Last, Bitplanes, PivotBlocks, masks, padded, origin, tokens, sinks,
     LAW: tl.constexpr, CAUSAL: tl.constexpr, TILE: tl.constexpr, WORDS: tl.constexpr, GRID: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of rows, heads). Numbers as of `kernels.impl.triton.numbers`. The rest are
-    `Tables` of `padded` rows: those that the law does not need are never written. WORDS: of the
-    masks where the law counts, else 1."""
+    """Grid (blocks of rows, heads). Packed: `Weights.pack`. The other pointers are those of
+    `Tables` with `padded` rows; a table that the law does not need is never written. WORDS: number
+    of words if the law counts masks, else 1."""
     head = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    here = row < padded
-    doubt = fill_block(
-        Numbers, First, Last, Planes, Corners, head, masks, padded, origin, tokens, sinks, row, here, row < 0,
+    row_mask = row < padded
+    doubtful = fill_block(
+        Packed, First, Last, Bitplanes, PivotBlocks, head, masks, padded, origin, tokens, sinks, row, row_mask,
+        row < 0,
         LAW, CAUSAL, TILE, WORDS, GRID, False,
     )  # fmt: skip
-    if tl.max(doubt.to(tl.int32)) > 0:
+    if tl.max(doubtful.to(tl.int32)) > 0:
         fill_block(
-            Numbers, First, Last, Planes, Corners, head, masks, padded, origin, tokens, sinks, row, here, doubt,
+            Packed, First, Last, Bitplanes, PivotBlocks, head, masks, padded, origin, tokens, sinks, row, row_mask,
+            doubtful,
             LAW, CAUSAL, TILE, WORDS, GRID, True,
         )  # fmt: skip
 
 
-# one rounding for each operation, as torch has it
+# one rounding for each operation, as in torch
 LAUNCH = {"num_warps": 8, "enable_fp_fusion": False}
 
 
-def gridded(numbers: torch.Tensor, masks: int) -> bool:
-    """Whether the numbers of the weights end with those of grids."""
+def has_grid(numbers: torch.Tensor, masks: int) -> bool:
+    """Whether the packed numbers of the weights include a grid."""
     return masks > 0 and numbers.shape[1] > 1 + 4 * masks
 
 
 def table_constants(law: Law, masks: int, causal: bool, tile: int, grid: bool = False) -> dict:
-    """What the kernel is compiled for, and how it is launched."""
+    """Constants and launch options of the kernel."""
     words = triton.cdiv(masks, LANES.value) if law.per_mask else 1
     return {"LAW": law.value, "CAUSAL": causal, "TILE": tile, "WORDS": words, "GRID": grid, "BLOCK": BLOCK} | LAUNCH
 
@@ -199,14 +210,21 @@ def _launcher(law: Law, masks: int, causal: bool, tile: int, grid: bool) -> Laun
 def build(
     numbers: torch.Tensor, law: Law, masks: int, sinks: int, origin: int, tokens: int, tile: int, causal: bool
 ) -> dict[str, torch.Tensor]:
-    """`first`, `last`, `planes` and `corners` of `Tables` where `numbers` are, which are as in
-    `tables_kernel`."""
-    held = empty_tables(law, masks, origin, tokens, tile, causal, len(numbers), numbers.device)
-    first = held["first"]
+    """Returns `first`, `last`, `bitplanes` and `pivot_blocks` of `Tables`, on the device of
+    `numbers`.
+
+    Args:
+        numbers: `Weights.pack`.
+        law, masks, sinks: of the weights.
+        origin, tokens, tile, causal: as in `kernels.impl.tables.build_tables`.
+    """
+    tables = empty_tables(law, masks, origin, tokens, tile, causal, len(numbers), numbers.device)
+    first = tables["first"]
     heads, padded = first.shape
-    last, planes, corners = (held[x] if held[x].numel() else first for x in ("last", "planes", "corners"))
-    _launcher(law, masks, causal, tile, gridded(numbers, masks))(
+    # the first table stands in for a table that the law does not need, and is not written
+    pointers = [tables[x] if tables[x].numel() else first for x in ("last", "bitplanes", "pivot_blocks")]
+    _launcher(law, masks, causal, tile, has_grid(numbers, masks))(
         (triton.cdiv(padded, BLOCK), heads), numbers.device,
-        numbers, first, last, planes, corners, masks, padded, origin, tokens, sinks,
+        numbers, first, *pointers, masks, padded, origin, tokens, sinks,
     )  # fmt: skip
-    return held
+    return tables

@@ -1,13 +1,17 @@
-"""What the Triton kernels share: how they weigh a tile's pairs by `kernels.impl.tables`."""
+"""How the Triton kernels weigh the pairs of a tile, from the tables of `kernels.impl.tables`.
+
+Scores are in base 2. A law either adds the bias to the score, or keeps the score and multiplies its
+exponential by a factor (`scales`). With "count" and "sum" the factor is S times the weight.
+"""
 
 import triton
 import triton.language as tl
 
-HIDDEN = tl.constexpr(-1.0e30)  # score of a pair that is not visited: finite, so that no difference of scores is NaN
-# arguments whose value changes nothing in the code: no compilation of its own for an even length,
-# or a single head
-ANY = ("heads", "group", "queries", "keys", "reach", "masks", "number", "tokens", "sinks", "splits")
-# whether Triton runs kernels in its interpreter (TRITON_INTERPRET=1 when they are imported)
+MASKED_SCORE = tl.constexpr(-1.0e30)  # of a pair that is not visited: finite, so that no difference of scores is NaN
+# arguments that Triton does not specialize for, since their value changes nothing in the code: no
+# further compilation for an even length or a single head
+UNSPECIALIZED = ("heads", "group", "queries", "keys", "reach", "masks", "number", "tokens", "sinks", "splits")
+# whether Triton runs kernels in its interpreter (TRITON_INTERPRET=1 at the import of this module)
 INTERPRETED = triton.knobs.runtime.interpret
 LN2 = tl.constexpr(0.6931471805599453)
 SINK_STEP = tl.constexpr(16)  # sinks at a time: the least that a product takes, since more would take more registers
@@ -15,8 +19,8 @@ SINK_STEP = tl.constexpr(16)  # sinks at a time: the least that a product takes,
 
 @triton.jit
 def popcount(x, ASM: tl.constexpr):
-    """Bits set in each int32: one instruction on the device; arithmetic in the interpreter, which
-    knows no assembly."""
+    """Number of bits set in each int32. ASM: one instruction; without it, arithmetic for the
+    interpreter."""
     if ASM:
         return tl.inline_asm_elementwise("popc.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1)
     x = x - ((x >> 1) & 0x55555555)
@@ -28,8 +32,8 @@ def popcount(x, ASM: tl.constexpr):
 
 @triton.jit
 def gather(table, index, ASM: tl.constexpr):
-    """Numbers (float32) of a table at each index, read where they are used: the pipeliner would
-    copy what `tl.load` reads into shared memory beforehand, for every pair of a tile."""
+    """Entries (float32) of a table at each index, read when they are used: the pipeliner would copy
+    the reads of `tl.load` into shared memory beforehand, for every pair of a tile."""
     if ASM:
         return tl.inline_asm_elementwise(
             "ld.global.nc.f32 $0, [$1];", "=f,l", [table + index], dtype=tl.float32, is_pure=True, pack=1
@@ -39,192 +43,201 @@ def gather(table, index, ASM: tl.constexpr):
 
 
 @triton.jit
-def holding(corner, positions, WORD: tl.constexpr, MASKS: tl.constexpr, STARTING: tl.constexpr):
-    """Word of masks whose pivot block starts at or before each position (STARTING), or ends after
-    it. `corner`: the starts, then the ends."""
+def pivot_words(pivot_block, positions, WORD: tl.constexpr, MASKS: tl.constexpr, STARTING: tl.constexpr):
+    """Bitmask of the masks whose pivot block starts at or before each position (STARTING), or ends
+    after it. `pivot_block`: pointer to the starts, followed by the ends."""
     lane = WORD * 32 + tl.arange(0, 32)
-    one = tl.full([32], 1, tl.int32) << tl.arange(0, 32)
+    bit = tl.full([32], 1, tl.int32) << tl.arange(0, 32)
     if STARTING:
-        held = tl.load(corner + lane, mask=lane < MASKS, other=2147483647)[None, :] <= positions[:, None]
+        covered = tl.load(pivot_block + lane, mask=lane < MASKS, other=2147483647)[None, :] <= positions[:, None]
     else:
-        held = tl.load(corner + MASKS + lane, mask=lane < MASKS, other=0)[None, :] > positions[:, None]
-    return tl.sum(tl.where(held, one[None, :], 0), 1)
+        covered = tl.load(pivot_block + MASKS + lane, mask=lane < MASKS, other=0)[None, :] > positions[:, None]
+    return tl.sum(tl.where(covered, bit[None, :], 0), 1)
 
 
 @triton.jit
-def words_of(corner, positions, LAW: tl.constexpr, MASKS: tl.constexpr, STARTING: tl.constexpr):
-    """The two words of `holding` where the law counts and there are so many masks; else anything of
-    that shape."""
+def load_words(pivot_block, positions, LAW: tl.constexpr, MASKS: tl.constexpr, STARTING: tl.constexpr):
+    """`pivot_words` of the first and the next 32 masks, if the law counts masks and there are that
+    many; otherwise placeholders of the same shape."""
     word, word_2 = positions, positions
     if counts(LAW):
-        word = holding(corner, positions, 0, MASKS, STARTING)
+        word = pivot_words(pivot_block, positions, 0, MASKS, STARTING)
         if MASKS > 32:
-            word_2 = holding(corner, positions, 1, MASKS, STARTING)
+            word_2 = pivot_words(pivot_block, positions, 1, MASKS, STARTING)
     return word, word_2
 
 
 @triton.jit
-def weights_of(
-    head, tile, Slope, Bias, Share, Planes, Corners, tiles, reach,
+def head_tables(
+    head, tile, Slope, Bias, ByteWeights, Bitplanes, PivotBlocks, tiles, reach,
     LAW: tl.constexpr, MASKS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Of a head's tables, so many `tiles` long: slope, pointers to bias and shares, and to planes
-    and corners of a tile."""
+    """Returns a head's slope and pointers to its bias and byte weights, and to the bitplanes and
+    pivot blocks of one tile. `tiles`: number of tiles in the tables; `reach`: width of the bias."""
     slope = 0.0
     if (LAW == "linear") or (LAW == "rb"):
         slope = tl.load(Slope + head)
     words: tl.constexpr = (MASKS + 31) // 32
     at = head * tiles + tile
-    planes, corner = Planes + at * (words * tile_depth(TILE) * TILE), Corners + at * (4 * MASKS)
-    return slope, Bias + head * reach, Share + head * (words * 4 * 256), planes, corner
+    bitplanes, pivot_block = Bitplanes + at * (words * tile_depth(TILE) * TILE), PivotBlocks + at * (4 * MASKS)
+    return slope, Bias + head * reach, ByteWeights + head * (words * 4 * 256), bitplanes, pivot_block
 
 
 @triton.jit
-def weigh(word, share, LAW: tl.constexpr, MASKS: tl.constexpr, WORD: tl.constexpr, ASM: tl.constexpr):
-    """S times the weight of each pair from the word of masks that hold it: their number, or the sum
-    of their shares."""
+def word_weights(word, byte_weights, LAW: tl.constexpr, MASKS: tl.constexpr, WORD: tl.constexpr, ASM: tl.constexpr):
+    """S times the weight of each pair, from the bitmask of the masks that cover it: their number,
+    or the sum of their weights."""
     if LAW == "count":
         return popcount(word, ASM).to(tl.float32)
     total = tl.zeros(word.shape, tl.float32)
     for byte in tl.static_range((min(32, MASKS - WORD * 32) + 7) // 8):
-        total += gather(share + (WORD * 4 + byte) * 256, (word >> (8 * byte)) & 255, ASM)
+        total += gather(byte_weights + (WORD * 4 + byte) * 256, (word >> (8 * byte)) & 255, ASM)
     return total
 
 
 @triton.jit
-def weigh_near(
-    planes, rows, columns, share,
+def diagonal_word_weights(
+    bitplanes, rows, columns, byte_weights,
     LAW: tl.constexpr, MASKS: tl.constexpr, TILE: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """S times the weight of pairs of one tile, `rows` and `columns` counted within it, `planes`
-    where its own begin."""
+    """S times the weight of the pairs of one diagonal tile. `rows` and `columns` count from the
+    tile's first token; `bitplanes` points to the tile's planes."""
     WORDS: tl.constexpr = (MASKS + 31) // 32
     DEPTH: tl.constexpr = tile_depth(TILE)
     total = tl.zeros([rows.shape[0], columns.shape[0]], tl.float32)
+
     for word in tl.static_range(WORDS):
-        apart = tl.zeros([rows.shape[0], columns.shape[0]], tl.int32)
+        # masks in which the ranks of row and column differ in some bit
+        differing = tl.zeros([rows.shape[0], columns.shape[0]], tl.int32)
         for k in tl.static_range(DEPTH):
-            plane = planes + (word * DEPTH + k) * TILE
-            apart = apart | (tl.load(plane + rows)[:, None] ^ tl.load(plane + columns)[None, :])
+            bitplane = bitplanes + (word * DEPTH + k) * TILE
+            differing = differing | (tl.load(bitplane + rows)[:, None] ^ tl.load(bitplane + columns)[None, :])
         if LAW == "count":
-            total += (min(32, MASKS - word * 32) - popcount(apart, ASM)).to(tl.float32)
+            total += (min(32, MASKS - word * 32) - popcount(differing, ASM)).to(tl.float32)
         else:
-            total += weigh(~apart, share, LAW, MASKS, word, ASM)
+            total += word_weights(~differing, byte_weights, LAW, MASKS, word, ASM)
     return total
 
 
 @triton.jit
-def between(rows, columns, i0, j0):
-    """columns - rows of tiles that begin at i0 and j0, as (rows, columns) float32: no rounding up
-    to 2^24 tokens."""
+def signed_distance(rows, columns, i0, j0):
+    """columns - rows for tiles that begin at i0 and j0, (rows, columns) float32, exact up to 2^24
+    tokens."""
     across = (columns - j0).to(tl.float32) + (j0 - i0).to(tl.float32)
     return across[None, :] - (rows - i0).to(tl.float32)[:, None]
 
 
 @triton.jit
-def by_distance(score, rows, columns, seen, slope, bias, i0, j0, LAW: tl.constexpr, MASKS: tl.constexpr):
-    """For weights that depend on the distance: base-2 scores, HIDDEN unless `seen`, and the factor
-    of their exponentials if the law `scales`; otherwise the scores hold the weight."""
+def weigh_by_distance(score, rows, columns, pair_mask, slope, bias, i0, j0, LAW: tl.constexpr, MASKS: tl.constexpr):
+    """For laws that depend on the distance alone: returns scores, MASKED_SCORE outside `pair_mask`,
+    and the factor of their exponentials. The factor is used only if the law `scales`; otherwise the
+    scores include the bias."""
     if LAW == "distance":
-        gap = tl.abs(rows[:, None] - columns[None, :])
-        return score + tl.load(bias + gap, mask=seen, other=HIDDEN), score
-    ahead = tl.abs(between(rows, columns, i0, j0))
+        distance = tl.abs(rows[:, None] - columns[None, :])
+        return score + tl.load(bias + distance, mask=pair_mask, other=MASKED_SCORE), score
+    distance = tl.abs(signed_distance(rows, columns, i0, j0))
     if LAW == "linear":
-        return tl.where(seen, score - slope * ahead, HIDDEN), score
+        return tl.where(pair_mask, score - slope * distance, MASKED_SCORE), score
     if MASKS == 1:  # L / L
-        return tl.where(seen, score, HIDDEN), tl.full(score.shape, 1.0, tl.float32)
-    # L / (1 - (1 - L)^S), the power by repeated squaring of 1 - L in a form that keeps small L
+        return tl.where(pair_mask, score, MASKED_SCORE), tl.full(score.shape, 1.0, tl.float32)
+
+    # L / (1 - (1 - L)^S): repeated squaring of 1 - L, on 1 minus each power so that small L is
     # exact
-    like = tl.maximum(tl.exp2(-slope * ahead), 1e-30)
-    power = like
-    covered = tl.zeros_like(like)
+    alibi = tl.maximum(tl.exp2(-slope * distance), 1e-30)
+    power = alibi
+    coverage = tl.zeros_like(alibi)
     for bit in tl.static_range(MASKS.bit_length()):
         if (MASKS >> bit) % 2 == 1:
-            covered = covered + power - covered * power
+            coverage = coverage + power - coverage * power
         power = power * (2.0 - power)
-    return tl.where(seen, score, HIDDEN), like / covered
+    return tl.where(pair_mask, score, MASKED_SCORE), alibi / coverage
 
 
 @triton.jit
-def near(
-    score, a, b, seen, slope, bias, planes, share, begin,
+def weigh_diagonal(
+    score, a, b, pair_mask, slope, bias, bitplanes, byte_weights, begin,
     LAW: tl.constexpr, MASKS: tl.constexpr, TILE: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Scores (a, b) of one tile that begins at `begin`, HIDDEN unless `seen`, and factors as of
-    `by_distance`."""
+    """Scores and factors (a, b), as from `weigh_by_distance`, of positions a and b in one tile that
+    starts at `begin`."""
     if counts(LAW):
-        factor = tl.where(seen, weigh_near(planes, a - begin, b - begin, share, LAW, MASKS, TILE, ASM), 0.0)
-        return tl.where(factor > 0, score, HIDDEN), factor
-    return by_distance(score, a, b, seen, slope, bias, begin, begin, LAW, MASKS)
+        weight = diagonal_word_weights(bitplanes, a - begin, b - begin, byte_weights, LAW, MASKS, TILE, ASM)
+        factor = tl.where(pair_mask, weight, 0.0)
+        return tl.where(factor > 0, score, MASKED_SCORE), factor
+    return weigh_by_distance(score, a, b, pair_mask, slope, bias, begin, begin, LAW, MASKS)
 
 
 @triton.jit
-def far(
-    score, a, b, seen, slope, bias, share, a_word, a_word_2, corner, a0, b0,
+def weigh_off_diagonal(
+    score, a, b, pair_mask, slope, bias, byte_weights, a_word, a_word_2, pivot_block, a0, b0,
     LAW: tl.constexpr, MASKS: tl.constexpr, STARTING: tl.constexpr, BOUND: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """The same for tiles that begin at a0 and b0. `a_word`, `a_word_2`: words of masks that hold a
-    and the pivot whose `corner` it is; those that hold b are `starting` or else `ending`. Counts
-    need `seen` only if BOUND."""
+    """Like `weigh_diagonal`, for off-diagonal tiles that start at a0 and b0. `a_word`, `a_word_2`:
+    bitmasks of the masks whose pivot block contains each a. STARTING selects whether b is tested
+    against block starts or ends. With counts, `pair_mask` is needed only if BOUND."""
     if counts(LAW):
-        factor = weigh(a_word[:, None] & holding(corner, b, 0, MASKS, STARTING)[None, :], share, LAW, MASKS, 0, ASM)
+        word = a_word[:, None] & pivot_words(pivot_block, b, 0, MASKS, STARTING)[None, :]
+        factor = word_weights(word, byte_weights, LAW, MASKS, 0, ASM)
         if MASKS > 32:
-            word = a_word_2[:, None] & holding(corner, b, 1, MASKS, STARTING)[None, :]
-            factor += weigh(word, share, LAW, MASKS, 1, ASM)
+            word_2 = a_word_2[:, None] & pivot_words(pivot_block, b, 1, MASKS, STARTING)[None, :]
+            factor += word_weights(word_2, byte_weights, LAW, MASKS, 1, ASM)
         if BOUND:
-            factor = tl.where(seen, factor, 0.0)
-        return tl.where(factor > 0, score, HIDDEN), factor
-    return by_distance(score, a, b, seen, slope, bias, a0, b0, LAW, MASKS)
+            factor = tl.where(pair_mask, factor, 0.0)
+        return tl.where(factor > 0, score, MASKED_SCORE), factor
+    return weigh_by_distance(score, a, b, pair_mask, slope, bias, a0, b0, LAW, MASKS)
 
 
 @triton.jit
-def to_sinks(score, ahead, seen, slope, LAW: tl.constexpr, MASKS: tl.constexpr):
-    """Scores of pairs with sinks `ahead` tokens away and their factors, as of `by_distance`: the
-    weight is ALiBi's whatever the law. Counts are S times a weight, and so is this factor."""
+def weigh_sinks(score, ahead, pair_mask, slope, LAW: tl.constexpr, MASKS: tl.constexpr):
+    """Scores and factors, as from `weigh_by_distance`, of pairs with sinks `ahead` tokens away. The
+    weight is ALiBi's whatever the law; for counts the factor is S times 1, like all their
+    factors."""
     factor = tl.full(score.shape, 1.0, tl.float32)
     if counts(LAW):
         factor = tl.full(score.shape, MASKS * 1.0, tl.float32)
-    return tl.where(seen, score - slope * tl.abs(ahead), HIDDEN), factor
+    return tl.where(pair_mask, score - slope * tl.abs(ahead), MASKED_SCORE), factor
 
 
 @triton.constexpr_function
 def counts(law):
-    """Whether the masks that hold a pair are looked at one by one."""
+    """Whether the weight depends on which masks cover the pair (`Law.per_mask`)."""
     return law in ("count", "sum")
 
 
 @triton.constexpr_function
-def bounded(sinks, causal, gaps=False):
-    """Whether counts must leave out by `seen` the sinks, among which no block of a pivot begins in
-    causal tables, or what the keys leave out."""
+def needs_pair_mask(sinks, causal, gaps=False):
+    """Whether counts off the diagonal need the pair mask: to leave out evicted keys, or the sinks.
+    In causal tables no pivot block starts among the sinks."""
     return gaps or (sinks > 0 and not causal)
 
 
 @triton.constexpr_function
 def scales(law):
-    """Whether the weight is a factor of the exponential, not a part of the score."""
+    """Whether the weight is a factor of the exponential rather than part of the score."""
     return law in ("count", "sum", "rb")
 
 
 @triton.constexpr_function
-def near_stages(law, masks):
-    """Stages of the loop over a diagonal tile: two words' planes fetched ahead would spill."""
+def diagonal_stages(law, masks):
+    """Stages of the loop over a diagonal tile: prefetching the planes of two words would spill."""
     return 1 if law in ("count", "sum") and masks > 32 else None
 
 
 @triton.constexpr_function
-def packed(law, masks, causal):
-    """Whether two words of masks are looked up in both directions: what the steps of a loop share
-    would spill."""
+def spills_if_hoisted(law, masks, causal):
+    """Whether values hoisted out of an off-diagonal loop would spill: with two words of masks that
+    are looked up in both directions."""
     return law == "sum" and masks > 32 and not causal
 
 
 @triton.constexpr_function
 def lanes(masks):
-    """Masks at a time, up to 32, one to each bit of a word or column of a product."""
+    """Number of masks handled at a time, up to 32: one for each bit of a word or column of a matrix
+    product."""
     return 16 if masks <= 16 else 32
 
 
 @triton.constexpr_function
 def tile_depth(tile):
+    """Number of bitplanes: bits of a rank within a tile."""
     return max(1, tile.bit_length() - 1)

@@ -1,4 +1,4 @@
-"""The samplers of masks by name. A new one is one file and one line here."""
+"""The samplers of masks by name. A new sampler is one file and one line here."""
 
 from kernels.methods.samplers.base import MATCHES, Sampler
 from kernels.methods.samplers.fixed import Fixed
@@ -11,7 +11,7 @@ __all__ = ["MATCHES", "SAMPLERS", "Sampler", "sampler_of"]
 
 
 def sampler_of(name: str) -> Sampler:
-    """Raises ValueError for an unknown name."""
+    """The sampler of that name. Raises ValueError for an unknown name."""
     if name not in SAMPLERS:
         raise ValueError(f"Unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}.")
     return SAMPLERS[name]

@@ -21,8 +21,8 @@ class Gamma(Sampler):
     def log_coverage(self, t, masks):
         """``log(1 - (1 - exp(-t))**masks)``"""
         likely = torch.log(-torch.expm1(masks * torch.log1p(-torch.exp(-t))))
-        # beyond t = 30 the masks' events are disjoint to 13 digits, and exp(-t) underflows further
-        # out
+        # beyond t = 30 the coverages by different masks are disjoint events to 13 digits; farther
+        # out exp(-t) underflows
         return torch.where(t > 30.0, math.log(masks) - t, likely)
 
     def lone_coverage(self, t):
