@@ -18,7 +18,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from harness.common.paths import ROOT
@@ -26,7 +26,8 @@ from harness.common.stats import Metric
 
 FOLDER = ROOT / "docs" / "schema"
 Packages = dict[str, str | None]  # versions
-Number = int | float  # either stays what it is, so that a record which is written again is the same
+# a value stays what it is, so that a record which is written again is the same
+Number = StrictInt | StrictFloat
 MENDED = 20  # fields of one record that are left out because they cannot be read, at most
 
 
@@ -38,7 +39,8 @@ class Stored(BaseModel, frozen=True, extra="allow", populate_by_name=True):
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Self:
-        """From JSON. A field whose value is of the wrong kind is left out, with a note.
+        """From JSON. A field whose value is of the wrong kind has its default, and the value is in
+        `more`; a note says so.
 
         Raises ValueError where one is missing, or wrong, that must be there.
         """
@@ -71,7 +73,7 @@ class AttentionIdentity(Stored):
     `more` those of the method alone (`harness.attentions.registry.attention_of`)."""
 
     name: str
-    masks: int | None = None
+    masks: StrictInt | None = None
     sampler: str | None = None
     weights: str | None = None
     cutoff: Number | None = None
@@ -84,15 +86,15 @@ class CellIdentity(Stored):
     attention without chance; kernel: null for the checkpoint's own attention.
     """
 
-    version: int = Field(default=0, alias="schema", description="version of the identity, part of the hash")
+    version: StrictInt = Field(default=0, alias="schema", description="version of the identity, part of the hash")
     model: dict[str, Any]
     dtype: str
     attn: AttentionIdentity
     kernel: str | None = None
-    context: int
-    seed: int | None = None
-    draws: int | None = None
-    data_seed: int
+    context: StrictInt
+    seed: StrictInt | None = None
+    draws: StrictInt | None = None
+    data_seed: StrictInt
 
 
 class CellDescription(Stored):
@@ -104,7 +106,9 @@ class CellDescription(Stored):
     (`Attention.facts`) stands beside them.
     """
 
-    version: int = Field(default=0, alias="schema", description="version of this file; absent in the first records")
+    version: StrictInt = Field(
+        default=0, alias="schema", description="version of this file; absent in the first records"
+    )
     cell_id: str
     identity: CellIdentity
     model: str
@@ -123,18 +127,18 @@ class Environment(Stored):
     """
 
     commit: str | None = None
-    dirty: bool | None = None
+    dirty: StrictBool | None = None
     python: str | None = None
     packages: Packages = {}
     device: str | None = None
     driver: str | None = None
-    tf32: bool | None = None
-    threads: int | None = None
+    tf32: StrictBool | None = None
+    threads: StrictInt | None = None
     host: str | None = None
     slurm_job: str | None = None
     start: str = ""
     command: str | None = None
-    ranks: int | None = None
+    ranks: StrictInt | None = None
     earlier_packages: list[Packages] = []
     weights: dict[str, Any] | None = None
     auto_kernel: list[str] = []
@@ -153,7 +157,9 @@ class TaskOutcome(Stored):
     been recorded by then. order: of an attempt, among those of the task.
     """
 
-    version: int = Field(default=0, alias="schema", description="version of this file; absent in the first records")
+    version: StrictInt = Field(
+        default=0, alias="schema", description="version of this file; absent in the first records"
+    )
     task: str = ""
     task_id: str = ""
     attempt: str | None = None
@@ -164,11 +170,11 @@ class TaskOutcome(Stored):
     error: str | None = None
     message: str = ""
     traceback: str | None = None
-    samples: int = 0
-    exhausted: bool = False
+    samples: StrictInt = 0
+    exhausted: StrictBool = False
     metrics: dict[str, Metric] = {}
-    after: int = 0
-    order: int = 0
+    after: StrictInt = 0
+    order: StrictInt = 0
 
     def __bool__(self) -> bool:
         return bool(self.model_fields_set)
@@ -197,23 +203,23 @@ class SampleRow(Row):
     prediction: str | None = None
     target: str | None = None
     depth: Number | None = None
-    distance: int | None = None
+    distance: StrictInt | None = None
     doc_hash: str | None = None
-    tokens_wanted: int | None = None
-    tokens_seen: int | None = None
-    too_long: bool = False
-    kv_allocated_bytes: int | None = None
-    kv_used_bytes: int | None = None
+    tokens_wanted: StrictInt | None = None
+    tokens_seen: StrictInt | None = None
+    too_long: StrictBool = False
+    kv_allocated_bytes: StrictInt | None = None
+    kv_used_bytes: StrictInt | None = None
     text_share: Number | None = None
-    tokens_short: int | None = None
-    draw: int = 0
+    tokens_short: StrictInt | None = None
+    draw: StrictInt = 0
     seconds: Number | None = None
 
 
 class CountsRow(Row):
     """Row 0 of task=throughput: what is counted once. Peaks are null where they are not known."""
 
-    draw: int = 0
+    draw: StrictInt = 0
     measurement: str = "facts"
     error: Number
     error_cached: Number
@@ -238,17 +244,17 @@ class RepeatRow(Row):
     check that this attempt passed.
     """
 
-    draw: int = 0
-    repeat: int
+    draw: StrictInt = 0
+    repeat: StrictInt
     measurement: str
-    rows: int
-    exact: bool
+    rows: StrictInt
+    exact: StrictBool
     ms: Number
     attention_ms: Number
     slowest_ms: Number | None = None
     packing_ms: Number | None = None
-    tokens: int
-    laps: int
+    tokens: StrictInt
+    laps: StrictInt
     joules: Number | None = None
     error: Number
     error_cached: Number
@@ -273,35 +279,42 @@ def json_schema(name: str) -> str:
 
 
 def _mended(cls: type[Stored], raw: Mapping[str, Any]) -> Any:
-    """As `read`, without the fields that cannot be read."""
+    """As `read`, the values aside that are of the wrong kind."""
     whole = deepcopy(dict(raw))
+    aside: list[tuple[list[str], Any]] = []
     for _ in range(MENDED):
         try:
-            return cls.model_validate(whole)
+            found = cls.model_validate(whole)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            gone = _drop(whole, first)
-            if gone is None:
+            path = _path(whole, first)
+            if not path:
                 raise
-            _say(f"A {cls.__name__} holds {gone}, which cannot be read ({first['msg']}): it is left out.")
+            aside.append((path, _inside(whole, path[:-1]).pop(path[-1])))
+            _say(f"A {cls.__name__} holds {'.'.join(path)}, which cannot be read ({first['msg']}): it is left aside.")
+        else:
+            for path, value in aside:
+                holder = functools.reduce(lambda piece, name: getattr(piece, name, None), path[:-1], found)
+                if isinstance(holder, Stored) and holder.model_extra is not None:
+                    holder.model_extra[path[-1]] = value
+            return found
     return cls.model_validate(whole)
 
 
-def _drop(whole: dict[str, Any], error: ErrorDetails) -> str | None:
-    """Remove what the error is about; None where what is missing must be there."""
-    place = error["loc"][:-1] if error["type"] == "missing" else error["loc"]
+def _path(whole: dict[str, Any], error: ErrorDetails) -> list[str]:
+    """Names to what the error is about; empty where what is missing must be there."""
+    path: list[str] = []
     inside: Any = whole
-    holder, last, path = None, None, []
-    for name in place:
+    for name in error["loc"][:-1] if error["type"] == "missing" else error["loc"]:
         if not isinstance(inside, dict) or name not in inside:
             break  # the name of one of several types
-        holder, last = inside, name
         path.append(str(name))
         inside = inside[name]
-    if holder is None:
-        return None
-    del holder[last]
-    return ".".join(path)
+    return path
+
+
+def _inside(whole: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    return functools.reduce(lambda piece, name: piece[name], path, whole)
 
 
 def _unknown(found: object, prefix: str = "") -> list[str]:

@@ -34,7 +34,7 @@ def test_a_row_holds_what_the_record_says(results):
     assert read == 4 and len(rows) == 4
     plsh = rows["plsh1", "retrieval"]
     metric = next(r for r in reader.records(results) if r.cell_id == "plsh1").metrics["retrieval/accuracy"]
-    assert plsh["retrieval/accuracy"] == metric["value"] == 0.5
+    assert plsh["retrieval/accuracy"] == metric.value == 0.5
     assert (plsh["retrieval/accuracy_low"], plsh["retrieval/accuracy_high"], plsh["retrieval/accuracy_n"]) == (0, 1, 4)
     assert plsh["attn.masks"] == 16 and plsh["context"] == 64 and plsh["model.weights"] == "w"
     assert plsh["status"] == "ok" and plsh["samples"] == 4 and plsh["pairs_per_row.fused"] == 3.0

@@ -29,7 +29,7 @@ def test_it_replaces_compares_and_plots(executed):
     assert "'stock': ' 4071365." in answers["text/plain"]
     assert "PLSH S=256 gamma rb +4 sinks': ' 4071365." in answers["text/plain"]
     assert re.match(r"\{4: [\d.e-]+, 16: [\d.e-]+, 64: [\d.e-]+\}", divergence["text/plain"])
-    assert "'n': 24" in accuracy["text/plain"]
+    assert "n=24" in accuracy["text/plain"]
     assert table["text/html"].count("PLSH S=") == 3
     traces = plot["application/vnd.plotly.v1+json"]["data"]
     assert [trace["name"] for trace in traces] == ["alibi", "plsh", "window"]

@@ -9,10 +9,13 @@ from hydra import compose, initialize_config_dir
 
 from harness.analysis import reader
 from harness.analysis.reader import Record
+from harness.attentions.alibi import EXACT
+from harness.attentions.plsh import Plsh
 from harness.common.paths import CONF, ROOT
 from harness.experiment import command
 from harness.experiment.config import register_schema
 from harness.experiment.plan import plan
+from harness.results.schema import Environment, TaskOutcome
 
 STORES = ("first", "throughput_cpu")
 
@@ -31,15 +34,15 @@ def test_the_command_beside_a_record_composes_to_its_cell(store):
 
 def made_by(recorded: str) -> Record:
     record = reader.records(ROOT / "docs" / "results" / "first")[0]
-    other = replace(record, cell={**record.cell, "model": "random-mpt, random weights"})
-    vars(other)["outcome"] = {"environment": {"command": recorded}}
+    other = replace(record, cell=record.cell.but(model="random-mpt, random weights"))
+    vars(other)["outcome"] = TaskOutcome(environment=Environment(command=recorded))
     return other
 
 
 def test_lists_in_brackets_are_kept_and_the_lists_of_a_multirun_are_not():
     words = "model=random,tiny task.throughput.rows=[4,16] task.throughput.chunk=256,512 batch=range(1,4) device=cpu"
     record = made_by(f"python -m harness.run -m {words}")
-    again = command.neighbour_command(record, {"name": "plsh", "masks": 4, "evict": True})
+    again = command.neighbour_command(record, Plsh(4, "gamma", "count", evict=True))
     assert "model=random " in again
     assert "attn.evict=true" in again
     assert "'task.throughput.rows=[4,16]'" in again
@@ -50,11 +53,11 @@ def test_lists_in_brackets_are_kept_and_the_lists_of_a_multirun_are_not():
 
 def test_a_task_of_lm_eval_is_asked_for_by_its_family():
     record = made_by("python -m harness.run task=[ruler,retrieval] task.ruler.names=[niah_single_1]")
-    again = command.neighbour_command(record, {"name": "alibi"})
+    again = command.neighbour_command(record, EXACT)
     assert "'task=[ruler,retrieval]'" in again
     assert "'task.ruler.names=[niah_single_1]'" in again
     swept = made_by("python -m harness.run -m task=retrieval,ruler")
     store = copy(swept.store)
     store.name = "niah_multikey_2"
-    again = command.neighbour_command(replace(swept, store=store), {"name": "alibi"})
+    again = command.neighbour_command(replace(swept, store=store), EXACT)
     assert "task=ruler 'task.ruler.names=[niah_multikey_2]'" in again

@@ -9,7 +9,7 @@ import pytest
 from harness.common.paths import ROOT
 from harness.common.stats import Metric
 from harness.results import schema
-from harness.results.schema import CellDescription, CountsRow, Environment, RepeatRow, SampleRow, TaskOutcome
+from harness.results.schema import CellDescription, CountsRow, RepeatRow, SampleRow, TaskOutcome
 
 COMMITTED = ROOT / "docs" / "results"
 IDENTITY = {"model": {"weights": "w"}, "dtype": "float32", "attn": {"name": "alibi"}, "context": 64, "data_seed": 0}
@@ -72,11 +72,12 @@ def test_what_a_method_says_of_itself_is_no_later_field(capsys):
     assert cell.more["alignment"] == {"heads": 2} and capsys.readouterr().err == ""
 
 
-def test_a_field_of_the_wrong_kind_is_left_out_with_a_note(capsys):
+def test_a_field_of_the_wrong_kind_is_left_aside_with_a_note(capsys):
     broken = {"status": "ok", "samples": 3, "environment": {"threads": "many", "host": "h"}}
     broken["metrics"] = {"t/a": {"value": 1.0, "low": None, "high": None, "n": 1, "unit": ""}, "t/b": {"value": 1.0}}
     outcome = TaskOutcome.read(broken)
-    assert outcome.environment == Environment(host="h") and outcome.environment.threads is None
+    assert outcome.environment.host == "h" and outcome.environment.threads is None
+    assert outcome.environment.as_json() == {"host": "h", "threads": "many"}  # as collect and W&B get it
     assert list(outcome.metrics) == ["t/a"]
     said = capsys.readouterr().err
     assert "environment.threads" in said and "metrics.t/b" in said
