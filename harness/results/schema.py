@@ -294,7 +294,9 @@ def _mended(cls: type[Stored], raw: Mapping[str, Any]) -> Any:
             _say(f"A {cls.__name__} holds {'.'.join(path)}, which cannot be read ({first['msg']}): it is left aside.")
         else:
             for path, value in aside:
-                holder = functools.reduce(lambda piece, name: getattr(piece, name, None), path[:-1], found)
+                holder: Any = found
+                for name in path[:-1]:
+                    holder = getattr(holder, name, None)
                 if isinstance(holder, Stored) and holder.model_extra is not None:
                     holder.model_extra[path[-1]] = value
             return found
