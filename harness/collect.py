@@ -58,20 +58,15 @@ def collect(results: Path) -> tuple[pa.Table, int]:
     def made(store: TaskStore) -> dict:
         return row_of(waiting.pop(store))  # what it has read is forgotten with it
 
-    columns: dict[str, list] = {name: [] for name in FIRST}
-    texts: dict[str, str] = {}  # each once, however many rows hold it
-    count = read = 0
+    rows, read = [], 0
     for row, new in Index(results).rows(list(waiting), made):
-        for name, value in row.items():
-            column = columns.setdefault(name, [])
-            column += [None] * (count - len(column))
-            column.append(texts.setdefault(value, value) if isinstance(value, str) else value)
-        count, read = count + 1, read + new
-    filled = {name: column + [None] * (count - len(column)) for name, column in columns.items()}
-    table = pa.table({name: _column(column) for name, column in filled.items()})
-    if count:
+        rows.append(row)
+        read += new
+    names = dict.fromkeys([*FIRST, *(name for row in rows for name in row)])
+    table = pa.table({name: _column([row.get(name) for row in rows]) for name in names})
+    if rows:
         table = table.sort_by([(name, "ascending") for name in ("cell_id", "task", "task_id")])
-    empty = [name for name in table.column_names if table[name].null_count == count and name not in FIRST]
+    empty = [name for name in table.column_names if table[name].null_count == len(rows) and name not in FIRST]
     return table.drop_columns(empty), read
 
 

@@ -14,8 +14,6 @@ from harness.report.markup import FILTERS, HERE, environment
 from harness.report.tables import look, numeric_columns
 
 SHOWN = 9  # panels of a group; the rest can be opened
-# nothing is fetched, whatever a record may hold
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 
 
 def draw(page: Page, *, drawn_by: str) -> str:
@@ -29,7 +27,6 @@ def draw(page: Page, *, drawn_by: str) -> str:
         page=page,
         drawn_by=drawn_by,
         filters=FILTERS,
-        policy=POLICY,
         plots=Plots(),
         style=Markup((HERE / "page.css").read_text()),
         script=Markup((HERE / "page.js").read_text()),
