@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.attentions.base import Attention
 from harness.attentions.registry import EXACT, attention_of, table_order
-from harness.common.files import read_json, write_atomic
+from harness.common.files import listed, read_json, say_odd, write_atomic
 from harness.common.stats import Difference, Metric, paired_difference
 from harness.results.schema import (
     AttentionIdentity,
@@ -21,11 +21,11 @@ from harness.results.schema import (
     Environment,
     SampleRow,
     TaskOutcome,
-    unreadable,
 )
 from harness.results.store import TaskStore, status_of
 
 SCORES = ("fraction", "score")  # units of metrics of which more is better
+DEPTH = "/accuracy_depth_"  # in the name of a metric, before the depth of the needle
 MACHINE = ("device", "threads", "torch", "triton", "commit")  # what is in a timing's id beside its options
 
 
@@ -95,7 +95,12 @@ class Record:
     def outcome(self) -> TaskOutcome:
         """task.json if finished, else the last attempt that failed, else an empty one, which is
         false."""
-        return TaskOutcome.read(self._finished or next((a for a in reversed(self._attempts) if "error" in a), {}))
+        found = self._finished or next((a for a in reversed(self._attempts) if "error" in a), {})
+        try:
+            return TaskOutcome.read(found)
+        except ValueError as error:
+            say_odd(self.store.folder, error)
+            return TaskOutcome()
 
     @property
     def environment(self) -> Environment:
@@ -107,9 +112,14 @@ class Record:
         """When it was begun, to be compared with others; empty without an outcome."""
         return self.environment.start
 
-    @property
+    @cached_property
     def metrics(self) -> dict[str, Metric]:
-        return self.outcome.metrics
+        """By TASK/NAME; one whose name is none is left out."""
+        found = self.outcome.metrics
+        strange = [name for name in found if not _is_metric(name)]
+        for name in strange:
+            say_odd(self.store.folder, f"{name!r} is no name of a metric")
+        return {name: metric for name, metric in found.items() if name not in strange} if strange else found
 
     @property
     def options(self) -> dict[str, Any]:
@@ -153,7 +163,13 @@ class Record:
     def rows(self) -> dict[int, SampleRow]:
         """Rows by sample: those that the metrics are made of, or all there are while nothing is
         finished. What a repeat of a timing holds is in `more`."""
-        return {key: SampleRow.read(row) for key, row in self.lines.items()}
+        found = {}
+        for key, row in self.lines.items():
+            try:
+                found[key] = SampleRow.read(row)
+            except ValueError as error:
+                say_odd(self.store.folder, f"row {key}: {error}")
+        return found
 
     @cached_property
     def lines(self) -> dict[int, dict[str, Any]]:
@@ -162,22 +178,33 @@ class Record:
         return {k: row for k, row in rows.items() if k < finished["samples"]} if finished else rows
 
 
+def depth_of(metric: str) -> float | None:
+    """The depth of the needle that a metric's name says, if it says any."""
+    _, marker, depth = metric.partition(DEPTH)
+    return float(depth) if marker else None
+
+
+def _is_metric(name: str) -> bool:
+    task, dash, rest = name.partition("/")
+    try:
+        return bool(task and rest) and (DEPTH not in name or 0 <= (depth_of(name) or 0) <= 1)
+    except ValueError:
+        return False
+
+
 def records(results: Path, cell_ids: Iterable[str] | None = None) -> list[Record]:
     """Records of the given cells in their order, or of all cells of the store; unfinished and
     failed ones included."""
-    folders = (
-        [results / c for c in cell_ids]
-        if cell_ids is not None
-        else sorted(p.parent for p in results.glob("*/cell.json"))
-    )
+    folders = listed(results) if cell_ids is None else [results / cell_id for cell_id in cell_ids]
     found = []
     for folder in folders:
         cell = _cell(folder / "cell.json")
         if cell is None:
             continue
-        for place in sorted(p for p in folder.iterdir() if p.is_dir() and "-" in p.name):
-            task, task_id = place.name.rsplit("-", 1)
-            found.append(Record(cell, TaskStore(results, folder.name, task, task_id)))
+        for place in listed(folder):
+            task, dash, task_id = place.name.rpartition("-")
+            if dash and place.is_dir():
+                found.append(Record(cell, TaskStore(results, folder.name, task, task_id)))
     return found
 
 
@@ -187,7 +214,7 @@ def _cell(file: Path) -> CellDescription | None:
     try:
         return None if raw is None else CellDescription.read(raw)
     except ValueError as error:
-        unreadable(file, error)
+        say_odd(file, error)
         return None
 
 

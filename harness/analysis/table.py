@@ -3,7 +3,7 @@ figure."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from harness.analysis.reader import Record, difference, reference_of
+from harness.analysis.reader import DEPTH, Record, depth_of, difference, reference_of
 from harness.analysis.versions import differences
 from harness.common.stats import Difference, Metric
 from harness.common.table import Table
@@ -71,12 +71,11 @@ def taken_with(records: Sequence[Record]) -> str:
 
 def by_depth(records: Sequence[Record], *, title: str = "") -> Table | None:
     """Accuracy at each depth of the needle; None where no record has it."""
-    marker = "/accuracy_depth_"
-    depths = sorted({float(name.split(marker)[1]) for r in records for name in r.metrics if marker in name})
+    depths = sorted({d for r in records for name in r.metrics if (d := depth_of(name)) is not None})
     if not depths:
         return None
     rows = [
-        [r.cell.label, *(_value(r.metrics.get(f"{r.task}{marker}{d:g}")) for d in depths)] for r in records if r.metrics
+        [r.cell.label, *(_value(r.metrics.get(f"{r.task}{DEPTH}{d:g}")) for d in depths)] for r in records if r.metrics
     ]
     return Table(title, ["accuracy at needle depth", *(f"{d:g}" for d in depths)], rows, [])
 

@@ -124,7 +124,8 @@ class Plsh(Attention):
 
     def remarks(self, cell):
         remarks = ["one draw: intervals leave out the masks' variance"] * (cell.identity.draws == 1)
-        if grid := cell.more.get("alignment"):
+        grid = cell.more.get("alignment")
+        if isinstance(grid, dict) and isinstance(grid.get("heads"), int) and isinstance(grid.get("bias"), float):
             heads = f"{grid['heads']} head{'s' * (grid['heads'] > 1)} on the grid"
             remarks.append(f"{heads}: expected weights, at most 1, are off by up to {grid['bias']:.2g}")
         return remarks

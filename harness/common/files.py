@@ -1,14 +1,25 @@
 """Files that are there whole or not at all: whoever reads one sees the old file or the new one,
-whenever the writer was killed."""
+whenever the writer was killed. And files that may hold anything, because stores are copied, merged
+and sent: what cannot be read is named once on stderr, and stands for nothing."""
 
 import contextlib
+import errno
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NoReturn
+
+from harness.common.streams import say_once
+
+DEEPEST = 100  # lists and mappings within one another that a file may hold
+LARGE = re.compile(rb"[eE]\+?\d{3}|\d{300}")  # where a number beyond those of floating point may stand
 
 
 @contextlib.contextmanager
@@ -47,12 +58,91 @@ def write_atomic(path: Path, value: object) -> None:
     write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict | None:
-    """The file's content; None if it is not there or not whole."""
+def read_file(path: Path) -> bytes | None:
+    """The content of a regular file; None if nothing is there.
+
+    Raises OSError for a folder, a link that leads nowhere and whatever may not be read. Never waits
+    for the writer of a pipe.
+    """
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError(errno.EINVAL, "this is no regular file", str(path))
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise OSError(errno.ENOENT, "this link leads nowhere", str(path)) from None
         return None
+    with open(descriptor, "rb", buffering=0) as file:
+        return file.readall()
+
+
+def parse_json(text: bytes) -> Any:
+    """JSON as the store writes it. Raises ValueError for anything else, and for numbers that no
+    float holds and values that lie too deep, which are JSON too."""
+    try:
+        value = _decode(text.decode())
+        if LARGE.search(text) or text.count(b"[") + text.count(b"{") > DEEPEST:
+            _refuse_extremes(value)
+    except RecursionError:
+        raise ValueError("its values lie too deep") from None
+    return value
+
+
+def read_json(path: Path, *, quiet: bool = False) -> dict | None:
+    """A mapping from a file; None if the file is not there, or is anything else, which is then
+    named on stderr unless `quiet`."""
+    try:
+        content = read_file(path)
+        if content is None:
+            return None
+        value = parse_json(content)
+        if isinstance(value, dict):
+            return value
+        raise ValueError(f"a {type(value).__name__} in place of a mapping")
+    except (OSError, ValueError) as error:
+        if not quiet:
+            say_odd(path, error)
+        return None
+
+
+def listed(folder: Path, ending: str = "") -> list[Path]:
+    """What a folder holds with names of this ending, in order of names. A folder that cannot be
+    read is named on stderr, and holds nothing."""
+    try:
+        return [folder / name for name in sorted(os.listdir(folder)) if name.endswith(ending)]
+    except FileNotFoundError:
+        if folder.is_symlink():
+            say_odd(folder, "this link leads nowhere")
+    except OSError as error:
+        say_odd(folder, error)
+    return []
+
+
+def say_odd(path: Path, why: object) -> None:
+    """Say once that something in a store cannot be read."""
+    told = why.strerror if isinstance(why, OSError) and why.strerror else str(why)
+    say_once(f"{path} cannot be read, and is left out: {' '.join(told.split())[:300]}")
+
+
+def _refuse_extremes(value: Any) -> None:
+    layer, depth = [value], 0
+    while layer:
+        depth += 1
+        if depth > DEEPEST:
+            raise ValueError("its values lie too deep")
+        inner: list[Any] = []
+        for each in layer:
+            if isinstance(each, (int, float)) and (abs(each) > 1e300 or not math.isfinite(each)):
+                raise ValueError("a number in it is too large")
+            inner += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
+        layer = inner
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} in it is no JSON")
+
+
+_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
 def short_hash(value: object) -> str:

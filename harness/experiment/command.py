@@ -75,7 +75,10 @@ def _single_overrides(record: Record) -> list[str]:
     A list in brackets is a single value, the comma-separated list of a multirun is not.
     """
     commands = recorded_commands([record])
-    words = shlex.split(commands[0]) if commands else []
+    try:
+        words = shlex.split(commands[0]) if commands else []
+    except ValueError:  # a quote without its end: nobody has typed this
+        words = []
     return [word for word in words if "=" in word and _is_single(word.split("=", 1)[1])]
 
 

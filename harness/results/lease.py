@@ -62,12 +62,12 @@ class Lease:
             self._path.unlink(missing_ok=True)
 
     def _keep(self) -> None:
-        while not self._released.wait(self._seconds / 5) and self._ours():
+        while not self._released.wait(min(self._seconds / 5, threading.TIMEOUT_MAX)) and self._ours():
             with contextlib.suppress(OSError):
                 os.utime(self._path)
 
     def _ours(self) -> bool:
-        return (read_json(self._path) or {}).get("attempt") == self._attempt
+        return (read_json(self._path, quiet=True) or {}).get("attempt") == self._attempt
 
     def _beat(self) -> int | None:
         with contextlib.suppress(FileNotFoundError):
@@ -76,5 +76,5 @@ class Lease:
 
     def _dead(self) -> bool:
         """Whether the holder was a process of this machine that is no more."""
-        holder = read_json(self._path) or {}
+        holder = read_json(self._path, quiet=True) or {}
         return holder.get("host") == self._own["host"] and not Path(f"/proc/{holder.get('pid')}").exists()

@@ -10,7 +10,6 @@ which writes the JSON schemas in docs/schema.
 """
 
 import argparse
-import functools
 import json
 import sys
 from collections.abc import Mapping
@@ -23,12 +22,13 @@ from pydantic_core import ErrorDetails
 
 from harness.common.paths import ROOT
 from harness.common.stats import Metric
+from harness.common.streams import say_once
 
 FOLDER = ROOT / "docs" / "schema"
 Packages = dict[str, str | None]  # versions
 # a value stays what it is, so that a record which is written again is the same
 Number = StrictInt | StrictFloat
-MENDED = 20  # fields of one record that are left out because they cannot be read, at most
+MENDED = 20  # times that a record is read again without the fields that cannot be read
 
 
 class Stored(BaseModel, frozen=True, extra="allow", populate_by_name=True):
@@ -281,17 +281,19 @@ def json_schema(name: str) -> str:
 def _mended(cls: type[Stored], raw: Mapping[str, Any]) -> Any:
     """As `read`, the values aside that are of the wrong kind."""
     whole = deepcopy(dict(raw))
-    aside: list[tuple[list[str], Any]] = []
+    aside: list[tuple[tuple[str, ...], Any]] = []
     for _ in range(MENDED):
         try:
             found = cls.model_validate(whole)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            path = _path(whole, first)
-            if not path:
+            errors = error.errors(include_url=False, include_input=False)
+            wrong = {path: each["msg"] for each in reversed(errors) if (path := _place(whole, each))}
+            if not wrong:
                 raise
-            aside.append((path, _inside(whole, path[:-1]).pop(path[-1])))
-            _say(f"A {cls.__name__} holds {'.'.join(path)}, which cannot be read ({first['msg']}): it is left aside.")
+            for path, why in wrong.items():
+                aside += [(path, value) for value in _taken(whole, path)]
+                named = ".".join(path)
+                say_once(f"A {cls.__name__} holds {named}, which cannot be read ({why}): it is left aside.")
         else:
             for path, value in aside:
                 holder: Any = found
@@ -303,20 +305,24 @@ def _mended(cls: type[Stored], raw: Mapping[str, Any]) -> Any:
     return cls.model_validate(whole)
 
 
-def _path(whole: dict[str, Any], error: ErrorDetails) -> list[str]:
-    """Names to what the error is about; empty where what is missing must be there."""
-    path: list[str] = []
+def _place(whole: dict[str, Any], error: ErrorDetails) -> tuple[str, ...]:
+    """Where the error is, names from the outside in; nothing where what is missing must be
+    there."""
     inside: Any = whole
+    path: list[str] = []
     for name in error["loc"][:-1] if error["type"] == "missing" else error["loc"]:
         if not isinstance(inside, dict) or name not in inside:
             break  # the name of one of several types
         path.append(str(name))
         inside = inside[name]
-    return path
+    return tuple(path)
 
 
-def _inside(whole: dict[str, Any], path: list[str]) -> dict[str, Any]:
-    return functools.reduce(lambda piece, name: piece[name], path, whole)
+def _taken(whole: dict[str, Any], path: tuple[str, ...]) -> list[Any]:
+    """Take the value at a path out: the value, or nothing where it is gone already."""
+    for name in path[:-1]:
+        whole = whole.get(name, {})
+    return [whole.pop(path[-1])] if path[-1] in whole else []
 
 
 def _unknown(found: object, prefix: str = "") -> list[str]:
@@ -330,18 +336,7 @@ def _unknown(found: object, prefix: str = "") -> list[str]:
 
 
 def _say_later(kind: str, name: str, written: int, known: int) -> None:
-    _say(f"A later version wrote {name} into a {kind} (schema {written}, known here: {known}): it is ignored.")
-
-
-def unreadable(file: Path, error: ValueError) -> None:
-    """Say that a file of the store is none of its kind."""
-    _say(f"{file} cannot be read, and is left out: {' '.join(str(error).split())}")
-
-
-@functools.cache
-def _say(sentence: str) -> None:
-    """On stderr, once."""
-    print(sentence, file=sys.stderr)
+    say_once(f"A later version wrote {name} into a {kind} (schema {written}, known here: {known}): it is ignored.")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,16 +6,17 @@ by sample key and drops what is torn. task.json, put in place by an atomic renam
 of "finished". Nothing is locked or rewritten.
 """
 
+import contextlib
 import json
 import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from harness.common.files import read_json, write_atomic
+from harness.common.files import listed, parse_json, read_file, read_json, say_odd, write_atomic
 
 FINISHED = ("ok", "unsupported")
 
@@ -32,19 +33,29 @@ class TaskStore:
         """All whole rows by sample key. Where two attempts wrote one sample, the first attempt by
         name counts."""
         found: dict[int, dict] = {}
-        for part in sorted((self.folder / "parts").glob("*.jsonl")):
-            for line in part.read_bytes().split(b"\n"):
-                try:
-                    row = json.loads(line)
-                    found.setdefault(int(row["key"]), row)
-                except (ValueError, KeyError, TypeError):
-                    continue  # torn by a kill in the middle of a write
+        for part, text in self._parts():
+            lines, strange = text.split(b"\n"), 0
+            for place, line in enumerate(lines):
+                row = _row(line) if line.strip() else None
+                if row is not None:
+                    found.setdefault(row["key"], row)
+                else:
+                    strange += bool(line.strip()) and place < len(lines) - 1  # the last may be torn by a kill
+            if strange:
+                say_odd(part, f"{strange} of its lines are no rows")
         return dict(sorted(found.items()))
+
+    def _parts(self) -> Iterator[tuple[Path, bytes]]:
+        for part in listed(self.folder / "parts", ".jsonl"):
+            try:
+                yield part, read_file(part) or b""
+            except OSError as error:
+                say_odd(part, error)
 
     def finished(self) -> dict | None:
         """The content of task.json, if the task is finished."""
-        record = read_json(self.folder / "task.json")
-        return record if record and record.get("status") in FINISHED else None
+        record = _outcome(self.folder / "task.json")
+        return record if record and record["status"] in FINISHED else None
 
     def finish(self, record: dict) -> None:
         """after: how many attempts had been recorded by then."""
@@ -54,7 +65,7 @@ class TaskStore:
     def attempts(self) -> list[dict]:
         """Attempts that ended with an outcome of their own (error, oom), oldest first, and those
         that try again."""
-        files = {path.stem: read_json(path) for path in (self.folder / "attempts").glob("*.json")}
+        files = {path.stem: _outcome(path) for path in listed(self.folder / "attempts", ".json")}
         records = [{"attempt": name, "order": 0, **record} for name, record in files.items() if record]
         return sorted(records, key=lambda record: (record["order"], record["attempt"]))
 
@@ -74,8 +85,8 @@ class TaskStore:
     def lines(self) -> int:
         """How many lines the parts hold, counted without reading them as JSON: there are no more
         rows than that."""
-        texts = (part.read_bytes() for part in (self.folder / "parts").glob("*.jsonl"))
-        return sum(text.count(b"\n") + (not text.endswith(b"\n")) for text in texts if text)
+        texts = (text for _, text in self._parts() if text)
+        return sum(text.count(b"\n") + (not text.endswith(b"\n")) for text in texts)
 
     def status(self) -> str:
         """ok, unsupported, error, oom, stopped or missing."""
@@ -90,7 +101,7 @@ class TaskStore:
         try:
             with os.scandir(self.folder / "parts") as parts:
                 sizes = sorted([part.name, part.stat().st_size] for part in parts)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:  # there are none, or not all can be read
             sizes = []
         return [self.mark(), _stat(self.folder / "attempts"), sizes]
 
@@ -112,10 +123,36 @@ def status_of(
     return "stopped" if lines() and rows() else "missing"
 
 
+def _row(line: bytes) -> dict | None:
+    """A line of a part; None if it is no row."""
+    with contextlib.suppress(ValueError):
+        row = parse_json(line)
+        if isinstance(row, dict) and type(key := row.get("key")) is int and key >= 0:
+            return row
+    return None
+
+
+KINDS = {"status": str, "attempt": str, "error": str, "message": str, "samples": int, "order": int, "after": int}
+
+
+def _outcome(path: Path) -> dict | None:
+    """The record of an end; None, with a note, where it cannot be one."""
+    record = read_json(path)
+    if record is None:
+        return None
+    wrong = [name for name, kind in KINDS.items() if not isinstance(record.get(name, kind()), (kind, type(None)))]
+    wrong += ["status"] * (not record.get("status"))
+    wrong += ["samples"] * (record.get("status") in FINISHED and record.get("samples") is None)
+    if wrong:
+        say_odd(path, f"it has no proper {wrong[0]}")
+        return None
+    return record
+
+
 def _stat(path: Path) -> list[int] | None:
     try:
         found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:
         return None
     return [found.st_mtime_ns, found.st_size, found.st_ino]
 

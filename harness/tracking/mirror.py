@@ -64,7 +64,7 @@ def claim(results: Path, cell_id: str, sweep_id: str, run_id: str) -> str:
         _make(path, json.dumps({"run_id": run_id}))
     except FileExistsError:
         until = time.monotonic() + HALF_MADE
-        while (first := read_json(path)) is None and time.monotonic() < until:
+        while (first := read_json(path, quiet=True)) is None and time.monotonic() < until:
             time.sleep(0.05)
         return _text(first, "run_id") or run_id
     return run_id
@@ -214,8 +214,7 @@ def remove_offline_run(results: Path, name: object) -> None:
 def _marker(path: Path) -> dict:
     """wandb.json of a cell: "wish", and "written", a list of entries that have all their keys. What
     is not of this form is left out: the file may come from anywhere, and W&B decides nothing."""
-    content = read_json(path)
-    content = content if isinstance(content, dict) else {}
+    content = read_json(path) or {}
     wish, written = content.get("wish"), content.get("written")
     return {
         **content,

@@ -8,6 +8,7 @@ import pytest
 
 from harness.common.paths import ROOT
 from harness.common.stats import Metric
+from harness.common.streams import say_once
 from harness.results import schema
 from harness.results.schema import CellDescription, CountsRow, RepeatRow, SampleRow, TaskOutcome
 
@@ -19,7 +20,7 @@ CELL = {"cell_id": "c", "identity": IDENTITY, "model": "m", "label": "exact ALiB
 @pytest.fixture(autouse=True)
 def silent_before():
     """What was said once is said again to the next test."""
-    schema._say.cache_clear()
+    say_once.cache_clear()
 
 
 def lines_of(pattern: str) -> list[dict]:

@@ -3,11 +3,9 @@
 from collections import defaultdict
 from collections.abc import Mapping
 
-from harness.analysis.reader import Question, Record
-from harness.report.describe import Heat, Live, Section, Tags, finite, points
+from harness.analysis.reader import DEPTH, Question, Record, depth_of
+from harness.report.describe import Heat, Live, Section, Tags, points
 from harness.report.sections import common
-
-MARKER = "/accuracy_depth_"
 
 
 def section(questions: list[Question]) -> Section:
@@ -55,19 +53,15 @@ def _heats(model: str, group: list[Question]) -> list[Heat]:
 
 
 def _heat(title: str, chosen: Mapping[str, Record], tags: Tags) -> Heat | None:
-    found = {f for r in chosen.values() for name in r.metrics if MARKER in name and finite(f := _depth(name))}
+    found = {f for r in chosen.values() for name in r.metrics if (f := depth_of(name)) is not None}
     depths = sorted(found)
     squares = {}
     for column, (name, r) in enumerate(chosen.items()):
         for row, depth in enumerate(depths):
             about = f"{r.cell.label}, {name}, depth {depth:g}"
-            for p in points([common.point(column, r.metrics.get(f"{r.task}{MARKER}{depth:g}"), about)]):
+            for p in points([common.point(column, r.metrics.get(f"{r.task}{DEPTH}{depth:g}"), about)]):
                 squares[column, row] = p
     if not squares:
         return None
     columns = [name.removesuffix(" tokens").replace(" tokens,", ",") for name in chosen]
     return Heat(title, "context (tokens)", "depth of the needle", columns, [f"{d:g}" for d in depths], squares, tags)
-
-
-def _depth(metric: str) -> float:
-    return float(metric.split(MARKER)[1])
