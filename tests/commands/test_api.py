@@ -113,7 +113,7 @@ class TestRun:
         options = {**SMALL, "batch": 2, "references": "none", "results": tmp_path}
         with monkeypatch.context() as patched:
             patched.setattr(Retrieval, "run", stopped)
-            with pytest.raises(KeyboardInterrupt, match="the same call goes on"):
+            with pytest.raises(KeyboardInterrupt, match="the same call resumes it"):
                 harness.run(**options)
         (record,) = harness.load(tmp_path).to_dict("records")
         assert record["status"] == "stopped"

@@ -378,7 +378,9 @@ def test_show_prints_a_record_again(run, tmp_path, capsys):
     assert show(["--results", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("160") == 4
     assert show(["feed", "--results", str(tmp_path)]) == 2
-    assert "no one cell" in capsys.readouterr().err
+    assert "There is no cell" in capsys.readouterr().err
+    assert show(["", "--results", str(tmp_path)]) == 2
+    assert "'' matches 4 cells" in capsys.readouterr().err
     assert show(["--results", str(ROOT / "conf")]) == 2
 
 
