@@ -89,7 +89,7 @@ def test_every_launch_is_on_the_device_of_its_tensors(rule: str, monkeypatch):
         launched.append(self)
         return launch(self, *inputs, **options)
 
-    monkeypatch.setattr(triton_ops, "on", on)
+    monkeypatch.setattr(triton_ops, "on_device_of", on)
     monkeypatch.setattr(GridExecutor, "__call__", counted)
     case = case_of(rule)
     (q, k, v), weights = case.inputs(), case.weights()
