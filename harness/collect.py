@@ -53,13 +53,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def collect(results: Path) -> tuple[pa.Table, int]:
     """The table, and how many records had to be read for it."""
-    waiting = {record.store: record for record in reader.records(results)}
+    waiting = {record.store: record for record in reader.records(results, verify=False)}
 
     def made(store: TaskStore) -> dict:
         return row_of(waiting.pop(store))  # what it has read is forgotten with it
 
     rows, read = [], 0
     for row, new in Index(results).rows(list(waiting), made):
+        if row["status"] == "refused":
+            continue
         rows.append(row)
         read += new
     names = dict.fromkeys([*FIRST, *(name for row in rows for name in row)])
@@ -73,7 +75,7 @@ def collect(results: Path) -> tuple[pa.Table, int]:
 def row_of(record: reader.Record) -> dict[str, Any]:
     """One record as a flat row of strings, numbers, booleans and None."""
     outcome = record.outcome
-    why = f"{outcome.error}: {outcome.message}" if outcome.error else None
+    why = record.state.why or (f"{outcome.error}: {outcome.message}" if outcome.error else None)
     samples = outcome.samples if outcome.status == record.status == "ok" else record.count
     about = (record.cell_id, record.task, record.store.task_id, record.status, samples, why)
     row: dict[str, Any] = dict(zip(FIRST, (*about, record.cell.model, record.cell.label), strict=True))

@@ -14,6 +14,8 @@ from harness.attentions.base import Attention
 from harness.attentions.registry import EXACT, attention_of, table_order
 from harness.common.files import listed, read_json, say_odd, write_atomic
 from harness.common.stats import Difference, Metric, paired_difference
+from harness.common.streams import say_once
+from harness.results.rows import Found
 from harness.results.schema import (
     AttentionIdentity,
     CellDescription,
@@ -22,19 +24,21 @@ from harness.results.schema import (
     SampleRow,
     TaskOutcome,
 )
-from harness.results.store import TaskStore, status_of
+from harness.results.store import TASK_FOLDER, State, TaskStore, cell_trouble, state_of
 
 SCORES = ("fraction", "score")  # units of metrics of which more is better
+ADVICE = "python -m harness.check RESULTS --fix sets aside what is wrong, and the next run computes it."
 DEPTH = "/accuracy_depth_"  # in the name of a metric, before the depth of the needle
 MACHINE = ("device", "threads", "torch", "triton", "commit")  # what is in a timing's id beside its options
 
 
 @dataclass(frozen=True)
 class Record:
-    """One task of one cell as the store has it."""
+    """One task of one cell as the store has it. verify: a finished task is held to its rows."""
 
     cell: CellDescription
     store: TaskStore
+    verify: bool = True
 
     @property
     def cell_id(self) -> str:
@@ -48,25 +52,42 @@ class Record:
     def task(self) -> str:
         return self.store.name
 
-    @cached_property
+    @property
     def status(self) -> str:
-        return status_of(self._finished, self._attempts, self._count, lambda: self._all_rows)
+        return self.state.status
 
     # what the folder holds, each read at most once
     @cached_property
+    def state(self) -> State:
+        state = state_of(self._mark, lambda: self._attempts, self._count, lambda _: self._found, verify=self.verify)
+        if state.status in ("conflict", "damaged"):
+            say_once(f"{self.store.folder} counts as not finished: {state.why}. {ADVICE}")
+        return state
+
+    @cached_property
+    def _mark(self) -> tuple[dict | None, str | None]:
+        return self.store.mark_of()
+
+    @property
+    def refused(self) -> bool:
+        """Whether its task.json is another task's, or a later version's."""
+        return bool(self._mark[1])
+
+    @property
     def _finished(self) -> dict | None:
-        return self.store.finished()
+        return self.state.finished
 
     @cached_property
     def _attempts(self) -> list[dict]:
         return self.store.attempts()
 
     @cached_property
-    def _all_rows(self) -> dict[int, dict]:
-        return self.store.rows()
+    def _found(self) -> Found:
+        record, why = self._mark
+        return self.store.found(None if why else record)
 
     def _count(self) -> int:
-        return len(self._all_rows) if "_all_rows" in vars(self) else self.store.lines()
+        return len(self._found.rows) if "_found" in vars(self) else self.store.lines()
 
     @property
     def attention(self) -> AttentionIdentity:
@@ -174,7 +195,7 @@ class Record:
     @cached_property
     def lines(self) -> dict[int, dict[str, Any]]:
         """The same as JSON, with all that the task wrote."""
-        rows, finished = self._all_rows, self._finished
+        rows, finished = self._found.rows, self._finished
         return {k: row for k, row in rows.items() if k < finished["samples"]} if finished else rows
 
 
@@ -192,9 +213,14 @@ def _is_metric(name: str) -> bool:
         return False
 
 
-def records(results: Path, cell_ids: Iterable[str] | None = None) -> list[Record]:
+def records(results: Path, cell_ids: Iterable[str] | None = None, *, verify: bool = True) -> list[Record]:
     """Records of the given cells in their order, or of all cells of the store; unfinished and
-    failed ones included."""
+    failed ones included. What is under another name than its own is named once on stderr, and is no
+    record.
+
+    verify: hold finished tasks to their rows; without it task.json is not read until it is asked
+        for, and a record's status may be "refused".
+    """
     folders = listed(results) if cell_ids is None else [results / cell_id for cell_id in cell_ids]
     found = []
     for folder in folders:
@@ -202,17 +228,25 @@ def records(results: Path, cell_ids: Iterable[str] | None = None) -> list[Record
         if cell is None:
             continue
         for place in listed(folder):
-            task, dash, task_id = place.name.rpartition("-")
-            if dash and place.is_dir():
-                found.append(Record(cell, TaskStore(results, folder.name, task, task_id)))
+            name = TASK_FOLDER.fullmatch(place.name)
+            if name and place.is_dir():
+                record = Record(cell, TaskStore(results, folder.name, *name.groups()), verify)
+                if not (verify and record.refused):
+                    found.append(record)
+            elif "-" in place.name and place.is_dir():
+                say_odd(place, "its name does not end in the id of a task")
     return found
 
 
 def _cell(file: Path) -> CellDescription | None:
-    """What the file holds; None, with a note, if that is no cell."""
+    """What the file holds; None, with a note, if that is no cell, or not the one of its folder."""
     raw = read_json(file)
+    if raw is None:
+        return None
     try:
-        return None if raw is None else CellDescription.read(raw)
+        if why := cell_trouble(raw, file.parent.name):
+            raise ValueError(why)
+        return CellDescription.read(raw)
     except ValueError as error:
         say_odd(file, error)
         return None

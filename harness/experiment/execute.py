@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from harness.analysis.reader import ADVICE
 from harness.cell import Cell
 from harness.common import environment
 from harness.common.errors import UserError
@@ -20,9 +21,11 @@ from harness.common.secrets import without_secrets
 from harness.common.signals import StopRequest
 from harness.experiment.plan import PlannedTask
 from harness.models.load import LoadedModel
+from harness.results.aside import place_aside, set_aside
 from harness.results.lease import Lease
+from harness.results.rows import checksums
 from harness.results.schema import CellDescription, CellIdentity, Environment, Packages, TaskOutcome
-from harness.results.store import Part, TaskStore, new_attempt
+from harness.results.store import TROUBLES, Part, State, TaskStore, new_attempt
 from harness.tasks.base import TaskContext
 from kernels.auto import CHOSEN
 
@@ -62,7 +65,8 @@ def run_task(
         lease: seconds of the lease, 0 for none (`harness.results.lease`).
 
     Returns:
-        The status: ok, unsupported, oom, error or stopped.
+        The status: ok, unsupported, oom, error or stopped; conflict, damaged or refused, after it was
+        said why, where the store holds what cannot be believed.
 
     Raises:
         UserError: for a mistake of the user's, after it was recorded as an error.
@@ -72,7 +76,14 @@ def run_task(
     samples, batch = task.amount(options, cell, samples, batch)
     task_id = cell.task_id(task.name, identity)
     store = TaskStore(results, cell.cell_id, task.name, task_id)
-    if status := _finished_status(store, samples):
+    label = f"{cell.attention.label} · {task.name}"
+    state = _state(store)
+    if state.status in TROUBLES:
+        return _say_trouble(store, state, label, progress)
+    if status := _finished_status(state, samples):
+        if not (store.cell_folder / "cell.json").exists():
+            with contextlib.suppress(OSError):
+                write_atomic(store.cell_folder / "cell.json", describe_cell(cell).as_json())
         return status
     attempt, part = new_attempt(), None
     task_lease = Lease(store.folder, attempt, lease)
@@ -88,15 +99,16 @@ def run_task(
         rows_are=task.rows_are,
         environment=made,
     )
-    label = f"{cell.attention.label} · {task.name}"
     try:
         if lease:
-            task_lease.take(lambda: stop.requested or _finished_status(store, samples) is not None)
-            if status := _finished_status(store, samples) or ("stopped" if stop.requested else None):
+            task_lease.take(lambda: stop.requested or _finished_status(_state(store), samples) is not None)
+            if status := _finished_status(_state(store), samples) or ("stopped" if stop.requested else None):
                 return status
         write_atomic(store.cell_folder / "cell.json", describe_cell(cell).as_json())
+        if (found := store.found(store.finished())).missing:  # of a finished task: it is no longer
+            set_aside(results, store.folder / "task.json", place_aside(results))
         store.try_again(attempt, about.as_json())
-        lines = store.rows()
+        lines = found.rows
         if lines and (earlier := _earlier_packages(store.finished(), made.packages)):
             made = made.but(earlier_packages=earlier)
             about = about.but(environment=made)
@@ -130,13 +142,19 @@ def run_task(
                     _record_failure(store, about.but(**failure), label, progress)
                 return status
         expected = len(done) + progress.fresh + sum(report["rows"] for report in reports)
-        lines = _wait_for_rows(store, expected) if reports else store.rows()
+        if reports:
+            _wait_for_rows(store, expected)
+        found = store.found(store.finished())
+        if found.trouble:  # another run has written other rows meanwhile
+            return _say_trouble(store, State(*found.trouble), label, progress)
+        lines = found.rows
         # rows beyond the first gap belong to a larger run that was stopped, and count once it
         # resumes
         count = next(k for k in itertools.count() if k not in lines)
         metrics = task.metrics(options, [task.row(lines[k]) for k in range(count)], clustered=cell.draws > 1)
         entries = {f"{task.name}/{name}": metric for name, metric in metrics.items()}
         outcome = about.but(status="ok", samples=count, exhausted=count < samples, metrics=entries)
+        outcome = outcome.but(checksums=checksums(lines[k] for k in range(count)))
         store.finish(outcome.as_json())
         return "ok"
     except Exception as error:  # an outcome of this task: the other tasks still run
@@ -217,8 +235,8 @@ def _rows_of_share(context: TaskContext) -> int:
     return len(context.done) + sum(len(keys) for _, keys in context.batches())
 
 
-def _wait_for_rows(store: TaskStore, expected: int) -> dict[int, dict[str, Any]]:
-    """The rows of all ranks, which a network file system may show with a delay.
+def _wait_for_rows(store: TaskStore, expected: int) -> None:
+    """Wait for the rows of all ranks, which a network file system may show with a delay.
 
     Raises UserError if they do not appear within ROWS_TIMEOUT.
     """
@@ -230,7 +248,6 @@ def _wait_for_rows(store: TaskStore, expected: int) -> dict[int, dict[str, Any]]
                 "results folder that all of them see."
             )
         time.sleep(0.1)
-    return rows
 
 
 def _record_failure(
@@ -260,10 +277,22 @@ def describe_failure(error: Exception) -> dict[str, str]:
     }
 
 
-def _finished_status(store: TaskStore, samples: int) -> str | None:
+def _state(store: TaskStore) -> State:
+    """What the task has come to, its cell.json included."""
+    why = store.cell_trouble()
+    return State("refused", why=why) if why else store.state(verify=True)
+
+
+def _say_trouble(store: TaskStore, state: State, label: str, progress: Progress) -> str:
+    """Say why the store cannot be believed; returns the status."""
+    progress.say(f"{label}: {state.status}: {store.folder}: {state.why}. {ADVICE}")
+    return state.status
+
+
+def _finished_status(state: State, samples: int) -> str | None:
     """The status of a task that is finished with at least `samples` rows, or has no more rows."""
-    outcome = TaskOutcome.read(store.finished() or {})
-    return outcome.status if outcome and (outcome.samples >= samples or outcome.exhausted) else None
+    finished = state.finished
+    return finished["status"] if finished and (finished["samples"] >= samples or finished.get("exhausted")) else None
 
 
 def _earlier_packages(finished: dict[str, Any] | None, packages: Packages) -> list[Packages]:

@@ -16,7 +16,10 @@ from harness.common.table import say
 from harness.experiment.execute import run_task, share_task
 from harness.experiment.plan import Plan
 from harness.models.load import load_model
+from harness.results.store import TROUBLES
 from harness.tracking.tracker import Tracker
+
+FAILURES = {"error", "oom", *TROUBLES}
 
 
 def run_plan(plan: Plan, stop: StopRequest, tracker: Tracker, team: Team) -> tuple[int, dict]:
@@ -90,7 +93,7 @@ def run_plan(plan: Plan, stop: StopRequest, tracker: Tracker, team: Team) -> tup
 def _exit_code(outcomes: set[str]) -> int:
     if "stopped" in outcomes:
         return EXIT_RETRY
-    return EXIT_FAILED if outcomes & {"error", "oom", "invalid"} else EXIT_OK
+    return EXIT_FAILED if outcomes & {*FAILURES, "invalid"} else EXIT_OK
 
 
 def _report(plan: Plan, statuses: dict, code: int, *, rows_written: int) -> dict:

@@ -22,7 +22,7 @@ from harness.common.files import write_whole
 from harness.results.store import TaskStore
 
 FOLDER = "index"
-VERSION = 2  # raise it when an entry, or what a row of the table is made of, changes
+VERSION = 3  # raise it when an entry, or what a row of the table is made of, changes
 Key = tuple[str, str]  # cell id, name of the task's folder
 
 
@@ -30,7 +30,7 @@ Key = tuple[str, str]  # cell id, name of the task's folder
 class Entry:
     """What the store has of one task of one cell.
 
-    status: ok, unsupported, error, oom, stopped or missing. samples: rows that task.json is made
+    status: that of the task's `State`. samples: rows that task.json is made
         of, None without one.
     exhausted: there are no more samples. rows: about how many there are. why: the last failure in a
         line.
@@ -146,15 +146,16 @@ class _Shard:
 
 
 def _entry_of(store: TaskStore) -> Entry:
-    finished, attempts = store.finished() or {}, store.attempts()
+    state, attempts = store.state(), store.attempts()
+    finished = state.finished or {}
     last = attempts[-1] if attempts else finished
     why = f"{last['error']}: {last.get('message', '')}".splitlines()[0][:300] if last.get("error") else None
     return Entry(
-        status=store.status(),
+        status=state.status,
         samples=finished.get("samples"),
         exhausted=bool(finished.get("exhausted")),
         rows=store.lines(),
-        why=why,
+        why=state.why or why,
     )
 
 

@@ -1,8 +1,8 @@
 """What the files of a store hold, one type each. docs/records.md explains them.
 
-A record that lacks a field which came later has its default, and a field that a later version wrote
-is kept, not understood, and named once on stderr. Whoever adds a field, or changes what one means,
-raises the VERSION of the file's type (of an outcome also for its environment and metrics) and runs
+A record that lacks a field which came later has its default; a file of a later version is refused.
+Whoever changes what a field means, or adds one without which the others would be misread, raises
+the VERSION of the file's type (of an outcome also for its environment and metrics) and runs
 
     python -m harness.results.schema --write
 
@@ -42,16 +42,15 @@ class Stored(BaseModel, frozen=True, extra="allow", populate_by_name=True):
         """From JSON. A field whose value is of the wrong kind has its default, and the value is in
         `more`; a note says so.
 
-        Raises ValueError where one is missing, or wrong, that must be there.
+        Raises ValueError where one is missing, or wrong, that must be there, and where a later
+        version has written it.
         """
+        if why := later(raw, cls):
+            raise ValueError(why)
         try:
             found = cls.model_validate(raw)
         except ValidationError:
             found = _mended(cls, raw)
-        written = raw.get("schema")
-        if isinstance(written, int) and written > cls.VERSION:
-            for name in _unknown(found):
-                _say_later(cls.__name__, name, written, cls.VERSION)
         return found
 
     def as_json(self) -> dict[str, Any]:
@@ -153,9 +152,12 @@ class TaskOutcome(Stored):
 
     options: what the task's id holds. rows_are: "samples", or "repeats" of a timing. error,
     message, traceback: of what failed. samples: rows that the metrics are made of; exhausted: there
-    are no more. metrics: by TASK/NAME, the one that tables show first. after: attempts that had
-    been recorded by then. order: of an attempt, among those of the task.
+    are no more. checksums: of these rows in turn, the CRC-32 of each one's line as 8 hexadecimal
+    digits. metrics: by TASK/NAME, the one that tables show first. after: attempts that had been
+    recorded by then. order: of an attempt, among those of the task.
     """
+
+    VERSION: ClassVar[int] = 2  # 2: with checksums
 
     version: StrictInt = Field(
         default=0, alias="schema", description="version of this file; absent in the first records"
@@ -172,6 +174,7 @@ class TaskOutcome(Stored):
     traceback: str | None = None
     samples: StrictInt = 0
     exhausted: StrictBool = False
+    checksums: str | None = None
     metrics: dict[str, Metric] = {}
     after: StrictInt = 0
     order: StrictInt = 0
@@ -325,18 +328,13 @@ def _taken(whole: dict[str, Any], path: tuple[str, ...]) -> list[Any]:
     return [whole.pop(path[-1])] if path[-1] in whole else []
 
 
-def _unknown(found: object, prefix: str = "") -> list[str]:
-    """Fields that no type declares, those of pieces included."""
-    if not isinstance(found, Stored):
-        return []
-    pieces = ((name, getattr(found, name)) for name in type(found).model_fields)
-    return [prefix + name for name in found.more] + [
-        one for name, piece in pieces for one in _unknown(piece, f"{prefix}{name}.")
-    ]
-
-
-def _say_later(kind: str, name: str, written: int, known: int) -> None:
-    say_once(f"A later version wrote {name} into a {kind} (schema {written}, known here: {known}): it is ignored.")
+def later(raw: Mapping[str, Any], kind: type[Stored]) -> str | None:
+    """Why a file of a later version than this code's is not read: what it says may mean something
+    else."""
+    written = raw.get("schema")
+    if isinstance(written, int) and written > kind.VERSION:
+        return f"a later version of the harness wrote it (schema {written}, known here: {kind.VERSION})"
+    return None
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,22 +3,41 @@ two writers.
 
 Rows go to parts/<attempt>.jsonl, one file per attempt and so one writer each; a reader merges them
 by sample key and drops what is torn. task.json, put in place by an atomic rename, is the only mark
-of "finished". Nothing is locked or rewritten.
+of "finished", as long as the rows are those that it was made of. Nothing is locked or rewritten.
 """
 
-import contextlib
-import json
 import os
+import re
 import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from harness.common.files import listed, parse_json, read_file, read_json, say_odd, write_atomic
+from harness.common.files import listed, read_file, read_json, say_odd, short_hash, write_atomic
+from harness.results.rows import Found, line_of, read_rows
+from harness.results.schema import CellDescription, CellIdentity, TaskOutcome, later
 
 FINISHED = ("ok", "unsupported")
+TROUBLES = ("conflict", "damaged", "refused")
+TASK_FOLDER = re.compile(r"(.+)-([0-9a-f]{16})", re.ASCII)
+KINDS: dict[str, type] = {"status": str, "attempt": str, "error": str, "message": str, "task": str, "task_id": str}
+KINDS |= {"samples": int, "order": int, "after": int, "checksums": str}
+
+
+class State(NamedTuple):
+    """What a task has come to.
+
+    status: ok, unsupported, error, oom, stopped or missing; of what cannot be believed: conflict
+        (rows of one sample disagree), damaged (rows are not those that were finished) or refused
+        (the records of another task, or of a later version). finished: task.json, if the rows that
+        it was made of are there. why: what cannot be believed, in words.
+    """
+
+    status: str
+    finished: dict | None = None
+    why: str | None = None
 
 
 class TaskStore:
@@ -29,21 +48,14 @@ class TaskStore:
         self.cell_folder = results / cell_id
         self.folder = self.cell_folder / f"{task}-{task_id}"
 
+    def found(self, finished: Mapping | None = None) -> Found:
+        """All whole rows, held to what task.json says of them."""
+        return read_rows(self._parts(), finished)
+
     def rows(self) -> dict[int, dict]:
-        """All whole rows by sample key. Where two attempts wrote one sample, the first attempt by
-        name counts."""
-        found: dict[int, dict] = {}
-        for part, text in self._parts():
-            lines, strange = text.split(b"\n"), 0
-            for place, line in enumerate(lines):
-                row = _row(line) if line.strip() else None
-                if row is not None:
-                    found.setdefault(row["key"], row)
-                else:
-                    strange += bool(line.strip()) and place < len(lines) - 1  # the last may be torn by a kill
-            if strange:
-                say_odd(part, f"{strange} of its lines are no rows")
-        return dict(sorted(found.items()))
+        """The rows by sample key. Where two attempts wrote one sample, the one counts that task.json
+        was made of, else the first attempt's by name."""
+        return self.found(self.finished()).rows
 
     def _parts(self) -> Iterator[tuple[Path, bytes]]:
         for part in listed(self.folder / "parts", ".jsonl"):
@@ -52,10 +64,35 @@ class TaskStore:
             except OSError as error:
                 say_odd(part, error)
 
+    def mark_of(self) -> tuple[dict | None, str | None]:
+        """The content of task.json, if the task is finished; why it cannot be believed whatever the
+        rows are."""
+        record, why = self._outcome(self.folder / "task.json")
+        return (record, why) if record and record["status"] in FINISHED else (None, why)
+
     def finished(self) -> dict | None:
         """The content of task.json, if the task is finished."""
-        record = _outcome(self.folder / "task.json")
-        return record if record and record["status"] in FINISHED else None
+        record, why = self.mark_of()
+        return None if why else record
+
+    def _outcome(self, path: Path) -> tuple[dict | None, str | None]:
+        """The record of an end, and why it is none of this task's. A file that can be no such record
+        is as if it were not there."""
+        record = read_json(path)
+        if record is None:
+            return None, None
+        wrong = [name for name, kind in KINDS.items() if not isinstance(record.get(name, kind()), (kind, type(None)))]
+        wrong += ["status"] * (not record.get("status"))
+        wrong += ["samples"] * (record.get("status") in FINISHED and record.get("samples") is None)
+        if wrong:
+            say_odd(path, f"it has no proper {wrong[0]}")
+            return None, None
+        own, why = (self.name, self.task_id), later(record, TaskOutcome)
+        if not why and (its := (record.get("task") or own[0], record.get("task_id") or own[1])) != own:
+            why = f"it is of the task {its[0]}-{its[1]}"
+        if why:
+            say_odd(path, why)
+        return record, why
 
     def finish(self, record: dict) -> None:
         """after: how many attempts had been recorded by then."""
@@ -65,8 +102,8 @@ class TaskStore:
     def attempts(self) -> list[dict]:
         """Attempts that ended with an outcome of their own (error, oom), oldest first, and those
         that try again."""
-        files = {path.stem: _outcome(path) for path in listed(self.folder / "attempts", ".json")}
-        records = [{"attempt": name, "order": 0, **record} for name, record in files.items() if record]
+        found = {path.stem: self._outcome(path) for path in listed(self.folder / "attempts", ".json")}
+        records = [{"attempt": n, "order": 0, **record} for n, (record, why) in found.items() if record and not why]
         return sorted(records, key=lambda record: (record["order"], record["attempt"]))
 
     def try_again(self, attempt: str, about: Mapping) -> None:
@@ -88,9 +125,21 @@ class TaskStore:
         texts = (text for _, text in self._parts() if text)
         return sum(text.count(b"\n") + (not text.endswith(b"\n")) for text in texts)
 
+    def state(self, *, verify: bool = False) -> State:
+        """See `state_of`."""
+        return state_of(self.mark_of(), self.attempts, self.lines, self.found, verify=verify)
+
     def status(self) -> str:
-        """ok, unsupported, error, oom, stopped or missing."""
-        return status_of(self.finished(), self.attempts(), self.lines, self.rows)
+        """That of `state`."""
+        return self.state().status
+
+    def cell_trouble(self) -> str | None:
+        """Why the cell.json beside the task is not this cell's; None if it is, or if there is
+        none."""
+        file = self.cell_folder / "cell.json"
+        raw = read_json(file)
+        why = raw and cell_trouble(raw, self.cell_folder.name)
+        return f"{file}: {why}" if why else None
 
     def mark(self) -> list[int] | None:
         """What tells one task.json from another without reading it; None if there is none."""
@@ -109,44 +158,50 @@ class TaskStore:
         return Part(self.folder / "parts" / f"{attempt}.jsonl")
 
 
-def status_of(
-    finished: dict | None, attempts: list[dict], lines: Callable[[], int], rows: Callable[[], Mapping]
-) -> str:
-    """ok, unsupported, error, oom, stopped or missing. A finished task with rows beyond it was
-    being extended. Rows are asked for only where the number of lines leaves it open."""
-    if finished:
-        if lines() <= finished["samples"] or len(rows()) <= finished["samples"]:
-            return finished["status"]
-        attempts = [a for a in attempts if a["order"] > finished.get("after", 0)]
-    if attempts:
-        return attempts[-1]["status"]
-    return "stopped" if lines() and rows() else "missing"
+def state_of(
+    mark: tuple[dict | None, str | None],
+    attempts: Callable[[], list[dict]],
+    lines: Callable[[], int],
+    found: Callable[[dict | None], Found],
+    *,
+    verify: bool,
+) -> State:
+    """What a task has come to. A finished task with rows beyond it was being extended, one that
+    lacks rows is stopped.
+
+    verify: hold a finished task to all its rows; without it they are read only where their number
+        leaves it open.
+    """
+    finished, why = mark
+    if why:
+        return State("refused", why=why)
+    rows, after = None, (finished or {}).get("after", 0)
+    if finished and (verify or lines() != finished["samples"]):
+        rows = found(finished)
+        if rows.trouble:
+            return State(*rows.trouble)
+        if rows.missing:
+            finished = None
+    if finished and (rows is None or len(rows.rows) <= finished["samples"]):
+        return State(finished["status"], finished)
+    if tried := [a for a in attempts() if a["order"] > after or not mark[0]]:
+        return State(tried[-1]["status"], finished)
+    if rows is None and lines():
+        rows = found(None)
+        if rows.trouble:
+            return State(*rows.trouble)
+    return State("stopped" if rows and rows.rows else "missing", finished)
 
 
-def _row(line: bytes) -> dict | None:
-    """A line of a part; None if it is no row."""
-    with contextlib.suppress(ValueError):
-        row = parse_json(line)
-        if isinstance(row, dict) and type(key := row.get("key")) is int and key >= 0:
-            return row
-    return None
-
-
-KINDS = {"status": str, "attempt": str, "error": str, "message": str, "samples": int, "order": int, "after": int}
-
-
-def _outcome(path: Path) -> dict | None:
-    """The record of an end; None, with a note, where it cannot be one."""
-    record = read_json(path)
-    if record is None:
-        return None
-    wrong = [name for name, kind in KINDS.items() if not isinstance(record.get(name, kind()), (kind, type(None)))]
-    wrong += ["status"] * (not record.get("status"))
-    wrong += ["samples"] * (record.get("status") in FINISHED and record.get("samples") is None)
-    if wrong:
-        say_odd(path, f"it has no proper {wrong[0]}")
-        return None
-    return record
+def cell_trouble(raw: Mapping, name: str) -> str | None:
+    """Why this content of a cell.json is no record of the folder of this name."""
+    if not isinstance(identity := raw.get("identity"), dict):
+        return "it has no proper identity"
+    if why := later(raw, CellDescription) or later(identity, CellIdentity):
+        return why
+    if raw.get("cell_id") != name:
+        return f"it is of the cell {str(raw.get('cell_id'))[:40]}"
+    return None if short_hash(identity) == name else "its identity is not the one that the cell's id is a hash of"
 
 
 def _stat(path: Path) -> list[int] | None:
@@ -173,7 +228,7 @@ class Part:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab")
-        self._file.write(b"".join(json.dumps(row, allow_nan=False).encode() + b"\n" for row in rows))
+        self._file.write(b"".join(line_of(row) + b"\n" for row in rows))
         self._file.flush()
         if time.monotonic() - self._synced > self.SYNC:
             self._sync()

@@ -136,4 +136,4 @@ def _public(outcome: dict) -> dict:
 
 
 def _worst(statuses: list[str]) -> str:
-    return next((s for s in ("stopped", "error", "oom", "missing") if s in statuses), "ok")
+    return next((s for s in ("conflict", "damaged", "stopped", "error", "oom", "missing") if s in statuses), "ok")

@@ -1,12 +1,14 @@
 """The reader pairs records sample by sample; tables are drawn from it alone."""
 
 from harness.analysis import reader, table
-from harness.common.files import write_atomic
+from harness.common.files import short_hash, write_atomic
 from harness.results.store import TaskStore
+
+TASK = "0" * 16
 
 
 def record(results, name, scores, *, draws=1, hashes=None, context=64, **attn):
-    """Write one record by hand: scores by sample number."""
+    """Write one record by hand: scores by sample number. Returns the cell's id."""
     identity = {
         "model": {"weights": "w"},
         "dtype": "float32",
@@ -15,10 +17,10 @@ def record(results, name, scores, *, draws=1, hashes=None, context=64, **attn):
         "draws": draws if draws > 1 else None,
         "attn": {"name": name, **attn},
     }
-    cell = {"cell_id": f"{name}{len(attn)}", "identity": identity, "model": "m", "label": name}
+    cell = {"cell_id": short_hash(identity), "identity": identity, "model": "m", "label": name}
     cell["pairs_per_row"] = {"fused": 3.0}
     write_atomic(results / cell["cell_id"] / "cell.json", cell)
-    store = TaskStore(results, cell["cell_id"], "retrieval", "t")
+    store = TaskStore(results, cell["cell_id"], "retrieval", TASK)
     part = store.open_part("a")
     hashes = hashes or {}
     for k, s in scores.items():
@@ -27,6 +29,7 @@ def record(results, name, scores, *, draws=1, hashes=None, context=64, **attn):
     metric = {"value": sum(scores.values()) / len(scores), "low": 0.0, "high": 1.0, "n": len(scores)}
     metrics = {"retrieval/accuracy": {**metric, "unit": "fraction"}}
     store.finish({"status": "ok", "samples": len(scores), "options": {}, "metrics": metrics})
+    return cell["cell_id"]
 
 
 def by_name(results):
@@ -56,10 +59,10 @@ def test_reference_asks_the_same_question(tmp_path):
 
 
 def test_unfinished_and_broken_cells_do_not_stop_the_reader(tmp_path):
-    record(tmp_path, "alibi", {0: 1.0})
+    cell_id = record(tmp_path, "alibi", {0: 1.0})
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "cell.json").write_text('{"cell')
-    TaskStore(tmp_path, "alibi0", "other", "x").open_part("a").write([{"key": 0}])
+    TaskStore(tmp_path, cell_id, "other", TASK).open_part("a").write([{"key": 0}])
     assert {(r.task, r.status) for r in reader.records(tmp_path)} == {("retrieval", "ok"), ("other", "stopped")}
 
 

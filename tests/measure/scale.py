@@ -23,7 +23,7 @@ from harness.common import environment
 from harness.common.files import read_json, write_atomic
 from harness.common.paths import ROOT
 from harness.common.table import Table
-from harness.sweep.cells import expand
+from harness.sweep.cells import expand, plans
 from harness.sweep.grid import Grid
 from harness.sweep.rows import Rows
 from harness.sweep.status import DONE, FAILED, MISSING, STOPPED, counts, states
@@ -48,6 +48,7 @@ def grid_of(cells: int) -> Grid:
         "masks": ["4", "8", "16", "32", "64"],
         "model": ["tiny", "tiny-plain"],
         "references": ["none"],
+        "samples": ["8"],
     }
     others = Grid("", axes)
     axes["seed"] = [str(seed) for seed in range(-(-cells // len(others)))]
@@ -56,10 +57,15 @@ def grid_of(cells: int) -> Grid:
 
 def fill(results: Path, rows: Rows) -> None:
     """A store with these rows in the states of MIX. Records are copies of a committed one, with
-    eight of its rows."""
+    eight of its rows, and the first KEPT have an identity of their own."""
     source = min(TEMPLATE.glob("*/*/task.json"))
     cell, task = read_json(source.parents[1] / "cell.json"), read_json(source)
-    lines = next(source.parent.glob("parts/*.jsonl")).read_bytes().splitlines(keepends=True)[:8]
+    lines = next(source.parent.glob("parts/*.jsonl")).read_text().splitlines()[:8]
+    part = "".join(json.dumps({**json.loads(line), "key": key}) + "\n" for key, line in enumerate(lines))
+    identities = {
+        plan.cell.cell_id: plan.cell.identity
+        for _, plan in itertools.islice(plans(rows.grid, results=str(results), here=False), KEPT)
+    }
     attempt = json.dumps({"status": "error", "error": "RuntimeError", "message": "made up", "attempt": "a"})
     for i, row in enumerate(rows):
         state = MIX[i % len(MIX)]
@@ -68,10 +74,12 @@ def fill(results: Path, rows: Rows) -> None:
         (cell_id, name), *_ = row.work
         folder = results / cell_id / name
         (folder / "parts").mkdir(parents=True)
-        (folder / "parts" / "a.jsonl").write_bytes(b"".join(lines))
-        (results / cell_id / "cell.json").write_text(json.dumps({**cell, "cell_id": cell_id}, indent=1))
+        (folder / "parts" / "a.jsonl").write_text(part)
+        own = {**cell, "cell_id": cell_id, "identity": identities.get(cell_id, cell["identity"])}
+        (results / cell_id / "cell.json").write_text(json.dumps(own, indent=1))
         if state == DONE:
-            (folder / "task.json").write_text(json.dumps({**task, "samples": row.samples[0]}, indent=1))
+            own = {**task, "task_id": name.rpartition("-")[2], "samples": row.samples[0]}
+            (folder / "task.json").write_text(json.dumps(own, indent=1))
         if state == FAILED:
             (folder / "attempts").mkdir()
             (folder / "attempts" / "a.json").write_text(attempt)

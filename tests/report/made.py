@@ -1,12 +1,12 @@
 """Stores made by hand: as many cells as a test wants, without a model."""
 
-import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from harness.common import stats
+from harness.common.files import short_hash
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ENVIRONMENT = {
@@ -19,6 +19,7 @@ ENVIRONMENT = {
     "start": "2026-01-01T00:00:00Z",
     "command": "python -m harness.run masks=4",
 }
+NOISE = {"haystack": "noise"}
 ALIBI = {"name": "alibi", "masks": None, "sampler": None, "weights": None, "cutoff": None}
 
 
@@ -47,10 +48,11 @@ def cell(
     label: str | None = None,
 ) -> Path:
     """cell.json alone; returns the cell's folder."""
-    name = hashlib.sha256(str((model, context, seed, attn)).encode()).hexdigest()[:16]
     draws = 4 if attn["name"] == "plsh" else None
     identity = {"model": {"weights": model}, "dtype": "float32", "attn": attn, "kernel": "auto", "context": context}
     identity |= {"seed": seed if draws else None, "draws": draws, "data_seed": 0}
+    identity |= {"made": seed} if seed and not draws else {}
+    name = short_hash(identity)
     pairs = {"fused": fused} | ({"passes": passes} if passes else {})
     told = label or {"alibi": "exact ALiBi", "window": f"window T={attn['cutoff']}"}.get(
         attn["name"], f"PLSH S={attn['masks']} {attn['sampler']} {attn['weights']}"
@@ -58,6 +60,11 @@ def cell(
     about = {"cell_id": name, "identity": identity, "model": model, "label": told, "pairs_per_row": pairs}
     write(results / name / "cell.json", about)
     return results / name
+
+
+def task_folder(folder: Path, name: str = "retrieval", **options: object) -> Path:
+    """The folder of a task with these options."""
+    return folder / f"{name}-{short_hash({'cell': folder.name, 'task': name, 'options': options or NOISE})}"
 
 
 def record(
@@ -87,11 +94,12 @@ def record(
         rate(f"accuracy_distance_{1 << (b - 1)}_{1 << b}", (r for r in rows if r["distance"].bit_length() == b))
     if task == "retrieval":
         metrics["retrieval/answer_nll"] = {"value": 0.1, "low": 0.1, "high": 0.1, "n": samples, "unit": "nats"}
-    part = folder / f"{task}-t" / "parts" / "a.jsonl"
+    place = task_folder(folder, task)
+    part = place / "parts" / "a.jsonl"
     part.parent.mkdir(parents=True, exist_ok=True)
     part.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    done = {"status": "ok", "samples": samples, "attempt": "a", "options": {"haystack": "noise"}, "metrics": metrics}
-    write(folder / f"{task}-t" / "task.json", {**done, "environment": ENVIRONMENT})
+    done = {"status": "ok", "samples": samples, "attempt": "a", "options": NOISE, "metrics": metrics}
+    write(place / "task.json", {**done, "environment": ENVIRONMENT})
 
 
 def versions(folder: Path, **packages: str) -> None:
@@ -104,8 +112,8 @@ def versions(folder: Path, **packages: str) -> None:
 
 def failed(folder: Path, error: str, message: str) -> None:
     """An attempt that ended in an error, without rows."""
-    about = {"status": "error", "attempt": "a", "error": error, "message": message, "options": {"haystack": "noise"}}
-    write(folder / "retrieval-t" / "attempts" / "a.json", {**about, "environment": ENVIRONMENT})
+    about = {"status": "error", "attempt": "a", "error": error, "message": message, "options": NOISE}
+    write(task_folder(folder) / "attempts" / "a.json", {**about, "environment": ENVIRONMENT})
 
 
 def timed(folder: Path, scale: float, *, commit: str = "c", device: str = "cpu", start: str = "2026-01-01") -> None:
@@ -123,7 +131,7 @@ def timed(folder: Path, scale: float, *, commit: str = "c", device: str = "cpu",
     done = {"status": "ok", "samples": 0, "attempt": "a", "metrics": metrics, "rows_are": "repeats"}
     done["options"] = {"batch": 1, "device": device, "threads": 1, "commit": commit}
     done["environment"] = {**ENVIRONMENT, "start": start, "device": device}
-    write(folder / f"throughput-{commit}{device}" / "task.json", done)
+    write(task_folder(folder, "throughput", **done["options"]) / "task.json", done)
 
 
 def sweep(results: Path, *, models: Iterable[str], contexts: Iterable[int], masks: Iterable[int], samples: int) -> int:

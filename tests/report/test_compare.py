@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from harness.common.files import short_hash
 from harness.common.paths import ROOT
 from harness.common.stats import Metric
 from harness.report.__main__ import main
@@ -46,7 +47,7 @@ def test_a_loss_on_the_same_prompts_is_a_regression_and_its_mirror_is_none(two, 
 
 def test_a_cell_that_fails_now_is_a_regression(two, capsys):
     folder = made.cell(two[2] / "b", made.ALIBI, fused=127.5)
-    shutil.rmtree(folder / "retrieval-t")
+    shutil.rmtree(made.task_folder(folder))
     made.failed(folder, "ValueError", "no")
     code, document, told = compare(capsys, "--compare", *two[:2])
     assert code == 1 and "failed" in told and "error" in told
@@ -60,7 +61,11 @@ def test_cells_of_one_store_alone_are_named_and_no_regression(two, capsys):
 
 def test_other_weights_of_the_same_model_are_compared(two, capsys):
     path = next(p for p in (two[2] / "b").glob("*/cell.json") if "ALiBi" in p.read_text())
-    path.write_text(path.read_text().replace('"weights": "m"', '"weights": "retrained"'))
+    cell = json.loads(path.read_text())
+    cell["identity"]["model"]["weights"] = "retrained"
+    cell["cell_id"] = short_hash(cell["identity"])
+    made.write(path, cell)
+    path.parent.rename(path.parent.with_name(cell["cell_id"]))
     code, document, _ = compare(capsys, "--compare", *two[:2])
     assert code == 0 and document["compared"] == 2
 
@@ -91,7 +96,7 @@ def test_the_newest_timing_on_each_device_is_compared(tmp_path, capsys):
 
 
 def test_a_cell_that_was_stopped_since_is_a_regression(two, capsys):
-    for path in (two[2] / "b").glob("*/retrieval-t/task.json"):
+    for path in (two[2] / "b").glob("*/retrieval-*/task.json"):
         path.unlink()
     code, document, told = compare(capsys, "--compare", *two[:2])
     assert code == 1 and document["regressions"] == 2 and "stopped" in told and "2 failed" in told
@@ -101,7 +106,7 @@ def test_more_memory_and_a_larger_error_are_regressions(tmp_path, capsys):
     for store, scale, error in (("a", 1.0, 2e-7), ("b", 1.5, 3e-6)):
         folder = made.cell(tmp_path / store, made.ALIBI, fused=127.5)
         made.timed(folder, 1.0)
-        path = folder / "throughput-ccpu" / "task.json"
+        (path,) = folder.glob("throughput-*/task.json")
         record = json.loads(path.read_text())
         plain = {"low": None, "high": None, "n": 1}
         record["metrics"]["throughput/peak_bytes"] = {"value": 1e9 * scale, **plain, "unit": "bytes"}
@@ -113,7 +118,7 @@ def test_more_memory_and_a_larger_error_are_regressions(tmp_path, capsys):
 
 
 def test_what_is_unsupported_now_is_a_regression_and_its_mirror_an_improvement(two, capsys):
-    path = next((two[2] / "b").glob("*/retrieval-t/task.json"))
+    path = next((two[2] / "b").glob("*/retrieval-*/task.json"))
     made.write(path, {**json.loads(path.read_text()), "status": "unsupported", "metrics": {}})
     code, _, told = compare(capsys, "--compare", *two[:2])
     assert code == 1 and "1 failed" in told and "unsupported" in told

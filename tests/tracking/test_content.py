@@ -1,6 +1,7 @@
 """What a W&B run holds of a cell: the store's names and numbers, and never a prompt."""
 
 import json
+import shutil
 
 from harness.common.files import read_json, write_atomic
 from harness.results.store import TaskStore
@@ -43,6 +44,7 @@ def test_text_of_rows_and_errors_stays_at_home(results):
     extra = {"prompt": secret, "arguments": [secret], "doc": {"text": secret}, "note": secret, "prediction": secret}
     extra["values"] = {"accuracy": 0.5}
     part.write_text("".join(json.dumps({**row, **extra}) + "\n" for row in rows))
+    write_atomic(task_json(results), {**read_json(task_json(results)), "checksums": None})
     store = TaskStore(results, cell_id, "broken", "0" * 16)
     store.record_attempt("a", {"attempt": "a", "status": "error", "error": "E", "message": secret, "traceback": secret})
     content = content_of(results, cell_id)
@@ -65,7 +67,9 @@ def test_one_task_with_two_options_keeps_both(results):
     cell_id, record = cell_of(results), read_json(task_json(results))
     record["environment"]["start"] = "2030-01-01T00:00:00Z"
     record["metrics"]["retrieval/accuracy"]["value"] = 0.125
-    TaskStore(results, cell_id, "retrieval", "f" * 16).finish(record)
+    other = TaskStore(results, cell_id, "retrieval", "f" * 16)
+    shutil.copytree(task_json(results).parent / "parts", other.folder / "parts")
+    other.finish({**record, "task_id": other.task_id})
     row = content_of(results, cell_id)["row"]
     older = task_json_id(results)
     assert row["retrieval/accuracy"] == 0.125 and row[f"retrieval-{older[:6]}/accuracy"] != 0.125

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness import sync
-from harness.common.files import read_json, write_atomic
+from harness.common.files import read_json, short_hash, write_atomic
 from harness.tracking.content import content_of
 from harness.tracking.mirror import mirror, offline_run, remove_offline_run, wish
 from tests.tracking.conftest import cell_of, finish_again, stop_after, task_json
@@ -126,9 +126,12 @@ def test_under_an_agent_the_server_names_the_run(account, monkeypatch, results):
     from harness.tracking.options import TrackingConfig
     from harness.tracking.tracker import Tracker
 
-    cell_id, other = cell_of(results), "f" * 16
+    cell_id = cell_of(results)
+    about = read_json(results / cell_id / "cell.json")
+    about["identity"]["data_seed"] = 1
+    other = about["cell_id"] = short_hash(about["identity"])
     shutil.copytree(results / cell_id, results / other)
-    write_atomic(results / other / "cell.json", {**read_json(results / cell_id / "cell.json"), "cell_id": other})
+    write_atomic(results / other / "cell.json", about)
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
     monkeypatch.setenv("WANDB_RUN_ID", "dictated")
     config = TrackingConfig(mode="online", project="sweeps", entity=ENTITY, group=None, tags=["mine"])

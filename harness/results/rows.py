@@ -1,0 +1,134 @@
+"""Rows as the parts of a task hold them: merged by sample, held to one another and to what task.json
+says of them."""
+
+import contextlib
+import json
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.common.files import parse_json, say_odd
+
+# What two attempts at one sample have in common. Likelihoods and times are left out: a batch of
+# another size rounds them in another way.
+COMPARED = ("draw", "doc_hash", "score", "prediction", "target")
+SAME = 1e-4  # scores that differ by no more are the same
+DIGITS = 8  # of a row in `checksums`
+NAMED = 5  # samples that a sentence names
+
+
+@dataclass(frozen=True)
+class Version:
+    """A row, the attempt that wrote it, and the line that it stands in."""
+
+    attempt: str
+    row: dict[str, Any]
+    line: bytes
+
+
+@dataclass
+class Found:
+    """The rows of a task.
+
+    rows: by sample, in order. others: samples of which there are several different rows, each with
+    all of them. conflicts: those whose rows disagree. damaged: samples whose row is not the one that
+    task.json was made of. missing: how many of that are not there.
+    """
+
+    rows: dict[int, dict] = field(default_factory=dict)
+    others: dict[int, list[Version]] = field(default_factory=dict)
+    conflicts: list[int] = field(default_factory=list)
+    damaged: list[int] = field(default_factory=list)
+    missing: int = 0
+
+    @property
+    def trouble(self) -> tuple[str, None, str] | None:
+        """The status of a task that cannot be believed, no outcome, and why."""
+        if self.conflicts:
+            attempts = sorted({v.attempt for key in self.conflicts for v in self.others[key]})
+            return "conflict", None, f"{' and '.join(attempts)} disagree on {_samples(self.conflicts)}"
+        if self.damaged:
+            return "damaged", None, f"{_samples(self.damaged)} not as it was when the task was finished"
+        return None
+
+
+def read_rows(parts: Iterable[tuple[Path, bytes]], finished: Mapping | None = None) -> Found:
+    """The rows of these files, in their order, and how they stand to the content of task.json."""
+    sums, samples = _sums(finished), finished["samples"] if finished else 0
+    firsts: dict[int, Version] = {}
+    found = Found()
+    for part, text in parts:
+        lines, strange = text.split(b"\n"), 0
+        for place, line in enumerate(lines):
+            row = row_of(line) if line.strip() else None
+            if row is None:
+                strange += bool(line.strip()) and place < len(lines) - 1  # the last may be torn by a kill
+                continue
+            first = firsts.setdefault(row["key"], version := Version(part.stem, row, line))
+            if first is not version and first.row != row:
+                found.others.setdefault(row["key"], [first]).append(version)
+        if strange:
+            say_odd(part, f"{strange} of its lines are no rows")
+    for key, versions in found.others.items():
+        fitting = [v for v in versions if key in sums and _fits(v, sums[key])]
+        chosen = firsts[key] = (fitting or versions)[0]
+        if any(_disagree(chosen.row, v.row) for v in versions):
+            found.conflicts.append(key)
+    found.rows = {key: firsts[key].row for key in sorted(firsts)}
+    found.damaged = [key for key, digits in sums.items() if key in firsts and not _fits(firsts[key], digits)]
+    found.missing = sum(key not in firsts for key in range(samples)) if samples <= len(firsts) else samples
+    return found
+
+
+def row_of(line: bytes) -> dict | None:
+    """A line of a part; None if it is no row."""
+    with contextlib.suppress(ValueError):
+        row = parse_json(line)
+        if isinstance(row, dict) and type(key := row.get("key")) is int and key >= 0:
+            return row
+    return None
+
+
+def line_of(row: Mapping) -> bytes:
+    """The line that a row is written as. Raises ValueError for NaN and infinity."""
+    return json.dumps(row, allow_nan=False).encode()
+
+
+def checksums(rows: Iterable[Mapping]) -> str:
+    """Of these rows in turn: the CRC-32 of each one's line, as 8 hexadecimal digits."""
+    return "".join(_digits(line_of(row)) for row in rows)
+
+
+def _digits(line: bytes) -> str:
+    return f"{zlib.crc32(line):0{DIGITS}x}"
+
+
+def _sums(finished: Mapping | None) -> dict[int, str]:
+    """The checksum of each sample, if task.json has them."""
+    text = (finished or {}).get("checksums") or ""
+    return {key: text[key * DIGITS : (key + 1) * DIGITS] for key in range(len(text) // DIGITS)}
+
+
+def _fits(version: Version, digits: str) -> bool:
+    """Whether a row is the one with this checksum, whatever ends its line or stands between its
+    words."""
+    return _digits(version.line) == digits or _digits(line_of(version.row)) == digits
+
+
+def _disagree(a: Mapping, b: Mapping) -> bool:
+    return any(not _same(a.get(name), b.get(name)) for name in COMPARED)
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return math.isclose(a, b, rel_tol=SAME, abs_tol=SAME)
+    return a == b
+
+
+def _samples(keys: list[int]) -> str:
+    """Samples in words, the first few by number."""
+    more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+    return f"sample{'s' * (len(keys) > 1)} {', '.join(map(str, sorted(keys)[:NAMED]))}{more}"
