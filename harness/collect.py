@@ -3,7 +3,8 @@ each task of a cell.
 
 Columns: what was run (cell, task, the cell's identity flattened, options), its status, each metric
 with its interval (retrieval/accuracy, _low, _high, _n), and where it was made (environment.*).
-Unfinished and failed tasks are rows too. What was read is kept in results/index/, and only what has
+Unfinished and failed tasks are rows too; what is no record is named on stderr and in the JSON line.
+What was read is kept in results/index/, and only what has
 changed since is read again.
 """
 
@@ -20,7 +21,7 @@ import pyarrow.parquet
 
 from harness.analysis import reader
 from harness.common.errors import report_mistake
-from harness.common.files import replacing
+from harness.common.files import odd_files, replacing, say_odd
 from harness.common.streams import print_in_any_encoding
 from harness.results.index import Index
 from harness.results.store import TaskStore
@@ -41,13 +42,16 @@ def main(arguments: list[str] | None = None) -> int:
         return report_mistake(
             f"There is no folder {given.results}: run python -m harness.run first, or name another folder."
         )
-    table, read = collect(given.results)
+    with odd_files() as odd:
+        table, read = collect(given.results)
     try:
         write(table, given.out)
     except OSError as error:
         return report_mistake(f"--out={given.out} cannot be written: {error}.")
     print(f"{table.num_rows} records, {table.num_columns} columns in {given.out} ({read} read anew).")
-    print(json.dumps({"status": "ok", "records": table.num_rows, "read": read, "out": str(given.out)}))
+    left_out = [{"where": str(path), "why": why} for path, why in odd.items()]
+    about = {"records": table.num_rows, "read": read, "out": str(given.out), "left_out": left_out}
+    print(json.dumps({"status": "ok", **about}))
     return 0
 
 
@@ -61,6 +65,7 @@ def collect(results: Path) -> tuple[pa.Table, int]:
     rows, read = [], 0
     for row, new in Index(results).rows(list(waiting), made):
         if row["status"] == "refused":
+            say_odd(results / row["cell_id"] / f"{row['task']}-{row['task_id']}" / "task.json", row["why"])
             continue
         rows.append(row)
         read += new

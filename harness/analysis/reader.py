@@ -59,7 +59,7 @@ class Record:
     # what the folder holds, each read at most once
     @cached_property
     def state(self) -> State:
-        state = state_of(self._mark, lambda: self._attempts, self._count, lambda _: self._found, verify=self.verify)
+        state = state_of(self._mark, lambda: self._attempts, self._count, lambda _: self.found, verify=self.verify)
         if state.status in ("conflict", "damaged"):
             say_once(f"{self.store.folder} counts as not finished: {state.why}. {ADVICE}")
         return state
@@ -81,13 +81,19 @@ class Record:
     def _attempts(self) -> list[dict]:
         return self.store.attempts()
 
+    @property
+    def written(self) -> dict | None:
+        """task.json as it is written, whatever the rows are."""
+        return self._mark[0]
+
     @cached_property
-    def _found(self) -> Found:
+    def found(self) -> Found:
+        """All rows of the folder."""
         record, why = self._mark
         return self.store.found(None if why else record)
 
     def _count(self) -> int:
-        return len(self._found.rows) if "_found" in vars(self) else self.store.lines()
+        return len(self.found.rows) if "found" in vars(self) else self.store.lines()
 
     @property
     def attention(self) -> AttentionIdentity:
@@ -120,7 +126,7 @@ class Record:
         try:
             return TaskOutcome.read(found)
         except ValueError as error:
-            say_odd(self.store.folder, error)
+            say_odd(self.store.folder / "task.json", error)
             return TaskOutcome()
 
     @property
@@ -139,7 +145,7 @@ class Record:
         found = self.outcome.metrics
         strange = [name for name in found if not _is_metric(name)]
         for name in strange:
-            say_odd(self.store.folder, f"{name!r} is no name of a metric")
+            say_odd(self.store.folder / "task.json", f"{name!r} is no name of a metric")
         return {name: metric for name, metric in found.items() if name not in strange} if strange else found
 
     @property
@@ -189,13 +195,13 @@ class Record:
             try:
                 found[key] = SampleRow.read(row)
             except ValueError as error:
-                say_odd(self.store.folder, f"row {key}: {error}")
+                say_odd(self.store.folder / "parts", f"row {key}: {error}")
         return found
 
     @cached_property
     def lines(self) -> dict[int, dict[str, Any]]:
         """The same as JSON, with all that the task wrote."""
-        rows, finished = self._found.rows, self._finished
+        rows, finished = self.found.rows, self._finished
         return {k: row for k, row in rows.items() if k < finished["samples"]} if finished else rows
 
 

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -18,8 +17,9 @@ from typing import Any, NoReturn
 
 from harness.common.streams import say_once
 
+DRAFT = re.compile(r"\..+\.[0-9a-f]{12}(\.wrong)?")  # the names of drafts
 DEEPEST = 100  # lists and mappings within one another that a file may hold
-LARGE = re.compile(rb"[eE]\+?\d{3}|\d{300}")  # where a number beyond those of floating point may stand
+LONGEST = 300  # digits of a whole number: more than that no float holds
 
 
 @contextlib.contextmanager
@@ -28,7 +28,7 @@ def draft_of(path: Path) -> Iterator[Path]:
     there. The folder around it is made if need be; what is left at the name in the end is
     removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")  # as DRAFT says
     try:
         yield draft
     finally:
@@ -81,8 +81,8 @@ def parse_json(text: bytes) -> Any:
     float holds and values that lie too deep, which are JSON too."""
     try:
         value = _decode(text.decode())
-        if LARGE.search(text) or text.count(b"[") + text.count(b"{") > DEEPEST:
-            _refuse_extremes(value)
+        if text.count(b"[") + text.count(b"{") > DEEPEST:
+            _refuse_depth(value)
     except RecursionError:
         raise ValueError("its values lie too deep") from None
     return value
@@ -119,30 +119,65 @@ def listed(folder: Path, ending: str = "") -> list[Path]:
 
 
 def say_odd(path: Path, why: object) -> None:
-    """Say once that something in a store cannot be read."""
+    """Say once that something in a store cannot be read, or what `odd_files` collects."""
     told = why.strerror if isinstance(why, OSError) and why.strerror else str(why)
-    say_once(f"{path} cannot be read, and is left out: {' '.join(told.split())[:300]}")
+    told = " ".join(told.split())[:300]
+    for found in _collecting:
+        found.setdefault(path, told)
+    if not any(found.quiet for found in _collecting):
+        say_once(f"{path} cannot be read, and is left out: {told}")
 
 
-def _refuse_extremes(value: Any) -> None:
-    layer, depth = [value], 0
-    while layer:
-        depth += 1
-        if depth > DEEPEST:
-            raise ValueError("its values lie too deep")
+class OddFiles(dict[Path, str]):
+    """What could not be read, and why. quiet: not to be said on stderr, too."""
+
+    quiet = False
+
+
+_collecting: list[OddFiles] = []
+
+
+@contextlib.contextmanager
+def odd_files(*, quiet: bool = False) -> Iterator[OddFiles]:
+    """In the `with` block: what cannot be read is put in here."""
+    found = OddFiles()
+    found.quiet = quiet
+    _collecting.append(found)
+    try:
+        yield found
+    finally:
+        del _collecting[next(i for i, each in enumerate(_collecting) if each is found)]
+
+
+def _refuse_depth(value: Any) -> None:
+    layer = [value]
+    for _ in range(DEEPEST):
         inner: list[Any] = []
         for each in layer:
-            if isinstance(each, (int, float)) and (abs(each) > 1e300 or not math.isfinite(each)):
-                raise ValueError("a number in it is too large")
             inner += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
         layer = inner
+    if layer:
+        raise ValueError("its values lie too deep")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if value - value != 0:
+        raise ValueError(f"the number {text[:20]} in it is too large")
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > LONGEST:
+        raise ValueError(f"the number {text[:20]}... in it is too large")
+    return int(text)
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} in it is no JSON")
 
 
-_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
+_decode = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_float, parse_int=_int).decode
 
 
 def short_hash(value: object) -> str:

@@ -35,7 +35,8 @@ class Found:
 
     rows: by sample, in order. others: samples of which there are several different rows, each with
     all of them. conflicts: those whose rows disagree. damaged: samples whose row is not the one that
-    task.json was made of. missing: how many of that are not there.
+    task.json was made of. missing: how many of that are not there. sums: the checksums of task.json,
+    by sample.
     """
 
     rows: dict[int, dict] = field(default_factory=dict)
@@ -43,6 +44,18 @@ class Found:
     conflicts: list[int] = field(default_factory=list)
     damaged: list[int] = field(default_factory=list)
     missing: int = 0
+    sums: dict[int, str] = field(default_factory=dict)
+
+    def believed(self, line: bytes) -> bool:
+        """Whether a line of a part is a row that no other contradicts, or the one that task.json was
+        made of."""
+        row = row_of(line)
+        if row is None:
+            return False
+        key = row["key"]
+        if key in self.sums:
+            return key not in (*self.conflicts, *self.damaged) or _fits(Version("", row, line), self.sums[key])
+        return key not in self.conflicts
 
     @property
     def trouble(self) -> tuple[str, None, str] | None:
@@ -59,7 +72,7 @@ def read_rows(parts: Iterable[tuple[Path, bytes]], finished: Mapping | None = No
     """The rows of these files, in their order, and how they stand to the content of task.json."""
     sums, samples = _sums(finished), finished["samples"] if finished else 0
     firsts: dict[int, Version] = {}
-    found = Found()
+    found = Found(sums=sums)
     for part, text in parts:
         lines, strange = text.split(b"\n"), 0
         for place, line in enumerate(lines):

@@ -21,6 +21,7 @@ from harness.results.schema import CellDescription, CellIdentity, TaskOutcome, l
 
 FINISHED = ("ok", "unsupported")
 TROUBLES = ("conflict", "damaged", "refused")
+CELL_FOLDER = re.compile(r"[0-9a-f]{16}", re.ASCII)
 TASK_FOLDER = re.compile(r"(.+)-([0-9a-f]{16})", re.ASCII)
 KINDS: dict[str, type] = {"status": str, "attempt": str, "error": str, "message": str, "task": str, "task_id": str}
 KINDS |= {"samples": int, "order": int, "after": int, "checksums": str}

@@ -25,8 +25,7 @@ def keep(folder: Path, name: str, recipe: Mapping, make: Callable[[Path], Prepar
     Raises UserError where it cannot be kept there, and what `make` raises.
     """
     recipe = json.loads(json.dumps(recipe))
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    place = folder / f"{name}-{digest[:16]}"
+    place = folder / _name(name, recipe)
     found = _whole(place, recipe)
     if found is None:
         again = " again, since what is there is not what was made" if place.exists() else ""
@@ -42,6 +41,22 @@ def keep(folder: Path, name: str, recipe: Mapping, make: Callable[[Path], Prepar
         except OSError as error:
             raise UserError(f"The data of {name} cannot be kept in {place}: {error}.") from None
     return found
+
+
+def trouble(place: Path) -> str | None:
+    """Why a folder with kept data is not what was made; None if it is."""
+    manifest = read_json(place / MANIFEST, quiet=True)
+    recipe = (manifest or {}).get("recipe")
+    if not isinstance(recipe, dict):
+        return "it has no manifest"
+    if place.name != _name(place.name.rpartition("-")[0], recipe):
+        return "its manifest is of other data"
+    return None if _whole(place, recipe) else "its files are not what the manifest says"
+
+
+def _name(name: str, recipe: Mapping) -> str:
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    return f"{name}-{digest[:16]}"
 
 
 def _whole(place: Path, recipe: Mapping) -> Prepared | None:

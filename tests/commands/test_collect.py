@@ -94,6 +94,8 @@ def test_both_formats_hold_the_same(results, tmp_path, capsys):
     for name in ("o.parquet", "o.csv"):
         assert collect.main([str(results), "--out", str(tmp_path / name)]) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (torn,) = document.pop("left_out")
+    assert torn["where"] == str(results / "torn" / "cell.json") and torn["why"]
     assert document == {"status": "ok", "records": 4, "read": 0, "out": str(tmp_path / "o.csv")}
     a, b = pyarrow.parquet.read_table(tmp_path / "o.parquet"), pyarrow.csv.read_csv(tmp_path / "o.csv")
     assert a.column_names == b.column_names and "_trace" not in a.column_names
