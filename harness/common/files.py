@@ -4,12 +4,15 @@ and sent: what cannot be read is named once on stderr, and stands for nothing.""
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 import stat
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +20,8 @@ from typing import Any, NoReturn
 
 from harness.common.streams import say_once
 
-DRAFT = re.compile(r"\..+\.[0-9a-f]{12}(\.wrong)?")  # the names of drafts
+DRAFT = re.compile(r"\..+\.(?:[0-9a-f]{12}|([0-9a-f]{6})-(\d+)-[0-9a-f]{6})(?:\.wrong)?", re.ASCII)  # names of drafts
+LIFETIME = 3600.0  # seconds of silence after which the writer of a draft on another machine is gone
 DEEPEST = 100  # lists and mappings within one another that a file may hold
 LONGEST = 300  # digits of a whole number: more than that no float holds
 
@@ -28,12 +32,56 @@ def draft_of(path: Path) -> Iterator[Path]:
     there. The folder around it is made if need be; what is left at the name in the end is
     removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")  # as DRAFT says
+    draft = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:6]}")  # as DRAFT says
     try:
         yield draft
     finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
+        _remove(draft)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove from a folder what processes that are gone have left of `draft_of`, and nothing else
+    that lies there."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if (draft := DRAFT.fullmatch(name)) and _is_left(folder / name, draft[1], draft[2]):
+                _remove(folder / name)
+
+
+def _is_left(draft: Path, machine: str | None, pid: str | None) -> bool:
+    """Whether its writer is gone: a process of this machine, or one that has long been silent."""
+    if machine == _machine():
+        return not _runs(int(pid or 0))
+    try:
+        within = draft.rglob("*") if draft.is_dir() and not draft.is_symlink() else ()
+        last = max(os.lstat(path).st_mtime for path in (draft, *within))
+    except OSError:
+        return False
+    return time.time() - last > LIFETIME
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # which does nothing to it
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
+@functools.cache
+def _machine() -> str:
+    """Of all processes that see each other's numbers."""
+    named = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        named += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    return hashlib.sha256("".join(named).encode()).hexdigest()[:6]
+
+
+def _remove(draft: Path) -> None:
+    with contextlib.suppress(OSError):
+        shutil.rmtree(draft) if draft.is_dir() and not draft.is_symlink() else draft.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

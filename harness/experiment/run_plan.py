@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.analysis import reader, table
 from harness.common.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, EXIT_RETRY, STATUSES, CannotLoad, UserError
+from harness.common.files import remove_drafts
 from harness.common.progress import Progress
 from harness.common.ranks import Team
 from harness.common.signals import StopRequest
@@ -16,6 +17,7 @@ from harness.common.table import say
 from harness.experiment.execute import run_task, share_task
 from harness.experiment.plan import Plan
 from harness.models.load import load_model
+from harness.results import index
 from harness.results.store import TROUBLES
 from harness.tracking.tracker import Tracker
 
@@ -53,6 +55,8 @@ def run_plan(plan: Plan, stop: StopRequest, tracker: Tracker, team: Team) -> tup
     arguments |= {"lease": plan.lease, "model": model, "stop": stop, "progress": progress, "team": team}
     run = run_task if team.leads else share_task
     mistakes: list[UserError] = []
+    if team.leads:
+        _remove_drafts(plan)
     for cell in plan.cells:
         tracker.catch_up()
         for task in plan.tasks:
@@ -94,6 +98,16 @@ def _exit_code(outcomes: set[str]) -> int:
     if "stopped" in outcomes:
         return EXIT_RETRY
     return EXIT_FAILED if outcomes & {*FAILURES, "invalid"} else EXIT_OK
+
+
+def _remove_drafts(plan: Plan) -> None:
+    """What runs that were killed have left where this one writes."""
+    for cell in plan.cells:
+        folder = plan.results / cell.cell_id
+        for place in (folder, *folder.glob("*-*"), *folder.glob("*-*/attempts")):
+            remove_drafts(place)
+    for name in ("data", index.FOLDER):
+        remove_drafts(plan.results / name)
 
 
 def _report(plan: Plan, statuses: dict, code: int, *, rows_written: int) -> dict:

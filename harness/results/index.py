@@ -18,7 +18,7 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
-from harness.common.files import write_whole
+from harness.common.files import read_file, write_whole
 from harness.results.store import TaskStore
 
 FOLDER = "index"
@@ -160,16 +160,23 @@ def _entry_of(store: TaskStore) -> Entry:
 
 
 def _read(path: Path) -> dict[str, Known]:
+    """What a file of the cache knows; nothing if it is none of this version."""
     try:
-        head, _, body = path.read_bytes().partition(b"\n")
-    except OSError:
+        head, _, body = (read_file(path) or b"").partition(b"\n")
+        if head != _head(body):
+            return {}
+        lines = [json.loads(line) for line in body.splitlines()]
+        return {name: Known(trace, entry and _checked(Entry(*entry)), row) for name, trace, entry, row in lines}
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
-    known = {}
-    if head == _head(body):
-        for line in body.splitlines():
-            name, trace, entry, row = json.loads(line)
-            known[name] = Known(trace, entry and Entry(*entry), row)
-    return known
+
+
+def _checked(entry: Entry) -> Entry:
+    """Raises TypeError for values of the wrong kind."""
+    of = entry.status, entry.samples or 0, entry.exhausted, entry.rows, entry.why or ""
+    if tuple(map(type, of)) != (str, int, bool, int, str):
+        raise TypeError("this is no entry")
+    return entry
 
 
 def _head(body: bytes) -> bytes:

@@ -127,5 +127,16 @@ def test_a_finished_task_that_lacks_rows_keeps_its_outcome_aside(results, run):
     assert read_json(kept) == done
 
 
+def test_the_next_run_removes_the_drafts_of_a_killed_one(results, run):
+    task = plsh_task(results)
+    places = [task.parent, task, results / "data", results / "index"]
+    for place in places:
+        place.mkdir(exist_ok=True)
+        (place / ".task.json.0123456789ab").write_text("{")
+        os.utime(place / ".task.json.0123456789ab", (0, 0))
+    assert run(*CELL, f"results={results}")[0] == 0
+    assert not [path for path in results.rglob(".*")]
+
+
 def test_a_folder_that_is_not_there(tmp_path, capsys):
     assert checked(tmp_path / "absent", capsys)[0] == 2

@@ -61,6 +61,15 @@ def test_only_what_has_changed_is_read_again(results):
     assert read == 3 and whole.num_rows == 3
 
 
+def test_a_store_that_was_empty_at_first(tmp_path):
+    (tmp_path / "results").mkdir()
+    assert collect.collect(tmp_path / "results")[0].num_rows == 0
+    record(tmp_path / "results", "alibi", {0: 1.0})
+    for read in (1, 0):
+        table, again = collect.collect(tmp_path / "results")
+        assert table.num_rows == 1 and again == read
+
+
 def test_a_column_of_two_types_does_not_stop_it(results):
     collect.collect(results)
     record(results, "window", {0: 1.0}, cutoff=2, sinks=16)

@@ -1,11 +1,21 @@
 """A file is replaced whole or stays as it was, and no draft is left."""
 
 import hashlib
+import multiprocessing
 import os
 
 import pytest
 
-from harness.common.files import draft_of, read_json, replacing, short_hash, write_atomic, write_whole
+from harness.common.files import (
+    DRAFT,
+    draft_of,
+    read_json,
+    remove_drafts,
+    replacing,
+    short_hash,
+    write_atomic,
+    write_whole,
+)
 
 
 def test_text_bytes_and_json_replace_what_stood_there(tmp_path):
@@ -39,6 +49,34 @@ def test_the_new_file_is_on_the_disk_before_it_takes_the_place(tmp_path, monkeyp
         monkeypatch.setattr(os, name, lambda *a, name=name, real=real: calls.append(name) or real(*a))
     write_whole(tmp_path / "file", "text")
     assert calls == ["fsync", "replace"]
+
+
+def test_drafts_of_processes_that_are_gone_are_removed_and_nothing_else(tmp_path):
+    child = multiprocessing.get_context("fork").Process(target=_leave_drafts, args=(tmp_path,))
+    child.start()
+    child.join()
+    left = set(os.listdir(tmp_path))
+    assert len(left) == 2 and all(DRAFT.fullmatch(name) for name in left)
+    foreign = {".config.facade", ".x.json", "file.0123456789ab", ".zshrc.0123456789AB", ".y.1-2-3"}
+    for name in (*foreign, ".old.json.0123456789ab", ".new.json.0123456789ab"):
+        (tmp_path / name).write_text("x")
+    for name in (*foreign, ".old.json.0123456789ab"):
+        os.utime(tmp_path / name, (0, 0))
+    elsewhere = ".theirs.json.ffffff-1-0123ab"  # of another machine, and written just now
+    (tmp_path / elsewhere).write_text("x")
+    with draft_of(tmp_path / "mine") as draft:
+        draft.mkdir()
+        os.utime(draft, (0, 0))  # however long this takes
+        remove_drafts(tmp_path)
+        assert set(os.listdir(tmp_path)) == foreign | {".new.json.0123456789ab", elsewhere, draft.name}
+    remove_drafts(tmp_path / "absent")
+
+
+def _leave_drafts(folder):
+    with draft_of(folder / "file") as draft, draft_of(folder / "folder") as other:
+        draft.write_text("half")
+        (other / "inner").mkdir(parents=True)
+        os._exit(9)
 
 
 def test_what_is_missing_or_torn_reads_as_nothing(tmp_path):

@@ -2,6 +2,7 @@
 same."""
 
 import json
+import os
 
 import pytest
 
@@ -119,6 +120,30 @@ def test_a_broken_lost_or_foreign_index_only_costs_time(tmp_path):
         shard.write_text(content)
         assert state(tmp_path) == "done"
     assert shard.read_text() == whole
+
+
+@pytest.mark.parametrize("field", [{"samples": "x"}, {"status": 7}, {"rows": None}, {"more": 1}, {"exhausted": "no"}])
+def test_entries_of_the_wrong_kind_only_cost_time(tmp_path, field):
+    """Even where the hash of the file is right."""
+    finish(store(tmp_path), 8)
+    assert state(tmp_path) == "done"
+    shard = tmp_path / "index" / "01.jsonl"
+    whole = shard.read_bytes()
+    name, trace, entry, row = json.loads(whole.splitlines()[1])
+    body = json.dumps([name, trace, {**entry, **field}, row]).encode() + b"\n"
+    shard.write_bytes(index._head(body) + b"\n" + body)
+    assert state(tmp_path) == "done" and state(tmp_path, samples=9) == "stopped"
+    for body in (b"[]\n", b"7\n", b"[" * 100_000 + b"\n", b"\xff\n"):
+        shard.write_bytes(index._head(body) + b"\n" + body)
+        assert state(tmp_path) == "done" and shard.read_bytes() == whole
+
+
+@pytest.mark.parametrize("odd", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("nowhere")])
+def test_an_index_that_is_no_file_only_costs_time(tmp_path, odd):
+    finish(store(tmp_path), 8)
+    (tmp_path / "index").mkdir()
+    odd(tmp_path / "index" / "01.jsonl")
+    assert state(tmp_path) == "done" == state(tmp_path)
 
 
 def test_a_store_that_cannot_be_written_can_be_looked_at(tmp_path, monkeypatch):
