@@ -1,4 +1,4 @@
-"""Two stores, or one store at two commits: what changed, sample by sample, and what got worse."""
+"""Compare two stores, or one store at two commits, sample by sample, and list regressions."""
 
 import io
 import subprocess
@@ -15,9 +15,9 @@ from harness.common.paths import ROOT
 from harness.common.stats import LEVEL, Metric
 from harness.common.table import Table, say
 
-# Words in a unit, whether less is better (-1) or more (1), and the least ratio that counts as a
-# change. Bytes repeat themselves; the error of a kernel is of the size of a rounding; two runs on
-# one machine differ by a fifth, which speed-ups, timed by turns within one run, do not show.
+# By a word of the unit: the sign of an improvement (-1 if less is better) and the smallest ratio
+# that counts as a change. Bytes are reproducible, and a kernel's error is like a rounding. Two
+# runs on one machine differ by a fifth; speed-ups, timed by turns within one run, do not.
 UNITS = {
     "byte": (-1, 1.01),
     "relative error": (-1, 2.0),
@@ -26,13 +26,15 @@ UNITS = {
     "joule": (-1, 1.25),
     **dict.fromkeys(("nats", "bits", "perplexity"), (-1, 1.0)),
 }
-DONE = ("ok", "unsupported")
+FINISHED = ("ok", "unsupported")  # from best to worst
 
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one record, or of one of its metrics: better, worse, same, failed, gone or
-    new."""
+    """The change of a record's status, or of one of its metrics.
+
+    verdict: better, worse, same, failed, gone or new.
+    """
 
     record: Record
     metric: str
@@ -42,15 +44,23 @@ class Change:
     verdict: str
 
 
-def opened(where: str, results: Path, scratch: Path) -> Path:
-    """A store: a folder, or what git has at COMMIT:FOLDER, or at COMMIT of the folder `results`,
-    put into `scratch`."""
-    if Path(where).is_dir():
-        return Path(where)
-    commit, _, folder = where.partition(":")
-    inside = _git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}") if commit and commit[0] != "-" else None
-    if inside is None:
-        raise UserError(f"{where!r} is neither a folder nor a commit: give a results folder, COMMIT or COMMIT:FOLDER.")
+def open_store(source: str, results: Path, scratch: Path) -> Path:
+    """Return the folder of a store, extracted from git if it is named by a commit.
+
+    Args:
+        source: a folder, COMMIT:FOLDER, or COMMIT for the folder `results` at this commit.
+        results: the default folder of a commit.
+        scratch: folder for the extracted store.
+
+    Raises:
+        UserError: if there is no such folder or commit.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    commit, _, folder = source.partition(":")
+    resolved = _git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}") if commit and commit[0] != "-" else None
+    if resolved is None:
+        raise UserError(f"{source!r} is neither a folder nor a commit: give a results folder, COMMIT or COMMIT:FOLDER.")
     folder = folder or str(results.resolve().relative_to(ROOT) if results.resolve().is_relative_to(ROOT) else results)
     archive = _git("archive", "--format=tar", f"{commit}:{folder}")
     if archive is None:
@@ -61,95 +71,99 @@ def opened(where: str, results: Path, scratch: Path) -> Path:
 
 
 def changes(before: Iterable[Record], after: Iterable[Record]) -> list[Change]:
-    """Every record of either store against its counterpart in the other: the same model by name,
-    attention, context, draws, prompts, task and options. Weights, kernel and code may differ: that
-    is what is compared."""
+    """Return the changes between two stores, record by record.
+
+    Counterparts agree in the model's name, attention, context, draws, prompts, task and options;
+    weights, kernel and code may differ.
+    """
     before, after = list(before), list(after)
-    # what has only begun has no options yet; in the other store it may have
-    known = {(r.cell_id, r.store.task_id): _setting(r) for r in (*before, *after) if r.outcome}
-    old, new = _by_setting(before, known), _by_setting(after, known)
-    found = []
+    # an unfinished record has no options yet; its counterpart may have them
+    settings = {(r.cell_id, r.store.task_id): _setting(r) for r in (*before, *after) if r.outcome}
+    old, new = _by_setting(before, settings), _by_setting(after, settings)
+    changed = []
     for setting, record in old.items():
         if setting not in new:
-            found.append(Change(record, "", record.status, "not there", "", "gone"))
+            changed.append(Change(record, "", record.status, "not there", "", "gone"))
         else:
-            found += _changes(record, new[setting])
-    found += [Change(r, "", "not there", r.status, "", "new") for setting, r in new.items() if setting not in old]
-    return found
+            changed += _changes(record, new[setting])
+    changed += [Change(r, "", "not there", r.status, "", "new") for setting, r in new.items() if setting not in old]
+    return changed
 
 
-def print_changes(found: Sequence[Change]) -> None:
-    """Print what changed, what is worse first, and how many there are of each kind."""
+def print_changes(changes: Sequence[Change]) -> None:
+    """Print the changes, regressions first, and their number by verdict."""
     order = ("failed", "worse", "gone", "better", "new", "same")
     rows = [
         [
             *(c.record.cell.model, c.record.cell.label, str(c.record.context), c.record.task),
             *(c.metric, c.before, c.after, c.difference, c.verdict),
         ]
-        for c in sorted(found, key=lambda c: order.index(c.verdict))
+        for c in sorted(changes, key=lambda c: order.index(c.verdict))
         if c.verdict != "same"
     ]
     columns = ["model", "attention", "context", "task", "metric", "A", "B", "B minus A", "verdict"]
     if rows:
         Table("B against A", columns, rows, []).print()
-    counts = Counter(c.verdict for c in found)
-    told = ", ".join(f"{counts[v]} {v}" for v in order if counts[v]) or "There is nothing to compare"
+    counts = Counter(c.verdict for c in changes)
+    summary = ", ".join(f"{counts[v]} {v}" for v in order if counts[v]) or "There is nothing to compare"
     say(
-        f"{told}. Better or worse: the 95 % interval of the paired difference lies on one side of zero; a speed-up "
+        f"{summary}. Better or worse: the 95 % interval of the paired difference lies on one side of zero; a speed-up "
         "over exact ALiBi changed by more than 10 % and a time without one by more than 25 %, both with quartiles "
         "that lie apart; bytes by more than 1 %, the error of a kernel by more than a factor of two."
     )
 
 
-def regressions(found: Iterable[Change]) -> list[Change]:
-    return [c for c in found if c.verdict in ("worse", "failed")]
+def regressions(changes: Iterable[Change]) -> list[Change]:
+    """Return the changes for the worse."""
+    return [c for c in changes if c.verdict in ("worse", "failed")]
 
 
 def _changes(old: Record, new: Record) -> list[Change]:
-    """The status if it changed, and every figure that both have."""
-    found = []
+    """Return the change of the status, if any, and of every metric that both records have."""
+    changes = []
     if new.status != old.status:
-        rank = [DONE.index(r.status) if r.status in DONE else len(DONE) for r in (old, new)]
-        verdict = "failed" if rank[1] > rank[0] else "better" if rank[1] < rank[0] else "same"
-        found.append(Change(new, "", old.status, new.status, "", verdict))
-    paired = {f"{new.task}/answer_nll": ("nll", -1)}
+        ranks = [FINISHED.index(r.status) if r.status in FINISHED else len(FINISHED) for r in (old, new)]
+        verdict = "failed" if ranks[1] > ranks[0] else "better" if ranks[1] < ranks[0] else "same"
+        changes.append(Change(new, "", old.status, new.status, "", verdict))
+    paired_fields = {f"{new.task}/answer_nll": ("nll", -1)}
     if new.score:
-        paired[new.headline] = ("score", 1)
+        paired_fields[new.headline] = ("score", 1)
     by_turns = any(m.unit == "times exact" for r in (old, new) for m in r.metrics.values())
     for name, before in old.metrics.items():
         after = new.metrics.get(name)
         if after is None:
             continue
-        ends = table.interval(before), table.interval(after)
-        if name in paired:
-            found.append(Change(new, name, *ends, *_paired(old, new, *paired[name])))
-        elif (word := _unit(before)) and not (by_turns and word == "ms"):
-            found.append(Change(new, name, *ends, "", _apart(before, after, *UNITS[word])))
-    return found
+        intervals = table.interval(before), table.interval(after)
+        if name in paired_fields:
+            changes.append(Change(new, name, *intervals, *_paired_difference(old, new, *paired_fields[name])))
+        elif (word := _known_unit(before)) and not (by_turns and word == "ms"):
+            changes.append(Change(new, name, *intervals, "", _verdict(before, after, *UNITS[word])))
+    return changes
 
 
-def _paired(old: Record, new: Record, field: str, sign: int) -> tuple[str, str]:
-    """The paired difference of a row field, and its verdict; `sign` is 1 if more is better, -1 if
-    less."""
+def _paired_difference(old: Record, new: Record, field: str, sign: int) -> tuple[str, str]:
+    """Return the paired difference of a field and its verdict; sign: 1 if more is better, or -1."""
     change = reader.difference(new, old, field)
     if change is None:
         return "no prompts in common", "same"
-    if change.low is None:  # of a single prompt, or of prompts that all moved alike, for which the sign test speaks
-        apart = change.value != 0 and 2.0 ** (1 - change.n) < 1 - LEVEL
+    if change.low is None:  # no interval for one prompt, or for equal changes: sign test
+        decided = change.value != 0 and 2.0 ** (1 - change.n) < 1 - LEVEL
     else:
-        apart = change.low > 0 or (change.high is not None and change.high < 0)
-    return table.signed(change), ("better" if sign * change.value > 0 else "worse") if apart else "same"
+        decided = change.low > 0 or (change.high is not None and change.high < 0)
+    return table.signed(change), ("better" if sign * change.value > 0 else "worse") if decided else "same"
 
 
-def _unit(metric: Metric) -> str | None:
-    """The word of UNITS that the metric's unit has."""
+def _known_unit(metric: Metric) -> str | None:
+    """Return the key of UNITS in the metric's unit, if any."""
     words = metric.unit.split()
     return next((unit for unit in UNITS if unit in (" ".join(words), *words, *(w.rstrip("s") for w in words))), None)
 
 
-def _apart(old: Metric, new: Metric, sign: int, ratio: float) -> str:
-    """Whether the larger of two figures is more than `ratio` times the other, and their intervals,
-    if they have any, lie apart; `sign` is 1 if more is better, -1 if less."""
+def _verdict(old: Metric, new: Metric, sign: int, ratio: float) -> str:
+    """Return "same", or "better" or "worse" if two values differ by more than `ratio`.
+
+    Their intervals, if any, must not overlap. sign: 1 if more is better, -1 if less.
+    """
     low, high = sorted((old, new), key=lambda m: m.value)
     if high.value <= ratio * low.value:
         return "same"
@@ -158,34 +172,37 @@ def _apart(old: Metric, new: Metric, sign: int, ratio: float) -> str:
     return "better" if (high is new) == (sign > 0) else "worse"
 
 
-def _by_setting(found: Iterable[Record], known: dict[tuple, tuple]) -> dict[tuple, Record]:
-    """Records by what names them to a person; where a store holds several kernels or models of a
-    name, by these too. Of timings that differ in commit or versions alone the newest stands."""
-    chosen: dict[tuple, Record] = {}
-    for r in sorted(found, key=lambda r: r.start):
+def _by_setting(records: Iterable[Record], settings: dict[tuple, tuple]) -> dict[tuple, Record]:
+    """Return the records by their setting.
+
+    Where several kernels or models share a setting, these are part of the key. Of timings that
+    differ in commit or versions alone, the newest is kept.
+    """
+    newest: dict[tuple, Record] = {}
+    for r in sorted(records, key=lambda r: r.start):
         task_id = None if r.rows_are == "repeats" else r.store.task_id
-        chosen[r.cell_id, known.get((r.cell_id, r.store.task_id), _setting(r)), task_id] = r
-    short = {key: key[1] for key in chosen}
-    several = {s for s, n in Counter(short.values()).items() if n > 1}
+        newest[r.cell_id, settings.get((r.cell_id, r.store.task_id), _setting(r)), task_id] = r
+    setting_of = {key: key[1] for key in newest}
+    shared = {s for s, n in Counter(setting_of.values()).items() if n > 1}
 
     def name(key: tuple, r: Record) -> tuple:
-        if short[key] not in several:
-            return short[key]
-        return *short[key], str(r.identity.model), r.identity.kernel, key[2]
+        if setting_of[key] not in shared:
+            return setting_of[key]
+        return *setting_of[key], str(r.identity.model), r.identity.kernel, key[2]
 
-    return {name(key, r): r for key, r in chosen.items()}
+    return {name(key, r): r for key, r in newest.items()}
 
 
 def _setting(r: Record) -> tuple:
     identity = r.identity
-    kept = identity.dtype, identity.context, identity.seed, identity.draws, identity.data_seed
+    fields = identity.dtype, identity.context, identity.seed, identity.draws, identity.data_seed
     machine = [r.options.get(name) for name in ("device", "threads")] if r.rows_are == "repeats" else []
-    return (r.cell.model, str(identity.attn.as_json()), *kept, r.task, str(r.asked), *machine)
+    return (r.cell.model, str(identity.attn.as_json()), *fields, r.task, str(r.asked), *machine)
 
 
 def _git(*arguments: str) -> bytes | None:
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, cwd=ROOT, check=False)
+        process = subprocess.run(["git", *arguments], capture_output=True, cwd=ROOT, check=False)
     except OSError:
         return None
-    return done.stdout if done.returncode == 0 else None
+    return process.stdout if process.returncode == 0 else None

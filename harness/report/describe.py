@@ -1,5 +1,8 @@
-"""What a page shows, said once and without a drawing library: sections of figures, tables and
-sentences. `page` draws it as a file, `wandb_page` as a W&B report, `markdown` as tables."""
+"""The description of a page, independent of any drawing library.
+
+Sections hold figures, tables and sentences. `page` draws them as a file, `wandb_page` as a W&B
+report, `markdown` as tables.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,8 +17,10 @@ QUARTILES = "quartiles"
 
 @dataclass(frozen=True)
 class Tags:
-    """What the page's filters see; an empty tag passes every filter of its kind (exact ALiBi has no
-    sampler)."""
+    """Values for the page's filters.
+
+    An empty tag passes every filter of its kind: exact ALiBi has no sampler.
+    """
 
     model: str = ""
     task: str = ""
@@ -25,8 +30,11 @@ class Tags:
 
 @dataclass(frozen=True)
 class Point:
-    """A figure and its interval; `note` is what a reader sees on pointing at it. `x_ends`: the
-    interval of x, where x was measured too."""
+    """A value y and its interval at x.
+
+    note: text shown on hovering.
+    x_ends: the interval of x, where x was measured too.
+    """
 
     x: float
     y: float
@@ -38,18 +46,23 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one method. kind: line, dots, or band (a level that holds for the whole axis, with
-    its interval)."""
+    """Points of one method.
+
+    kind: "line", "dots", or "band" for a level over the whole axis, with its interval.
+    remark: how it differs from other series of its method in the same figure.
+    size: relative size of the markers.
+    """
 
     method: Method
     points: list[Point]
     kind: str = "line"
     tags: Tags = Tags()
-    remark: str = ""  # what sets it apart from other series of its method in the same figure
-    size: float = 1.0  # of its markers
+    remark: str = ""
+    size: float = 1.0
 
     @property
     def label(self) -> str:
+        """Return the label of the legend."""
         return f"{self.method.name}, {self.remark}" if self.remark else self.method.name
 
 
@@ -63,8 +76,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Guide:
-    """A line without data: through (x, y) with this slope in log-log axes, or vertical at x if
-    slope is None."""
+    """A line without data.
+
+    It goes through (x, y) with this slope in log-log axes, or is vertical at x if slope is None.
+    """
 
     label: str
     x: float
@@ -73,15 +88,18 @@ class Guide:
 
     @property
     def dash(self) -> str:
-        """The line's look, the same in every plot."""
-        looks: dict[float | None, str] = {None: "solid", 0: "dashdot", 1: "dot", 2: "dash"}
-        return looks[self.slope]
+        """Return Plotly's name of the dash, equal in all plots."""
+        dashes: dict[float | None, str] = {None: "solid", 0: "dashdot", 1: "dot", 2: "dash"}
+        return dashes[self.slope]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One small figure. `across`: the interval lies along x and the rows of `y.ticks` are compared
-    (a forest plot). `bars`: what the interval of a point is."""
+    """One small figure.
+
+    across: a forest plot, with intervals along x and one row for each of `y.ticks`.
+    bars: name of the points' intervals.
+    """
 
     title: str
     x: Axis
@@ -108,8 +126,7 @@ class Heat:
 
 @dataclass(frozen=True)
 class Live:
-    """The same question asked of the runs of a model in a W&B project: config keys and metric
-    names."""
+    """Axes of a plot over a model's runs in a W&B project, as config keys and metric names."""
 
     x: str
     y: str
@@ -120,8 +137,10 @@ class Live:
 
 @dataclass(frozen=True)
 class Group:
-    """Panels with one legend. `live` is the panel of a W&B project that shows the same metric of
-    its runs."""
+    """Panels with a common legend.
+
+    live: the plot of this metric over the runs of a W&B project.
+    """
 
     title: str
     panels: Sequence[Panel | Heat]
@@ -131,13 +150,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table whose rows can be filtered and sorted, each with details that can be opened. `fold`:
-    closed at first."""
+    """A table whose rows can be filtered and sorted.
+
+    tags: of each row. details: of each row, (name, value) pairs that can be opened.
+    status: the column to filter by status.
+    fold: whether the table starts closed.
+    group: tags of the whole table.
+    """
 
     table: Table
     tags: list[Tags]
     details: list[list[tuple[str, str]]] = field(default_factory=list)
-    status: int | None = None  # the column to filter by status
+    status: int | None = None
     fold: bool = False
     group: Tags = Tags()
 
@@ -150,12 +174,16 @@ class Text:
 
 @dataclass(frozen=True)
 class Section:
-    """`sees` says what to look for; `missing` are sentences with the command that would fill the
-    gap."""
+    """A section of the page.
+
+    look_for: the pattern to look for, in sentences.
+    commands: commands that made its records.
+    missing: (sentence, command) for each gap.
+    """
 
     key: str
     title: str
-    sees: str
+    look_for: str
     blocks: Sequence[Group | Grid | Text] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     missing: list[tuple[str, str]] = field(default_factory=list)
@@ -166,20 +194,20 @@ class Page:
     title: str
     lead: str
     sections: list[Section]
-    choices: dict[str, list[str]]  # filter -> what it offers
+    choices: dict[str, list[str]]  # values by filter
 
 
 def points(candidates: Iterable[Point | None]) -> list[Point]:
-    """Those that can be drawn: what is not finite is left to the tables, an interval that is not
-    finite is left out."""
-    kept = []
+    """Return the finite points, without intervals that are not finite."""
+    drawable = []
     for p in candidates:
         if p is None or not (finite(p.x) and finite(p.y)):
             continue
-        whole = finite(p.low) and finite(p.high)
-        kept.append(p if whole else replace(p, low=None, high=None))
-    return kept
+        bounded = finite(p.low) and finite(p.high)
+        drawable.append(p if bounded else replace(p, low=None, high=None))
+    return drawable
 
 
 def finite(value: object) -> bool:
+    """Return whether the value is a finite number."""
     return isinstance(value, (int, float)) and math.isfinite(value)

@@ -1,5 +1,8 @@
-"""Panels as Plotly's JSON. Colours are names of CSS variables, which the page resolves for a light,
-a dark or a printed page; every word is escaped, since Plotly reads markup in labels."""
+"""Panels as Plotly's JSON.
+
+Colours are names of CSS variables, which the page resolves for light, dark and print. All text is
+escaped, since Plotly interprets markup in labels.
+"""
 
 import html
 import math
@@ -13,13 +16,12 @@ HOVER = "%{text}<extra></extra>"
 
 
 def figure(panel: Panel | Heat) -> dict[str, Any]:
-    """{"data": ..., "layout": ...} for Plotly.newPlot, without a title: the page sets it as a
-    caption."""
+    """Return {"data", "layout"} for Plotly.newPlot; the title is left to the page's caption."""
     return _heat(panel) if isinstance(panel, Heat) else _panel(panel)
 
 
 def escape(text: str) -> str:
-    """Text for a label of Plotly's, which would read markup in it."""
+    """Return text for a Plotly label, which interprets markup."""
     return html.escape(text, quote=False).replace("\n", "<br>")
 
 
@@ -57,9 +59,15 @@ def _traces(series: Series, panel: Panel, ends: tuple[float, float] | None) -> l
         level = {"x": [left, right], "y": [p.y, p.y], "mode": "lines", "line": {"color": colour, "width": 1.6}}
         traces = [{**common, **level, "text": [escape(p.note)] * 2}]
         if p.low is not None:
-            around = {"x": [left, right, right, left], "y": [p.low, p.low, p.high, p.high], "fill": "toself"}
-            look = {"mode": "none", "fillcolor": f"{colour}-soft", "hoverinfo": "skip", "type": "scatter", "meta": meta}
-            traces.insert(0, {**around, **look})
+            area = {"x": [left, right, right, left], "y": [p.low, p.low, p.high, p.high], "fill": "toself"}
+            style = {
+                "mode": "none",
+                "fillcolor": f"{colour}-soft",
+                "hoverinfo": "skip",
+                "type": "scatter",
+                "meta": meta,
+            }
+            traces.insert(0, {**area, **style})
         return traces
     marker = {"color": colour, "size": round(7 * series.size, 1), "symbol": series.method.symbol}
     bars: dict[str, Any] = {
@@ -73,8 +81,8 @@ def _traces(series: Series, panel: Panel, ends: tuple[float, float] | None) -> l
             **common,
             **bars,
             "mode": "lines+markers" if series.kind == "line" and len(series.points) > 1 else "markers",
-            "x": [_short(p.x) for p in series.points],
-            "y": [_short(p.y) for p in series.points],
+            "x": [_round(p.x) for p in series.points],
+            "y": [_round(p.y) for p in series.points],
             "text": [escape(p.note) for p in series.points],
             "marker": marker,
             "line": {"color": colour, "width": 1.6, "dash": series.method.dash},
@@ -84,7 +92,7 @@ def _traces(series: Series, panel: Panel, ends: tuple[float, float] | None) -> l
 
 def _bars(points: list[Point], *, across: bool, colour: str) -> dict[str, Any]:
     def length(p: Point, end: float | None) -> float:
-        return 0.0 if end is None else _short(abs(end - (p.x if across else p.y)))
+        return 0.0 if end is None else _round(abs(end - (p.x if across else p.y)))
 
     up, down = [length(p, p.high) for p in points], [length(p, p.low) for p in points]
     return {"array": up, "arrayminus": down, "symmetric": False, "thickness": 1.2, "width": 3, "color": colour}
@@ -94,13 +102,13 @@ def _heat(heat: Heat) -> dict[str, Any]:
     def square(column: int, row: int) -> Point | None:
         return heat.squares.get((column, row))
 
-    places = [[square(c, r) for c in range(len(heat.columns))] for r in range(len(heat.rows))]
+    grid = [[square(c, r) for c in range(len(heat.columns))] for r in range(len(heat.rows))]
     small = len(heat.columns) > 4
     trace = {
         "type": "heatmap",
-        "z": [[p and _short(p.y) for p in row] for row in places],
-        "hovertext": [[escape(p.note) if p else "" for p in row] for row in places],
-        "text": [[_in_square(p, small) if p else "" for p in row] for row in places],
+        "z": [[p and _round(p.y) for p in row] for row in grid],
+        "hovertext": [[escape(p.note) if p else "" for p in row] for row in grid],
+        "text": [[_in_square(p, small) if p else "" for p in row] for row in grid],
         "x": list(range(len(heat.columns))),
         "y": list(range(len(heat.rows))),
         "zmin": 0,
@@ -133,15 +141,15 @@ def _categories(title: str, names: list[str]) -> dict[str, Any]:
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    layout: dict[str, Any] = {
         "title": {"text": escape(axis.title), "standoff": 6},
         "type": "log" if axis.log else "linear",
     }
-    found |= {"automargin": True, "fixedrange": True, "gridcolor": "--grid", "linecolor": "--line", "zeroline": False}
+    layout |= {"automargin": True, "fixedrange": True, "gridcolor": "--grid", "linecolor": "--line", "zeroline": False}
     if axis.ticks:
         names = [escape(name) for name in axis.ticks.values()]
-        found |= {"tickmode": "array", "tickvals": list(axis.ticks), "ticktext": names}
-    return found
+        layout |= {"tickmode": "array", "tickvals": list(axis.ticks), "ticktext": names}
+    return layout
 
 
 def _range(axis: Axis) -> list[float] | None:
@@ -166,6 +174,6 @@ def _common() -> dict[str, Any]:
     }
 
 
-def _short(value: float) -> float:
-    """Six digits: more than a plot shows, fewer bytes than sixteen."""
+def _round(value: float) -> float:
+    """Round to six digits, which no plot resolves, to save bytes."""
     return float(f"{value:.6g}")

@@ -1,5 +1,4 @@
-"""The legend of a group of plots: each method once, with the marker and the line that its plots
-use."""
+"""The legend of a group of plots: each method once, with its marker and line."""
 
 from dataclasses import dataclass, field
 
@@ -22,8 +21,11 @@ DASHES = {"solid": "none", "dash": "6 3", "dot": "2 3", "dashdot": "6 3 2 3"}
 
 @dataclass(frozen=True)
 class Legend:
-    """series: one of each method and remark. guides: label -> dash. Heat-maps, which name
-    themselves, have neither."""
+    """The entries of a legend; empty for heat maps, which have titles instead.
+
+    series: one for each method and remark.
+    guides: dashes by label.
+    """
 
     series: list[Series] = field(default_factory=list)
     guides: dict[str, str] = field(default_factory=dict)
@@ -33,6 +35,7 @@ class Legend:
 
 
 def legend(group: Group) -> Legend:
+    """Return the legend of a group of panels."""
     entries: dict[tuple, Series] = {}
     guides: dict[str, str] = {}
     for panel in group.panels:

@@ -7,15 +7,20 @@ from harness.report.describe import Grid, Page
 
 
 def store_model(store: Path, model: str, *, depths: bool = True) -> str:
-    """Comparison tables of one model's records, by task and context, and its depth tables unless
-    `depths` is False."""
-    asked = reader.questions(r for r in reader.records(store) if r.cell.model == model)
-    assert asked, f"{store} has no records of {model}"
-    timed = [q for q in asked if q.records[0].rows_are == "repeats"]
+    """Return the comparison tables of a model's records, by task and context.
+
+    Args:
+        store: the results folder.
+        model: name of the model.
+        depths: whether to add the tables by depth.
+    """
+    questions = reader.questions(r for r in reader.records(store) if r.cell.model == model)
+    assert questions, f"{store} has no records of {model}"
+    timed = [q for q in questions if q.records[0].rows_are == "repeats"]
     parts = [t.markdown() for t in contexts.tables(timed)]
-    # everything at every context would be pages of figures: `harness.show` has them
-    left = [q for q in asked if q not in timed] if parts else asked
-    for q in left:
+    # timings at all contexts would fill pages: `harness.show` has them
+    untimed = [q for q in questions if q not in timed] if parts else questions
+    for q in untimed:
         parts.append(table.comparison(q.records, title=f"{q.model}, {q.task}, {q.context} tokens").markdown())
         if depths and (by_depth := table.by_depth(q.records)):
             parts.append(by_depth.markdown())
@@ -23,8 +28,7 @@ def store_model(store: Path, model: str, *, depths: bool = True) -> str:
 
 
 def store_tables(page: Page) -> str:
-    """All tables of a page's description, section by section; what a reader of a terminal or of a
-    README gets."""
+    """Return all tables of a page, section by section, for a terminal or a README."""
     parts = []
     for section in page.sections:
         grids = [block.table for block in section.blocks if isinstance(block, Grid)]

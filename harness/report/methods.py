@@ -1,8 +1,7 @@
-"""Methods as a reader sees them: a name, and a colour, marker and line that are the same on every
-plot of every page.
+"""The appearance of methods, equal on all plots: a name, a colour, a marker and a line.
 
-Colours are Okabe and Ito's, which readers with and without colour blindness tell apart; page.css
-holds their values for a light and a dark page under the method's key.
+Colours are from the palette of Okabe and Ito, which is safe for colour blindness. page.css holds
+their values for light and dark pages under the method's key.
 """
 
 from harness.attentions.alibi import Alibi

@@ -1,22 +1,22 @@
-"""Tables of the page: how their columns look."""
+"""The appearance of columns in the tables of the page."""
 
 import re
 from collections.abc import Iterable
 
 from harness.common.table import Table
 
-BRIEF = 34  # characters of a cell that is not broken into lines
+MAX_UNBROKEN = 34  # characters of a cell without line breaks
 NUMBER = re.compile(r"[+-]?(\d[\d,.]*|nan|inf)(e[+-]?\d+)?( |$)", re.IGNORECASE)
 
 
 def numeric_columns(table: Table) -> list[bool]:
-    """Of each column whether all that stands in it are numbers."""
+    """Return for each column whether its cells are all numbers."""
     return [_numeric(row[i] for row in table.rows) for i in range(len(table.columns))]
 
 
-def look(value: str, number: bool) -> str:
-    """The class of a cell, or nothing."""
-    return "number" if number else "brief" if len(value) <= BRIEF else ""
+def cell_class(value: str, number: bool) -> str:
+    """Return the CSS class of a cell; empty for none."""
+    return "number" if number else "brief" if len(value) <= MAX_UNBROKEN else ""
 
 
 def _numeric(column: Iterable[str]) -> bool:

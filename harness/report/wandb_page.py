@@ -1,7 +1,6 @@
-"""The page as a W&B report: the same description, with tables of the values and panels over the
-project's own runs.
+"""The page as a W&B report, with tables of the values and panels over the project's runs.
 
-The one module that knows wandb-workspaces, whose interface is a preview.
+No other module uses wandb-workspaces, whose interface is a preview.
 """
 
 import html
@@ -17,15 +16,16 @@ from harness.common.table import Table
 from harness.report.describe import Grid, Group, Heat, Live, Page, Panel, Section, Text
 
 PROJECT = "positional-lsh"  # the default of harness.run's tracking
-ROWS = 60  # of a table; the local page has them all
+MAX_ROWS = 60  # of a table; the local page has all rows
 
 
 def save(page: Page, *, title: str) -> str:
-    """Put the report in place and return its URL. A report of this title in the project is
-    replaced, not doubled.
+    """Save the report and return its URL; a report of this title in the project is replaced.
 
-    Entity and project are those of WANDB_ENTITY and WANDB_PROJECT, as for runs. Raises UserError
-    without a key, and where the server refuses.
+    Entity and project come from WANDB_ENTITY and WANDB_PROJECT, as for runs.
+
+    Raises:
+        UserError: without an API key, or if the server refuses the report.
     """
     import wandb
 
@@ -37,23 +37,30 @@ def save(page: Page, *, title: str) -> str:
     try:
         api = wandb.Api(timeout=30)
         entity = os.environ.get("WANDB_ENTITY") or api.default_entity or ""
-        report = described(page, title=title, entity=entity, project=os.environ.get("WANDB_PROJECT") or PROJECT)
-        report.id = _earlier(api, report.entity, report.project, title)
+        report = build_report(page, title=title, entity=entity, project=os.environ.get("WANDB_PROJECT") or PROJECT)
+        report.id = _existing_id(api, report.entity, report.project, title)
         report.save()
-    except Exception as error:  # the libraries below have errors of their own, and change them
-        told = " ".join(str(error).split())[:300]
+    except Exception as error:  # wandb's errors are many and change between versions
+        message = " ".join(str(error).split())[:300]
         raise UserError(
-            f"W&B did not take the report ({type(error).__name__}: {told}). Check WANDB_BASE_URL, the key and the "
+            f"W&B did not take the report ({type(error).__name__}: {message}). Check WANDB_BASE_URL, the key and the "
             "entity."
         ) from error
     return report.url
 
 
-def described(page: Page, *, title: str, entity: str, project: str):
-    """The report as wandb_workspaces has it."""
+def build_report(page: Page, *, title: str, entity: str, project: str):
+    """Return a `wandb_workspaces` report.
+
+    Args:
+        page: the description of the page.
+        title: title of the report.
+        entity: W&B entity.
+        project: W&B project.
+    """
     import wandb_workspaces.reports.v2 as wr
 
-    blocks: list[Any] = [wr.MarkdownBlock(text=_words(page.lead)), wr.TableOfContents()]
+    blocks: list[Any] = [wr.MarkdownBlock(text=_escape(page.lead)), wr.TableOfContents()]
     for section in page.sections:
         blocks += _section(section, entity, project)
     return wr.Report(project=project, entity=entity, title=title, description=page.title, blocks=blocks, width="fixed")
@@ -64,34 +71,33 @@ def _section(section: Section, entity: str, project: str) -> Iterator:
 
     yield wr.H2(text=section.title)
     if section.blocks:
-        yield wr.MarkdownBlock(text=_words(section.sees))
+        yield wr.MarkdownBlock(text=_escape(section.look_for))
     for block in section.blocks:
         if isinstance(block, Text):
-            yield wr.MarkdownBlock(text=_words(block.sentence))
+            yield wr.MarkdownBlock(text=_escape(block.sentence))
         elif isinstance(block, Grid):
-            yield wr.MarkdownBlock(text=_cut(block.table))
+            yield wr.MarkdownBlock(text=_first_rows(block.table))
         else:
             yield wr.H3(text=block.title)
             if block.live:
                 yield _live(block, block.live, entity, project)
-            yield from (wr.MarkdownBlock(text=_cut(values(panel))) for panel in block.panels)
-    for told, command in section.missing:
-        yield wr.MarkdownBlock(text=_words(told))
+            yield from (wr.MarkdownBlock(text=_first_rows(values(panel))) for panel in block.panels)
+    for sentence, command in section.missing:
+        yield wr.MarkdownBlock(text=_escape(sentence))
         yield wr.CodeBlock(code=command, language="markdown")
     if section.commands:
         yield wr.CodeBlock(code="\n".join(section.commands), language="markdown")
 
 
 def values(panel: Panel | Heat) -> Table:
-    """What a plot shows, as a table: each point with its interval."""
+    """Return the points of a plot with their intervals, as a table."""
     notes = panel.squares.values() if isinstance(panel, Heat) else [p for s in panel.series for p in s.points]
     rows = [p.note.split("\n", 1) for p in notes]
     return Table(panel.title, ["point", f"value [{panel.bars}], n"], [[*row, ""][:2] for row in rows], [])
 
 
 def _live(group: Group, live: Live, entity: str, project: str):
-    """A scatter plot of the same metric over the model's runs that the harness has mirrored into
-    the project."""
+    """Return a scatter plot of the metric over the model's runs in the project."""
     import wandb_workspaces.expr as expr
     import wandb_workspaces.reports.v2 as wr
 
@@ -104,34 +110,34 @@ def _live(group: Group, live: Live, entity: str, project: str):
         log_y=live.log_y,
         layout=wr.Layout(w=24, h=9),
     )
-    own = [expr.Config("model") == live.model]
-    runs = wr.Runset(entity=entity, project=project, name=group.title, filters=own)
+    filters = [expr.Config("model") == live.model]
+    runs = wr.Runset(entity=entity, project=project, name=group.title, filters=filters)
     return wr.PanelGrid(runsets=[runs], panels=[plot])
 
 
-def _cut(table: Table) -> str:
-    more = len(table.rows) - ROWS
-    notes = [*table.notes, f"And {more} more rows: see the local page."] if more > 0 else table.notes
-    return Table(table.title, table.columns, table.rows[:ROWS], notes).markdown()
+def _first_rows(table: Table) -> str:
+    hidden = len(table.rows) - MAX_ROWS
+    notes = [*table.notes, f"And {hidden} more rows: see the local page."] if hidden > 0 else table.notes
+    return Table(table.title, table.columns, table.rows[:MAX_ROWS], notes).markdown()
 
 
-def _words(sentence: str) -> str:
-    """A sentence in Markdown that stays a sentence."""
+def _escape(sentence: str) -> str:
+    """Escape a sentence for Markdown."""
     escaped = html.escape(sentence, quote=False)
     return "".join(f"\\{c}" if c in "\\`*_[]#|" else c for c in escaped)
 
 
-def _earlier(api, entity: str, project: str, title: str) -> str:
-    """The id of the project's report of this title; empty if there is none."""
+def _existing_id(api, entity: str, project: str, title: str) -> str:
+    """Return the id of the project's report of this title; empty if there is none."""
     try:
-        found = [r.id for r in api.reports(f"{entity}/{project}") if r.display_name == title]
-    except ValueError:  # no such project yet: saving makes it
+        ids = [r.id for r in api.reports(f"{entity}/{project}") if r.display_name == title]
+    except ValueError:  # the project does not exist yet; saving creates it
         return ""
-    return found[0] if found else ""
+    return ids[0] if ids else ""
 
 
 def _has_key() -> bool:
-    """In the environment, or where `wandb login` puts it; wandb itself would ask on a terminal."""
+    """Look for a key in the environment and in netrc, without asking on a terminal."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""

@@ -11,7 +11,7 @@ from harness.common.files import short_hash
 from harness.common.paths import ROOT
 from harness.common.stats import Metric
 from harness.report.__main__ import main
-from harness.report.compare import _apart
+from harness.report.compare import _verdict
 from tests.report import made
 
 
@@ -74,14 +74,14 @@ def test_times_are_worse_when_their_intervals_lie_apart_and_bytes_when_there_are
     def metric(low: float | None, high: float | None, value: float = 0.0) -> Metric:
         return Metric(value, low, high, 10, "ms")
 
-    assert _apart(metric(9, 12, 10), metric(19, 22, 20), -1, 1.25) == "worse"
-    assert _apart(metric(19, 22, 20), metric(9, 12, 10), -1, 1.25) == "better"
-    assert _apart(metric(9, 12, 10), metric(19, 22, 20), 1, 1.25) == "better"  # a speed-up
-    assert _apart(metric(9, 21, 10), metric(19, 22, 20), -1, 1.25) == "same"
-    assert _apart(metric(9.9, 10.1, 10), metric(11.9, 12.1, 12), -1, 1.25) == "same"
-    assert _apart(metric(None, None, 100), metric(None, None, 102), -1, 1.01) == "worse"
-    assert _apart(metric(None, None, 100), metric(None, None, 98), -1, 1.01) == "better"
-    assert _apart(metric(None, None, 100), metric(None, None, 100), -1, 1.01) == "same"
+    assert _verdict(metric(9, 12, 10), metric(19, 22, 20), -1, 1.25) == "worse"
+    assert _verdict(metric(19, 22, 20), metric(9, 12, 10), -1, 1.25) == "better"
+    assert _verdict(metric(9, 12, 10), metric(19, 22, 20), 1, 1.25) == "better"  # a speed-up
+    assert _verdict(metric(9, 21, 10), metric(19, 22, 20), -1, 1.25) == "same"
+    assert _verdict(metric(9.9, 10.1, 10), metric(11.9, 12.1, 12), -1, 1.25) == "same"
+    assert _verdict(metric(None, None, 100), metric(None, None, 102), -1, 1.01) == "worse"
+    assert _verdict(metric(None, None, 100), metric(None, None, 98), -1, 1.01) == "better"
+    assert _verdict(metric(None, None, 100), metric(None, None, 100), -1, 1.01) == "same"
 
 
 def test_the_newest_timing_on_each_device_is_compared(tmp_path, capsys):

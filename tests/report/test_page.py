@@ -34,7 +34,7 @@ def store(tmp_path):
 
 
 def test_figures_are_what_plotly_knows(store):
-    described = build.build(store)
+    described = build.build_page(store)
     drawn = [figure(p) for s in described.sections for b in s.blocks if isinstance(b, Group) for p in b.panels]
     assert len(drawn) > 15
     for one in drawn:
@@ -43,7 +43,7 @@ def test_figures_are_what_plotly_knows(store):
 
 
 def test_every_point_carries_its_interval_and_where_it_stands(store):
-    described = build.build(store)
+    described = build.build_page(store)
     for key in ("verdict", "masks", "distance", "cost"):
         points = [p for panel in panels(described, key) for s in panel.series for p in s.points]
         assert points and all(p.low <= (p.x if key == "verdict" else p.y) <= p.high for p in points), key
@@ -73,7 +73,7 @@ def test_other_versions_are_said_on_the_page_and_below_the_table(store):
     question = next(q for q in reader.questions(reader.records(store)) if q.context == context)
     (said,) = table.comparison(question.records).notes
     assert "datasets 5.2.0 (PLSH S=4" in said and "and 5.3.0 (exact ALiBi)" in said and "tokenizers" not in said
-    described = build.build(store)
+    described = build.build_page(store)
     assert f"In m, retrieval, {context} tokens: {said}" in described.lead
     beside = next(b for b in section(described, "verdict").blocks if isinstance(b, Grid) and b.table.notes)
     assert said in beside.table.notes[0] and beside.table.title.startswith("Attentions side by side")
@@ -81,7 +81,7 @@ def test_other_versions_are_said_on_the_page_and_below_the_table(store):
 
 def test_references_that_are_missing_are_named_with_their_command(tmp_path):
     made.record(made.cell(tmp_path, made.plsh(4), fused=30.0, passes=200.0), lambda k: 1.0)
-    described = build.build(tmp_path)
+    described = build.build_page(tmp_path)
     (told, command), *_ = section(described, "verdict").missing
     assert "exact ALiBi" in told and "references=compute" in command and "masks=4" in command
     rows = section(described, "cells").blocks[0].table.rows
@@ -90,14 +90,14 @@ def test_references_that_are_missing_are_named_with_their_command(tmp_path):
 
 def test_cells_that_other_contexts_have_are_missing(store):
     made.record(made.cell(store, made.ALIBI, context=1024, fused=511.5), lambda k: 1.0)
-    rows = section(build.build(store), "cells").blocks[0]
+    rows = section(build.build_page(store), "cells").blocks[0]
     gaps = [d for row, d in zip(rows.table.rows, rows.details, strict=True) if row[5] == "missing"]
     commands = [dict(d)["command"] for d in gaps]
     assert len(commands) == 4 and all("context=1024" in c and "attn=plsh" in c for c in commands)
 
 
 def test_sections_without_records_say_which_command_fills_them(tmp_path):
-    described = build.build(tmp_path / "absent")
+    described = build.build_page(tmp_path / "absent")
     assert "holds no records" in described.lead
     for s in described.sections:
         assert s.blocks or (s.missing and all(command for _, command in s.missing)), s.key
@@ -110,7 +110,7 @@ def test_sections_without_records_say_which_command_fills_them(tmp_path):
 
 def test_a_page_of_one_cell(tmp_path):
     made.record(made.cell(tmp_path, made.ALIBI, fused=127.5), lambda k: 1.0)
-    described = build.build(tmp_path)
+    described = build.build_page(tmp_path)
     assert described.lead.startswith("1 cell of 1 model in")
     assert len(panels(described, "depth")) == 1 and not panels(described, "masks")
     page.draw(described, drawn_by="x")
@@ -122,7 +122,7 @@ def test_tasks_with_other_columns_and_a_cell_that_has_only_begun(store):
     folder = made.cell(store, made.plsh(32), fused=78.0, passes=127.5)
     made.record(folder, lambda k: 1.0)
     (made.task_folder(folder) / "task.json").unlink()
-    described = build.build(store)
+    described = build.build_page(store)
     page.draw(described, drawn_by="x")
     tables = [b.table for b in section(described, "verdict").blocks if isinstance(b, Grid)]
     side = [t for t in tables if t.title.startswith("Attentions side by side")]
@@ -140,7 +140,7 @@ def test_figures_that_are_not_finite_are_no_record(store, capsys):
     done = json.loads(path.read_text())
     done["metrics"]["retrieval/accuracy"] |= {"value": math.nan, "low": -math.inf, "high": math.inf}
     path.write_text(json.dumps(done))
-    page.draw(build.build(store), drawn_by="x")
+    page.draw(build.build_page(store), drawn_by="x")
     assert f"{path} cannot be read" in capsys.readouterr().err
 
 
@@ -148,17 +148,17 @@ def test_markup_in_a_record_stays_text(tmp_path):
     hostile = "</script><script>alert(1)</script><b onclick='x'>&amp;"
     folder = made.cell(tmp_path, made.plsh(4), model=hostile, fused=3.0, passes=4.0, label=hostile)
     made.record(folder, lambda k: 0.0, prediction=hostile, target=hostile)
-    text = page.draw(build.build(tmp_path), drawn_by=hostile)
+    text = page.draw(build.build_page(tmp_path), drawn_by=hostile)
     library = text.index("<script>/**")
     own = text[:library] + text[text.index("</script>", library) :]
     assert "alert(1)</script>" not in own and "<b onclick" not in own
     assert "&lt;/script&gt;" in own and "\\u003c/script" not in own  # Plotly would read the latter as markup
-    tables = [b.table.markdown() for s in build.build(tmp_path).sections for b in s.blocks if isinstance(b, Grid)]
+    tables = [b.table.markdown() for s in build.build_page(tmp_path).sections for b in s.blocks if isinstance(b, Grid)]
     assert not any("<script" in t for t in tables)
 
 
 def test_nothing_is_loaded_from_elsewhere(store):
-    text = page.draw(build.build(store), drawn_by="x")
+    text = page.draw(build.build_page(store), drawn_by="x")
     assert text.count("<script>") == 2 and "default-src 'none'" in text
     assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=", text.replace("plotly", ""))
 
@@ -196,7 +196,7 @@ def test_times_of_two_commits_or_devices_are_never_on_one_line(tmp_path):
         made.record(folder, lambda k: 1.0)
         for commit, device in (("old", "cpu"), ("new", "cpu"), ("new", "H200")):
             made.timed(folder, tokens / 256, commit=commit, device=device, start=f"2026-{commit}")
-    described = build.build(tmp_path)
+    described = build.build_page(tmp_path)
     groups = [b for b in section(described, "context").blocks if isinstance(b, Group)]
     assert len(groups) == 3 and sum("commit" in g.title for g in groups) == 2
     assert all([p.x for p in s.points] == [256, 512] for g in groups for panel in g.panels for s in panel.series)
@@ -209,7 +209,7 @@ def test_a_timing_that_was_taken_again_lacks_nothing(tmp_path):
     made.timed(masks, 1.0, commit="old", start="2026-01")
     made.timed(masks, 1.0, commit="new", start="2026-02")
     made.timed(made.cell(tmp_path, made.ALIBI, fused=127.5), 1.0, commit="new", start="2026-02")
-    rows = section(build.build(tmp_path), "cells").blocks[0].table.rows
+    rows = section(build.build_page(tmp_path), "cells").blocks[0].table.rows
     assert [row[5] for row in rows] == ["ok"] * 3
 
 
@@ -221,7 +221,7 @@ def test_what_sets_cells_apart_can_be_read_without_pointing(tmp_path):
         folder = made.cell(tmp_path, {**made.plsh(4), **more}, fused=30.0, passes=60.0)
         made.record(folder, lambda k: float(k % 2))
         made.timed(folder, 1.0)
-    described = build.build(tmp_path)
+    described = build.build_page(tmp_path)
     assert set(panels(described, "verdict")[0].y.ticks.values()) == {
         "S=4 count",
         "S=4 count, evicting",
@@ -238,7 +238,7 @@ def test_accuracy_against_time_has_both_intervals_and_the_error(tmp_path):
         folder = made.cell(tmp_path, attn, fused=10.0, passes=20.0)
         made.record(folder, lambda k: float(k % 2))
         made.timed(folder, scale)
-    described = build.build(tmp_path)
+    described = build.build_page(tmp_path)
     timed = next(p for p in panels(described, "cost") if p.x.title == "time to first token (ms)")
     (slow,), (fast,) = (s.points for s in timed.series)
     assert (slow.x, slow.x_ends) == (40.0, (36.0, 44.0)) and fast.x == 10.0
@@ -252,7 +252,7 @@ def test_windows_stand_with_the_sampler_whose_pairs_they_have(tmp_path):
         made.record(made.cell(tmp_path, made.plsh(4, sampler=sampler), fused=fused, passes=60.0), lambda k: 1.0)
     for cutoff, fused in ((1.0, 30.0), (2.0, 40.0), (3.0, 60.0)):
         made.record(made.cell(tmp_path, made.window(cutoff), fused=fused), lambda k: 0.0)
-    described = build.build(tmp_path)
+    described = build.build_page(tmp_path)
     fused = [s for s in panels(described, "masks")[0].series if s.method.key == "window-fused"]
     assert [(s.tags.sampler, s.points[0].note.split(",")[0]) for s in fused] == [
         ("gamma", "window T=1.0"),

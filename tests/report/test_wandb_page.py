@@ -48,8 +48,8 @@ def test_saved_once_and_then_in_place(server, store, monkeypatch, capsys):
 
 def test_every_section_and_value_of_the_page_is_in_it(server, store, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    page = build.build(store)
-    spec = wandb_page.described(page, title="t", entity=ENTITY, project="p")._to_model().spec.model_dump_json()
+    page = build.build_page(store)
+    spec = wandb_page.build_report(page, title="t", entity=ENTITY, project="p")._to_model().spec.model_dump_json()
     for section in page.sections:
         assert json.dumps(section.title)[1:-1] in spec
     exact = next(iter(page.sections[1].blocks[0].panels[0].series)).points[0]
@@ -62,7 +62,7 @@ def test_goes_through_the_librarys_own_loader(server, store, monkeypatch):
     import wandb_workspaces.reports.v2 as wr
 
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    report = wandb_page.described(build.build(store), title="t", entity=ENTITY, project="p")
+    report = wandb_page.build_report(build.build_page(store), title="t", entity=ENTITY, project="p")
     again = wr.Report._from_model(report._to_model())
     assert [type(b) for b in again.blocks] == [type(b) for b in report.blocks]
     assert [b.text for b in again.blocks if isinstance(b, wr.MarkdownBlock)] == [

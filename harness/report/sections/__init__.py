@@ -1,5 +1,7 @@
-"""The sections of the page, top to bottom. A new one is a file with a function `section(questions)
--> Section` and a line here."""
+"""The sections of the page, from top to bottom.
+
+A new section is a file with a function `section(questions) -> Section` and a line here.
+"""
 
 from collections.abc import Callable
 

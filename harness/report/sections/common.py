@@ -1,4 +1,4 @@
-"""What sections share: records grouped for figures, sentences on a point, axes."""
+"""Helpers of the sections: records grouped for figures, notes of points, axes."""
 
 import math
 from collections import defaultdict
@@ -13,17 +13,18 @@ from harness.report.describe import Axis, Group, Heat, Live, Panel, Point, Serie
 from harness.report.methods import EXACT, WINDOW_FUSED, WINDOW_PASSES, Method
 
 WINDOWS: dict[str, Method] = {"fused": WINDOW_FUSED, "passes": WINDOW_PASSES}
-COMMANDS = 3  # that are shown beside a figure
-VARYING = ("kernel", "seed", "draws")  # may set apart cells of one attention
+MAX_COMMANDS = 3  # shown with a figure
+VARYING = ("kernel", "seed", "draws")  # may differ between cells of one attention
 
 
 def tags_of(record: Record, model: str) -> Tags:
+    """Return the tags of a record for the filters."""
     attention = record.attention
     return Tags(model, record.task, attention.sampler or "", attention.weights or "")
 
 
 def by_model(questions: Iterable[Question]) -> dict[tuple[str, str], list[Question]]:
-    """Questions by (model, task), each list by context."""
+    """Return the questions by (model, task), in order of context."""
     groups: dict[tuple[str, str], list[Question]] = defaultdict(list)
     for q in questions:
         groups[q.model, q.task].append(q)
@@ -33,31 +34,35 @@ def by_model(questions: Iterable[Question]) -> dict[tuple[str, str], list[Questi
 def groups(
     questions: Iterable[Question], draw: Callable[[str, list[Question]], Sequence[Panel | Heat]], live: Live
 ) -> tuple[list[Group], list[str]]:
-    """A group of plots for each model and task of which `draw` makes any, and the commands that
-    made what they show. Of `live` the model is filled in, and the task where the metric says
-    TASK."""
-    made, shown = [], []
+    """Return a group of plots for each model and task, and the commands of their records.
+
+    Args:
+        questions: the questions of the store.
+        draw: returns the panels of a model's questions; without panels there is no group.
+        live: the plot over W&B runs, where TASK in the metric stands for the task's name.
+    """
+    plot_groups, shown_questions = [], []
     for (model, task), group in by_model(questions).items():
-        if drawn := draw(model, group):
+        if panels := draw(model, group):
             first = group[0].records[0]
-            own = replace(live, model=first.cell.model, y=live.y.replace("TASK", task) or first.headline)
-            made.append(Group(f"{model}, {task}", drawn, Tags(model, task), own))
-            shown += group
-    return made, commands(shown)
+            model_live = replace(live, model=first.cell.model, y=live.y.replace("TASK", task) or first.headline)
+            plot_groups.append(Group(f"{model}, {task}", panels, Tags(model, task), model_live))
+            shown_questions += group
+    return plot_groups, commands(shown_questions)
 
 
 def titles(group: Sequence[Question]) -> list[str]:
-    """What tells the questions of one model and task apart: the context, and what else differs."""
+    """Return titles of a model and task's questions: the context and the options that differ."""
 
     def facts(q: Question) -> dict:
         first = q.records[0]
         return {"dtype": first.identity.dtype, "data_seed": first.identity.data_seed, **first.options}
 
     all_facts = [facts(q) for q in group]
-    # what has only begun has no options yet
-    known = [f for q, f in zip(group, all_facts, strict=True) if any(r.outcome for r in q.records)]
-    names = list(dict.fromkeys(name for f in known for name in f))
-    varying = [name for name in names if len({str(f.get(name)) for f in known}) > 1]
+    # unfinished records have no options yet
+    finished = [f for q, f in zip(group, all_facts, strict=True) if any(r.outcome for r in q.records)]
+    names = list(dict.fromkeys(name for f in finished for name in f))
+    varying = [name for name in names if len({str(f.get(name)) for f in finished}) > 1]
     return [
         ", ".join([f"{q.context} tokens", *(f"{name} {f.get(name)}" for name in varying)])
         for q, f in zip(group, all_facts, strict=True)
@@ -65,116 +70,133 @@ def titles(group: Sequence[Question]) -> list[str]:
 
 
 def masks_series(q: Question) -> dict[tuple[Method, str], list[Record]]:
-    """PLSH records that differ in the number of masks alone, by method and by what else sets them
-    apart."""
-    found: dict[tuple[Method, str], list[Record]] = defaultdict(list)
+    """Return PLSH records by method and remark, sorted by the number of masks.
+
+    The records of a series differ only in the number of masks.
+    """
+    series: dict[tuple[Method, str], list[Record]] = defaultdict(list)
     plsh = [r for r in q.named("plsh") if r.metrics]
     varying = [name for name in VARYING if len({getattr(r.identity, name) for r in plsh}) > 1]
     for r in plsh:
         remark = [*r.method.variant, *(f"{name} {getattr(r.identity, name)}" for name in varying)]
-        found[look(r.method.style, r), ", ".join(remark)].append(r)
-    return {key: sorted(records, key=masks_of) for key, records in found.items()}
+        series[method_style(r.method.style, r), ", ".join(remark)].append(r)
+    return {key: sorted(records, key=mask_count) for key, records in series.items()}
 
 
-def windows(q: Question) -> dict[tuple[str, Tags, str], dict[int, Record]]:
-    """The windows that masks were matched to, by number of masks: for each way to match (fused,
-    passes), sampler, and what is kept of the keys, with what must be said of the latter two."""
-    found: dict[tuple[str, Tags, str], dict[int, Record]] = defaultdict(dict)
+def matched_windows(q: Question) -> dict[tuple[str, Tags, str], dict[int, Record]]:
+    """Return the windows of equal cost by number of masks.
+
+    Keys: the way to match (fused, passes), tags of the sampler, and a remark on sampler and
+    variant.
+    """
+    matched: dict[tuple[str, Tags, str], dict[int, Record]] = defaultdict(dict)
     for r in (r for records in masks_series(q).values() for r in records):
-        remark = ", ".join([*sampler_of(r), *r.method.variant])
+        remark = ", ".join([*sampler_remark(r), *r.method.variant])
         for match, window in q.windows(r).items():
-            found[match, Tags(sampler=r.attention.sampler or ""), remark][masks_of(r)] = window
-    return found
+            matched[match, Tags(sampler=r.attention.sampler or ""), remark][mask_count(r)] = window
+    return matched
 
 
-def masks_of(record: Record) -> int:
-    """Its number of masks; 0 without any."""
+def mask_count(record: Record) -> int:
+    """Return the number of masks; 0 for a method without masks."""
     return record.attention.masks or 0
 
 
-def sampler_of(masks: Record) -> list[str]:
-    """The sampler, unless it is the paper's."""
+def sampler_remark(masks: Record) -> list[str]:
+    """Return a remark on the sampler, unless it is the paper's."""
     sampler = masks.attention.sampler
     return [] if sampler == "gamma" else [f"{sampler} masks"]
 
 
-def look(method: Method, record: Record) -> Method:
-    """The method with open markers for a cache that evicts, and another line with sinks."""
-    kept = record.method
-    symbol = f"{method.symbol.removesuffix('-open')}-open" if kept.evict else method.symbol
-    return replace(method, symbol=symbol, dash="dashdot" if kept.sinks else method.dash)
+def method_style(method: Method, record: Record) -> Method:
+    """Return the method's style, with open markers for eviction and another line for sinks."""
+    options = record.method
+    symbol = f"{method.symbol.removesuffix('-open')}-open" if options.evict else method.symbol
+    return replace(method, symbol=symbol, dash="dashdot" if options.sinks else method.dash)
 
 
-def size_of(masks: int | None) -> float:
-    """Of markers: more masks, larger ones."""
+def marker_size(masks: int | None) -> float:
+    """Return the relative size of markers, which grows with the number of masks."""
     return 0.7 + 0.15 * math.log2(masks or 4)
 
 
-def conditions(questions: Iterable[Question]) -> dict[tuple[str, str], str]:
-    """What the times of each record, by (cell_id, task_id), were taken under: times under different
-    conditions are never on one plot. Versions and commits are named where they differ."""
-    said, versions = {}, {}
+def timing_conditions(questions: Iterable[Question]) -> dict[tuple[str, str], str]:
+    """Return the conditions of each timing by (cell_id, task_id).
+
+    Timings under different conditions never share a plot. Versions and commits are named where they
+    differ.
+    """
+    sentences, versions = {}, {}
     for r in (r for q in questions for r in q.records if r.rows_are == "repeats" and r.outcome):
         options, identity = r.options, r.identity
-        words = [r.environment.device or "unknown device", identity.dtype]
-        words += [f"kernel {identity.kernel}"] if identity.kernel not in (None, "auto") else []
-        named = {"threads": "threads", "batch": "batch", "chunk": "chunk", "decode_tokens": "decoded tokens"}
-        words += [f"{word} {options[name]}" for name, word in named.items() if options.get(name) is not None]
-        said[r.cell_id, r.store.task_id] = ", ".join(map(str, filter(None, words)))
+        parts = [r.environment.device or "unknown device", identity.dtype]
+        parts += [f"kernel {identity.kernel}"] if identity.kernel not in (None, "auto") else []
+        labels = {"threads": "threads", "batch": "batch", "chunk": "chunk", "decode_tokens": "decoded tokens"}
+        parts += [f"{word} {options[name]}" for name, word in labels.items() if options.get(name) is not None]
+        sentences[r.cell_id, r.store.task_id] = ", ".join(map(str, filter(None, parts)))
         versions[r.cell_id, r.store.task_id] = {n: str(options.get(n)) for n in ("torch", "triton", "commit")}
-    full = {}
-    by_words: dict[str, list[dict]] = defaultdict(list)
-    for key, sentence in said.items():
-        by_words[sentence].append(versions[key])
-    for key, sentence in said.items():
-        alike = by_words[sentence]
-        differ = [name for name in versions[key] if len({v[name] for v in alike}) > 1]
-        full[key] = ", ".join([sentence, *(f"{name} {versions[key][name][:9]}" for name in differ)])
-    return full
+    conditions_of = {}
+    by_sentence: dict[str, list[dict]] = defaultdict(list)
+    for key, sentence in sentences.items():
+        by_sentence[sentence].append(versions[key])
+    for key, sentence in sentences.items():
+        peers = by_sentence[sentence]
+        differing = [name for name in versions[key] if len({v[name] for v in peers}) > 1]
+        conditions_of[key] = ", ".join([sentence, *(f"{name} {versions[key][name][:9]}" for name in differing)])
+    return conditions_of
 
 
-def point(x: float | None, metric: Metric | None, about: str) -> Point | None:
-    """A metric of the store at x; None where it is missing or not a number."""
+def point(x: float | None, metric: Metric | None, description: str) -> Point | None:
+    """Return a metric as a point at x.
+
+    Args:
+        x: the position on the axis.
+        metric: the metric.
+        description: first line of the point's note.
+
+    Returns:
+        None if x or the metric is missing or not finite.
+    """
     if metric is None or x is None or not finite(metric.value):
         return None
-    return Point(x, metric.value, metric.low, metric.high, f"{about}\n{interval(metric)}, n = {metric.n}")
+    return Point(x, metric.value, metric.low, metric.high, f"{description}\n{interval(metric)}, n = {metric.n}")
 
 
-def beside_error(record: Record) -> str:
-    """The error of a timing, to stand beside its times."""
+def error_suffix(record: Record) -> str:
+    """Return the error of a timing, as a suffix to its time."""
     error = record.metrics.get(f"{record.task}/error")
     return f", error {interval(error)}" if error else ""
 
 
 def exact_band(q: Question) -> list[Series]:
-    """Exact ALiBi as a level with its interval."""
+    """Return the level of exact ALiBi with its interval."""
     if q.exact is None:
         return []
-    drawn = points([point(0.0, q.exact.score, "exact ALiBi")])
-    return [Series(EXACT, drawn, "band")] if drawn else []
+    band = points([point(0.0, q.exact.score, "exact ALiBi")])
+    return [Series(EXACT, band, "band")] if band else []
 
 
 def score_axis(q: Question) -> Axis:
-    """The task's score, from 0 to 1 where it is a share."""
+    """Return the axis of the task's score, from 0 to 1 if it is a share."""
     headline = next((r.headline for r in q.records if r.score), "/accuracy")
-    within = all(0 <= r.score.value <= 1 for r in q.records if r.score)
-    return Axis(heading(headline), range=(-0.04, 1.04) if within else None)
+    is_share = all(0 <= r.score.value <= 1 for r in q.records if r.score)
+    return Axis(heading(headline), range=(-0.04, 1.04) if is_share else None)
 
 
-def plain(values: Iterable[float]) -> dict[float, str]:
-    """Ticks at the values that occur."""
+def value_ticks(values: Iterable[float]) -> dict[float, str]:
+    """Return a tick at each value."""
     return {v: f"{v:g}" for v in sorted(set(values))}
 
 
-def decades(values: Sequence[float]) -> dict[float, str]:
-    """1, 2, 5 in every decade between the values."""
+def decade_ticks(values: Sequence[float]) -> dict[float, str]:
+    """Return ticks at 1, 2 and 5 of each decade between the values."""
     low, high = min(values), max(values)
     steps = [m * 10.0**e for e in range(-12, 16) for m in (1, 2, 5)]
     return {s: f"{s:,.10g}" for s in steps if low / 1.3 <= s <= high * 1.3}
 
 
-def binary(values: Sequence[float]) -> dict[float, str]:
-    """Powers of two of bytes between the values."""
+def binary_ticks(values: Sequence[float]) -> dict[float, str]:
+    """Return ticks at powers of two, in bytes, between the values."""
     low, high = (round(math.log2(v)) for v in (min(values), max(values)))
     every = range(low, high + 1, max(1, (high - low) // 5))
     units = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -182,8 +204,7 @@ def binary(values: Sequence[float]) -> dict[float, str]:
 
 
 def commands(questions: Iterable[Question]) -> list[str]:
-    """The commands that made the records of these questions; the table of cells has those left
-    out."""
-    said = command.recorded_commands([r for q in questions for r in q.records])
-    more = len(said) - COMMANDS
-    return said[:COMMANDS] + ([f"# and {more} more: see the table of cells"] if more > 0 else [])
+    """Return the first commands of the questions' records; the table of cells has all of them."""
+    recorded = command.recorded_commands([r for q in questions for r in q.records])
+    hidden = len(recorded) - MAX_COMMANDS
+    return recorded[:MAX_COMMANDS] + ([f"# and {hidden} more: see the table of cells"] if hidden > 0 else [])

@@ -22,18 +22,19 @@ SLOPES = {0: "constant", 1: "linear", 2: "quadratic"}
 
 
 def section(questions: list[Question]) -> Section:
+    """Return the section on the growth of time and memory with the context."""
     records: dict[tuple[str, str], list[tuple[Record, Line]]] = defaultdict(list)
-    conditions = common.conditions(questions)
+    conditions = common.timing_conditions(questions)
     for q in questions:
         for r, line in _lines(q):
             records[q.model, conditions[r.cell_id, r.store.task_id]].append((r, line))
     groups = []
-    for (model, on), found in records.items():
-        panels = [p for name in MEASURES if (p := _panel(found, name))]
-        first = found[0][0]
+    for (model, setup), lines in records.items():
+        panels = [p for name in MEASURES if (p := _panel(lines, name))]
+        first = lines[0][0]
         y = next(n for n in MEASURES if n in first.metrics)
         live = Live("config.context", y, log_x=True, log_y=True, model=first.cell.model)
-        groups.append(Group(f"{model} on {on}", panels, Tags(model, first.task), live))
+        groups.append(Group(f"{model} on {setup}", panels, Tags(model, first.task), live))
     words = ["python", "-m", "harness.run", "-m", "task=throughput", "attn=plsh", "masks=16"]
     words += [*(command.model_words(questions[0].records[0]) if questions else ()), "context=1024,4096,16384"]
     timed = [q for q in questions if any(name in r.metrics for r in q.records for name in MEASURES)]
@@ -50,46 +51,49 @@ def section(questions: list[Question]) -> Section:
 
 
 def _lines(q: Question) -> Iterator[tuple[Record, Line]]:
-    """The records of times with the lines that they are a point of. A window's cutoff changes with
-    the context: its line is named by the masks whose cost it has, of which there may be several."""
+    """Yield the timed records with their lines.
+
+    A window's cutoff changes with the context, so its line is named by the masks of equal cost. A
+    window may match several numbers of masks, and then is a point of several lines.
+    """
     matched: dict[str, list[Line]] = defaultdict(list)
-    for (match, tags, remark), windows in common.windows(q).items():
+    for (match, tags, remark), windows in common.matched_windows(q).items():
         for masks, window in windows.items():
-            method = common.look(common.WINDOWS[match], window)
+            method = common.method_style(common.WINDOWS[match], window)
             remarks = ", ".join(filter(None, [f"S={masks}", remark]))
             matched[window.cell_id].append((method, remarks, tags, masks))
     for r in q.records:
         if any(name in r.metrics for name in MEASURES):
-            method, count = common.look(r.method.style, r), r.attention.masks
-            said = [f"S={count}"] if count else []
-            own: Line = method, ", ".join(said + r.method.variant), common.tags_of(r, q.model), count
-            yield from ((r, line) for line in matched[r.cell_id] or [own])
+            method, count = common.method_style(r.method.style, r), r.attention.masks
+            masks_remark = [f"S={count}"] if count else []
+            own_line: Line = method, ", ".join(masks_remark + r.method.variant), common.tags_of(r, q.model), count
+            yield from ((r, line) for line in matched[r.cell_id] or [own_line])
 
 
-def _panel(found: list[tuple[Record, Line]], name: str) -> Panel | None:
+def _panel(records_and_lines: list[tuple[Record, Line]], name: str) -> Panel | None:
     lines: dict[Line, list[Record]] = defaultdict(list)
-    for r, line in found:
+    for r, line in records_and_lines:
         lines[line].append(r)
     series = []
     for (method, remark, tags, masks), records in lines.items():
-        drawn = points(common.point(r.context, r.metrics.get(name), _about(r)) for r in records)
-        if drawn:
-            drawn = sorted(drawn, key=lambda p: p.x)
-            series.append(Series(method, drawn, "line", tags, remark, common.size_of(masks)))
-    shown = [p for s in series for p in s.points if p.y > 0]
-    if not shown:
+        line_points = points(common.point(r.context, r.metrics.get(name), _point_label(r)) for r in records)
+        if line_points:
+            line_points = sorted(line_points, key=lambda p: p.x)
+            series.append(Series(method, line_points, "line", tags, remark, common.marker_size(masks)))
+    visible = [p for s in series for p in s.points if p.y > 0]
+    if not visible:
         return None
     title, slopes = MEASURES[name]
     exact = [p for s in series for p in s.points if p.y > 0 and s.method.name == "exact ALiBi"]
-    first = min(exact or shown, key=lambda p: (p.x, p.y))
-    contexts = [p.x for p in shown]
-    x = Axis("context (tokens)", True, common.plain(contexts), (min(contexts) / 1.2, max(contexts) * 1.2))
-    values = [v for p in shown for v in (p.y, p.low, p.high) if v and v > 0]
-    ticks = common.binary(values) if "bytes" in name else common.decades(values)
+    first = min(exact or visible, key=lambda p: (p.x, p.y))
+    contexts = [p.x for p in visible]
+    x = Axis("context (tokens)", True, common.value_ticks(contexts), (min(contexts) / 1.2, max(contexts) * 1.2))
+    values = [v for p in visible for v in (p.y, p.low, p.high) if v and v > 0]
+    ticks = common.binary_ticks(values) if "bytes" in name else common.decade_ticks(values)
     y = Axis(title, True, ticks, (min(values) / 1.5, max(values) * 1.5))
     guides = [Guide(SLOPES[s], first.x, first.y, s) for s in slopes]
     return Panel(title, x, y, series, guides, bars=QUARTILES)
 
 
-def _about(r: Record) -> str:
-    return f"{r.cell.label}, {r.context} tokens{common.beside_error(r)}"
+def _point_label(r: Record) -> str:
+    return f"{r.cell.label}, {r.context} tokens{common.error_suffix(r)}"

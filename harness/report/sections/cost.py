@@ -1,5 +1,4 @@
-"""Accuracy against cost: visited pairs, bytes of the KV cache, and milliseconds where
-task=throughput has timed."""
+"""Accuracy against cost: visited pairs, bytes of the KV cache, and times of task=throughput."""
 
 import itertools
 import shlex
@@ -16,8 +15,7 @@ from harness.report.describe import Axis, Live, Panel, Point, Section, Series, T
 from harness.report.methods import Method
 from harness.report.sections import common
 
-# times of task=throughput, in the order of preference: a cache that evicts has no prefill in one
-# piece
+# metrics of task=throughput by axis, in order of preference: eviction needs a prefill in chunks
 TIMES = {
     "time to first token (ms)": ("throughput/prefill_ms", "throughput/chunked_prefill_ms"),
     "decode, time per token (ms)": ("throughput/decode_ms_per_token",),
@@ -25,14 +23,15 @@ TIMES = {
 
 
 def section(questions: list[Question]) -> Section:
-    conditions = common.conditions(questions)
-    timed: dict[str, dict[tuple, Record]] = defaultdict(dict)  # by their conditions
-    for r in (r for q in questions for r in q.records if _first(r, sum(TIMES.values(), ()))):
+    """Return the section on accuracy and cost."""
+    conditions = common.timing_conditions(questions)
+    timed: dict[str, dict[tuple, Record]] = defaultdict(dict)  # by conditions and setting
+    for r in (r for q in questions for r in q.records if _first_metric(r, sum(TIMES.values(), ()))):
         timed[conditions[r.cell_id, r.store.task_id]][_setting(r)] = r
 
     def draw(model: str, group: list[Question]) -> list[Panel]:
         by_question = [_panels(q, title, timed) for q, title in zip(group, common.titles(group), strict=True)]
-        return [p for cost in itertools.zip_longest(*by_question) for p in cost if p]  # one way to count after another
+        return [p for cost in itertools.zip_longest(*by_question) for p in cost if p]  # panels by the way to count
 
     groups, commands = common.groups(questions, draw, Live("config.pairs_per_row.fused", "", log_x=True))
     missing = [("No record holds accuracies.", "python -m harness.run")] if not groups else []
@@ -53,30 +52,33 @@ def section(questions: list[Question]) -> Section:
 
 
 def _panels(q: Question, title: str, timed: dict[str, dict[tuple, Record]]) -> list[Panel]:
-    """One panel for each way to count the cost; of times those under the conditions that hold most
-    of the cells."""
-    here = {on: {s: found[s] for r in q.records if (s := _setting(r)) in found} for on, found in timed.items()}
-    on, own = max(here.items(), key=lambda x: len(x[1]), default=("", {}))
-    told = f" on {on}" if len([1 for found in here.values() if found]) > 1 else ""
+    """Return one panel for each way to count the cost.
+
+    Times are those of the conditions that cover most cells.
+    """
+    settings = [_setting(r) for r in q.records]
+    by_conditions = {name: {s: records[s] for s in settings if s in records} for name, records in timed.items()}
+    conditions, timings = max(by_conditions.items(), key=lambda x: len(x[1]), default=("", {}))
+    suffix = f" on {conditions}" if sum(map(bool, by_conditions.values())) > 1 else ""
 
     def passes(r: Record) -> Metric | None:
-        return _counted(r.pairs.get("passes", r.pairs.get("fused")))
+        return _pair_metric(r.pairs.get("passes", r.pairs.get("fused")))
 
     def cache(r: Record) -> Metric | None:
         return r.metrics.get(f"{r.task}/kv_allocated_bytes")
 
-    found = [
-        _panel(q, f"{title}, visited pairs", "visited pairs per row", lambda r: _counted(r.pairs.get("fused"))),
+    panels = [
+        _panel(q, f"{title}, visited pairs", "visited pairs per row", lambda r: _pair_metric(r.pairs.get("fused"))),
         _panel(q, f"{title}, each mask by itself", "visited pairs per row", passes),
         _panel(q, f"{title}, KV cache", "KV cache of a sequence", cache),
     ]
     for axis, names in TIMES.items():
 
         def time(r: Record, names: tuple[str, ...] = names) -> Metric | None:
-            return _first(own.get(_setting(r)), names)
+            return _first_metric(timings.get(_setting(r)), names)
 
-        found.append(_panel(q, f"{title}, {axis.split(' (')[0]}{told}", axis, time, own))
-    return [p for p in found if p]
+        panels.append(_panel(q, f"{title}, {axis.split(' (')[0]}{suffix}", axis, time, timings))
+    return [p for p in panels if p]
 
 
 def _panel(
@@ -86,49 +88,50 @@ def _panel(
     cost: Callable[[Record], Metric | None],
     timed: dict[tuple, Record] | None = None,
 ) -> Panel | None:
-    """Scores against `cost`, a metric; of times, beside the error of the record in `timed` that
-    they are from."""
+    """Return a panel of scores against `cost`.
+
+    timed: the timings by setting, if the cost is a time, for the errors beside it.
+    """
     lines: list[tuple[Method, str, Tags, list[Record]]] = []
     kinds: dict[tuple[Method, str], list[Record]] = defaultdict(list)
-    for r in sorted(q.records, key=lambda r: r.method.any_context):  # windows first: they lie behind the rest
+    for r in sorted(q.records, key=lambda r: r.method.any_context):  # windows first, behind the rest
         if not isinstance(r.method, Plsh):
-            kinds[common.look(r.method.style, r), ", ".join(r.method.variant)].append(r)
-    lines += [(method, remark, Tags(), of) for (method, remark), of in kinds.items()]
+            kinds[common.method_style(r.method.style, r), ", ".join(r.method.variant)].append(r)
+    lines += [(method, remark, Tags(), records) for (method, remark), records in kinds.items()]
     for (method, remark), records in common.masks_series(q).items():
         lines.append((method, remark, common.tags_of(records[0], q.model), records))
     series = []
     for method, remark, tags, records in lines:
-        drawn = sorted(points(_at(cost(r), r, timed) for r in records), key=lambda p: p.x)
-        if drawn:
-            series.append(Series(method, drawn, "line", tags, remark))
+        line_points = sorted(points(_score_point(cost(r), r, timed) for r in records), key=lambda p: p.x)
+        if line_points:
+            series.append(Series(method, line_points, "line", tags, remark))
     values = [v for s in series for p in s.points for v in (p.x, *(p.x_ends or ())) if v > 0]
-    if len(set(values)) < 2:  # nothing, or what costs every attention the same
+    if len(set(values)) < 2:  # no values, or equal costs for all attentions
         return None
-    ticks = common.binary(values) if "KV" in axis else common.decades(values)
+    ticks = common.binary_ticks(values) if "KV" in axis else common.decade_ticks(values)
     x = Axis(axis, log=True, ticks=ticks, range=(min(values) / 1.3, max(values) * 1.3))
     return Panel(title, x, common.score_axis(q), series)
 
 
-def _at(cost: Metric | None, r: Record, timed: dict[tuple, Record] | None) -> Point | None:
+def _score_point(cost: Metric | None, r: Record, timed: dict[tuple, Record] | None) -> Point | None:
     if cost is None or not finite(cost.value) or cost.value <= 0:
         return None
-    told = table.told(cost) + (common.beside_error(timed[_setting(r)]) if timed else "")
-    found = common.point(cost.value, r.score, f"{r.cell.label}, {told}")
-    if found is None or cost.low is None or cost.high is None or not (finite(cost.low) and finite(cost.high)):
-        return found
-    return replace(found, x_ends=(cost.low, cost.high))
+    cost_text = table.told(cost) + (common.error_suffix(timed[_setting(r)]) if timed else "")
+    score_point = common.point(cost.value, r.score, f"{r.cell.label}, {cost_text}")
+    if score_point is None or cost.low is None or cost.high is None or not (finite(cost.low) and finite(cost.high)):
+        return score_point
+    return replace(score_point, x_ends=(cost.low, cost.high))
 
 
-def _counted(pairs: float | None) -> Metric | None:
+def _pair_metric(pairs: float | None) -> Metric | None:
     return None if pairs is None else Metric(pairs, None, None, 1, "pairs")
 
 
-def _first(r: Record | None, names: Sequence[str]) -> Metric | None:
+def _first_metric(r: Record | None, names: Sequence[str]) -> Metric | None:
     return next((r.metrics[name] for name in names if name in r.metrics), None) if r else None
 
 
 def _setting(r: Record) -> tuple:
-    """What an accuracy and a time must share to be drawn as one point: the computation, not its
-    prompts or draws."""
+    """Return the key of a computation without prompts and draws, to pair accuracy and time."""
     identity = r.identity
     return str(identity.model), identity.dtype, identity.context, str(identity.attn.as_json()), identity.kernel

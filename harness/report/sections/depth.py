@@ -9,6 +9,7 @@ from harness.report.sections import common
 
 
 def section(questions: list[Question]) -> Section:
+    """Return the section on accuracy by depth and context."""
     live = Live("config.context", "TASK/accuracy_depth_0", log_x=True)
     groups, commands = common.groups(questions, _heats, live)
     missing = [("No record holds accuracies by depth.", "python -m harness.run task=retrieval")]
@@ -25,8 +26,7 @@ def section(questions: list[Question]) -> Section:
 
 
 def _heats(model: str, group: list[Question]) -> list[Heat]:
-    """Exact ALiBi, then for each setting of the masks its map and that of the window of equal fused
-    pairs."""
+    """Return heat maps of exact ALiBi, and of each setting of masks with its window."""
     names = common.titles(group)
     exact = {name: q.exact for q, name in zip(group, names, strict=True) if q.exact}
     masks: dict[tuple, dict[str, Record]] = defaultdict(dict)
@@ -34,34 +34,34 @@ def _heats(model: str, group: list[Question]) -> list[Heat]:
     for q, name in zip(group, names, strict=True):
         for (method, remark), records in common.masks_series(q).items():
             for r in records:
-                masks[common.masks_of(r), method.name, remark][name] = r
-        for (match, tags, remark), matched in common.windows(q).items():
+                masks[common.mask_count(r), method.name, remark][name] = r
+        for (match, tags, remark), matched in common.matched_windows(q).items():
             for count, window in matched.items() if match == "fused" else ():
                 windows[count, tags.sampler][remark][name] = window
     heats = [_heat("exact ALiBi", exact, Tags())]
     for setting in sorted(masks):
         count, method, remark = setting
-        chosen = masks[setting]
-        tags = common.tags_of(next(iter(chosen.values())), model)
+        by_name = masks[setting]
+        tags = common.tags_of(next(iter(by_name.values())), model)
         title = ", ".join(filter(None, [f"S={count} {method}", remark]))
-        heats.append(_heat(title, chosen, tags))
-        # once, beside the first of their masks
-        for remark, beside in windows.pop((count, tags.sampler), {}).items():
+        heats.append(_heat(title, by_name, tags))
+        # each window once, after its first masks
+        for remark, window_records in windows.pop((count, tags.sampler), {}).items():
             title = ", ".join(filter(None, [f"window, pairs of S={count}", remark]))
-            heats.append(_heat(title, beside, Tags(sampler=tags.sampler)))
+            heats.append(_heat(title, window_records, Tags(sampler=tags.sampler)))
     return [heat for heat in heats if heat]
 
 
-def _heat(title: str, chosen: Mapping[str, Record], tags: Tags) -> Heat | None:
-    found = {f for r in chosen.values() for name in r.metrics if (f := depth_of(name)) is not None}
-    depths = sorted(found)
+def _heat(title: str, records: Mapping[str, Record], tags: Tags) -> Heat | None:
+    depth_values = {f for r in records.values() for name in r.metrics if (f := depth_of(name)) is not None}
+    depths = sorted(depth_values)
     squares = {}
-    for column, (name, r) in enumerate(chosen.items()):
+    for column, (name, r) in enumerate(records.items()):
         for row, depth in enumerate(depths):
-            about = f"{r.cell.label}, {name}, depth {depth:g}"
-            for p in points([common.point(column, r.metrics.get(f"{r.task}{DEPTH}{depth:g}"), about)]):
+            description = f"{r.cell.label}, {name}, depth {depth:g}"
+            for p in points([common.point(column, r.metrics.get(f"{r.task}{DEPTH}{depth:g}"), description)]):
                 squares[column, row] = p
     if not squares:
         return None
-    columns = [name.removesuffix(" tokens").replace(" tokens,", ",") for name in chosen]
+    columns = [name.removesuffix(" tokens").replace(" tokens,", ",") for name in records]
     return Heat(title, "context (tokens)", "depth of the needle", columns, [f"{d:g}" for d in depths], squares, tags)

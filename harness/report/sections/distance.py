@@ -9,10 +9,12 @@ from harness.report.methods import EXACT, Method
 from harness.report.sections import common
 
 BIN = re.compile(r"/accuracy_distance_(\d+)_(\d+)$")
-SPREAD = 1.06
+SPREAD = 1.06  # ratio between neighbouring methods, so that intervals do not overlap
 
 
 def section(questions: list[Question]) -> Section:
+    """Return the section on accuracy and distance."""
+
     def draw(model: str, group: list[Question]) -> list[Panel]:
         by_context = sorted(zip(group, common.titles(group), strict=True), key=lambda x: -x[0].context)
         return [panel for q, title in by_context for panel in _panels(q, title)]
@@ -33,27 +35,29 @@ def section(questions: list[Question]) -> Section:
 
 
 def _panels(q: Question, title: str) -> list[Panel]:
-    """One panel for each number of masks: exact ALiBi, the masks, their windows."""
-    found, matched = common.masks_series(q), common.windows(q)
+    """Return one panel for each number of masks: exact ALiBi, the masks, and their windows."""
+    by_method, matched = common.masks_series(q), common.matched_windows(q)
     panels = []
-    for masks in sorted({common.masks_of(r) for records in found.values() for r in records}):
-        drawn: list[tuple[Method, Record, Tags, str]] = [(EXACT, q.exact, Tags(), "")] if q.exact else []
-        for (method, remark), records in found.items():
+    for masks in sorted({common.mask_count(r) for records in by_method.values() for r in records}):
+        curves: list[tuple[Method, Record, Tags, str]] = [(EXACT, q.exact, Tags(), "")] if q.exact else []
+        for (method, remark), records in by_method.items():
             for r in records:
-                if common.masks_of(r) == masks:
-                    drawn.append((method, r, common.tags_of(r, q.model), remark))
+                if common.mask_count(r) == masks:
+                    curves.append((method, r, common.tags_of(r, q.model), remark))
         for (match, tags, remark), windows in matched.items():
             if masks in windows:
-                drawn.append((common.WINDOWS[match], windows[masks], tags, remark))
+                curves.append((common.WINDOWS[match], windows[masks], tags, remark))
         series = [
-            Series(method, _points(r, SPREAD ** (place - len(drawn) / 2)), "line", tags, remark)
-            for place, (method, r, tags, remark) in enumerate(drawn)
+            Series(method, _points(r, SPREAD ** (position - len(curves) / 2)), "line", tags, remark)
+            for position, (method, r, tags, remark) in enumerate(curves)
         ]
         series = [s for s in series if s.points]
         if series:
-            every = [int(m[i]) for _, r, _, _ in drawn for name in r.metrics if (m := BIN.search(name)) for i in (1, 2)]
-            ticks = [t for t in common.plain(every) if math.log2(t) % 2 == 0] if len(set(every)) > 5 else every
-            x = Axis("distance (tokens)", True, common.plain(ticks), (min(every) / 1.1, max(every) * 1.1))
+            edges = [
+                int(m[i]) for _, r, _, _ in curves for name in r.metrics if (m := BIN.search(name)) for i in (1, 2)
+            ]
+            ticks = [t for t in common.value_ticks(edges) if math.log2(t) % 2 == 0] if len(set(edges)) > 5 else edges
+            x = Axis("distance (tokens)", True, common.value_ticks(ticks), (min(edges) / 1.1, max(edges) * 1.1))
             panels.append(Panel(f"{title}, S={masks}", x, Axis("accuracy", range=(-0.04, 1.04)), series))
     return panels
 
@@ -63,6 +67,6 @@ def _points(record: Record, shift: float) -> list[Point]:
     for name, metric in record.metrics.items():
         if match := BIN.search(name):
             low, high = int(match[1]), int(match[2])
-            about = f"{record.cell.label}, {low} to {high} tokens"
-            candidates.append(common.point(math.sqrt(low * high) * shift, metric, about))
+            description = f"{record.cell.label}, {low} to {high} tokens"
+            candidates.append(common.point(math.sqrt(low * high) * shift, metric, description))
     return sorted(points(candidates), key=lambda p: p.x)

@@ -1,4 +1,4 @@
-"""Kernels alone: time beside error, and beside the bytes that any attention must move."""
+"""Kernels alone: time and error, and the floor of the bytes that any attention must move."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from harness.common.paths import ROOT
 from harness.common.table import Table
 from harness.report.describe import QUARTILES, Axis, Grid, Group, Guide, Panel, Point, Section, Series, Tags, points
 from harness.report.methods import EXACT, WINDOW, WINDOW_FUSED, WINDOW_PASSES, Method
-from harness.report.sections.common import decades
+from harness.report.sections.common import decade_ticks
 from kernels.bench.plan import COMMAND, FILE
 from kernels.bench.table import COLUMNS, LEGEND, cells, figure, gaps, title, verdicts
 
@@ -18,22 +18,23 @@ WINDOW_ERROR = Method("other", "window of equal error", "star")
 
 
 def section(questions: list[Question], records: Path = RECORDS) -> Section:
+    """Return the section of the benches in the folder `records`."""
     blocks: list[Group | Grid] = []
     commands, missing = [], []
-    found = {file: read_json(file) or {} for file in sorted(records.glob(FILE.format(device="*")))}
-    for file, bench in found.items():
-        about = bench.get("environment", {})
-        where = f"{file.name}: {about.get('gpu') or about.get('cpu') or 'unknown device'}"
+    benches = {file: read_json(file) or {} for file in sorted(records.glob(FILE.format(device="*")))}
+    for file, bench in benches.items():
+        environment = bench.get("environment", {})
+        device_name = f"{file.name}: {environment.get('gpu') or environment.get('cpu') or 'unknown device'}"
         runs = [run for run in bench.get("runs", []) if "queries" in run]  # an older bench recorded less
         for run in runs:
-            blocks += [Group(f"{where}, {title(run)}", [_panel(run)]), _grid(f"{where}, {title(run)}", run)]
+            blocks += [Group(f"{device_name}, {title(run)}", [_panel(run)]), _grid(f"{device_name}, {title(run)}", run)]
         if runs:
-            commands.append(about["command"])
-        if left := bench.get("not_reached"):
-            first = "; ".join(left[:3]) + (" and so on" if len(left) > 3 else "")
-            missing.append((f"{file.name} lacks {len(left)} parts: {first}.", about["command"]))
+            commands.append(environment["command"])
+        if unreached := bench.get("not_reached"):
+            first = "; ".join(unreached[:3]) + (" and so on" if len(unreached) > 3 else "")
+            missing.append((f"{file.name} lacks {len(unreached)} parts: {first}.", environment["command"]))
     for device, name in DEVICES.items():
-        if not any(bench.get("environment", {}).get("device") == device for bench in found.values()):
+        if not any(bench.get("environment", {}).get("device") == device for bench in benches.values()):
             missing.append((f"No bench on a {name} is recorded in docs/results.", COMMAND.format(device=device)))
     return Section(
         "kernels",
@@ -52,8 +53,7 @@ def section(questions: list[Question], records: Path = RECORDS) -> Section:
 
 
 def floor(run: dict) -> float | None:
-    """Milliseconds of the byte floor, None where methods have floors of their own: in decoding each
-    reads what it reaches."""
+    """Return the byte floor in milliseconds, or None if methods differ in it, as in decoding."""
     floors = {m["floor_ms"] for m in run["methods"] if m["ms"]}
     return floors.pop() if len(floors) == 1 else None
 
@@ -62,25 +62,26 @@ def _panel(run: dict) -> Panel:
     timed = sorted((m for m in run["methods"] if m["ms"]), key=lambda m: -m["ms"]["median"])
     series: dict[Method, list[Point]] = {}
     for row, m in enumerate(timed):
-        ms, over = m["ms"], f"{m['over_floor']:.1f} times its byte floor of {figure(m['floor_ms'])} ms"
-        taken = f"{figure(ms['median'])} ms"
+        ms, floor_text = m["ms"], f"{m['over_floor']:.1f} times its byte floor of {figure(m['floor_ms'])} ms"
+        time_text = f"{figure(ms['median'])} ms"
         if graph := m.get("graph_ms"):
-            taken += f", {figure(graph['median'])} ms in a CUDA graph"
+            time_text += f", {figure(graph['median'])} ms in a CUDA graph"
         if m.get("issue_ms"):
-            over += f", {m['over_issue']:.1f} times its issue floor of {figure(m['issue_ms'])} ms"
-        note = f"{m['name']}\n{taken}, {over}, error {_error(m)}"
+            floor_text += f", {m['over_issue']:.1f} times its issue floor of {figure(m['issue_ms'])} ms"
+        note = f"{m['name']}\n{time_text}, {floor_text}, error {_error(m)}"
         series.setdefault(_method(m), []).append(Point(ms["median"], float(row), ms["low"], ms["high"], note))
-    drawn = [Series(method, points(found), "dots") for method, found in series.items()]
-    values = [p.x for s in drawn for p in s.points] or [1.0]
-    guides, rest = [], "byte floor by method: point at it"
-    if (least := floor(run)) is not None:
-        guides, values, rest = [Guide("byte floor", least)], [*values, least], f"byte floor {figure(least)} ms"
+    drawn_series = [Series(method, points(method_points), "dots") for method, method_points in series.items()]
+    values = [p.x for s in drawn_series for p in s.points] or [1.0]
+    guides, floor_title = [], "byte floor by method: point at it"
+    if (floor_ms := floor(run)) is not None:
+        guides, values = [Guide("byte floor", floor_ms)], [*values, floor_ms]
+        floor_title = f"byte floor {figure(floor_ms)} ms"
     return Panel(
-        f"{title(run)}; {rest}",
-        Axis("milliseconds per call", True, decades(values), (min(values) / 1.4, max(values) * 1.4)),
+        f"{title(run)}; {floor_title}",
+        Axis("milliseconds per call", True, decade_ticks(values), (min(values) / 1.4, max(values) * 1.4)),
         Axis("", ticks={float(row): f"{m['name']} (error {_error(m)})" for row, m in enumerate(timed)},
              range=(-0.6, len(timed) - 0.4)),
-        drawn,
+        drawn_series,
         guides,
         across=True,
         bars=QUARTILES,
@@ -106,7 +107,7 @@ def _method(m: dict) -> Method:
     if m["family"] == "exact":
         return EXACT
     if m["family"] == "window":
-        own = {None: WINDOW, "fused": WINDOW_FUSED, "passes": WINDOW_PASSES}
-        return own.get(m["match"], WINDOW_ERROR)
+        windows = {None: WINDOW, "fused": WINDOW_FUSED, "passes": WINDOW_PASSES}
+        return windows.get(m["match"], WINDOW_ERROR)
     weights = next(w for w in ("count", "rb", "exact") if f"plsh {w}" in m["name"])
     return Method(f"plsh-{weights}", f"PLSH {weights}", "circle")

@@ -4,10 +4,12 @@ from harness.analysis.reader import Question
 from harness.report.describe import Axis, Live, Panel, Section, Series, points
 from harness.report.sections import common
 
-SPREAD = 1.045  # methods stand side by side so that intervals do not hide one another
+SPREAD = 1.045  # ratio between neighbouring methods, so that intervals do not overlap
 
 
 def section(questions: list[Question]) -> Section:
+    """Return the section on accuracy and the number of masks."""
+
     def draw(model: str, group: list[Question]) -> list[Panel]:
         return [p for q, title in zip(group, common.titles(group), strict=True) if (p := _panel(q, title))]
 
@@ -26,20 +28,20 @@ def section(questions: list[Question]) -> Section:
 
 
 def _panel(q: Question, title: str) -> Panel | None:
-    found = common.masks_series(q)
-    counts = {common.masks_of(r) for records in found.values() for r in records}
+    by_method = common.masks_series(q)
+    counts = {common.mask_count(r) for records in by_method.values() for r in records}
     series: list[Series] = []
-    for place, ((method, remark), records) in enumerate(found.items()):
-        drawn = points(common.point(common.masks_of(r) * SPREAD**place, r.score, r.cell.label) for r in records)
-        series.append(Series(method, drawn, tags=common.tags_of(records[0], q.model), remark=remark))
-    for place, ((match, tags, remark), windows) in enumerate(common.windows(q).items(), start=1):
-        drawn = points(
-            common.point(masks / SPREAD**place, w.score, f"{w.cell.label}, matched to S={masks}")
+    for position, ((method, remark), records) in enumerate(by_method.items()):
+        dots = points(common.point(common.mask_count(r) * SPREAD**position, r.score, r.cell.label) for r in records)
+        series.append(Series(method, dots, tags=common.tags_of(records[0], q.model), remark=remark))
+    for position, ((match, tags, remark), windows) in enumerate(common.matched_windows(q).items(), start=1):
+        dots = points(
+            common.point(masks / SPREAD**position, w.score, f"{w.cell.label}, matched to S={masks}")
             for masks, w in sorted(windows.items())
         )
-        series.append(Series(common.WINDOWS[match], drawn, tags=tags, remark=remark))
+        series.append(Series(common.WINDOWS[match], dots, tags=tags, remark=remark))
     series = [s for s in series if s.points]
     if not series:
         return None
-    x = Axis("masks S", log=True, ticks=common.plain(counts), range=(min(counts) / 1.5, max(counts) * 1.5))
+    x = Axis("masks S", log=True, ticks=common.value_ticks(counts), range=(min(counts) / 1.5, max(counts) * 1.5))
     return Panel(title, x, common.score_axis(q), [*common.exact_band(q), *series])

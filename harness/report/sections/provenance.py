@@ -1,4 +1,4 @@
-"""Where the records come from: code, packages, machines and times, each combination once."""
+"""The provenance of records: each combination of code, packages and machine, with its times."""
 
 from collections import defaultdict
 
@@ -10,18 +10,19 @@ from harness.results.schema import Environment
 
 
 def section(questions: list[Question]) -> Section:
+    """Return the section on the provenance of records."""
     groups: dict[tuple, list[tuple[Question, Record]]] = defaultdict(list)
     for q in questions:
         for r in q.records:
             if r.environment:
-                groups[_made_with(r.environment)].append((q, r))
+                groups[_provenance(r.environment)].append((q, r))
     rows, tags = [], []
-    for (commit, device, packages), made in groups.items():
-        starts = sorted(r.start for _, r in made)
-        hosts = sorted({str(r.environment.host) for _, r in made})
-        shown = ", ".join(hosts[:3]) + (f" and {len(hosts) - 3} more" if len(hosts) > 3 else "")
-        rows.append([commit, device, packages, shown, starts[0], starts[-1], str(len(made))])
-        models = {q.model for q, _ in made}
+    for (commit, device, packages), group in groups.items():
+        starts = sorted(r.start for _, r in group)
+        hosts = sorted({str(r.environment.host) for _, r in group})
+        host_text = ", ".join(hosts[:3]) + (f" and {len(hosts) - 3} more" if len(hosts) > 3 else "")
+        rows.append([commit, device, packages, host_text, starts[0], starts[-1], str(len(group))])
+        models = {q.model for q, _ in group}
         tags.append(Tags(models.pop() if len(models) == 1 else ""))
     columns = ["commit", "device", "packages", "hosts", "first started", "last started", "records"]
     return Section(
@@ -35,11 +36,11 @@ def section(questions: list[Question]) -> Section:
     )
 
 
-def _made_with(environment: Environment) -> tuple[str, str, str]:
+def _provenance(environment: Environment) -> tuple[str, str, str]:
     dirty = " with uncommitted changes" if environment.dirty else ""
     packages = {"python": environment.python, **environment.packages}
-    named = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
     driver = f", driver {environment.driver}" if environment.driver else ""
     tf32 = ", TF32 on" if environment.tf32 else ""
     commit = (environment.commit or "unknown")[:12]
-    return f"{commit}{dirty}", f"{environment.device}{driver}{tf32}", named
+    return f"{commit}{dirty}", f"{environment.device}{driver}{tf32}", versions

@@ -1,5 +1,4 @@
-"""The answer first: Positional LSH against exact ALiBi and both windows of equal cost, paired
-prompt by prompt."""
+"""The verdict: Positional LSH minus exact ALiBi and both windows of equal cost, by prompt."""
 
 import statistics
 from collections import Counter
@@ -29,17 +28,17 @@ from harness.report.describe import (
 from harness.report.methods import EXACT, Method
 from harness.report.sections import common
 
-FAVOURED = {  # said beside the numbers of models that were trained to favour a method
+CAVEATS = {  # notes on models that were trained to favour a method
     "tiny": "tiny was trained with a regulariser that favours local methods, Positional LSH and windows alike, and "
     "knows one grammar of prompts: no claim about real models rests on it.",
     "tiny-plain": "tiny-plain knows one grammar of prompts: no claim about real models rests on it.",
 }
-OTHERS: dict[str, Method] = {"exact": EXACT, **common.WINDOWS}
+REFERENCES: dict[str, Method] = {"exact": EXACT, **common.WINDOWS}
 
 
 @dataclass(frozen=True)
 class Match:
-    """One cell of Positional LSH and its difference from each of the attentions beside it."""
+    """A cell of Positional LSH and its differences from its references."""
 
     question: Question
     title: str
@@ -48,30 +47,32 @@ class Match:
 
     @property
     def tags(self) -> Tags:
+        """Return the tags of the cell."""
         return common.tags_of(self.record, self.question.model)
 
 
 def section(questions: list[Question]) -> Section:
+    """Return the section that answers the question of the page."""
     blocks: list[Text | Group | Grid] = []
     notes: list[Text] = []
     all_matches: list[Match] = []
-    asked, missing = [], []
+    compared, missing = [], []
     for (model, task), group in common.by_model(questions).items():
         matches = []
         for q, title in zip(group, common.titles(group), strict=True):
-            found = [m for r in q.named("plsh") if r.score and (m := _match(q, title, r))]
-            matches += found
-            missing += [gap] if (gap := _gap(q, found)) else []
+            question_matches = [m for r in q.named("plsh") if r.score and (m := _match(q, title, r))]
+            matches += question_matches
+            missing += [gap] if (gap := _gap(q, question_matches)) else []
         if not matches:
             continue
-        asked += [q for q in group if any(r.score for r in q.named("plsh"))]
+        compared += [q for q in group if any(r.score for r in q.named("plsh"))]
         all_matches += matches
-        if model in FAVOURED and Text(FAVOURED[model], Tags(model)) not in notes:
-            notes.append(Text(FAVOURED[model], Tags(model)))
+        if model in CAVEATS and Text(CAVEATS[model], Tags(model)) not in notes:
+            notes.append(Text(CAVEATS[model], Tags(model)))
         tags = Tags(model, task)
         titles = dict.fromkeys(m.title for m in matches)
-        reach = _reach(matches)
-        panels = [p for t in titles if (p := _forest(t, [m for m in matches if m.title == t], reach))]
+        limit = _axis_limit(matches)
+        panels = [p for t in titles if (p := _forest(t, [m for m in matches if m.title == t], limit))]
         if panels:
             first = group[0].records[0]
             live = Live("config.masks", first.headline, log_x=True, model=first.cell.model)
@@ -79,7 +80,7 @@ def section(questions: list[Question]) -> Section:
         blocks.append(_grid(model, task, matches))
     if all_matches:
         blocks = [Text(sentence(all_matches)), _counts(all_matches), *notes, *blocks]
-    blocks += _side_by_side(asked)
+    blocks += _side_by_side(compared)
     no_plsh = ("No cell of Positional LSH with an accuracy stands in this store.", "python -m harness.run attn=plsh")
     return Section(
         "verdict",
@@ -88,42 +89,41 @@ def section(questions: list[Question]) -> Section:
         "prompts. Left of zero Positional LSH is worse. An interval across zero decides nothing. Intervals are 95 % "
         "each, paired, not corrected for their number.",
         blocks,
-        common.commands(asked),
+        common.commands(compared),
         missing if blocks else [no_plsh],
     )
 
 
 def sentence(matches: Sequence[Match]) -> str:
-    """How often Positional LSH is better, worse or undecided against each of the others, in
-    words."""
+    """Return a sentence with the number of cells that are better, worse or undecided."""
     parts = []
-    for other, method in OTHERS.items():
-        if counts := _decisions(matches, other):
-            name = method.name if other == "exact" else f"the {method.name}"
-            told = f"better in {counts['better']}, worse in {counts['worse']} and undecided in {counts['undecided']}"
-            parts.append(f"against {name} {told} of {counts.total()}")
+    for reference, method in REFERENCES.items():
+        if counts := _decisions(matches, reference):
+            name = method.name if reference == "exact" else f"the {method.name}"
+            tally = f"better in {counts['better']}, worse in {counts['worse']} and undecided in {counts['undecided']}"
+            parts.append(f"against {name} {tally} of {counts.total()}")
     if not parts:
         return "Positional LSH has nothing to be compared with yet."
     return "In the cells of this store Positional LSH is, " + "; ".join(parts) + "."
 
 
 def _counts(matches: Sequence[Match]) -> Grid:
-    """The same by model and task."""
+    """Return the number of cells by decision, model and task."""
     columns = ["model", "task", "Positional LSH against", "better", "worse", "undecided", "median difference"]
     rows, tags = [], []
     for model, task in dict.fromkeys((m.question.model, m.question.task) for m in matches):
-        own = [m for m in matches if (m.question.model, m.question.task) == (model, task)]
-        for other, method in OTHERS.items():
-            if counts := _decisions(own, other):
-                median = statistics.median(m.against[other].value for m in own if other in m.against)
-                decided = [str(counts[d]) for d in ("better", "worse", "undecided")]
-                rows.append([model, task, method.name, *decided, f"{median:+.3f}"])
+        group_matches = [m for m in matches if (m.question.model, m.question.task) == (model, task)]
+        for reference, method in REFERENCES.items():
+            if counts := _decisions(group_matches, reference):
+                median = statistics.median(m.against[reference].value for m in group_matches if reference in m.against)
+                counted = [str(counts[d]) for d in ("better", "worse", "undecided")]
+                rows.append([model, task, method.name, *counted, f"{median:+.3f}"])
                 tags.append(Tags(model, task))
     return Grid(Table("Cells of Positional LSH by outcome", columns, rows, []), tags)
 
 
-def _decisions(matches: Sequence[Match], other: str) -> Counter:
-    return Counter(_decision(m.against[other]) for m in matches if other in m.against)
+def _decisions(matches: Sequence[Match], reference: str) -> Counter:
+    return Counter(_decision(m.against[reference]) for m in matches if reference in m.against)
 
 
 def _decision(change: Difference) -> str:
@@ -133,16 +133,19 @@ def _decision(change: Difference) -> str:
 
 
 def _match(q: Question, title: str, record: Record) -> Match:
-    others = {"exact": q.exact, **q.windows(record)}
-    changes = {name: difference(record, other) for name, other in others.items() if other is not None}
+    references = {"exact": q.exact, **q.windows(record)}
+    changes = {name: difference(record, reference) for name, reference in references.items() if reference is not None}
     return Match(q, title, record, {name: change for name, change in changes.items() if change is not None})
 
 
 def _gap(q: Question, matches: Sequence[Match]) -> tuple[str, str] | None:
-    """What the cells of a question lack to be compared with, and the command for the first of
-    them."""
+    """Return a sentence on the missing references of these cells, and a command for the first."""
     absent = [
-        [method.name for other, method in OTHERS.items() if other in {"exact", *m.record.pairs} - {*m.against}]
+        [
+            method.name
+            for reference, method in REFERENCES.items()
+            if reference in {"exact", *m.record.pairs} - {*m.against}
+        ]
         for m in matches
     ]
     lacking = [(m.record, names) for m, names in zip(matches, absent, strict=True) if names]
@@ -150,37 +153,36 @@ def _gap(q: Question, matches: Sequence[Match]) -> tuple[str, str] | None:
         return None
     first = lacking[0][0]
     names = " and ".join(dict.fromkeys(name for _, names in lacking for name in names))
-    more = f" for {len(lacking)} cells, the others' commands stand in All cells" if len(lacking) > 1 else ""
-    told = f"{q.model}, {matches[0].title}: {names} not in the store{more}."
-    return told, command.neighbour_command(first, first.method) + " references=compute"
+    rest = f" for {len(lacking)} cells, the others' commands stand in All cells" if len(lacking) > 1 else ""
+    message = f"{q.model}, {matches[0].title}: {names} not in the store{rest}."
+    return message, command.neighbour_command(first, first.method) + " references=compute"
 
 
-def _forest(title: str, matches: list[Match], reach: float) -> Panel | None:
-    """Rows from top to bottom: one cell each, its three differences a little apart."""
-    matches = sorted(matches, key=lambda m: (m.tags.sampler, m.tags.weights, common.masks_of(m.record)), reverse=True)
+def _forest(title: str, matches: list[Match], limit: float) -> Panel | None:
+    """Return a forest plot with one row for each cell and its three differences."""
+    matches = sorted(matches, key=lambda m: (m.tags.sampler, m.tags.weights, common.mask_count(m.record)), reverse=True)
     varying = [n for n in common.VARYING if len({getattr(m.record.identity, n) for m in matches}) > 1]
-    ticks = {float(row): _short(m.record, varying) for row, m in enumerate(matches)}
+    ticks = {float(row): _row_label(m.record, varying) for row, m in enumerate(matches)}
     series = []
-    for place, (other, method) in enumerate(OTHERS.items()):
+    for position, (reference, method) in enumerate(REFERENCES.items()):
         candidates: list[Point] = []
         for row, m in enumerate(matches):
-            if change := m.against.get(other):
+            if change := m.against.get(reference):
                 note = f"{m.record.cell.label} minus {method.name}\n{table.signed(change)}, n = {change.n}"
-                candidates.append(Point(change.value, row + 0.22 * (1 - place), change.low, change.high, note))
+                candidates.append(Point(change.value, row + 0.22 * (1 - position), change.low, change.high, note))
         for tags in dict.fromkeys(m.tags for m in matches):
-            own = [p for p in points(candidates) if matches[round(p.y)].tags == tags]
-            if own:
-                series.append(Series(replace(method, name=f"PLSH minus {method.name}"), own, "dots", tags))
+            tagged = [p for p in points(candidates) if matches[round(p.y)].tags == tags]
+            if tagged:
+                series.append(Series(replace(method, name=f"PLSH minus {method.name}"), tagged, "dots", tags))
     if not series:
         return None
-    x = Axis("difference in accuracy", range=(-reach, reach))
+    x = Axis("difference in accuracy", range=(-limit, limit))
     y = Axis("", ticks=ticks, range=(-0.6, len(matches) - 0.4))
     return Panel(title, x, y, series, [Guide("no difference", 0.0)], across=True)
 
 
-def _reach(matches: list[Match]) -> float:
-    """How far the axis goes on both sides of zero: the same for all panels of a model, so that they
-    can be compared."""
+def _axis_limit(matches: list[Match]) -> float:
+    """Return the limit of the axis on both sides of zero, common to the panels of a model."""
     ends = [
         abs(v)
         for m in matches
@@ -196,7 +198,7 @@ def _grid(model: str, task: str, matches: list[Match]) -> Grid:
     columns += ["minus window, equal fused pairs", "minus window, equal pairs in passes", "detectable"]
     rows = []
     for m in matches:
-        changes = [table.signed(m.against.get(other)) for other in OTHERS]
+        changes = [table.signed(m.against.get(reference)) for reference in REFERENCES]
         exact = m.against.get("exact")
         detectable = f"{exact.detectable:.3f}" if exact and exact.detectable is not None else ""
         rows.append(
@@ -210,34 +212,34 @@ def _grid(model: str, task: str, matches: list[Match]) -> Grid:
             ]
         )
     title = f"{model}, {task}: each cell of Positional LSH and its paired differences"
-    drawn = Table(title, columns, rows, [])
-    return Grid(drawn, [m.tags for m in matches], fold=True, group=Tags(model, task))
+    grid_table = Table(title, columns, rows, [])
+    return Grid(grid_table, [m.tags for m in matches], fold=True, group=Tags(model, task))
 
 
-def _side_by_side(asked: list[Question]) -> list[Grid]:
-    """The tables of `harness.run` under one another, as far as they have the same columns."""
-    found: dict[tuple[str, ...], tuple[list[list[str]], list[Tags], list[str]]] = {}
-    for q in asked:
-        drawn = table.comparison(q.records)
-        rows, tags, said = found.setdefault(tuple(drawn.columns), ([], [], []))
-        rows += [[q.model, q.task, str(q.context), *row] for row in drawn.rows]
+def _side_by_side(compared: list[Question]) -> list[Grid]:
+    """Return the tables of `harness.run`, joined where their columns are equal."""
+    by_columns: dict[tuple[str, ...], tuple[list[list[str]], list[Tags], list[str]]] = {}
+    for q in compared:
+        comparison = table.comparison(q.records)
+        rows, tags, notes = by_columns.setdefault(tuple(comparison.columns), ([], [], []))
+        rows += [[q.model, q.task, str(q.context), *row] for row in comparison.rows]
         tags += [common.tags_of(r, q.model) for r in q.records]
-        said += [f"{q.model}, {q.task}, {q.context} tokens: {note}" for note in drawn.notes]
+        notes += [f"{q.model}, {q.task}, {q.context} tokens: {note}" for note in comparison.notes]
     grids = []
-    for place, (columns, (rows, tags, said)) in enumerate(found.items()):
-        tasks = ", ".join(dict.fromkeys(row[1] for row in rows)) + (f" ({place + 1})" if place else "")
-        drawn = Table(
+    for position, (columns, (rows, tags, notes)) in enumerate(by_columns.items()):
+        tasks = ", ".join(dict.fromkeys(row[1] for row in rows)) + (f" ({position + 1})" if position else "")
+        comparison = Table(
             f"Attentions side by side: {tasks}",
             ["model", "task", "context", *columns],
             rows,
-            [*said, *table.NOTES],
+            [*notes, *table.NOTES],
         )
-        grids.append(Grid(drawn, tags, fold=True))
+        grids.append(Grid(comparison, tags, fold=True))
     return grids
 
 
-def _short(record: Record, varying: Sequence[str]) -> str:
-    a = record.attention
-    sampler = "" if a.sampler == "gamma" else f" {a.sampler}"
-    others = [*record.method.variant, *(f"{name} {getattr(record.identity, name)}" for name in varying)]
-    return ", ".join([f"S={a.masks} {a.weights}{sampler}", *others])
+def _row_label(record: Record, varying: Sequence[str]) -> str:
+    attention = record.attention
+    sampler = "" if attention.sampler == "gamma" else f" {attention.sampler}"
+    variant = [*record.method.variant, *(f"{name} {getattr(record.identity, name)}" for name in varying)]
+    return ", ".join([f"S={attention.masks} {attention.weights}{sampler}", *variant])
