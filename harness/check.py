@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.analysis import reader, versions
-from harness.common.errors import refused
+from harness.common.errors import report_mistake
 from harness.common.files import DRAFT, listed, odd_files, read_file, short_hash, write_whole
 from harness.common.streams import print_in_any_encoding
 from harness.common.table import Table, say
 from harness.results import aside, index
 from harness.results.rows import Found
 from harness.results.store import CELL_FOLDER, TASK_FOLDER, TaskStore
-from harness.tasks import kept
+from harness.tasks.prepared import data_mismatch
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--fix", action="store_true", help="set aside what is wrong")
     given = parser.parse_args(arguments)
     if not given.results.is_dir():
-        return refused(f"There is no folder {given.results}: run python -m harness.run first, or name another folder.")
+        return report_mistake(f"There is no folder {given.results}: run python -m harness.run first, or name another folder.")
     checked = check(given.results)
     done = fix(given.results, checked.problems) if given.fix else {}
     _tell(given.results, checked, done)
@@ -92,7 +92,7 @@ def check(results: Path) -> Checked:
     known = {p.path for p in checked.problems}
     checked.problems += [p for path, why in odd.items() if (p := _of_odd(path, why)).path not in known]
     for place in listed(results / "data"):
-        if TASK_FOLDER.fullmatch(place.name) and (why := kept.trouble(place)):
+        if TASK_FOLDER.fullmatch(place.name) and (why := data_mismatch(place)):
             checked.problems.append(Problem("data", place, why))
     checked.problems += [Problem("draft", path, "a draft that a run left behind") for path in _drafts(results)]
     checked.problems = list({p.path: p for p in reversed(checked.problems)}.values())[::-1]

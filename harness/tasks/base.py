@@ -1,4 +1,4 @@
-"""What a task is: one file that checks its options, yields rows, and turns rows into metrics."""
+"""The interface of a task: it checks its options, yields rows and turns rows into metrics."""
 
 import functools
 import hashlib
@@ -17,11 +17,14 @@ from harness.results.schema import Row
 
 @dataclass
 class TaskContext:
-    """What a task gets to run with.
+    """The inputs of `Task.run`.
 
-    samples: how many rows are wanted; done: keys of rows that are in the store already.
-    model: the loaded model, loaded at the first call. data: what the task's `prepare` gave.
-    share: this process among how many that divide the batches.
+    samples: number of rows that make the task complete.
+    batch: sequences per batch.
+    done: keys of rows that are already in the store.
+    model: returns the model, which is loaded at the first call.
+    data: the result of the task's `prepare`.
+    share: (rank, ranks) of the processes that divide the batches.
     """
 
     cell: Cell
@@ -33,16 +36,19 @@ class TaskContext:
     share: tuple[int, int] = (0, 1)
 
     def batches(self) -> Iterator[tuple[int, list[int]]]:
-        """(draw, sample numbers) in a fixed partition: sample i belongs to draw i mod draws, and to
-        the batch that its place within the draw says, however many samples are wanted or done. So
-        does whose share the batch is."""
-        draws, (own, sharers) = self.cell.draws, self.share
+        """Yield (draw, sample numbers) for this process's batches, without rows that are done.
+
+        The partition is fixed: sample i belongs to draw i mod draws, and its position within the
+        draw gives its batch. Neither batches nor their ranks depend on the number of samples, or on
+        the rows that are done.
+        """
+        draws, (rank, ranks) = self.cell.draws, self.share
         for turn, first in enumerate(range(0, -(-self.samples // draws), self.batch)):
             for draw in range(draws):
-                if (turn * draws + draw) % sharers != own:
+                if (turn * draws + draw) % ranks != rank:
                     continue
-                places = range(first, first + self.batch)
-                keys = [p * draws + draw for p in places if p * draws + draw < self.samples]
+                positions = range(first, first + self.batch)
+                keys = [p * draws + draw for p in positions if p * draws + draw < self.samples]
                 keys = [k for k in keys if k not in self.done]
                 if keys:
                     yield draw, keys
@@ -50,15 +56,15 @@ class TaskContext:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task's data on disk: where, how many samples there are, and a hash of them."""
+    """A task's data on disk: their folder, the number of samples and a hash of the samples."""
 
     place: Path
     count: int
     sha256: str
 
     @classmethod
-    def of(cls, place: Path, samples: Iterable[Mapping]) -> "Prepared":
-        """sha256 over the samples as canonical JSON."""
+    def from_samples(cls, place: Path, samples: Iterable[Mapping]) -> "Prepared":
+        """Return the record of samples, with the sha256 of their canonical JSON."""
         total, count = hashlib.sha256(), 0
         for sample in samples:
             total.update(canonical(sample).encode() + b"\n")
@@ -67,84 +73,116 @@ class Prepared:
 
 
 def canonical(value: object) -> str:
-    """JSON of a value, the same in every process: what JSON does not know stands as text, without
-    its address."""
+    """Return JSON of a value that is equal in every process.
+
+    Values unknown to JSON become text without memory addresses.
+    """
     return json.dumps(value, sort_keys=True, default=lambda other: re.sub(r" at 0x[0-9a-f]+", "", str(other)))
 
 
 class Task(Protocol):
-    """What is run on a cell (see harness.tasks.retrieval.task)."""
+    """A task, run on a cell. harness.tasks.retrieval.task is an example."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def rows_are(self) -> str:
-        """ "samples" or "repeats"."""
+        """The kind of rows, "samples" or "repeats"."""
         ...
 
     @property
-    def needs_model(self) -> bool: ...
+    def needs_model(self) -> bool:
+        """Whether `run` calls the model."""
+        ...
 
     @property
     def needs_trained_weights(self) -> bool:
-        """Refuse model.weights=random: what is measured would say nothing."""
+        """Whether model.weights=random is refused, because the result would be meaningless."""
         ...
 
     @property
     def natural_text(self) -> bool:
-        """Refuse models that know nothing but the words of our prompts."""
+        """Whether models that know only the grammar of our prompts are refused."""
         ...
 
     @property
     def generates(self) -> int:
-        """Tokens a model sees at most after the `context` of its prompt."""
+        """Maximum number of tokens after the `context` tokens of the prompt."""
         ...
 
     def identity(self, options: Any) -> dict:
-        """The options as they enter the task's id, as plain JSON: a file by its content, not by its
-        path."""
+        """Return the options as JSON for the task's id, with files by content instead of path."""
         ...
 
     def identity_on(self, options: Any, cell: Cell) -> dict:
-        """What else enters the id on this cell, because it is found and not asked for: the content
-        of local data that may be edited, of what the model's tokenizer brings. Of the cell it
-        depends on what `prepare` depends on. Raises UserError where it cannot be had."""
+        """Return what the id holds besides the options: hashes of local data and chat template.
+
+        It may depend only on the parts of the cell that `prepare` depends on.
+
+        Raises:
+            UserError: if such data cannot be read.
+        """
         ...
 
     def check(self, options: Any, cell: Cell) -> None:
-        """Raise UserError for options that make no sense. Of the cell it depends on model,
-        attention, kernel and context alone: cells that differ in nothing else are checked once."""
+        """Raise UserError for invalid options.
+
+        It may depend only on the cell's model, attention, kernel and context: cells that agree in
+        them are checked once.
+        """
         ...
 
     def amount(self, options: Any, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
-        """How many rows make the task complete, and how many sequences it computes at a time: what
-        the run asks for by `samples` and `batch`, unless the task counts by options of its own."""
+        """Return the number of rows of the complete task, and of sequences per batch.
+
+        Args:
+            options: the task's options.
+            cell: the cell.
+            samples: the run's option samples, the usual number of rows.
+            batch: the run's option batch, the usual number of sequences.
+        """
         ...
 
     def prepare(self, options: Any, cell: Cell, samples: int, folder: Path) -> Prepared | None:
-        """Make or fetch the task's data and keep it in `folder`; None for a task without data. Of
-        the cell it depends on the model's tokenizer, context and data_seed alone: cells that differ
-        in nothing else share it."""
+        """Make or fetch the task's data; return None for a task without data.
+
+        The data may depend only on the cell's tokenizer, context and data_seed: cells that agree in
+        them share it.
+
+        Args:
+            options: the task's options.
+            cell: the cell.
+            samples: number of samples.
+            folder: folder for the data.
+        """
         ...
 
     def run(self, options: Any, context: TaskContext) -> Iterator[Sequence[Row]]:
-        """Rows in batches. Fewer than `context.samples` in all where there are no more."""
+        """Yield rows in batches, fewer than `context.samples` in total if the data has fewer."""
         ...
 
     def row(self, line: Mapping[str, Any]) -> Row:
-        """A row from the store, as `metrics` takes it: `SampleRow.read` or that of a type with
-        fields of the task's own."""
+        """Return a row of the store as `metrics` expects it: `SampleRow.read` or a subclass's."""
         ...
 
     def metrics(self, options: Any, rows: Sequence[Any], *, clustered: bool) -> dict[str, Metric]:
-        """Metrics by name, the one that tables show first."""
+        """Return metrics by name, beginning with the headline of tables.
+
+        Args:
+            options: the task's options.
+            rows: all rows.
+            clustered: whether rows are clustered by draw, for intervals.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """machine: what else the task's id holds, for a task whose rows are repeats of a timing."""
+    """A task with its options.
+
+    machine: for timings, the device and software versions, which the task's id contains too.
+    """
 
     task: Task
     options: Any
@@ -152,21 +190,29 @@ class PlannedTask:
 
     @functools.cached_property
     def asked(self) -> dict:
-        """What enters the task's id on every cell."""
+        """The part of the task's id that is common to all cells."""
         return {**self.task.identity(self.options), **self.machine}
 
     def identity(self, cell: Cell) -> dict:
-        """What enters the task's id."""
+        """Return the content of the task's id."""
         return {**self.asked, **self.task.identity_on(self.options, cell)}
 
     def prepare(self, cell: Cell, samples: int, results: Path) -> Prepared | None:
-        """The task's data in this results folder, as `Task.prepare` gives it."""
+        """Prepare the task's data in a results folder (`Task.prepare`).
+
+        Args:
+            cell: the cell.
+            samples: number of samples.
+            results: the results folder.
+        """
         return self.task.prepare(self.options, cell, samples, results / "data")
 
 
 class TaskFamily(Protocol):
-    """What `task=NAME` chooses: a module-level object of harness.tasks.registry. A family of one is
-    a task itself."""
+    """The tasks of `task=NAME`: a module-level object of harness.tasks.registry.
+
+    A task that is alone in its family may be the family itself.
+    """
 
     @property
     def name(self) -> str: ...
@@ -176,4 +222,6 @@ class TaskFamily(Protocol):
         """Dataclass of the options under task.NAME."""
         ...
 
-    def tasks(self, options: Any) -> list[PlannedTask]: ...
+    def tasks(self, options: Any) -> list[PlannedTask]:
+        """Return the tasks that the options select."""
+        ...

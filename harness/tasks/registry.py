@@ -10,6 +10,7 @@ TASKS: dict[str, TaskFamily] = {family.name: family for family in (RETRIEVAL, RU
 
 
 def task_family(name: str) -> TaskFamily:
+    """Return the tasks of `task=NAME`; raise UserError for an unknown name."""
     if name not in TASKS:
         raise UserError(f"There is no task {name!r}.{nearest(name, TASKS)}")
     return TASKS[name]

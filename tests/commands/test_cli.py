@@ -17,7 +17,7 @@ from harness.common.paths import CONF
 from harness.experiment import overrides
 from harness.experiment.config import RunConfig
 from harness.run import main
-from harness.tasks.lmeval.documents import _refuse_a_long_path_of_sockets
+from harness.tasks.lmeval.documents import _refuse_long_socket_path
 from tests.conftest import ROOT
 
 FAST = ("context=160", "samples=8", "draws=4", "masks=4")
@@ -293,10 +293,10 @@ def test_a_folder_for_temporary_files_that_no_socket_fits_into_is_named(monkeypa
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)
     with pytest.raises(UserError, match="set TMPDIR"):
-        _refuse_a_long_path_of_sockets()
+        _refuse_long_socket_path()
     monkeypatch.setattr(tempfile, "tempdir", "/tmp")
     monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)
-    _refuse_a_long_path_of_sockets()
+    _refuse_long_socket_path()
 
 
 def test_stdout_of_any_encoding_gets_the_table_and_the_document(monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ from harness.models.families import model_family
 from harness.models.family import Architecture
 from harness.models.load import LoadedModel, random_model
 from harness.models.swap import SwappedAttention
-from harness.tasks.throughput.session import Session, prompt
+from harness.tasks.throughput.session import Session, random_prompt
 from kernels import Alibi, PositionalLSH
 
 FILE = ROOT / "docs" / "results" / "flat.json"
@@ -35,7 +35,7 @@ def measure() -> list[dict]:
     sessions, found = [], []
     for label, contexts in CONTEXTS.items():
         for context in contexts:
-            ids = prompt(SHAPE, 1, context + DECODED, 0, cpu)
+            ids = random_prompt(SHAPE, 1, context + DECODED, 0, cpu)
             evict = not isinstance(weights[label][0], Alibi)
             session = Session(LoadedModel(model, None, swapped), weights[label], ids, context, CHUNK, evict)
             checked = session.check([1])
@@ -43,7 +43,7 @@ def measure() -> list[dict]:
             found.append({"attention": label, "context": context, "error": checked["error_cached"], "all": []})
     for _ in range(ROUNDS):
         for session, record in zip(sessions, found, strict=True):
-            record["all"].append(session.timed("decode", 1)["ms"])
+            record["all"].append(session.measure("decode", 1)["ms"])
     for record in found:
         ms = quartiles(record.pop("all"), unit="ms")
         record["ms"] = {"value": ms.value, "low": ms.low, "high": ms.high}

@@ -55,7 +55,7 @@ land. Look at the crowds of water-gazers there.
 def test_accuracy_on_fresh_prompts(name, context, least):
     spec = resolve_model(ModelConfig(name=name, path=f"harness/embedded/{name}"), None)
     loaded = load_model(spec, device=torch.device("cpu"), kernel="auto")
-    made = prompts.build(
+    made = prompts.make_samples(
         prompts.encoder(loaded.tokenizer),
         samples=PROMPTS,
         context=context,

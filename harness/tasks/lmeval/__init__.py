@@ -1,17 +1,18 @@
-"""lm-eval's tasks under the runner: which there are, their documents, the model behind them, and
-their scores."""
+"""lm-eval's tasks under the runner: their catalogue, documents, model and scores."""
 
 import contextlib
 import io
 import logging
 from collections.abc import Iterator
 
-logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what we do on purpose
+logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings concern intended settings
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Importing lm-eval's tasks prints, and tries a download that they need for essays only; stdout
-    is the table's."""
+def silence() -> Iterator[None]:
+    """Discard stdout and stderr, for imports of lm-eval's tasks.
+
+    These print, and try to download data that only essays need. stdout is reserved for the table.
+    """
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield

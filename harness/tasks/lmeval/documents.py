@@ -1,10 +1,9 @@
-"""The documents of an lm-eval task: built once, in a process of their own, kept and hashed in the
-results folder.
+"""The documents of an lm-eval task: built once, in a child process, and stored with their hash.
 
-lm-eval's synthetic tasks draw from the global generators, print to stdout, keep state between
-calls, build 500 samples whatever is asked for, and some try for ever where the length is too small.
-None of that reaches the runner: a child process builds what is wanted under a fixed seed and leaves
-files, and every cell reads the same files.
+lm-eval's synthetic tasks use the global generators, print to stdout, keep state between calls and
+always build 500 samples. Some never return if the length is too small. A child process shields the
+runner from this: it builds the requested documents under a fixed seed and writes files, which all
+cells read.
 """
 
 import hashlib
@@ -27,25 +26,30 @@ from harness.common.errors import UserError
 from harness.common.files import short_hash
 from harness.common.signals import StopRequest
 from harness.tasks.base import Prepared
-from harness.tasks.kept import keep
-from harness.tasks.lmeval.catalogue import Leaf, users_code
+from harness.tasks.lmeval.catalogue import Leaf, user_source
+from harness.tasks.prepared import prepare_once
 
-VERSION = 3  # of the way documents are kept: part of what a folder's name is hashed from
-SOCKET = 107  # bytes of a socket's name, at most
-STUCK = 3  # the child's exit code where lm-eval tries without end
-TRIES = 200  # equal calls in a row that tell so
+VERSION = 3  # of the storage format, part of the recipe that names the folder
+MAX_SOCKET_NAME = 107  # bytes
+EXIT_STUCK = 3  # the child's exit code if lm-eval never finds a sample
+MAX_EQUAL_CALLS = 200  # in a row, after which lm-eval counts as stuck
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the documents depend on. samples bounds RULER's alone: it makes its documents, others
-    are read whole. content: of documents that may be edited here, the `fingerprint` that they must
-    have."""
+    """The values that documents depend on.
+
+    tokenizer: hash or name of the tokenizer that documents are made for.
+    samples: the number of RULER's documents; other tasks are read completely.
+    metadata: the user's metadata of the task.
+    num_fewshot: examples of a prompt, or None for the task's number.
+    content: the `fingerprint` of documents that may be edited locally.
+    """
 
     leaf: Leaf
     context: int
     data_seed: int
-    tokenizer: str  # hash or name: what its documents are made for
+    tokenizer: str
     samples: int | None
     metadata: dict
     num_fewshot: int | None
@@ -53,68 +57,77 @@ class Request:
 
     @property
     def recipe(self) -> dict:
+        """The recipe of `prepare_once`."""
         recipe = {"version": VERSION, **self.leaf.identity, "metadata": self.metadata, "num_fewshot": self.num_fewshot}
         if self.leaf.makes_documents:
-            made = ("context", "data_seed", "tokenizer", *(["samples"] * self.leaf.ruler))
-            recipe |= {name: getattr(self, name) for name in made}
+            dependencies = ("context", "data_seed", "tokenizer", *(["samples"] * self.leaf.ruler))
+            recipe |= {name: getattr(self, name) for name in dependencies}
         return recipe | ({"content": self.content} if self.content else {})
 
 
 @dataclass(frozen=True)
-class Built:
-    """What a child process has built: how many documents, their hash, and a hash of all that it
-    read."""
+class BuildResult:
+    """The result of a child process: number of documents, their hash, and a hash of its inputs."""
 
     count: int
     sha256: str
     fingerprint: str
 
 
-def documents(request: Request, folder: Path, tokenizer) -> Prepared:
-    """The request's documents, built if they are not there.
+def prepare_documents(request: Request, folder: Path, tokenizer) -> Prepared:
+    """Return the request's documents, and build them if they are not in `folder` yet.
 
-    Raises NotImplementedError where a task cannot be made at this length, UserError where data or a
-    package is missing.
+    Args:
+        request: the values that the documents depend on.
+        folder: folder of all prepared data.
+        tokenizer: the tokenizer.
+
+    Raises:
+        NotImplementedError: if the task cannot be made at this length.
+        UserError: if data or a package is missing, or if the data changed since the run began.
     """
 
     def make(draft: Path) -> Prepared:
-        built = _in_child(request, tokenizer, draft)
+        built = _build_in_child(request, tokenizer, draft)
         if request.content not in (None, built.fingerprint):
             raise UserError(
                 f"The data or the code of task={request.leaf.name} changed while this run began: run it again."
             )
         return Prepared(draft, built.count, built.sha256)
 
-    return keep(folder, request.leaf.name, request.recipe, make)
+    return prepare_once(folder, request.leaf.name, request.recipe, make)
 
 
 def fingerprint(request: Request, tokenizer) -> str:
-    """sha256 over the documents as they are built now, the other splits that examples come from,
-    and the modules that building them imported. Raises as `documents` does."""
-    return _in_child(request, tokenizer, None).fingerprint
+    """Return a hash of the current documents, the splits of examples and the imported modules.
+
+    Raises:
+        NotImplementedError: if the task cannot be made at this length.
+        UserError: if data or a package is missing.
+    """
+    return _build_in_child(request, tokenizer, None).fingerprint
 
 
-def _in_child(request: Request, tokenizer, draft: Path | None) -> Built:
-    """Build the documents in a process of their own, and keep them in `draft`."""
+def _build_in_child(request: Request, tokenizer, draft: Path | None) -> BuildResult:
+    """Build the documents in a child process, and save them in `draft` unless it is None."""
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save_pretrained(f"{scratch}/tokenizer")
-        return _answer_of(request, draft, Path(scratch))
+        return _run_child(request, draft, Path(scratch))
 
 
-def _answer_of(request: Request, draft: Path | None, scratch: Path) -> Built:
+def _run_child(request: Request, draft: Path | None, scratch: Path) -> BuildResult:
     name = request.leaf.name
-    _refuse_a_long_path_of_sockets()
+    _refuse_long_socket_path()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "harness.tasks.lmeval.preload"])
     receive, send = context.Pipe(duplex=False)
     child = context.Process(target=_build, args=(request, draft, scratch, os.getcwd(), send), daemon=True)
-    # a signal to all processes of the job is the runner's to answer: the server and its children
-    # ignore it
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in StopRequest.SIGNALS}
+    # the runner handles signals to the whole job: the server and its children ignore them
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in StopRequest.SIGNALS}
     try:
         forkserver.ensure_running()
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
     child.start()
     send.close()
@@ -122,7 +135,7 @@ def _answer_of(request: Request, draft: Path | None, scratch: Path) -> Built:
         kind, message = receive.recv()
     except EOFError:
         child.join()
-        if child.exitcode != STUCK:
+        if child.exitcode != EXIT_STUCK:
             raise RuntimeError(f"Preparing the documents of {name} ended with code {child.exitcode}.") from None
         kind, message = "ValueError", "lm-eval finds no sample that fits"
     child.join()
@@ -137,8 +150,8 @@ def _answer_of(request: Request, draft: Path | None, scratch: Path) -> Built:
         raise UserError(f"task={name} needs a package that is not installed: {message}.")
     if request.leaf.reads_locally:
         raise UserError(
-            f"The data of task={name} cannot be read ({kind}: {message}). A file that is named without its folder is "
-            "looked for where the run is started."
+            f"The data of task={name} cannot be read ({kind}: {message}). A relative path of a file is "
+            "resolved in the folder where the run is started."
         )
     raise UserError(
         f"The data of task={name} cannot be had here ({kind}: {message}). Where there is a network, prepare it with "
@@ -146,11 +159,10 @@ def _answer_of(request: Request, draft: Path | None, scratch: Path) -> Built:
     )
 
 
-def _refuse_a_long_path_of_sockets() -> None:
-    """UserError if the server that forks the child has no room for its socket's name, which Linux
-    limits."""
+def _refuse_long_socket_path() -> None:
+    """Raise UserError if the fork server's socket would exceed the length limit of Linux."""
     folder = multiprocessing.util.get_temp_dir()
-    if len(os.fsencode(os.path.join(folder, "listener-12345678"))) > SOCKET:
+    if len(os.fsencode(os.path.join(folder, "listener-12345678"))) > MAX_SOCKET_NAME:
         raise UserError(
             f"The folder for temporary files, {tempfile.gettempdir()}, has too long a name for a socket: set TMPDIR to "
             "one of at most 70 letters, for example TMPDIR=/tmp."
@@ -158,30 +170,30 @@ def _refuse_a_long_path_of_sockets() -> None:
 
 
 def _build(request: Request, draft: Path | None, scratch: Path, cwd: str, send) -> None:
-    """The child: build the task as lm-eval does, and save the splits that evaluation reads."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # lm-eval prints a line for each try
+    """Build the task in the child, as lm-eval does, and save the splits that evaluation reads."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # lm-eval prints a line for each attempt
     try:
         os.chdir(cwd)
-        known = set(sys.modules)
+        loaded_before = set(sys.modules)
         documents, splits, evaluated = _splits(request, scratch)
         if draft:
             draft.mkdir(parents=True)
             for split, data in splits.items():
                 data.save_to_disk(str(draft / split))
-        made = Prepared.of(scratch, documents)
-        imported = [module for name, module in list(sys.modules.items()) if name not in known]
-        code = {file for module in imported if (file := users_code(module)) is not None}
-        read = [Prepared.of(scratch, data).sha256 for split, data in sorted(splits.items()) if split != evaluated]
-        read += sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in code)
-        send.send((None, Built(made.count, made.sha256, short_hash([made.sha256, read]))))
+        prepared = Prepared.from_samples(scratch, documents)
+        imported = [module for name, module in list(sys.modules.items()) if name not in loaded_before]
+        code = {file for module in imported if (file := user_source(module)) is not None}
+        examples = [data for split, data in sorted(splits.items()) if split != evaluated]
+        hashes = [Prepared.from_samples(scratch, data).sha256 for data in examples]
+        hashes += sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in code)
+        send.send((None, BuildResult(prepared.count, prepared.sha256, short_hash([prepared.sha256, hashes]))))
     except Exception as error:
-        words = " ".join(str(error).split())
-        send.send((type(error).__name__, words[:400]))
+        text = " ".join(str(error).split())
+        send.send((type(error).__name__, text[:400]))
 
 
 def build_task(config: dict):
-    """lm-eval's task object of a configuration: its own class, or the one that the configuration
-    names."""
+    """Return lm-eval's task object, of the class that the configuration names, if any."""
     from lm_eval.api.task import ConfigurableTask
 
     kind = config.get("class") or ConfigurableTask
@@ -191,53 +203,57 @@ def build_task(config: dict):
 
 
 def _splits(request: Request, scratch: Path) -> tuple[Iterable[dict], dict[str, Any], str | None]:
-    """The documents that are evaluated, data sets by split, and the split that is evaluated. For
-    data_seed=0 the seeds are those of lm-eval's own command line."""
+    """Return the documents, the data sets by split, and the split that is evaluated.
+
+    With data_seed=0 the seeds equal those of lm-eval's command line.
+    """
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.disable_caching()  # it knows a function by its code, and not by what that calls
+    datasets.disable_caching()  # its key of a function ignores the code that the function calls
     if request.leaf.reads_locally:
-        datasets.config.HF_DATASETS_CACHE = scratch / "datasets"  # it knows a file by its date
+        datasets.config.HF_DATASETS_CACHE = scratch / "datasets"  # its key of a file is the date
     config = task_config(request, {"tokenizer": str(scratch / "tokenizer")})
     if request.leaf.ruler:
-        _bound(request.samples)
+        _limit_ruler(request.samples)
     random.seed(request.data_seed)
     np.random.seed(1234 + request.data_seed)
     task = build_task(config)
     evaluated = task.config.test_split or task.config.validation_split
     if request.leaf.ruler and not all(document["outputs"] for document in task.dataset[evaluated]):
-        raise ValueError("its prompts would ask for nothing")  # lm-eval goes on where no word fits
-    alone = evaluated and not task.config.num_fewshot  # a Python class says in code what it reads
-    kept = [evaluated] if alone else list(task.dataset)
-    return task.eval_docs, {split: task.dataset[split] for split in kept}, evaluated
+        raise ValueError("its prompts would ask for nothing")  # lm-eval continues if no word fits
+    evaluated_only = evaluated and not task.config.num_fewshot  # Python classes declare their splits in code
+    splits = [evaluated] if evaluated_only else list(task.dataset)
+    return task.eval_docs, {split: task.dataset[split] for split in splits}, evaluated
 
 
 def task_config(request: Request, metadata: dict) -> dict:
-    """The leaf's configuration as lm-eval's constructor takes it, with the metadata that documents
-    are made from."""
+    """Return the leaf's configuration for lm-eval's constructor.
+
+    metadata: entries that override all others, as the tokenizer's folder.
+    """
     config = request.leaf.config(functions=True)
-    own = config.get("metadata")
+    task_metadata = config.get("metadata")
     lengths = {"max_seq_lengths": [request.context]} if request.leaf.ruler else {}
-    config["metadata"] = {**(own if isinstance(own, dict) else {}), **lengths, **request.metadata, **metadata}
+    defaults = task_metadata if isinstance(task_metadata, dict) else {}
+    config["metadata"] = {**defaults, **lengths, **request.metadata, **metadata}
     if request.num_fewshot is not None:
         config["num_fewshot"] = request.num_fewshot
     return config
 
 
-def _bound(samples: int | None) -> None:
-    """Make RULER's builders stop after `samples` documents, and end this process where they try
-    without end.
+def _limit_ruler(samples: int | None) -> None:
+    """Stop RULER's builders after `samples` documents, and exit this process if they are stuck.
 
-    The builders loop over `tqdm(range(500))` and draw sample after sample, so that the first
-    documents do not depend on how many follow. Where nothing fits, some of them catch every
-    exception and try again: only the end of the process ends that.
+    The builders loop over `tqdm(range(500))` and draw one sample after another, so that the first
+    documents do not depend on the number that follows. If nothing fits, some catch every exception
+    and retry: only an exit of the process ends them.
     """
-    tries = _Tries()
+    counter = _CallCounter()
 
     def progress(numbers: range, **_) -> Iterator[int]:
         for number in numbers[:samples]:
-            tries.forget()
+            counter.reset()
             yield number
 
     module: Any
@@ -245,29 +261,33 @@ def _bound(samples: int | None) -> None:
         if name.startswith("lm_eval.tasks.ruler.") and hasattr(module, "tqdm"):
             module.tqdm = progress
             if hasattr(module, "generate_input_output"):
-                module.generate_input_output = tries.watched(module.generate_input_output)
+                module.generate_input_output = counter.counted(module.generate_input_output)
             if hasattr(module, "get_tokenizer"):
-                module.get_tokenizer = lambda *given, make=module.get_tokenizer, **named: tries.watched(
-                    make(*given, **named)
+                module.get_tokenizer = lambda *args, make=module.get_tokenizer, **kwargs: counter.counted(
+                    make(*args, **kwargs)
                 )
 
 
-class _Tries:
-    """Counts equal calls in a row, of each function, since the last finished sample."""
+class _CallCounter:
+    """Counts consecutive equal calls of each function since the last finished sample."""
 
     def __init__(self):
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
+        """Forget all calls."""
         self.last: dict[Callable, tuple] = {}
         self.count: dict[Callable, int] = {}
 
-    def watched(self, function: Callable) -> Callable:
-        def call(*given, **named):
-            same = self.last.get(function) == (given, named)
-            self.last[function], self.count[function] = (given, named), self.count.get(function, 0) + 1 if same else 1
-            if self.count[function] > TRIES:
-                os._exit(STUCK)
-            return function(*given, **named)
+    def counted(self, function: Callable) -> Callable:
+        """Return the function with a count of its calls, which ends this process if it is stuck."""
+
+        def call(*args, **kwargs):
+            repeated = self.last.get(function) == (args, kwargs)
+            self.last[function] = (args, kwargs)
+            self.count[function] = self.count.get(function, 0) + 1 if repeated else 1
+            if self.count[function] > MAX_EQUAL_CALLS:
+                os._exit(EXIT_STUCK)
+            return function(*args, **kwargs)
 
         return call

@@ -1,5 +1,4 @@
-"""The model as lm-eval sees it: its HFLM around the runner's model, without what would cut a prompt
-or fill memory."""
+"""lm-eval's HFLM around the runner's model: prompts are never cut, and logits stay small."""
 
 import copy
 from collections.abc import Sequence
@@ -13,17 +12,19 @@ from harness.common.errors import UserError
 from harness.models.cache import new_cache
 from harness.models.load import LoadedModel
 
-ROWS = 512  # positions whose logits exist at one time
+MAX_LOGIT_ROWS = 512  # positions with logits in memory at the same time
 
 
 class RunnerLM(HFLM):
     """lm-eval's interface over a loaded model.
 
-    context: the longest prompt in tokens, and the window of rolling likelihoods. Generated tokens
-    come on top. generates: tokens a request may generate at most. evict: whether generation drops
-    the keys that nothing can reach any more. chat_template, system_instruction,
-    fewshot_as_multiturn: how prompts are framed; `framing` is what a task's `fewshot_context` gets
-    of it.
+    context: limit of prompts, and window of rolling likelihoods, in tokens; generated tokens are
+        extra.
+    generates: maximum number of generated tokens.
+    batch: requests per batch.
+    evict: whether generation drops keys out of reach.
+    chat_template, system_instruction, fewshot_as_multiturn: the frame of prompts. `framing` holds
+        the matching arguments of a task's `fewshot_context`.
     """
 
     def __init__(
@@ -53,8 +54,14 @@ class RunnerLM(HFLM):
             self.framing |= {"fewshot_as_multiturn": fewshot_as_multiturn}
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """lm-eval's, which leaves out the system message where the template takes none. UserError
-        where that is the user's own."""
+        """Return the messages in the chat template.
+
+        lm-eval drops a system message that the template does not accept; the user's is never
+        dropped.
+
+        Raises:
+            UserError: if the template rejects the messages.
+        """
         try:
             if "system_instruction" in self.framing:
                 return self.tokenizer.apply_chat_template(
@@ -72,21 +79,25 @@ class RunnerLM(HFLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that is scored from its first token on. UserError without
-        any."""
-        found = super().prefix_token_id
-        if found is None:
+        """The token before a text that is scored from its first token; raises UserError if none."""
+        prefix = super().prefix_token_id
+        if prefix is None:
             raise UserError(
                 "This task scores a text from its first token on, and the tokenizer has no bos_token and no eos_token "
                 "to put before it: name one in tokenizer_config.json."
             )
-        return found
+        return prefix
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **_
     ) -> list[int]:
-        """Ids of a text, with what the tokenizer puts in front unless that stands there already.
-        Nothing is cut."""
+        """Return the ids of a text, never cut, with the prefix unless the text begins with it.
+
+        Args:
+            string: the text.
+            add_special_tokens: whether to add the prefix; None decides by the text.
+            left_truncate_len: must be None.
+        """
         assert left_truncate_len is None, "a prompt would have been cut"
         if add_special_tokens is None:
             begins = [t for t in (self.tokenizer.bos_token, self.tokenizer.eos_token) if t][:1]
@@ -96,8 +107,13 @@ class RunnerLM(HFLM):
     def tok_batch_encode(
         self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **_
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask, (texts, tokens of the longest): each text as `tok_encode` has it, whatever
-        stands beside it."""
+        """Return ids and mask, both (texts, longest), padded on the left; see `tok_encode`.
+
+        Args:
+            strings: the texts.
+            padding_side: must be "left".
+            left_truncate_len: at least the longest text, or None.
+        """
         rows = [self.tok_encode(string) for string in strings]
         longest = max(map(len, rows))
         assert padding_side == "left" and longest <= (left_truncate_len or longest), "a prompt would have been cut"
@@ -106,23 +122,21 @@ class RunnerLM(HFLM):
         return ids, (torch.arange(longest) >= torch.tensor([[longest - len(row)] for row in rows])).long()
 
     def tok_decode(self, tokens, skip_special_tokens: bool = True) -> str | None:
-        """None for no token: a tokenizer without an end of text has none to stop at."""
+        """Return the text of tokens; None for None, since a tokenizer may lack an end of text."""
         return None if tokens is None else super().tok_decode(tokens, skip_special_tokens)
 
     def tokens(self, instance) -> int:
-        """Tokens a request feeds before it generates; of a rolling likelihood all tokens, which no
-        length bounds."""
+        """Return the number of input tokens of a request; for a rolling likelihood, of the text."""
         if instance.request_type == "loglikelihood":
             before, after = instance.args
             if before:
-                return len(self.tok_encode(before + after)) - 1  # what is fed leaves out the last token
+                return len(self.tok_encode(before + after)) - 1  # the last token is not an input
             ids = self.tok_encode(after, add_special_tokens=False)
             return len(ids) - (ids[:1] == [self.prefix_token_id])
         return len(self.tok_encode(instance.args[0]))
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
-        """In nats, of each text's own tokens after one beginning: what the tokenizer would add is
-        that beginning."""
+        """Return the log-likelihood of each text in nats, with the prefix token added only once."""
         self._bare = True
         try:
             return super().loglikelihood_rolling(requests, disable_tqdm=True)
@@ -130,17 +144,18 @@ class RunnerLM(HFLM):
             self._bare = False
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        """Return the generated text of each request."""
         self._max_length = self.context + self.generates
         try:
             return super().generate_until(requests, disable_tqdm=True)
         finally:
             self._max_length = self.context
 
-    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **named) -> torch.Tensor:
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs) -> torch.Tensor:
         cache = new_cache(self.model, max_length, evict=self.evict)
-        named |= {**cache.argument, "prefill_chunk_size": cache.chunk}
+        kwargs |= {**cache.argument, "prefill_chunk_size": cache.chunk}
         with torch.inference_mode():
-            return super()._model_generate(context, max_length, stop, **named)
+            return super()._model_generate(context, max_length, stop, **kwargs)
 
     @torch.inference_mode()
     def _loglikelihood_tokens(
@@ -149,31 +164,34 @@ class RunnerLM(HFLM):
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, whether greedy decoding would say the same) of each
-        continuation, from float32 log-softmax. Logits exist for ROWS continuation tokens at a time,
-        never for a whole prompt."""
-        found = []
+        """Return, for each continuation, its log-likelihood in nats and whether it is greedy.
+
+        The softmax is in float32. Logits exist for MAX_LOGIT_ROWS tokens of a continuation at a
+        time, never for a whole prompt.
+        """
+        results = []
         size = override_bs or self.batch_size
         for first in range(0, len(requests), size):
             batch = requests[first : first + size]
-            fed = [(before + after)[:-1] for _, before, after in batch]
-            longest = max(len(f) for f in fed)
+            inputs = [(before + after)[:-1] for _, before, after in batch]
+            longest = max(len(tokens) for tokens in inputs)
             assert longest <= self.max_length, "a prompt would have been cut"
-            # padded on the right and without a mask: causality hides what follows
-            ids = torch.tensor([f + [0] * (longest - len(f)) for f in fed], device=self.device)
+            # right padding needs no mask: causality hides it
+            ids = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in inputs], device=self.device)
             hidden = self.model.base_model(ids, use_cache=False)[0]
-            for row, f, (_, _, after) in zip(hidden, fed, batch, strict=True):
-                found.append(self._likelihood(row[len(f) - len(after) : len(f)], torch.tensor(after)))
-        return found
+            for row, tokens, (_, _, after) in zip(hidden, inputs, batch, strict=True):
+                results.append(self._likelihood(row[len(tokens) - len(after) : len(tokens)], torch.tensor(after)))
+        return results
 
     def _likelihood(self, hidden: torch.Tensor, tokens: torch.Tensor) -> tuple[float, bool]:
         total, greedy = 0.0, True
         head = self.model.get_output_embeddings()
-        for rows, wanted in zip(hidden.split(ROWS), tokens.to(hidden.device).split(ROWS), strict=True):
+        chunks = zip(hidden.split(MAX_LOGIT_ROWS), tokens.to(hidden.device).split(MAX_LOGIT_ROWS), strict=True)
+        for rows, targets in chunks:
             logits = head(rows).float()
             if not bool(torch.isfinite(logits).all()):
                 raise FloatingPointError("The model's logits are not finite (NaN or infinite).")
-            likelihood = torch.log_softmax(logits, dim=-1).gather(1, wanted[:, None])
+            likelihood = torch.log_softmax(logits, dim=-1).gather(1, targets[:, None])
             total += float(likelihood.double().sum())
-            greedy = greedy and bool((logits.argmax(1) == wanted).all())
+            greedy = greedy and bool((logits.argmax(1) == targets).all())
         return total, greedy

@@ -1,7 +1,6 @@
-"""What the process that builds documents imports once, before it divides: RULER's word lists take
-seconds."""
+"""Imports of the server that forks processes for documents: RULER's word lists take seconds."""
 
-from harness.tasks.lmeval import quiet
+from harness.tasks.lmeval import silence
 
-with quiet():
+with silence():
     import lm_eval.tasks.ruler.prepare_niah  # noqa: F401

@@ -1,5 +1,4 @@
-"""What harness/tasks/plsh_retrieval.yaml calls: the runner's retrieval prompts and score as lm-eval
-wants them."""
+"""Functions of harness/tasks/plsh_retrieval.yaml: retrieval prompts and score for lm-eval."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,9 +20,18 @@ def build(
     depths: Sequence[float] | None = None,
     **_,
 ) -> dict[str, datasets.Dataset]:
-    """lm-eval's metadata to the samples that the runner makes with the same options. tokenizer: a
-    folder or a name of the Hub; context: tokens of each prompt."""
-    made = prompts.build(
+    """Return the runner's samples for the metadata of lm-eval.
+
+    Args:
+        tokenizer: a folder, or a name on the Hub.
+        context: tokens of each prompt.
+        samples: number of samples.
+        data_seed: seed of the samples.
+        haystack: kind of haystack, see `harness.tasks.retrieval.task.Options`.
+        text: file of the haystack "text".
+        depths: depths of the needles; None for the default.
+    """
+    generated = prompts.make_samples(
         prompts.encoder(AutoTokenizer.from_pretrained(tokenizer)),
         samples=samples,
         context=context,
@@ -32,8 +40,9 @@ def build(
         text=text,
         depths=depths or Options().depths,
     )
-    return {"test": datasets.Dataset.from_list(list(made))}
+    return {"test": datasets.Dataset.from_list(list(generated))}
 
 
 def process_results(doc: Mapping, results: Sequence[str]) -> dict[str, float]:
+    """Return the accuracy of one answer, 0 or 1."""
     return {"accuracy": float(first_number(results[0]) == doc["value"])}

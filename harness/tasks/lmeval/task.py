@@ -1,5 +1,4 @@
-"""lm-eval's tasks as tasks of the runner: RULER by `task=ruler`, any of its tasks by
-`task=lm_eval`."""
+"""lm-eval's tasks as tasks of the runner: `task=ruler` for RULER, `task=lm_eval` for any task."""
 
 import functools
 import time
@@ -16,17 +15,22 @@ from harness.results.schema import SampleRow
 from harness.tasks.base import PlannedTask, Prepared, TaskContext
 from harness.tasks.lmeval import catalogue, chat
 
-TOO_LONG = ("refuse", "skip")
+TOO_LONG_POLICIES = ("refuse", "skip")
 FRAMING = ("chat_template", "system_instruction", "fewshot_as_multiturn")
 
 
 @dataclass
 class LeafOptions:
-    """max_gen_toks: tokens generated at most, instead of the task's own number. num_fewshot:
-    examples before each question, instead of the task's own number. metadata: what the task's data
-    is made from (lm-eval's --metadata). too_long: what becomes of documents whose prompt is longer
-    than the context: refuse the task, or skip them. chat_template, system_instruction,
-    fewshot_as_multiturn: lm-eval's --apply_chat_template and so on."""
+    """Options of a leaf.
+
+    max_gen_toks: maximum number of generated tokens; None for the task's number.
+    num_fewshot: examples before each question; None for the task's number.
+    metadata: parameters of the task's data (lm-eval's --metadata).
+    too_long: whether prompts longer than the context refuse the task ("refuse") or are skipped
+        ("skip").
+    chat_template, system_instruction, fewshot_as_multiturn: as lm-eval's --apply_chat_template,
+        --system_instruction and --fewshot_as_multiturn.
+    """
 
     max_gen_toks: int | None = None
     num_fewshot: int | None = None
@@ -38,16 +42,15 @@ class LeafOptions:
 
     @property
     def identity(self) -> dict:
-        """What came after the first records is in it only where it is in use: their ids stay what
-        they are."""
-        found = {name: getattr(self, name) for name in ("max_gen_toks", "num_fewshot", "metadata")}
+        """The options for the task's id; fields added later only when set, to keep existing ids."""
+        identity = {name: getattr(self, name) for name in ("max_gen_toks", "num_fewshot", "metadata")}
         if self.too_long != "refuse":
-            found["too_long"] = self.too_long
+            identity["too_long"] = self.too_long
         if self.chat_template:
-            found["fewshot_as_multiturn"] = self.fewshot_as_multiturn
+            identity["fewshot_as_multiturn"] = self.fewshot_as_multiturn
         if self.system_instruction:
-            found["system_instruction"] = chat.text_hash(self.system_instruction)
-        return found
+            identity["system_instruction"] = chat.text_hash(self.system_instruction)
+        return identity
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,15 +75,15 @@ class LmEvalTask:
         return {**self.leaf.identity, **options.identity}
 
     def identity_on(self, options: LeafOptions, cell: Cell) -> dict:
-        found = {}
+        identity = {}
         if options.chat_template:
-            found["chat_template"] = chat.text_hash(chat.template_of(load_tokenizer(cell.model), cell.model.source))
+            identity["chat_template"] = chat.text_hash(chat.template_of(load_tokenizer(cell.model), cell.model.source))
         if content := self._content(options, cell):
-            found["documents"] = content
-        return found
+            identity["documents"] = content
+        return identity
 
     def _content(self, options: LeafOptions, cell: Cell) -> str | None:
-        """The fingerprint of documents that may be edited on this machine; taken once."""
+        """Return the fingerprint of documents that may be edited locally; computed once."""
         if not self.leaf.reads_locally:
             return None
         from harness.tasks.lmeval.documents import fingerprint
@@ -100,11 +103,11 @@ class LmEvalTask:
             raise UserError(
                 f"task={self.name} has the length that context says: leave max_seq_lengths out of metadata."
             )
-        if self._samples_its_answers:
+        if self._decodes_randomly:
             raise UserError(f"task={self.name} is not supported: it samples its answers, which no resumed run repeats.")
-        self.identity_on(options, cell)  # what cannot be had is said before a model is loaded
-        whole = self.leaf.config(functions=False).get("output_type") == "loglikelihood_rolling"
-        if whole and (options.chat_template or options.system_instruction):
+        self.identity_on(options, cell)  # raises for missing data before a model is loaded
+        scores_whole_texts = self.leaf.config(functions=False).get("output_type") == "loglikelihood_rolling"
+        if scores_whole_texts and (options.chat_template or options.system_instruction):
             raise UserError(
                 f"task={self.name} scores whole texts, and asks nothing: leave task.lm_eval.chat_template and "
                 "task.lm_eval.system_instruction out."
@@ -114,14 +117,14 @@ class LmEvalTask:
         return samples, batch
 
     @functools.cached_property
-    def _samples_its_answers(self) -> bool:
+    def _decodes_randomly(self) -> bool:
         return bool((self.leaf.config(functions=False).get("generation_kwargs") or {}).get("do_sample"))
 
     def prepare(self, options: LeafOptions, cell: Cell, samples: int, folder: Path) -> Prepared:
-        from harness.tasks.lmeval.documents import documents
+        from harness.tasks.lmeval.documents import prepare_documents
 
         request = replace(self._request(options, cell, samples), content=self._content(options, cell))
-        return documents(request, folder, load_tokenizer(cell.model))
+        return prepare_documents(request, folder, load_tokenizer(cell.model))
 
     row = staticmethod(SampleRow.read)
 
@@ -135,29 +138,29 @@ class LmEvalTask:
         request = self._request(options, cell, context.samples)
         task = scoring.load_task(request, place, options.max_gen_toks)
         documents = task.eval_docs
-        within = replace(context, samples=min(context.samples, len(documents)))
-        batches = list(within.batches())
+        bounded = replace(context, samples=min(context.samples, len(documents)))
+        batches = list(bounded.batches())
         loaded = context.model()
         sizes: dict[str, Any] = {"context": cell.context, "generates": self.generates, "batch": context.batch}
         framing: dict[str, Any] = {name: getattr(options, name) for name in FRAMING}
         lm = RunnerLM(loaded, **sizes, **framing, evict=cell.attention.evict)
-        lengths = scoring.lengths(task, lm, [(k, documents[k]) for _, keys in batches for k in keys])
-        over = {key: n for key, n in lengths.items() if n > cell.context}
-        if over and (options.too_long == "refuse" or len(over) == len(lengths)):
+        lengths = scoring.prompt_lengths(task, lm, [(k, documents[k]) for _, keys in batches for k in keys])
+        too_long = {key: n for key, n in lengths.items() if n > cell.context}
+        if too_long and (options.too_long == "refuse" or len(too_long) == len(lengths)):
             raise UserError(
-                f"{len(over)} of {len(lengths)} prompts of task={self.name} are longer than context={cell.context} "
-                f"(the longest has {max(over.values())} tokens): choose context={max(over.values())} or more"
-                + (", or task.lm_eval.too_long=skip to leave them out" if len(over) < len(lengths) else "")
+                f"{len(too_long)} of {len(lengths)} prompts of task={self.name} are longer than context={cell.context} "
+                f"(the longest has {max(too_long.values())} tokens): choose context={max(too_long.values())} or more"
+                + (", or task.lm_eval.too_long=skip to leave them out" if len(too_long) < len(lengths) else "")
                 + ". No prompt is ever cut."
             )
         weights = functools.cache(cell.weights)
         for draw, keys in batches:
             started = time.perf_counter()
-            fitting = [(k, documents[k]) for k in keys if k not in over]
-            rows = [scoring.left_out(task, lm, k, documents[k]) for k in keys if k in over]
+            fitting = [(k, documents[k]) for k in keys if k not in too_long]
+            rows = [scoring.too_long_row(task, lm, k, documents[k]) for k in keys if k in too_long]
             if fitting:
                 with loaded.attention.use(weights(draw)):
-                    rows += scoring.rows_of(task, lm, fitting)
+                    rows += scoring.score_documents(task, lm, fitting)
             seconds = (time.perf_counter() - started) / len(rows)
             yield [row.but(draw=draw, seconds=seconds) for row in rows]
 
@@ -182,7 +185,7 @@ class LmEvalTask:
 
 @dataclass
 class RulerOptions:
-    """names: which of RULER's 13 tasks; by default those that need no data from a network."""
+    """names: some of RULER's 13 tasks; by default those without data sets."""
 
     names: list[str] = field(default_factory=lambda: list(catalogue.SYNTHETIC))
     max_gen_toks: int | None = None
@@ -193,12 +196,12 @@ class Ruler:
     options = RulerOptions
 
     def tasks(self, options: RulerOptions) -> list[PlannedTask]:
-        return _planned(catalogue.ruler_leaves(options.names), LeafOptions(options.max_gen_toks), "task.ruler")
+        return _plan(catalogue.ruler_leaves(options.names), LeafOptions(options.max_gen_toks), "task.ruler")
 
 
 @dataclass
 class LmEvalOptions(LeafOptions):
-    """names: tasks, groups or tags. include_path: a folder of YAML definitions of your own."""
+    """names: tasks, groups or tags. include_path: a folder of the user's YAML definitions."""
 
     names: list[str] = field(default_factory=list)
     include_path: str | None = None
@@ -212,18 +215,18 @@ class LmEval:
         if not options.names:
             raise UserError("task=lm_eval needs names: set task.lm_eval.names=[longbench_narrativeqa,wikitext].")
         leaves = catalogue.leaves(options.names, options.include_path)
-        own = LeafOptions(**{f.name: getattr(options, f.name) for f in fields(LeafOptions)})
-        return _planned(leaves, own, "task.lm_eval")
+        leaf_options = LeafOptions(**{f.name: getattr(options, f.name) for f in fields(LeafOptions)})
+        return _plan(leaves, leaf_options, "task.lm_eval")
 
 
-def _planned(leaves: list[catalogue.Leaf], options: LeafOptions, prefix: str) -> list[PlannedTask]:
+def _plan(leaves: list[catalogue.Leaf], options: LeafOptions, prefix: str) -> list[PlannedTask]:
     if not leaves:
         raise UserError(f"{prefix}.names is empty: name at least one task.")
-    for name, least in (("max_gen_toks", 1), ("num_fewshot", 0)):
+    for name, minimum in (("max_gen_toks", 1), ("num_fewshot", 0)):
         value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"{prefix}.{name} must be at least {least}, not {value}.")
-    choose(f"{prefix}.too_long", options.too_long, TOO_LONG)
+        if value is not None and value < minimum:
+            raise UserError(f"{prefix}.{name} must be at least {minimum}, not {value}.")
+    choose(f"{prefix}.too_long", options.too_long, TOO_LONG_POLICIES)
     if not options.fewshot_as_multiturn and not options.chat_template:
         raise UserError(f"{prefix}.fewshot_as_multiturn is read only with {prefix}.chat_template=true.")
     return [PlannedTask(LmEvalTask(leaf, options.max_gen_toks or leaf.generates), options) for leaf in leaves]

@@ -1,1 +1,1 @@
-"""Synthetic retrieval: prompts with a needle, and whether the model finds it."""
+"""Synthetic retrieval: prompts with a needle that the model must find."""

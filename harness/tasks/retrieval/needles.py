@@ -1,8 +1,7 @@
-"""The words of the retrieval prompts: one grammar for the task and for training the embedded
-models.
+"""The grammar of retrieval prompts, for the task and for training the embedded models.
 
-A prompt is HEADER, a haystack of sentences with needles among them, and a question whose last
-clause repeats the beginning of the needle, so that a base model can answer by continuing it.
+A prompt is HEADER, a haystack of sentences with needles among them, and a question. The question
+ends with the beginning of the needle, so that a base model can answer by continuation.
 """
 
 import functools
@@ -21,8 +20,7 @@ DIGITS = 7
 
 @functools.cache
 def word_lists() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """English adjectives and nouns (plain lower-case words), sorted, from the wonderwords
-    package."""
+    """Return sorted lower-case English adjectives and nouns from the package wonderwords."""
     from wonderwords import RandomWord
 
     source = RandomWord()
@@ -35,23 +33,26 @@ def word_lists() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def draw_key(rng: random.Random) -> str:
+    """Draw the name of a needle, ADJECTIVE-NOUN."""
     adjectives, nouns = word_lists()
     return f"{rng.choice(adjectives)}-{rng.choice(nouns)}"
 
 
 def draw_value(rng: random.Random) -> str:
-    """A number of DIGITS digits without a leading zero."""
+    """Draw a number of DIGITS digits without a leading zero."""
     return str(rng.randrange(10 ** (DIGITS - 1), 10**DIGITS))
 
 
 def needle(key: str, value: str) -> str:
+    """Return the sentence of a needle."""
     return f"The code number of {key} is {value}."
 
 
 def question(key: str) -> str:
+    """Return the question at the end of a prompt."""
     return f"\nWhat is the code number of {key}? The code number of {key} is"
 
 
 def answer(value: str) -> str:
-    """What a model must generate after `question`."""
+    """Return the text that a model must generate after `question`."""
     return f" {value}."

@@ -23,14 +23,19 @@ from harness.tasks.base import PlannedTask, Prepared, TaskContext
 from harness.tasks.retrieval import needles, prompts
 
 HAYSTACKS = ("noise", "distractors", "text")
-TEXT = 4  # bytes of a token's text
-BUDGET = 16  # tokens that may be generated: a tokenizer without digit groups needs 8 for the answer
+BYTES_PER_TOKEN = 4  # of text
+MAX_NEW_TOKENS = 16  # an answer takes 8 tokens if the tokenizer splits digits
 
 
 @dataclass
 class Options:
-    """haystack: noise (five sentences repeated), distractors (needles with other names), text (a
-    file of the user's). depths: where needles lie, 0 (start of the haystack) to 1 (end)."""
+    """Options of task=retrieval.
+
+    haystack: "noise" (five sentences, repeated), "distractors" (needles with other names) or "text"
+        (a file of the user).
+    text: the file.
+    depths: positions of the needle, from 0 (start of the haystack) to 1 (end).
+    """
 
     haystack: str = "noise"
     text: str | None = None
@@ -38,7 +43,7 @@ class Options:
 
 
 class RetrievalRow(SampleRow):
-    """A sample, with what each of this task has."""
+    """A sample with the fields of this task."""
 
     score: Number
     nll: Number
@@ -54,7 +59,7 @@ class Retrieval:
     needs_model = True
     needs_trained_weights = True
     natural_text = False
-    generates = BUDGET
+    generates = MAX_NEW_TOKENS
 
     def tasks(self, options: Options) -> list[PlannedTask]:
         return [PlannedTask(self, options)]
@@ -62,8 +67,8 @@ class Retrieval:
     def identity(self, options: Options) -> dict:
         if options.haystack != "text" or not options.text:
             return asdict(options)
-        # how a text is cut: what the first records knew no number of
-        return {**asdict(options), "text": prompts.text_hash(options.text), "prompts": prompts.VERSION}
+        # the way a text is split; ids of other haystacks hold no version
+        return {**asdict(options), "text": prompts.text_hash(options.text), "prompts": prompts.PROMPT_VERSION}
 
     def identity_on(self, options: Options, cell: Cell) -> dict:
         return {}
@@ -76,7 +81,7 @@ class Retrieval:
             raise UserError("task.retrieval.text is read only with task.retrieval.haystack=text.")
         if not options.depths or any(not 0 <= d <= 1 for d in options.depths):
             raise UserError(f"task.retrieval.depths must be numbers from 0 to 1, not {list(options.depths)}.")
-        need = _least_context(load_tokenizer(cell.model))
+        need = _min_context(load_tokenizer(cell.model))
         if cell.context < need:
             raise UserError(
                 f"context={cell.context} leaves no room for a haystack: the question and one needle of "
@@ -87,9 +92,9 @@ class Retrieval:
         return samples, batch
 
     def prepare(self, options: Options, cell: Cell, samples: int, folder: Path) -> Prepared:
-        _refuse_what_does_not_fit(samples, cell.context, folder)
+        _refuse_oversize(samples, cell.context, folder)
         tokenizer = load_tokenizer(cell.model)
-        return prompts.kept(
+        return prompts.prepare_samples(
             folder,
             prompts.encoder(tokenizer),
             cell.model.tokenizer,
@@ -106,67 +111,77 @@ class Retrieval:
     def run(self, options: Options, context: TaskContext) -> Iterator[list[RetrievalRow]]:
         cell, loaded = context.cell, context.model()
         assert context.data is not None, "the task prepares data"
-        data = prompts.read(context.data.place)
+        data = prompts.load_samples(context.data.place)
         weights = functools.cache(cell.weights)
         for draw, keys in context.batches():
             started = time.perf_counter()
             with loaded.attention.use(weights(draw)):
                 rows = answer(loaded, [data[k] for k in keys], evict=cell.attention.evict)
             seconds = (time.perf_counter() - started) / len(rows)
-            # a tokenizer may allow no exact length
-            lacking = [cell.context - r.tokens_seen for r in rows]
-            short = [{"tokens_short": tokens} if tokens > 0 else {} for tokens in lacking]
-            yield [r.but(**lack, draw=draw, seconds=seconds) for r, lack in zip(rows, short, strict=True)]
+            # some tokenizers allow no exact length
+            missing = [cell.context - r.tokens_seen for r in rows]
+            extra = [{"tokens_short": tokens} if tokens > 0 else {} for tokens in missing]
+            yield [r.but(**fields, draw=draw, seconds=seconds) for r, fields in zip(rows, extra, strict=True)]
 
     def metrics(self, options: Options, rows: Sequence[RetrievalRow], *, clustered: bool) -> dict[str, stats.Metric]:
-        def rate(chosen: Sequence[RetrievalRow]) -> stats.Metric:
-            return stats.proportion([r.score for r in chosen], [r.draw for r in chosen], clustered=clustered)
+        def rate(subset: Sequence[RetrievalRow]) -> stats.Metric:
+            return stats.proportion([r.score for r in subset], [r.draw for r in subset], clustered=clustered)
 
         draws = [r.draw for r in rows]
-        found = {"accuracy": rate(rows)}
-        found["answer_nll"] = stats.mean(
+        metrics = {"accuracy": rate(rows)}
+        metrics["answer_nll"] = stats.mean(
             [r.nll for r in rows], draws, clustered=clustered, unit="nats per answer", least=0.0
         )
         for depth in sorted({r.depth for r in rows}):
-            found[f"accuracy_depth_{depth:g}"] = rate([r for r in rows if r.depth == depth])
+            metrics[f"accuracy_depth_{depth:g}"] = rate([r for r in rows if r.depth == depth])
         for low, high in distance_bins(rows):
-            within = [r for r in rows if low <= r.distance < high]
-            found[f"accuracy_distance_{low}_{high}"] = rate(within)
+            in_bin = [r for r in rows if low <= r.distance < high]
+            metrics[f"accuracy_distance_{low}_{high}"] = rate(in_bin)
         shares = [r.text_share for r in rows if r.text_share is not None]
         if shares:
-            found["text_share"] = stats.mean(shares, draws, clustered=clustered, unit="share of tokens", least=0.0)
+            metrics["text_share"] = stats.mean(shares, draws, clustered=clustered, unit="share of tokens", least=0.0)
         short = [r.tokens_short for r in rows if r.tokens_short is not None]
         if short:
-            found["tokens_short"] = stats.Metric(max(short), None, None, len(short), "tokens")
+            metrics["tokens_short"] = stats.Metric(max(short), None, None, len(short), "tokens")
         for name in ("kv_allocated_bytes", "kv_used_bytes"):
-            sizes = [size for r in rows if (size := getattr(r, name)) is not None]  # rows of older records have none
+            sizes = [size for r in rows if (size := getattr(r, name)) is not None]  # absent in older records
             if sizes:
-                found[name] = stats.Metric(max(sizes), None, None, len(sizes), "bytes")
-        return found
+                metrics[name] = stats.Metric(max(sizes), None, None, len(sizes), "bytes")
+        return metrics
 
 
 @functools.lru_cache(maxsize=16)
-def _least_context(tokenizer) -> int:
-    return prompts.shortest(prompts.encoder(tokenizer)) + 8
+def _min_context(tokenizer) -> int:
+    return prompts.overhead(prompts.encoder(tokenizer)) + 8
 
 
 def distance_bins(rows: Sequence[RetrievalRow]) -> list[tuple[int, int]]:
-    """Octaves of the needle's distance from the question, [2^k, 2^(k+1)) tokens, that hold samples:
-    the same for every context, so that contexts can be laid over one another."""
+    """Return the octaves of distance, [2^k, 2^(k+1)) tokens, that contain samples.
+
+    The octaves do not depend on the context, so that contexts can be compared.
+    """
     return sorted({(1 << (b - 1), 1 << b) for b in (max(1, r.distance).bit_length() for r in rows)})
 
 
 def answer(loaded: LoadedModel, samples: Sequence[Mapping], *, evict: bool = False) -> list[RetrievalRow]:
-    """Greedy answers to prompts, those of one length together, and the true answers' negative
-    log-likelihood. The bytes of the KV cache are those of one sequence.
+    """Answer prompts greedily, and return their rows in order of their keys.
 
-    Raises FloatingPointError if the model's output is not finite, UserError if a prompt's length is
-    not what it says.
+    Prompts of equal length form a batch. A row has the negative log-likelihood of the true answer,
+    and the bytes of the KV cache of one sequence.
+
+    Args:
+        loaded: the model.
+        samples: samples of `prompts.make_samples`.
+        evict: whether the cache drops keys out of reach.
+
+    Raises:
+        FloatingPointError: if the model's output is not finite.
+        UserError: if a prompt's length differs from the recorded length.
     """
-    alike: dict[int, list[Mapping]] = defaultdict(list)
+    by_length: dict[int, list[Mapping]] = defaultdict(list)
     for sample in samples:
-        alike[sample["tokens"]].append(sample)
-    rows = [row for together in alike.values() for row in _answer(loaded, together, evict=evict)]
+        by_length[sample["tokens"]].append(sample)
+    rows = [row for group in by_length.values() for row in _answer(loaded, group, evict=evict)]
     return sorted(rows, key=lambda row: row.key)
 
 
@@ -178,20 +193,21 @@ def _answer(loaded: LoadedModel, samples: Sequence[Mapping], *, evict: bool) -> 
     tokens = samples[0]["tokens"]
     if any(len(i) != tokens for i in ids):
         raise UserError(
-            f"Prompts of {sorted({len(i) for i in ids})} tokens where {tokens} were made: another tokenizer?"
+            f"Prompts made with {tokens} tokens have {sorted({len(i) for i in ids})} with this tokenizer: they were "
+            "made with another one."
         )
     prompt = torch.tensor(ids, device=model.device)
     answers = [_answer_ids(tokenizer, needles.answer(s["value"])) for s in samples]
-    budget = max(BUDGET, *(len(a) for a in answers))
-    # the answer's likelihood takes back what was generated
-    cache = new_cache(model, tokens + budget, evict=evict, rewind=BUDGET)
-    generated = cast(Any, model).generate(  # of a mixin that the type of a model does not name
+    budget = max(MAX_NEW_TOKENS, *(len(a) for a in answers))
+    # the likelihood of the answer rewinds the generated tokens
+    cache = new_cache(model, tokens + budget, evict=evict, rewind=MAX_NEW_TOKENS)
+    generated = cast(Any, model).generate(  # PreTrainedModel's type lacks generate
         prompt,
         attention_mask=torch.ones_like(prompt),
         **cache.argument,
-        use_cache=True,  # published MPT configurations say false
+        use_cache=True,  # false in published MPT configurations
         prefill_chunk_size=cache.chunk,
-        max_new_tokens=BUDGET,
+        max_new_tokens=MAX_NEW_TOKENS,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         return_dict_in_generate=True,
@@ -219,9 +235,9 @@ def _answer(loaded: LoadedModel, samples: Sequence[Mapping], *, evict: bool) -> 
 
 
 def first_number(text: str) -> str | None:
-    """The first whole number of a continuation: what counts as the answer."""
-    found = re.search(r"\d+", text)
-    return found.group() if found else None
+    """Return the first whole number of a continuation, which counts as the answer."""
+    match = re.search(r"\d+", text)
+    return match.group() if match else None
 
 
 def _answer_ids(tokenizer, answer_text: str) -> list[int]:
@@ -229,33 +245,34 @@ def _answer_ids(tokenizer, answer_text: str) -> list[int]:
 
 
 def _answer_nll(model, cache, prompt: torch.Tensor, answers: list[list[int]]) -> list[float]:
-    """Sum over the answer's tokens of -log p, in nats, from the prompt's cache: the last prompt
-    token and the answer go through once more. Answers are padded on the right, which causality
-    hides."""
+    """Return the negative log-likelihood of each answer in nats, from the prompt's cache.
+
+    The last prompt token and the answer go through the model again. Right padding of answers is
+    hidden by causality.
+    """
     longest = max(len(a) for a in answers)
     padded = torch.tensor([a + [a[-1]] * (longest - len(a)) for a in answers], device=prompt.device)
-    cache.crop(prompt.shape[1] - 1 - cache.get_seq_length())  # negative: how many to drop from the end
-    fed = torch.cat([prompt[:, -1:], padded[:, :-1]], dim=1)
-    whole = prompt.new_ones(len(prompt), prompt.shape[1] + longest - 1)
-    logits = model(input_ids=fed, attention_mask=whole, **cache.argument, use_cache=True).logits.float()
+    cache.crop(prompt.shape[1] - 1 - cache.get_seq_length())  # negative: the number to drop at the end
+    inputs = torch.cat([prompt[:, -1:], padded[:, :-1]], dim=1)
+    mask = prompt.new_ones(len(prompt), prompt.shape[1] + longest - 1)
+    logits = model(input_ids=inputs, attention_mask=mask, **cache.argument, use_cache=True).logits.float()
     if not bool(torch.isfinite(logits).all()):
         raise FloatingPointError("The model's logits are not finite (NaN or infinite).")
     loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), padded, reduction="none")
     return [float(loss[i, : len(a)].sum()) for i, a in enumerate(answers)]
 
 
-def _refuse_what_does_not_fit(samples: int, context: int, folder: Path) -> None:
-    """UserError if the prompts, which are made at once, fit neither into memory nor on the disk of
-    `folder`."""
-    need = samples * context * TEXT
-    for free, where in (
+def _refuse_oversize(samples: int, context: int, folder: Path) -> None:
+    """Raise UserError if the prompts exceed the memory or the disk of `folder`."""
+    need = samples * context * BYTES_PER_TOKEN
+    for free, place in (
         (psutil.virtual_memory().available, "of memory"),
         (shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free, f"on the disk of {folder}"),
     ):
         if need > free:
             raise UserError(
                 f"samples={samples} prompts of {context} tokens take about {need / 2**30:,.0f} GiB, and there are "
-                f"{free / 2**30:,.0f} GiB {where}: ask for fewer samples."
+                f"{free / 2**30:,.0f} GiB {place}: ask for fewer samples."
             )
 
 

@@ -1,1 +1,1 @@
-"""What task=throughput measures: times, their check against the oracle, and what a step costs."""
+"""Measurements of task=throughput: times, their check against the oracle, and costs."""

@@ -1,4 +1,4 @@
-"""Time of a piece of work on a device, and the time that attention takes of it."""
+"""Time of work on a device, and the share of attention in it."""
 
 import time
 from collections.abc import Callable
@@ -13,17 +13,29 @@ from kernels import attend
 
 @dataclass(frozen=True)
 class Lap:
-    """Milliseconds from the first instruction until the device has done all of it; `attention_ms`
-    of them within `kernels.attend`, which leaves out projections and the writing of the KV cache; 0
-    where that was not timed."""
+    """A measured time.
+
+    ms: milliseconds from the first instruction until the device is idle.
+    attention_ms: milliseconds inside `kernels.attend`, without projections and updates of the KV
+        cache; 0 if not measured.
+    """
 
     ms: float
     attention_ms: float
 
 
-def lap(attention: SwappedAttention, device: torch.device, work: Callable[[], object], *, within: bool = True) -> Lap:
-    """Run `work` once. On CUDA attention is timed by events on the stream, so that nothing waits in
-    between. within: whether it is timed apart, which a CUDA graph cannot be."""
+def time_lap(
+    attention: SwappedAttention, device: torch.device, work: Callable[[], object], *, split: bool = True
+) -> Lap:
+    """Run `work` once and return its time.
+
+    Args:
+        attention: the attention of the model.
+        device: the device.
+        work: the work.
+        split: whether to time attention too, on CUDA by events without synchronization. Impossible
+            for work in a CUDA graph.
+    """
     cuda = device.type == "cuda"
     marks = []
 
@@ -36,14 +48,14 @@ def lap(attention: SwappedAttention, device: torch.device, work: Callable[[], ob
 
     def timed(*arguments, **options):
         begin = mark()
-        out = attend(*arguments, **options)
+        output = attend(*arguments, **options)
         marks.append((begin, mark()))
-        return out
+        return output
 
     if cuda:
         torch.cuda.synchronize(device)
     begin = time.perf_counter()
-    with attention.intercept(timed) if within else nullcontext():
+    with attention.intercept(timed) if split else nullcontext():
         work()
     if cuda:
         torch.cuda.synchronize(device)

@@ -1,5 +1,4 @@
-"""Peaks of devices by name, and their energy by NVML: what utilisations and joules are made
-from."""
+"""Peak rates of devices by name, and their energy by NVML."""
 
 import contextlib
 from collections.abc import Callable
@@ -10,8 +9,7 @@ import torch
 
 @dataclass(frozen=True)
 class Peaks:
-    """Dense operations per second by dtype, without sparsity, and bytes per second of the device's
-    memory."""
+    """Peak rates: dense operations per second by dtype, and bytes per second of device memory."""
 
     flops: dict[torch.dtype, float]
     bandwidth: float
@@ -19,13 +17,12 @@ class Peaks:
 
 
 def _peaks(half: float, single: float, bandwidth: float, source: str) -> Peaks:
-    """half, single: teraflops of bfloat16 and float16, and of float32 without TF32; bandwidth:
-    GB/s."""
+    """half: TFLOP/s of bfloat16 and float16. single: of float32 without TF32. bandwidth: GB/s."""
     flops = {torch.bfloat16: half * 1e12, torch.float16: half * 1e12, torch.float32: single * 1e12}
     return Peaks(flops, bandwidth * 1e9, source)
 
 
-# by the name that CUDA gives: others of a family have other memory and clocks
+# by CUDA's name: memory and clocks differ within a family
 PEAKS = {
     "NVIDIA H200": _peaks(989.5, 67, 4800, "NVIDIA H200 Tensor Core GPU data sheet, SXM, dense"),
     "NVIDIA H100 PCIe": _peaks(756.5, 51, 2000, "NVIDIA H100 Tensor Core GPU data sheet, PCIe, dense"),
@@ -38,17 +35,18 @@ PEAKS = {
 
 
 def peaks_of(name: str) -> Peaks | None:
-    """The peaks of the device that CUDA calls `name`; None where they are not known, as for every
-    CPU."""
+    """Return the peak rates of a CUDA device by name; None if unknown."""
     return PEAKS.get(name)
 
 
 def energy_meter(device: torch.device) -> Callable[[], float] | None:
-    """A function that reads the joules the GPU has used since its driver was loaded; None without a
-    GPU, without the package nvidia-ml-py, or where the GPU does not count."""
+    """Return a function that reads the GPU's energy in joules since its driver was loaded.
+
+    None without a GPU or the package nvidia-ml-py, or if the GPU has no counter.
+    """
     if device.type != "cuda":
         return None
-    with contextlib.suppress(Exception):  # NVML has an exception for each reason; all mean that there is no figure
+    with contextlib.suppress(Exception):  # NVML's exceptions all mean that there is no reading
         import pynvml
 
         pynvml.nvmlInit()

@@ -1,6 +1,7 @@
-"""The check that comes before every speed: a forward over the same tokens, under the same weights
-and by the same kernel as those that are timed afterwards, every layer of it held against the dense
-oracle."""
+"""The check before timing: every layer of a forward is compared with the dense oracle.
+
+Tokens, weights and kernel are those that are timed afterwards.
+"""
 
 from typing import Any
 
@@ -9,45 +10,48 @@ import torch
 from kernels import Alibi, Weights, attend
 from kernels.impl.accuracy import LIMITS, relative
 
-SAMPLED = 8  # consecutive rows checked at each quarter of the sequence
-CACHED = 5  # how many times the kernel's limit two forwards of all layers may differ by
+ROWS_PER_QUARTER = 8  # consecutive rows, checked at each quarter of the sequence
+CACHED_FACTOR = 5  # limit of the logits' difference, in multiples of the kernel's limit
 
 
 class Oracle:
-    """Stands in place of `kernels.attend` during a forward without padding and without a cache, and
-    compares sampled rows of every layer, first sequence, with kernel `exact` on the same q, k and
-    v: in float64 for a float32 model, in float32 for a model in half precision.
+    """Replaces `kernels.attend` in a forward without padding and cache, and measures its error.
 
-    error: largest absolute difference over the largest absolute value, the worst layer's.
-    alibi_difference: root mean square of what the weights change of exact ALiBi, both by the
-    oracle, relative to exact ALiBi's.
+    It compares some rows of the first sequence in every layer with kernel `exact`: in float64 for a
+    float32 model, in float32 for half precision.
+
+    error: largest absolute difference over the largest absolute value, of the worst layer.
+    alibi_difference: root mean square of the difference from exact ALiBi, both by the oracle,
+        relative to exact ALiBi's.
     """
 
     def __init__(self) -> None:
         self.error = 0.0
         self.limit = 0.0
-        self._changed = self._whole = 0.0
+        self._changed = self._total = 0.0
 
     @property
     def alibi_difference(self) -> float:
-        return (self._changed / self._whole) ** 0.5
+        """The relative difference from exact ALiBi."""
+        return (self._changed / self._total) ** 0.5
 
     def __call__(self, q, k, v, weights: Weights, **options) -> torch.Tensor:
-        out = attend(q, k, v, weights, **options)
+        output = attend(q, k, v, weights, **options)
         self.limit = LIMITS[q.dtype]
         compute = torch.float64 if q.dtype == torch.float32 else torch.float32
         for at, stop in sampled_rows(q.shape[2]):
             rows, keys, values = (x[:1].to(compute) for x in (q[:, :, at:stop], k[:, :, :stop], v[:, :, :stop]))
             dense: dict[str, Any] = {"kernel": "exact", "scale": options["scale"], "q_offset": at}
-            own = attend(rows, keys, values, weights, **dense)
-            exact = own if isinstance(weights, Alibi) else attend(rows, keys, values, Alibi(weights.slopes), **dense)
-            self.error = max(self.error, relative(out[:1, :, at:stop], own))
-            self._changed += float((own - exact).double().square().sum())
-            self._whole += float(exact.double().square().sum())
-        return out
+            expected = attend(rows, keys, values, weights, **dense)
+            alibi = weights if isinstance(weights, Alibi) else Alibi(weights.slopes)
+            exact = expected if alibi is weights else attend(rows, keys, values, alibi, **dense)
+            self.error = max(self.error, relative(output[:1, :, at:stop], expected))
+            self._changed += float((expected - exact).double().square().sum())
+            self._total += float(exact.double().square().sum())
+        return output
 
-    def require(self) -> None:
-        """FloatingPointError if the kernel is off by more than its dtype's roundings explain."""
+    def check_limit(self) -> None:
+        """Raise FloatingPointError if the error exceeds the rounding limit of the dtype."""
         if not self.error <= self.limit:
             raise FloatingPointError(
                 f"The kernel's attention differs from the oracle's by {self.error:.1e} of its largest value, more than "
@@ -56,13 +60,22 @@ class Oracle:
 
 
 def sampled_rows(tokens: int) -> list[tuple[int, int]]:
-    return [(tokens * quarter // 4 - SAMPLED, tokens * quarter // 4) for quarter in (1, 2, 3, 4)]
+    """Return the ranges (first, stop) of rows to check."""
+    return [(tokens * quarter // 4 - ROWS_PER_QUARTER, tokens * quarter // 4) for quarter in (1, 2, 3, 4)]
 
 
-def cached_error(got: torch.Tensor, true: torch.Tensor, dtype: torch.dtype) -> float:
-    """Largest difference of two forwards' logits (batch, tokens, vocabulary), relative to the
-    largest logit. FloatingPointError if it is more than roundings explain."""
-    error, limit = relative(got, true.double()), CACHED * LIMITS[dtype]
+def cached_error(cached: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> float:
+    """Return the largest difference of logits, relative to the largest logit.
+
+    Args:
+        cached: logits (batch, tokens, vocabulary) of forwards with the KV cache.
+        expected: logits of one forward over all tokens.
+        dtype: dtype of the model.
+
+    Raises:
+        FloatingPointError: if the difference exceeds the rounding limit.
+    """
+    error, limit = relative(cached, expected.double()), CACHED_FACTOR * LIMITS[dtype]
     if not error <= limit:
         raise FloatingPointError(
             f"Logits from the KV cache differ from those of one forward over all tokens by {error:.1e} of the largest, "

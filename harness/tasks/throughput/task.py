@@ -1,5 +1,4 @@
-"""Throughput: time of a prompt and of the tokens after it, memory and operations, each beside the
-error of what was timed."""
+"""Throughput: time of prefill and decoding, memory and operations, with the error of the kernel."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,17 +13,22 @@ from harness.results.schema import CountsRow, RepeatRow
 from harness.tasks.base import PlannedTask, TaskContext
 from harness.tasks.throughput.figures import figures
 
-DRAW = 0  # of the masks: the one that is timed
-SHORTEST = 32  # tokens: the check samples rows at each quarter
+DRAW = 0  # the timed draw of the masks
+MIN_CONTEXT = 32  # tokens, because the check needs rows at each quarter
 
 
 @dataclass
 class Options:
-    """repeats: of each measurement; more of them extend an earlier run. decode_tokens: tokens fed
-    after the prompt, which a repeat takes back. rows: how many tokens are decoded at once beside
-    one, as speculative decoding does. chunk: tokens of a piece of the chunked prefill. batch:
-    sequences at a time. beside_exact: time exact ALiBi by turns with the cell's own attention, for
-    a ratio that a change in the machine's load does not touch."""
+    """Options of task=throughput.
+
+    repeats: repeats of each measurement; a larger number extends an earlier run.
+    decode_tokens: tokens decoded after the prompt in each repeat.
+    rows: further numbers of tokens per decoding step, as in speculative decoding.
+    chunk: tokens of a piece of the chunked prefill.
+    batch: sequences.
+    beside_exact: whether to time exact ALiBi alternately with the cell's attention, for a ratio
+        that is robust to the machine's load.
+    """
 
     repeats: int = 10
     decode_tokens: int = 32
@@ -36,8 +40,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a row is a repeat of: "prefill", "chunked_prefill", or "decode" with `rows` tokens a
-    step; under the cell's own attention, or under exact ALiBi."""
+    """A measurement that rows repeat.
+
+    kind: "prefill", "chunked_prefill" or "decode".
+    rows: tokens per decoding step.
+    exact: whether it runs under exact ALiBi instead of the cell's attention.
+    """
 
     kind: str
     rows: int = 0
@@ -71,10 +79,10 @@ class Throughput:
         for name in ("repeats", "decode_tokens", "chunk", "batch"):
             if getattr(options, name) < 1:
                 raise UserError(f"task.throughput.{name} must be at least 1, not {getattr(options, name)}.")
-        most = min(options.decode_tokens, options.chunk)
-        if any(not 2 <= rows <= most for rows in options.rows):
+        limit = min(options.decode_tokens, options.chunk)
+        if any(not 2 <= rows <= limit for rows in options.rows):
             raise UserError(
-                f"task.throughput.rows must be numbers from 2 to {most}, the smaller of decode_tokens and chunk, not "
+                f"task.throughput.rows must be numbers from 2 to {limit}, the smaller of decode_tokens and chunk, not "
                 f"{list(options.rows)}; one row at a time is always measured."
             )
         if cell.attention.native:
@@ -82,8 +90,8 @@ class Throughput:
                 f"task=throughput is refused with attn={cell.attention.name}: a speed is recorded only beside its "
                 "error, and the checkpoint's own attention gives none that could be checked. Use attn=alibi."
             )
-        if cell.context < SHORTEST:
-            raise UserError(f"task=throughput needs a context of at least {SHORTEST} tokens, not {cell.context}.")
+        if cell.context < MIN_CONTEXT:
+            raise UserError(f"task=throughput needs a context of at least {MIN_CONTEXT} tokens, not {cell.context}.")
 
     def prepare(self, options: Options, cell: Cell, samples: int, folder: Path) -> None:
         return None
@@ -92,63 +100,68 @@ class Throughput:
         return (CountsRow if line.get("measurement") == "facts" else RepeatRow).read(line)
 
     def run(self, options: Options, context: TaskContext) -> Iterator[list[CountsRow] | list[RepeatRow]]:
-        """Row 0 holds what is counted, once; then the measurements by turns, a repeat of each after
-        the other. Every attempt checks what it times, and each of its rows carries the errors."""
+        """Yield row 0 with the counts, then repeats of all measurements in turn.
+
+        Each attempt checks the kernel before timing, and all its rows hold the errors.
+        """
         from harness.tasks.throughput.devices import energy_meter
-        from harness.tasks.throughput.session import Session, counts, prompt
+        from harness.tasks.throughput.session import Session, count_costs, random_prompt
 
         cell, loaded, arch = context.cell, context.model(), context.cell.model.architecture
-        ids = prompt(arch, options.batch, cell.context + options.decode_tokens, cell.data_seed, loaded.model.device)
-        found = measurements(options, cell)
-        own, beside = cell.weights(DRAW), cell.with_attention(EXACT).weights(DRAW)
-        assert own is not None and beside is not None, "refused by `check`"
+        tokens = cell.context + options.decode_tokens
+        ids = random_prompt(arch, options.batch, tokens, cell.data_seed, loaded.model.device)
+        planned = measurements(options, cell)
+        weights, exact_weights = cell.weights(DRAW), cell.with_attention(EXACT).weights(DRAW)
+        assert weights is not None and exact_weights is not None, "refused by `check`"
         sessions = {
             exact: Session(
                 loaded,
-                beside if exact else own,
+                exact_weights if exact else weights,
                 ids,
                 cell.context,
                 options.chunk,
                 evict=cell.attention.evict and not exact,
             )
-            for exact in sorted({m.exact for m in found}, reverse=True)
+            for exact in sorted({m.exact for m in planned}, reverse=True)
         }
         meter = energy_meter(loaded.model.device)
-        for session in sessions.values():  # the cell's own last
-            facts = session.check(sorted({m.rows for m in found if m.rows}))
-            session.forget()
+        for session in sessions.values():  # the cell's attention last
+            facts = session.check(sorted({m.rows for m in planned if m.rows}))
+            session.release_cache()
         errors = {name: facts[name] for name in ("error", "error_cached")}
         if 0 not in context.done:
-            yield [CountsRow(key=0, draw=DRAW, measurement="facts", **facts, **counts(session, arch))]
+            yield [CountsRow(key=0, draw=DRAW, measurement="facts", **facts, **count_costs(session, arch))]
         for key in range(1, context.samples):
             if key in context.done:
                 continue
-            measured = found[(key - 1) % len(found)]
+            measurement = planned[(key - 1) % len(planned)]
             for exact, other in sessions.items():
-                if exact != measured.exact:
-                    other.forget()
+                if exact != measurement.exact:
+                    other.release_cache()
             before = meter() if meter else 0.0
-            times = sessions[measured.exact].timed(measured.kind, measured.rows)
+            times = sessions[measurement.exact].measure(measurement.kind, measurement.rows)
             joules = meter() - before if meter else None
-            about = {"measurement": measured.kind, "rows": measured.rows, "exact": measured.exact}
-            repeat = (key - 1) // len(found)
-            yield [RepeatRow(key=key, draw=DRAW, repeat=repeat, **about, **times, joules=joules, **errors)]
+            description = {"measurement": measurement.kind, "rows": measurement.rows, "exact": measurement.exact}
+            repeat = (key - 1) // len(planned)
+            yield [RepeatRow(key=key, draw=DRAW, repeat=repeat, **description, **times, joules=joules, **errors)]
 
     def metrics(self, options: Options, rows: Sequence[CountsRow | RepeatRow], *, clustered: bool) -> dict[str, Metric]:
         return figures(rows)
 
 
 def measurements(options: Options, cell: Cell) -> list[Measurement]:
-    """In the order of their rows: prefills next to each other, decoding after the chunked prefill
-    that fills its cache. A cache that evicts is filled in chunks, so that there is no prefill in
-    one piece."""
-    beside = [True] if options.beside_exact and cell.attention != EXACT else []
-    kinds = [False, *beside]
+    """Return the measurements in the order of their rows.
+
+    Prefills are adjacent, and decoding follows the chunked prefill that fills its cache. With
+    eviction there is no prefill in one piece.
+    """
+    reference = [True] if options.beside_exact and cell.attention != EXACT else []
+    kinds = [False, *reference]
     rows = [1, *sorted(set(options.rows))]
-    found = [] if cell.attention.evict else [Measurement("prefill", 0, exact) for exact in kinds]
+    planned = [] if cell.attention.evict else [Measurement("prefill", 0, exact) for exact in kinds]
     for exact in kinds:
-        found += [Measurement("chunked_prefill", 0, exact), *(Measurement("decode", r, exact) for r in rows)]
-    return found
+        planned += [Measurement("chunked_prefill", 0, exact), *(Measurement("decode", r, exact) for r in rows)]
+    return planned
 
 
 THROUGHPUT = Throughput()

@@ -78,7 +78,7 @@ def test_requests_and_answers_are_those_of_lm_eval(own, talker, data, frame):
     from lm_eval.tasks import TaskManager
 
     from harness.tasks.lmeval import catalogue, scoring
-    from harness.tasks.lmeval.documents import Request, documents
+    from harness.tasks.lmeval.documents import Request, prepare_documents
     from harness.tasks.lmeval.model import RunnerLM
 
     spec = resolve_model(ModelConfig(name="local", path=talker(TEMPLATE)), None)
@@ -95,8 +95,8 @@ def test_requests_and_answers_are_those_of_lm_eval(own, talker, data, frame):
     lm = RunnerLM(loaded, context=398, generates=2, batch=2, **frame)
     for leaf in catalogue.leaves(list(TASKS), str(own)):
         request = Request(leaf, 398, 0, "t", None, {}, None)
-        task = scoring.load_task(request, documents(request, data, loaded.tokenizer).place, None)
-        rows = scoring.rows_of(task, lm, list(enumerate(task.eval_docs)))
+        task = scoring.load_task(request, prepare_documents(request, data, loaded.tokenizer).place, None)
+        rows = scoring.score_documents(task, lm, list(enumerate(task.eval_docs)))
         samples = sorted(theirs[leaf.name], key=lambda sample: sample["doc_id"])
         assert len(rows) == len(samples) == 4
         for row, sample in zip(rows, samples, strict=True):

@@ -40,7 +40,7 @@ def test_lm_eval_is_imported_only_when_asked_for(tmp_path):
 
 def test_a_prompt_that_would_be_cut_is_an_error_before_anything_runs(cell, definitions, language, monkeypatch):
     called = []
-    monkeypatch.setattr("harness.tasks.lmeval.scoring.rows_of", lambda *_: called.append(1))
+    monkeypatch.setattr("harness.tasks.lmeval.scoring.score_documents", lambda *_: called.append(1))
     names = ("task=lm_eval", "task.lm_eval.names=[repeats]", f"task.lm_eval.include_path={definitions}")
     code, document, rows, err = cell("model=local", language, *names, "context=16", "attn=alibi", "samples=4")
     assert code == 2 and document["status"] == "invalid" and err.count("Traceback") == 0
@@ -130,7 +130,7 @@ def half(checkpoint):
 def test_likelihoods_are_of_float32_and_logits_exist_for_few_positions(half, monkeypatch):
     from harness.tasks.lmeval import model
 
-    monkeypatch.setattr(model, "ROWS", 16)
+    monkeypatch.setattr(model, "MAX_LOGIT_ROWS", 16)
     lm = model.RunnerLM(half, context=512, generates=4, batch=2)
     head = half.model.get_output_embeddings()
     seen = []
@@ -192,7 +192,7 @@ def test_the_first_documents_do_not_depend_on_how_many_follow(name, data):
     from transformers import AutoTokenizer
 
     from harness.tasks.lmeval.catalogue import ruler_leaves
-    from harness.tasks.lmeval.documents import Request, documents
+    from harness.tasks.lmeval.documents import Request, prepare_documents
     from tests.tasks.lmeval.conftest import embedded
 
     (leaf,) = ruler_leaves([name])
@@ -200,7 +200,7 @@ def test_the_first_documents_do_not_depend_on_how_many_follow(name, data):
 
     def made(samples: int) -> list:
         request = Request(leaf, 1536, 0, "tiny", samples, {}, None)
-        return list(datasets.load_from_disk(str(documents(request, data, tokenizer).place / "test")))
+        return list(datasets.load_from_disk(str(prepare_documents(request, data, tokenizer).place / "test")))
 
     few, more = made(2), made(5)
     assert len(more) == 5 and more[:2] == few
@@ -211,11 +211,11 @@ def test_examples_come_from_the_split_that_the_definition_names(definitions, dat
     from transformers import AutoTokenizer
 
     from harness.tasks.lmeval import catalogue, scoring
-    from harness.tasks.lmeval.documents import Request, documents
+    from harness.tasks.lmeval.documents import Request, prepare_documents
 
     (leaf,) = catalogue.leaves(["shots"], str(definitions))
     request = Request(leaf, 64, 0, "t", 4, {}, None)
-    place = documents(request, data, AutoTokenizer.from_pretrained(checkpoint)).place
+    place = prepare_documents(request, data, AutoTokenizer.from_pretrained(checkpoint)).place
     task = scoring.load_task(request, place, None)
     for number in range(3):
         (made,) = scoring._requests(task, number, task.eval_docs[number])
@@ -244,19 +244,19 @@ def test_documents_that_are_not_what_was_made_are_made_again(definitions, tmp_pa
     from transformers import AutoTokenizer
 
     from harness.tasks.lmeval import catalogue
-    from harness.tasks.lmeval.documents import Request, documents
+    from harness.tasks.lmeval.documents import Request, prepare_documents
 
     (leaf,) = catalogue.leaves(["passages"], str(definitions))
     request = Request(leaf, 64, 0, "t", 3, {}, None)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    first = documents(request, tmp_path, tokenizer)
+    first = prepare_documents(request, tmp_path, tokenizer)
     assert first.count == 6 and [p.name for p in tmp_path.iterdir()] == [first.place.name]
     (data,) = first.place.glob("test/*.arrow")
     (first.place / "manifest.json").unlink()  # a copy that was cut off
-    assert documents(request, tmp_path, tokenizer) == first
+    assert prepare_documents(request, tmp_path, tokenizer) == first
     content = data.read_bytes()
     data.write_bytes(content.replace(b"the tenth", b"the ninth"))
-    assert documents(request, tmp_path, tokenizer) == first and data.read_bytes() == content
+    assert prepare_documents(request, tmp_path, tokenizer) == first and data.read_bytes() == content
     assert [p.name for p in tmp_path.iterdir()] == [first.place.name]
 
 
@@ -332,7 +332,7 @@ def test_data_is_prepared_once_and_hashed(tmp_path, capsys, monkeypatch):
     assert data.main(options) == 0
     first = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [row["samples"] for row in first["data"]] == [8, 8]
-    monkeypatch.setattr(documents, "_in_child", None)  # nothing is built again
+    monkeypatch.setattr(documents, "_build_in_child", None)  # nothing is built again
     assert data.main(options) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == first
     assert data.main([*options, "task=[retreival]"]) == 2

@@ -55,7 +55,7 @@ def novel(tmp_path_factory):
 
 def make(encode, **change):
     arguments = {"samples": 10, "context": 512, "data_seed": 0, "haystack": "noise", "text": None, "depths": DEPTHS}
-    return list(prompts.build(encode, **{**arguments, **change}))
+    return list(prompts.make_samples(encode, **{**arguments, **change}))
 
 
 @pytest.mark.parametrize("context", [160, 511, 512, 513, 514, 515, 1024, 2048])
@@ -136,13 +136,13 @@ def test_a_text_without_sentences_is_what_the_prompt_is_made_of(tmp_path, name, 
 def test_a_text_has_no_part_left_out_or_added(tmp_path):
     for text in (*TEXTS.values(), NOVEL):
         for longest in (1, 7, 100):
-            found = prompts.pieces(text, longest)
+            found = prompts.split_text(text, longest)
             assert "".join(found) == text and max(map(len, found)) <= max(longest, 1 + len(text) - len(text.rstrip()))
 
 
 def test_a_context_without_room_for_the_text_is_refused(encode, tmp_path):
     (tmp_path / "text").write_text("海" * 99, encoding="utf-8")
-    least = min(len(encode(s["prompt"])) for s in make(encode, context=prompts.shortest(encode) + 40)) - 60
+    least = min(len(encode(s["prompt"])) for s in make(encode, context=prompts.overhead(encode) + 40)) - 60
     with pytest.raises(UserError, match="no room for the text of .*: choose a larger context"):
         make(encode, haystack="text", text=str(tmp_path / "text"), context=least)
 
@@ -185,13 +185,13 @@ def test_missing_or_empty_text_is_a_users_mistake(encode, tmp_path):
 
 def test_cached_data_is_built_once_and_keyed_by_all_it_depends_on(encode, tmp_path, novel):
     arguments = {"samples": 4, "context": 256, "data_seed": 0, "haystack": "noise", "text": None, "depths": DEPTHS}
-    first = prompts.read(prompts.kept(tmp_path, encode, "t", **arguments).place)
+    first = prompts.load_samples(prompts.prepare_samples(tmp_path, encode, "t", **arguments).place)
     assert list(first) == make(encode, samples=4, context=256)
 
     def never(text):
         raise AssertionError("built again")
 
-    assert list(prompts.read(prompts.kept(tmp_path, never, "t", **arguments).place)) == list(first)
+    assert list(prompts.load_samples(prompts.prepare_samples(tmp_path, never, "t", **arguments).place)) == list(first)
     folders = {p.name for p in tmp_path.iterdir()}
     for change in (
         {"samples": 5},
@@ -200,8 +200,8 @@ def test_cached_data_is_built_once_and_keyed_by_all_it_depends_on(encode, tmp_pa
         {"haystack": "text", "text": novel},
         {"depths": [0.5]},
     ):
-        prompts.kept(tmp_path, encode, "t", **{**arguments, **change})
-    prompts.kept(tmp_path, encode, "another tokenizer", **arguments)
+        prompts.prepare_samples(tmp_path, encode, "t", **{**arguments, **change})
+    prompts.prepare_samples(tmp_path, encode, "another tokenizer", **arguments)
     assert len({p.name for p in tmp_path.iterdir()} - folders) == 6
 
 
@@ -235,9 +235,9 @@ def another_context(place):
 )
 def test_data_that_is_not_what_was_made_is_made_again(encode, tmp_path, harm):
     arguments = {"samples": 4, "data_seed": 0, "haystack": "noise", "text": None, "depths": DEPTHS}
-    place = prompts.kept(tmp_path, encode, "t", context=256, **arguments).place
-    prompts.kept(tmp_path, encode, "t", context=255, **arguments)
+    place = prompts.prepare_samples(tmp_path, encode, "t", context=256, **arguments).place
+    prompts.prepare_samples(tmp_path, encode, "t", context=255, **arguments)
     harm(place)
-    again = prompts.kept(tmp_path, encode, "t", context=256, **arguments)
-    assert again.place == place and list(prompts.read(place)) == make(encode, samples=4, context=256)
+    again = prompts.prepare_samples(tmp_path, encode, "t", context=256, **arguments)
+    assert again.place == place and list(prompts.load_samples(place)) == make(encode, samples=4, context=256)
     assert len(list(tmp_path.iterdir())) == 2, "a draft is left"

@@ -22,7 +22,7 @@ def tiny():
 
 def made(tiny, context: int, first: int) -> list[dict]:
     arguments = {"samples": 3, "data_seed": 0, "haystack": "noise", "text": None, "depths": [0.0, 0.5, 1.0]}
-    samples = prompts.build(prompts.encoder(tiny.tokenizer), context=context, **arguments)
+    samples = prompts.make_samples(prompts.encoder(tiny.tokenizer), context=context, **arguments)
     return [{**sample, "key": first + 2 * n} for n, sample in enumerate(samples)]
 
 

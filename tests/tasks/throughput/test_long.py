@@ -10,7 +10,7 @@ from harness.attentions.registry import references
 from harness.models.family import Architecture
 from harness.models.load import LoadedModel, random_model
 from harness.tasks.throughput.memory import peak_bytes
-from harness.tasks.throughput.session import Session, counts, prompt
+from harness.tasks.throughput.session import Session, count_costs, random_prompt
 from kernels import Alibi, PositionalLSH, Window
 from tests.experiment.test_cell import spec
 from tests.models.random_models import swapped
@@ -36,7 +36,7 @@ def methods(loaded, tokens: int) -> dict:
 
 
 def session(loaded, weights, tokens: int) -> Session:
-    ids = prompt(ARCH, 1, tokens + DECODE, 0, torch.device("cpu"))
+    ids = random_prompt(ARCH, 1, tokens + DECODE, 0, torch.device("cpu"))
     return Session(loaded, [weights], ids, tokens, chunk=tokens, evict=False)
 
 
@@ -63,8 +63,8 @@ def visited(weights, tokens: int) -> int:
 
 def test_ratios_errors_and_operations_beside_exact_alibi(loaded):
     sessions = {name: session(loaded, w, TOKENS) for name, w in methods(loaded, TOKENS).items()}
-    facts = {name: s.check([1]) | counts(s, ARCH) for name, s in sessions.items()}
-    laps = [{name: s.timed("prefill", 0) for name, s in sessions.items()} for _ in range(2)]
+    facts = {name: s.check([1]) | count_costs(s, ARCH) for name, s in sessions.items()}
+    laps = [{name: s.measure("prefill", 0) for name, s in sessions.items()} for _ in range(2)]
     linear = facts["exact"]["flops"] - 4 * ARCH.head_dim * facts["exact"]["visited_pairs"]
     for name, found in facts.items():
         times = [lap["exact"]["ms"] / lap[name]["ms"] for lap in laps]
