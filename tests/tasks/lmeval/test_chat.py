@@ -146,7 +146,7 @@ def test_frames_that_there_are_not_are_refused(cell, talker, own, definitions, c
     brief = "task.lm_eval.system_instruction=Brief"
     for folder, more, words in (
         (str(checkpoint), (CHAT,), "has no chat template"),
-        (talker("{{ strftime_now('%d') }}" + TEMPLATE), (CHAT,), "the date of the day"),
+        (talker("{{ strftime_now('%d') }}" + TEMPLATE), (CHAT,), "the current date"),
         (talker(NO_SYSTEM), (CHAT, brief), "does not take these messages (no system role)"),
         (talker(TEMPLATE), ("task.lm_eval.fewshot_as_multiturn=false",), "only with task.lm_eval.chat_template=true"),
     ):
