@@ -1,2 +1,1 @@
-"""Sweeps: one file in W&B's format, expanded to cells, checked as a whole, and run until nothing is
-missing."""
+"""Sweeps: a file in W&B's format becomes cells, which are checked together and run if missing."""

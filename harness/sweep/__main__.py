@@ -1,11 +1,11 @@
-"""Run a sweep file: every cell that is not in the results folder yet, or show what is there.
+"""Run a sweep file: all cells that are not in the results folder yet, or show their states.
 
-Only what is to run here is held to this machine's devices and memory: --dry-run, --status,
---missing and --prepare ask whether the rows are right for any machine.
+Devices and memory of this machine are checked only before a run: --dry-run, --status, --missing and
+--prepare check rows for any machine.
 
 The file is in W&B's format (docs/sweeps.md). KEY=VALUE sets an option for all rows. stdout ends
-with one JSON line. Exit codes: 0 all cells are done, 1 some failed, 2 a mistake, 75 stopped or not
-complete.
+with one JSON line. Exit codes: 0 all cells are done, 1 some failed, 2 invalid arguments, 75 stopped
+or incomplete.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from harness.common.signals import StopRequest
 from harness.common.streams import print_in_any_encoding
 from harness.experiment.prepare import prepare
 from harness.sweep.cells import Mistakes, expand, plans
-from harness.sweep.grid import checked, read
+from harness.sweep.grid import check_override, read_grid
 from harness.sweep.progress import Progress
 from harness.sweep.rows import Rows
-from harness.sweep.run import command, run_rows
-from harness.sweep.status import DONE, FAILED, MISSING, STOPPED, State, document, overview, states
+from harness.sweep.run import run_arguments, run_rows
+from harness.sweep.status import DONE, FAILED, MISSING, STOPPED, State, json_summary, overview, states
 
-REFRESH = 2.0  # seconds
+REFRESH_INTERVAL = 2.0  # seconds
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,116 +41,122 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    made = _Parser(prog="python -m harness.sweep", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    made.add_argument("file", type=Path, help="sweep file, for example sweeps/tiny.yaml")
-    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of harness.run for all rows")
-    made.add_argument("--results", default="results", metavar="DIR", help="results folder (results)")
-    made.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="cells at once (1)")
-    made.add_argument("--retry", choices=["failed"], help="run the cells that failed, too")
-    modes = made.add_mutually_exclusive_group()
+    """Return the parser of the command line."""
+    result = _Parser(prog="python -m harness.sweep", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    result.add_argument("file", type=Path, help="sweep file, for example sweeps/tiny.yaml")
+    result.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of harness.run for all rows")
+    result.add_argument("--results", default="results", metavar="DIR", help="results folder (results)")
+    result.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="cells at once (1)")
+    result.add_argument("--retry", choices=["failed"], help="run the cells that failed, too")
+    modes = result.add_mutually_exclusive_group()
     modes.add_argument("--dry-run", action="store_true", help="check all rows and show what would run")
     modes.add_argument("--status", action="store_true", help="show what is done; on a terminal until all is")
     modes.add_argument("--missing", action="store_true", help="print what is to be run: row number, then arguments")
     modes.add_argument("--prepare", action="store_true", help="fetch and make all that nodes without a network need")
-    return made
+    return result
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command and return its exit code."""
     print_in_any_encoding()
     try:
-        given = parser().parse_intermixed_args(arguments)
-        if given.jobs < 1:
-            raise UserError(f"-j must be at least 1, not {given.jobs}.")
+        options = parser().parse_intermixed_args(arguments)
+        if options.jobs < 1:
+            raise UserError(f"-j must be at least 1, not {options.jobs}.")
         refuse_foreign_kernels()
         if ranks() > 1:
             raise UserError("A sweep runs one process for each cell: start it without torchrun and accelerate launch.")
-        grid = read(given.file).fixed(_overrides(given.overrides))
-        if given.prepare and (given.retry or given.jobs > 1):
+        grid = read_grid(options.file).with_overrides(_overrides(options.overrides))
+        if options.prepare and (options.retry or options.jobs > 1):
             raise UserError("--prepare makes each piece once, whatever is done: leave out --retry and -j.")
-        if given.prepare:
-            planned = (plan for _, plan in plans(grid, results=given.results, here=False))
-            return prepare(planned, results=given.results, models=True)
-        elsewhere = given.dry_run or given.status or given.missing
-        rows = expand(grid, results=given.results, here=not elsewhere)
+        if options.prepare:
+            planned = (plan for _, plan in plans(grid, results=options.results, on_this_machine=False))
+            return prepare(planned, results=options.results, models=True)
+        inspect_only = options.dry_run or options.status or options.missing
+        rows = expand(grid, results=options.results, on_this_machine=not inspect_only)
     except UserError as error:
         return _invalid(error)
-    results = Path(given.results).expanduser()
-    if given.missing:
-        for row in to_run(rows, states(rows, results), retry=given.retry):
-            print(row.number, shlex.join(command(row, given.results)))
+    results = Path(options.results).expanduser()
+    if options.missing:
+        for row in rows_to_run(rows, states(rows, results), retry=options.retry):
+            print(row.number, shlex.join(run_arguments(row, options.results)))
         return 0
-    if given.status:
-        return _status(rows, results, title=given.file.name)
-    found = states(rows, results)
-    chosen = to_run(rows, found, retry=given.retry)
-    if given.dry_run:
-        overview(rows, found, title=f"{given.file.name} in {results}").print()
-        print(f"{len(chosen)} cells would run.")
-        _say(document(rows, found, status="ok", to_run=[row.number for row in chosen]))
+    if options.status:
+        return _status(rows, results, title=options.file.name)
+    row_states = states(rows, results)
+    pending = rows_to_run(rows, row_states, retry=options.retry)
+    if options.dry_run:
+        overview(rows, row_states, title=f"{options.file.name} in {results}").print()
+        print(f"{len(pending)} cells would run.")
+        _print_json(json_summary(rows, row_states, status="ok", to_run=[row.number for row in pending]))
         return 0
-    with StopRequest() as stop, Progress(len(chosen)) as tell:
-        options = {"results": given.results, "name": grid.name, "jobs": given.jobs}
-        ended = run_rows(chosen, **options, stop=stop, tell=tell)
-    after = zip(rows, states(rows, results), strict=True)
-    found = [_after(state, *ended.get(row.number, (0, None))) for row, state in after]
-    overview(rows, found, title=f"{given.file.name} in {results}").print()
-    # a row to be tried again that a stop kept from it is still what it was: failed
-    left = any(ended.get(row.number, (EXIT_RETRY, None))[0] == EXIT_RETRY for row in chosen)
-    return _end(rows, found, left=left)
+    with StopRequest() as stop, Progress(len(pending)) as progress:
+        run_options = {"results": options.results, "name": grid.name, "jobs": options.jobs}
+        exits = run_rows(pending, **run_options, stop=stop, report=progress)
+    pairs = zip(rows, states(rows, results), strict=True)
+    row_states = [_final_state(state, *exits.get(row.number, (0, None))) for row, state in pairs]
+    overview(rows, row_states, title=f"{options.file.name} in {results}").print()
+    # a failed row whose retry was prevented by a stop is still failed, but unfinished
+    unfinished = any(exits.get(row.number, (EXIT_RETRY, None))[0] == EXIT_RETRY for row in pending)
+    return _end(rows, row_states, unfinished=unfinished)
 
 
-def to_run(rows: Rows, found: Sequence[State], *, retry: str | None = None) -> Rows:
-    """The rows that are missing or stopped, and with retry="failed" those that failed."""
-    wanted = {MISSING, STOPPED} | ({FAILED} if retry else set())
-    return rows.only([place for place, state in enumerate(found) if state.name in wanted])
+def rows_to_run(rows: Rows, row_states: Sequence[State], *, retry: str | None = None) -> Rows:
+    """Return the rows that are missing or stopped.
+
+    Args:
+        rows: all rows.
+        row_states: their states.
+        retry: "failed" adds the failed rows.
+    """
+    names = {MISSING, STOPPED} | ({FAILED} if retry else set())
+    return rows.select([position for position, state in enumerate(row_states) if state.name in names])
 
 
-def _after(state: State, code: int, why: str | None) -> State:
-    """The state of a row that ended just now: the store's, and where that knows of no failure, the
-    exit code's."""
+def _final_state(state: State, code: int, message: str | None) -> State:
+    """Return the state of a finished row: the store's, or failed by its exit code."""
     if state.name in (MISSING, STOPPED) and code not in (0, EXIT_RETRY):
-        return State(FAILED, why)
+        return State(FAILED, message)
     return state
 
 
-def _end(rows: Rows, found: Sequence[State], *, left: bool = False) -> int:
-    """left: a row that was to run was not brought to an end."""
-    names = {state.name for state in found}
-    code = 0 if names == {DONE} else EXIT_RETRY if left or names & {MISSING, STOPPED} else 1
-    _say(document(rows, found, status={0: "ok", 1: "failed", EXIT_RETRY: "stopped"}[code]))
+def _end(rows: Rows, row_states: Sequence[State], *, unfinished: bool = False) -> int:
+    """Print the summary and return the exit code; unfinished: whether a row was not finished."""
+    names = {state.name for state in row_states}
+    code = 0 if names == {DONE} else EXIT_RETRY if unfinished or names & {MISSING, STOPPED} else 1
+    _print_json(json_summary(rows, row_states, status={0: "ok", 1: "failed", EXIT_RETRY: "stopped"}[code]))
     return code
 
 
 def _status(rows: Rows, results: Path, *, title: str) -> int:
-    """Show the states once; on a terminal until nothing is missing or somebody interrupts."""
+    """Show the states, on a terminal until all rows have ended or the user interrupts."""
     console = Console()
     with StopRequest() as stop:
-        found = states(rows, results)
+        row_states = states(rows, results)
         if console.is_terminal:
             with Live(console=console, auto_refresh=False) as live:
                 while True:
-                    live.update(overview(rows, found, title=f"{title} in {results}").renderable(), refresh=True)
-                    if stop.requested or all(state.name in (DONE, FAILED) for state in found):
+                    live.update(overview(rows, row_states, title=f"{title} in {results}").renderable(), refresh=True)
+                    if stop.requested or all(state.name in (DONE, FAILED) for state in row_states):
                         break
-                    time.sleep(REFRESH)
-                    found = states(rows, results)
+                    time.sleep(REFRESH_INTERVAL)
+                    row_states = states(rows, results)
         else:
-            overview(rows, found, title=f"{title} in {results}").print()
-    return _end(rows, found)
+            overview(rows, row_states, title=f"{title} in {results}").print()
+    return _end(rows, row_states)
 
 
-def _overrides(given: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for override in given:
+def _overrides(arguments: Sequence[str]) -> dict[str, str]:
+    values = {}
+    for override in arguments:
         name, equals, text = override.partition("=")
         if not equals or not name:
             raise UserError(f"{override!r} is not KEY=VALUE.")
         if name == "results":
             raise UserError("Name the results folder with --results.")
-        checked(name, text)
-        found[name] = text
-    return found
+        check_override(name, text)
+        values[name] = text
+    return values
 
 
 def _invalid(error: UserError) -> int:
@@ -159,7 +165,7 @@ def _invalid(error: UserError) -> int:
     return report_mistake(str(error), **({"mistakes": mistakes} if mistakes else {}))
 
 
-def _say(content: dict) -> None:
+def _print_json(content: dict) -> None:
     print(json.dumps(content), flush=True)
 
 

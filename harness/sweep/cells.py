@@ -1,9 +1,7 @@
-"""From rows to cells: every row checked before the first starts, rows that are the same work told
-once.
+"""From rows to cells: all rows are checked before the first starts, and duplicates are dropped.
 
-Hydra composes once for each combination of what it must resolve itself: groups, and the options of
-model, task and tracking. The other options have types, and are set on the composed configuration; a
-test compares the two ways.
+Hydra composes once for each combination of groups and options of model, task and tracking. All
+other options are typed and set on the composed configuration; a test compares both ways.
 """
 
 import copy
@@ -31,7 +29,7 @@ TYPED = {f.name for f in fields(RunConfig)} - GROUPS
 
 
 class Mistakes(UserError):
-    """All mistakes of a sweep: sentence -> the numbers of the rows that make it."""
+    """All mistakes of a sweep, as sentences with the numbers of their rows."""
 
     def __init__(self, rows: Mapping[str, Sequence[int]]):
         self.rows = rows
@@ -39,7 +37,7 @@ class Mistakes(UserError):
 
 
 class Composer:
-    """Typed configurations of rows, in a `with` block."""
+    """Composes the typed configurations of rows, in a `with` block."""
 
     def __enter__(self) -> "Composer":
         register_schema()
@@ -54,26 +52,28 @@ class Composer:
         self._hydra.__exit__(*error)
 
     def config(self, overrides: Sequence[str]) -> RunConfig:
-        """What Hydra composes from these overrides, `task`, `model` and `tracking` shared with
-        other rows.
+        """Return the configuration of these overrides.
 
-        Raises UserError with a line for each mistake.
+        Its `task`, `model` and `tracking` are shared with other rows.
+
+        Raises:
+            UserError: with a line for each mistake.
         """
         simple = [o for o in overrides if self._simple(o)]
-        said: list[str] = []
+        messages: list[str] = []
         values: dict[str, Any] = {}
         base = None
         try:
             base = self._base(tuple(o for o in overrides if not self._simple(o)))
         except UserError as error:
-            said.append(str(error))
+            messages.append(str(error))
         for override in simple:
             try:
                 values[override.partition("=")[0]] = self._value(override)
             except UserError as error:
-                said.append(str(error))
-        if said or base is None:
-            raise UserError("\n".join(said))
+                messages.append(str(error))
+        if messages or base is None:
+            raise UserError("\n".join(messages))
         config = copy.copy(base)
         config.attn = copy.copy(base.attn)
         for name, value in values.items():
@@ -90,14 +90,14 @@ class Composer:
                 self._composed[overrides] = error
             except (HydraException, OmegaConfBaseException) as error:
                 self._composed[overrides] = UserError(explain(error, list(overrides)))
-                self._open()  # explaining ended it: that composes a configuration of its own
-        found = self._composed[overrides]
-        if isinstance(found, UserError):
-            raise UserError(str(found))
-        return found
+                self._open()  # `explain` composes a configuration, which ends this one
+        composed = self._composed[overrides]
+        if isinstance(composed, UserError):
+            raise UserError(str(composed))
+        return composed
 
     def _open(self) -> None:
-        """Make Hydra ready to compose."""
+        """Initialise Hydra."""
         GlobalHydra.instance().clear()
         self._hydra = initialize_config_dir(str(CONF), version_base="1.3")
         self._hydra.__enter__()
@@ -106,40 +106,53 @@ class Composer:
         return override.partition("=")[0] in self._typed and "${" not in override
 
     def _value(self, override: str) -> Any:
-        """The value with the type that the option has."""
+        """Return the value of an override, converted to the type of its option."""
         if override not in self._set:
             try:
-                read = parse_override(override)
-                OmegaConf.update(self._schema, read.key_or_group, read.value(), merge=True)
-                self._set[override] = OmegaConf.select(self._schema, read.key_or_group)
+                parsed = parse_override(override)
+                OmegaConf.update(self._schema, parsed.key_or_group, parsed.value(), merge=True)
+                self._set[override] = OmegaConf.select(self._schema, parsed.key_or_group)
             except UserError as error:
                 self._set[override] = error
             except OmegaConfBaseException as error:
                 self._set[override] = UserError(explain(error, [override]))
                 self._open()
-        found = self._set[override]
-        if isinstance(found, UserError):
-            raise UserError(str(found))
-        return found
+        value = self._set[override]
+        if isinstance(value, UserError):
+            raise UserError(str(value))
+        return value
 
 
-def expand(grid: Grid, *, results: str = "results", here: bool = True) -> Rows:
-    """The cells of a grid, rows that are the same work as an earlier one left out.
+def expand(grid: Grid, *, results: str = "results", on_this_machine: bool = True) -> Rows:
+    """Return the rows of a grid, without rows whose work repeats an earlier row.
 
-    here: the rows are to run on this machine, whose devices and memory are checked too.
-    Raises Mistakes with every mistake of every row.
+    Args:
+        grid: the grid.
+        results: the results folder.
+        on_this_machine: whether to check the devices and memory of this machine too.
+
+    Raises:
+        Mistakes: with all mistakes of all rows.
     """
     rows = Rows(grid)
-    for number, plan in plans(grid, results=results, here=here):
+    for number, plan in plans(grid, results=results, on_this_machine=on_this_machine):
         rows.add(number, work_of(plan), samples_of(plan))
-    return rows.once()
+    return rows.without_duplicates()
 
 
-def plans(grid: Grid, *, results: str, here: bool) -> Iterator[tuple[int, Plan]]:
-    """The number of each row and what harness.run would do for it. Rows with a mistake are left
-    out, and the end raises Mistakes with every mistake of every row."""
+def plans(grid: Grid, *, results: str, on_this_machine: bool) -> Iterator[tuple[int, Plan]]:
+    """Yield the number and the plan of each row without mistakes.
+
+    Args:
+        grid: the grid.
+        results: the results folder.
+        on_this_machine: whether to check the devices and memory of this machine too.
+
+    Raises:
+        Mistakes: after the last row, with all mistakes of all rows.
+    """
     mistakes: dict[str, list[int]] = {}
-    planner = Planner(on_this_machine=here)
+    planner = Planner(on_this_machine=on_this_machine)
     folder = override_word("results", results)
     with Composer() as composer:
         for number in range(1, len(grid) + 1):
@@ -155,7 +168,7 @@ def plans(grid: Grid, *, results: str, here: bool) -> Iterator[tuple[int, Plan]]
 
 
 def work_of(plan: Plan) -> list[Key]:
-    """The tasks that a run of this plan brings to an end, by their places in the store."""
+    """Return the store's keys of all tasks of a plan."""
     return [
         (cell.cell_id, f"{task.task.name}-{cell.task_id(task.task.name, task.identity(cell))}")
         for cell in plan.cells
@@ -164,22 +177,22 @@ def work_of(plan: Plan) -> list[Key]:
 
 
 def samples_of(plan: Plan) -> list[int]:
-    """How many rows complete each of them."""
+    """Return the number of samples that completes each task of `work_of`."""
     return [
         task.task.amount(task.options, cell, plan.samples, plan.batch)[0] for cell in plan.cells for task in plan.tasks
     ]
 
 
 def _numbers(numbers: Sequence[int]) -> str:
-    """Row numbers in a few words: row 3; rows 3-17 and 20 (16 rows)."""
+    """Return row numbers in words: "row 3", or "rows 3-17, 20 (16 rows)"."""
     spans: list[list[int]] = []
     for n in numbers:
         if spans and n == spans[-1][1] + 1:
             spans[-1][1] = n
         else:
             spans.append([n, n])
-    told = [f"{a}-{b}" if b > a else str(a) for a, b in spans[:5]]
+    ranges = [f"{a}-{b}" if b > a else str(a) for a, b in spans[:5]]
     if len(numbers) == 1:
-        return f"row {told[0]}"
-    more = ", ..." if len(spans) > 5 else ""
-    return f"rows {', '.join(told)}{more} ({len(numbers)} rows)"
+        return f"row {ranges[0]}"
+    rest = ", ..." if len(spans) > 5 else ""
+    return f"rows {', '.join(ranges)}{rest} ({len(numbers)} rows)"

@@ -1,5 +1,4 @@
-"""A sweep file in W&B's format, and the rows it stands for: the same rows in the same order, each
-value written the same way, as a W&B agent gets them.
+"""A sweep file in W&B's format and its rows, in the order and spelling of a W&B agent.
 
 The order is that of W&B's grid: parameters by name, the last varying fastest. An agent writes
 `str(value)`; a whole number comes back from W&B's server as an integer, so 16.0 is written 16.
@@ -17,12 +16,12 @@ from harness.common.errors import UserError, nearest
 from harness.experiment.overrides import is_readable, parse_override, quote_value
 
 KEYS = ("program", "method", "name", "description", "project", "entity", "metric", "command", "parameters")
-ENDS = ["harness.run", "${args_no_hyphens}"]  # of the agent's command
+COMMAND_END = ["harness.run", "${args_no_hyphens}"]  # last words of the agent's command
 
 
 @dataclass(frozen=True)
 class Grid:
-    """values: the rendered values of each parameter, parameters by name."""
+    """A grid of parameters; values: the rendered values by parameter, sorted by name."""
 
     name: str
     values: Mapping[str, tuple[str, ...]]
@@ -31,26 +30,25 @@ class Grid:
         return math.prod(len(v) for v in self.values.values())
 
     def overrides(self, number: int) -> tuple[str, ...]:
-        """What harness.run gets of row `number`, from 1: one value of each parameter, the last
-        varying fastest."""
-        left, found = number - 1, []
-        for written in reversed(self._written):
-            left, place = divmod(left, len(written))
-            found.append(written[place])
-        return tuple(reversed(found))
+        """Return the overrides of row `number`, from 1; the last parameter varies fastest."""
+        rest, texts = number - 1, []
+        for options in reversed(self._options):
+            rest, index = divmod(rest, len(options))
+            texts.append(options[index])
+        return tuple(reversed(texts))
 
     @functools.cached_property
-    def _written(self) -> list[list[str]]:
+    def _options(self) -> list[list[str]]:
         return [[f"{name}={text}" for text in texts] for name, texts in self.values.items()]
 
-    def fixed(self, overrides: Mapping[str, str]) -> "Grid":
-        """The grid with some parameters set for all rows."""
+    def with_overrides(self, overrides: Mapping[str, str]) -> "Grid":
+        """Return the grid with some parameters set for all rows."""
         values = {**self.values, **{key: (text,) for key, text in overrides.items()}}
         return Grid(self.name, dict(sorted(values.items())))
 
 
-def read(file: Path) -> Grid:
-    """Raises UserError with every mistake of the file, a line each."""
+def read_grid(file: Path) -> Grid:
+    """Read a sweep file; raise UserError with a line for each of its mistakes."""
     try:
         content = yaml.safe_load(file.read_text())
     except OSError as error:
@@ -59,48 +57,51 @@ def read(file: Path) -> Grid:
         raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} holds no sweep: see docs/sweeps.md for its form.")
-    said = [f"{key!r} is not supported.{nearest(key, KEYS)}" for key in content if key not in KEYS]
+    messages = [f"{key!r} is not supported.{nearest(key, KEYS)}" for key in content if key not in KEYS]
     if content.get("method") != "grid":
-        said.append(f"method is {content.get('method')}: write method: grid, the only one that runs without W&B.")
-    command = content.get("command", ENDS)
-    if not isinstance(command, list) or command[-2:] != ENDS:
-        said.append("command must end with harness.run and ${args_no_hyphens}, and nothing in between or after.")
+        messages.append(f"method is {content.get('method')}: write method: grid, the only one that runs without W&B.")
+    command = content.get("command", COMMAND_END)
+    if not isinstance(command, list) or command[-2:] != COMMAND_END:
+        messages.append("command must end with harness.run and ${args_no_hyphens}, and nothing in between or after.")
     parameters = content.get("parameters")
     values = {}
     if not isinstance(parameters, dict) or not parameters:
-        said.append("parameters is empty: name at least one, for example masks: {values: [4, 16]}.")
+        messages.append("parameters is empty: name at least one, for example masks: {values: [4, 16]}.")
     else:
         for name in sorted(parameters, key=str):
             try:
                 values[str(name)] = _values(str(name), parameters[name])
             except UserError as error:
-                said.append(str(error))
-    if said:
-        raise UserError("\n".join(f"{file}: {sentence}" for sentence in said))
+                messages.append(str(error))
+    if messages:
+        raise UserError("\n".join(f"{file}: {sentence}" for sentence in messages))
     return Grid(file.stem, values)
 
 
-def _values(name: str, given: object) -> tuple[str, ...]:
+def _values(name: str, parameter: object) -> tuple[str, ...]:
     if name == "results":
         raise UserError("results is no parameter: name the folder with --results, or in the agent's command.")
     if name.startswith(("hydra", "~", "+")):
         raise UserError(f"{name} is no option of harness.run that a sweep can set.")
-    if isinstance(given, dict) and "parameters" in given:
+    if isinstance(parameter, dict) and "parameters" in parameter:
         raise UserError(f"{name}: nested parameters cannot be written as an override: use dotted names, {name}.KEY.")
-    if not isinstance(given, dict) or set(given) not in ({"value"}, {"values"}):
+    if not isinstance(parameter, dict) or set(parameter) not in ({"value"}, {"values"}):
         raise UserError(f"{name} needs either value or values, and nothing else (a grid has no distributions).")
-    values = given["values"] if "values" in given else [given["value"]]
+    values = parameter["values"] if "values" in parameter else [parameter["value"]]
     if not isinstance(values, list) or not values:
         raise UserError(f"{name}: values must be a list that is not empty.")
     texts = tuple(render(name, value) for value in values)
-    if twice := next((t for t in texts if texts.count(t) > 1), None):
-        raise UserError(f"{name}: {twice} stands there twice.")
+    if repeated := next((t for t in texts if texts.count(t) > 1), None):
+        raise UserError(f"{name}: {repeated} is listed twice.")
     return texts
 
 
 def render(name: str, value: object) -> str:
-    """The value as an agent writes it on the command line. UserError where Hydra would read
-    something else."""
+    """Return a value in the spelling of a W&B agent.
+
+    Raises:
+        UserError: if Hydra would parse a different value.
+    """
     if value is None:
         raise UserError(f'{name}: an agent writes an empty value as the word None. Write "null", in quotes.')
     if isinstance(value, dict):
@@ -111,12 +112,12 @@ def render(name: str, value: object) -> str:
         if value.is_integer() and abs(value) < 1e21:
             value = int(value)
     text = str(value)
-    checked(name, text)
+    check_override(name, text)
     return text
 
 
-def checked(name: str, text: str) -> None:
-    """UserError unless Hydra reads name=text as one value."""
+def check_override(name: str, text: str) -> None:
+    """Raise UserError unless Hydra parses name=text as one value."""
     if not is_readable(name, text):
         raise UserError(
             f"{name}: {text!r} cannot be read as an override: write {quote_value(text)}, these quotes in it."

@@ -1,5 +1,4 @@
-"""What a running sweep shows on stderr: a table that refreshes on a terminal, a line for each end
-in a log."""
+"""Progress of a sweep on stderr: a live table on a terminal, else a line for each finished row."""
 
 import sys
 import time
@@ -13,11 +12,11 @@ from rich.text import Text
 from harness.common.errors import EXIT_OK, EXIT_RETRY
 from harness.sweep.rows import Row
 
-ENDS = {EXIT_OK: "done", EXIT_RETRY: "stopped"}  # any other exit code is a failure
+OUTCOMES = {EXIT_OK: "done", EXIT_RETRY: "stopped"}  # any other exit code is a failure
 
 
 class Progress:
-    """Call it with each row that starts (code None) or ends; in a `with` block."""
+    """Call it with each row that starts (code None) or ends, in a `with` block."""
 
     def __init__(self, total: int):
         self.total = total
@@ -39,16 +38,17 @@ class Progress:
         if code is None:
             self._running[row.number] = (row, time.monotonic())
             return
-        _, began = self._running.pop(row.number)
-        end = ENDS.get(code, "failed")
-        self._ended[end] += 1
+        _, start = self._running.pop(row.number)
+        outcome = OUTCOMES.get(code, "failed")
+        self._ended[outcome] += 1
         if not self._live:
-            told = f"[{self._ended.total()}/{self.total}] row {row.number}: {end}, {time.monotonic() - began:.0f} s"
-            print(f"{told}: {' '.join(row.overrides)}", file=sys.stderr, flush=True)
+            seconds = time.monotonic() - start
+            status = f"[{self._ended.total()}/{self.total}] row {row.number}: {outcome}, {seconds:.0f} s"
+            print(f"{status}: {' '.join(row.overrides)}", file=sys.stderr, flush=True)
 
     def _table(self) -> Table:
-        told = ", ".join(f"{count} {end}" for end, count in self._ended.items()) or "none ended"
-        drawn = Table("row", "seconds", "overrides", title=f"{told} of {self.total}", title_justify="left")
-        for row, began in self._running.values():
-            drawn.add_row(str(row.number), f"{time.monotonic() - began:.0f}", Text(" ".join(row.overrides)))
-        return drawn
+        counts = ", ".join(f"{count} {end}" for end, count in self._ended.items()) or "none ended"
+        table = Table("row", "seconds", "overrides", title=f"{counts} of {self.total}", title_justify="left")
+        for row, start in self._running.values():
+            table.add_row(str(row.number), f"{time.monotonic() - start:.0f}", Text(" ".join(row.overrides)))
+        return table

@@ -9,9 +9,13 @@ from harness.sweep.grid import Grid
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One cell to run. number: of its row in the grid, from 1. overrides: what harness.run gets.
-    work: the tasks it computes, its own cell's and those of the references computed beside it.
-    samples: how many rows complete each of them."""
+    """One cell to run.
+
+    number: number of its row in the grid, from 1.
+    overrides: arguments of harness.run.
+    work: the tasks of the cell and of the references computed with it.
+    samples: the number of samples that completes each of them.
+    """
 
     number: int
     overrides: tuple[str, ...]
@@ -20,38 +24,45 @@ class Row:
 
     @property
     def cell_id(self) -> str:
+        """The id of the cell."""
         return self.work[0][0]
 
 
 class Rows(list[Row]):
     """Rows of a grid, in its order.
 
-    same: how many more there are that are the same work as one of these."""
+    duplicates: the number of rows left out because their work repeats an earlier row.
+    """
 
-    def __init__(self, grid: Grid, rows: Iterable[Row] = (), *, same: int = 0):
+    def __init__(self, grid: Grid, rows: Iterable[Row] = (), *, duplicates: int = 0):
         super().__init__(rows)
-        self.grid, self.same = grid, same
+        self.grid, self.duplicates = grid, duplicates
 
     def add(self, number: int, work: Sequence[Key], samples: Sequence[int]) -> None:
-        """One more row, in the order of their numbers."""
+        """Append a row.
+
+        Args:
+            number: number of the row in the grid, from 1.
+            work: its tasks.
+            samples: the number of samples that completes each task.
+        """
         self.append(Row(number, self.grid.overrides(number), tuple(work), tuple(samples)))
 
-    def only(self, places: Iterable[int]) -> "Rows":
-        """The rows at these places."""
-        return Rows(self.grid, (self[place] for place in places))
+    def select(self, positions: Iterable[int]) -> "Rows":
+        """Return the rows at these positions."""
+        return Rows(self.grid, (self[position] for position in positions))
 
-    def once(self) -> "Rows":
-        """The rows without those that ask for no other work than an earlier one."""
-        first: dict[tuple, Row] = {}
+    def without_duplicates(self) -> "Rows":
+        """Return the rows without those whose work repeats an earlier row."""
+        unique: dict[tuple, Row] = {}
         for row in self:
-            first.setdefault((row.work, row.samples), row)
-        return Rows(self.grid, first.values(), same=len(self) - len(first))
+            unique.setdefault((row.work, row.samples), row)
+        return Rows(self.grid, unique.values(), duplicates=len(self) - len(unique))
 
-    def by_start(self) -> Iterator[tuple[str, list[int]]]:
-        """For each beginning of two digits of a cell's id the places of the rows with work in such
-        a cell."""
-        places: dict[str, list[int]] = {}
-        for place, row in enumerate(self):
-            for start in {cell_id[:2] for cell_id, _ in row.work}:
-                places.setdefault(start, []).append(place)
-        return iter(sorted(places.items()))
+    def by_prefix(self) -> Iterator[tuple[str, list[int]]]:
+        """Yield two-digit prefixes of cell ids, with the positions of rows that have such cells."""
+        positions: dict[str, list[int]] = {}
+        for position, row in enumerate(self):
+            for prefix in {cell_id[:2] for cell_id, _ in row.work}:
+                positions.setdefault(prefix, []).append(position)
+        return iter(sorted(positions.items()))

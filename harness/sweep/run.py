@@ -1,5 +1,7 @@
-"""Run rows as processes of their own, several at a time, each with its log; a failure stops
-nothing, a signal is passed on to all."""
+"""Run rows in processes, several at a time, each with a log.
+
+A failure does not stop other rows; signals are passed on to all processes.
+"""
 
 import json
 import os
@@ -15,11 +17,11 @@ from harness.common.signals import StopRequest
 from harness.experiment.overrides import override_word
 from harness.sweep.rows import Row
 
-POLL = 0.1  # seconds between looks at the processes
+POLL_INTERVAL = 0.1  # seconds
 
 
-def command(row: Row, results: str) -> list[str]:
-    """The arguments of harness.run for this row."""
+def run_arguments(row: Row, results: str) -> list[str]:
+    """Return the arguments of harness.run for a row."""
     return [*row.overrides, override_word("results", results)]
 
 
@@ -30,52 +32,60 @@ def run_rows(
     name: str,
     jobs: int,
     stop: StopRequest,
-    tell: Callable[[Row, int | None], None],
+    report: Callable[[Row, int | None], None],
 ) -> dict[int, tuple[int, str | None]]:
-    """Run each row once. tell: called with a row and None when it starts, with its exit code when
-    it ends.
+    """Run each row once.
 
-    Returns for each row that was started its exit code, and what its last line said where that was
-    a complaint.
+    Args:
+        rows: the rows.
+        results: the results folder.
+        name: name of the sweep, for its logs.
+        jobs: number of processes at the same time.
+        stop: the user's request to stop.
+        report: called with a row and None at its start, and with its exit code at its end.
+
+    Returns:
+        exit code, and message of a failure, by the number of each started row.
     """
-    begun = 0
+    started = 0
     running: dict[int, tuple[Row, Path, subprocess.Popen]] = {}
-    ended: dict[int, tuple[int, str | None]] = {}
-    passed = 0
+    exits: dict[int, tuple[int, str | None]] = {}
+    signals_sent = 0
     try:
-        while running or (begun < len(rows) and not stop.requested):
-            while begun < len(rows) and len(running) < jobs and not stop.requested:
-                row = rows[begun]
-                begun += 1
-                tell(row, None)
+        while running or (started < len(rows) and not stop.requested):
+            while started < len(rows) and len(running) < jobs and not stop.requested:
+                row = rows[started]
+                started += 1
+                report(row, None)
                 log = Path(results).expanduser() / "logs" / name / f"{row.number:04d}-{row.cell_id}.log"
                 try:
-                    running[row.number] = (row, log, _start(command(row, results), log, jobs))
+                    running[row.number] = (row, log, _start(run_arguments(row, results), log, jobs))
                 except OSError as error:
-                    ended[row.number] = (EXIT_FAILED, f"could not be started: {error}")
-                    tell(row, EXIT_FAILED)
-            if stop.count > passed:
-                passed = stop.count
+                    exits[row.number] = (EXIT_FAILED, f"could not be started: {error}")
+                    report(row, EXIT_FAILED)
+            if stop.count > signals_sent:
+                signals_sent = stop.count
                 for _, _, process in running.values():
                     process.send_signal(signal.SIGTERM)
-            time.sleep(POLL)
+            time.sleep(POLL_INTERVAL)
             for number, (row, log, process) in list(running.items()):
                 code = process.poll()
                 if code is not None:
                     del running[number]
-                    code = EXIT_RETRY if passed and code == -signal.SIGTERM else code  # before it could listen
-                    ended[number] = (code, None if code in (0, EXIT_RETRY) else _complaint(log, code))
-                    tell(row, code)
-    finally:  # whatever happened to this process, none of them is left behind
+                    if signals_sent and code == -signal.SIGTERM:
+                        code = EXIT_RETRY  # it ended before it could handle the signal
+                    exits[number] = (code, None if code in (0, EXIT_RETRY) else _failure_message(log, code))
+                    report(row, code)
+    finally:  # leave no process behind, whatever happens here
         for _, _, process in running.values():
             process.send_signal(signal.SIGTERM)
-    return ended
+    return exits
 
 
 def _start(arguments: Sequence[str], log: Path, jobs: int) -> subprocess.Popen:
     log.parent.mkdir(parents=True, exist_ok=True)
     env = dict(os.environ)
-    if jobs > 1:  # together the processes use each core once
+    if jobs > 1:  # share the cores among the processes
         env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     with log.open("ab") as file:
         return subprocess.Popen(
@@ -84,20 +94,20 @@ def _start(arguments: Sequence[str], log: Path, jobs: int) -> subprocess.Popen:
             stdout=file,
             stderr=subprocess.STDOUT,
             env=env,
-            start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on once
+            start_new_session=True,  # Ctrl-C reaches this process only, which passes it on once
         )
 
 
-def _complaint(log: Path, code: int) -> str:
-    """Why a run ended, from its JSON line, else its exit code; and where to read more."""
+def _failure_message(log: Path, code: int) -> str:
+    """Return the message of a run's JSON line, or else its exit code with the path of the log."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
             lines = file.read().decode(errors="replace").strip().splitlines()
-        said = json.loads(lines[-1]).get("message")
+        message = json.loads(lines[-1]).get("message")
     except (OSError, IndexError, ValueError, AttributeError):
-        said = None
-    if said:
-        return said
-    ended = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return f"{ended}, see {log}"
+        message = None
+    if message:
+        return message
+    description = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return f"{description}, see {log}"

@@ -1,4 +1,4 @@
-"""What the store has of the rows of a sweep, and the tables that say so."""
+"""States of the rows of a sweep, from the store, and their table."""
 
 import shlex
 from collections import Counter
@@ -13,56 +13,60 @@ from harness.sweep.rows import Row, Rows
 
 DONE, FAILED, STOPPED, MISSING = "done", "failed", "stopped", "missing"
 STATES = (DONE, FAILED, STOPPED, MISSING)
-SHOWN = 40  # rows that a table lists one by one
+MAX_LISTED = 40  # rows of a table
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """done, failed, stopped (begun, to be continued) or missing; why: of a failure."""
+    """The state of a row.
+
+    name: done, failed, stopped (resumable) or missing.
+    why: message of a failure.
+    """
 
     name: str
     why: str | None = None
 
 
-PLAIN = {name: State(name) for name in (DONE, STOPPED, MISSING)}  # one for all rows
+SIMPLE_STATES = {name: State(name) for name in (DONE, STOPPED, MISSING)}  # shared by all rows
 
 
 def states(rows: Rows, results: Path) -> list[State]:
-    """The state of each row, from the index of the store."""
+    """Return the state of each row, from the index of the store."""
     index = Index(results)
-    parts = bytearray(len(rows))  # of each row the states of its tasks, a bit for each that occurs
-    failures: dict[int, dict[int, str | None]] = {}  # of a row, by the place of the task
-    for start, places in rows.by_start():
-        work = [(place, *each) for place in places for each in _beginning(rows[place], start)]
-        wanted: dict[Key, int] = {}
+    masks = bytearray(len(rows))  # of each row, one bit for each state of its tasks
+    failures: dict[int, dict[int, str | None]] = {}  # messages by row and task
+    for prefix, positions in rows.by_prefix():
+        work = [(position, *task) for position in positions for task in _tasks_with_prefix(rows[position], prefix)]
+        samples_of: dict[Key, int] = {}
         for _, _, key, samples in work:
-            wanted[key] = max(wanted.get(key, 0), samples)
-        entries = index.look(start, wanted)
-        for place, i, key, samples in work:
-            part = _part(entries[key], samples)
-            parts[place] |= 1 << STATES.index(part)
-            if part == FAILED:
-                failures.setdefault(place, {})[i] = entries[key].why
-    first = {place: whys[min(whys)] for place, whys in failures.items()}
+            samples_of[key] = max(samples_of.get(key, 0), samples)
+        entries = index.look(prefix, samples_of)
+        for position, i, key, samples in work:
+            state = _task_state(entries[key], samples)
+            masks[position] |= 1 << STATES.index(state)
+            if state == FAILED:
+                failures.setdefault(position, {})[i] = entries[key].why
+    messages = {position: by_task[min(by_task)] for position, by_task in failures.items()}
     return [
-        _state({name for bit, name in enumerate(STATES) if mask >> bit & 1}, first.get(place))
-        for place, mask in enumerate(parts)
+        _state({name for bit, name in enumerate(STATES) if mask >> bit & 1}, messages.get(position))
+        for position, mask in enumerate(masks)
     ]
 
 
-def _beginning(row: Row, start: str) -> list[tuple[int, Key, int]]:
+def _tasks_with_prefix(row: Row, prefix: str) -> list[tuple[int, Key, int]]:
     work = enumerate(zip(row.work, row.samples, strict=True))
-    return [(i, key, samples) for i, (key, samples) in work if key[0].startswith(start)]
+    return [(i, key, samples) for i, (key, samples) in work if key[0].startswith(prefix)]
 
 
-def _state(parts: set[str], why: str | None) -> State:
-    """Of a row whose tasks are in these states."""
-    if len(parts) == 1 and parts <= set(PLAIN):
-        return PLAIN[next(iter(parts))]
-    return State(FAILED, why) if parts <= {DONE, FAILED} else PLAIN[STOPPED]
+def _state(names: set[str], why: str | None) -> State:
+    """Return the state of a row from the states of its tasks."""
+    if len(names) == 1 and names <= set(SIMPLE_STATES):
+        return SIMPLE_STATES[next(iter(names))]
+    return State(FAILED, why) if names <= {DONE, FAILED} else SIMPLE_STATES[STOPPED]
 
 
-def _part(entry: Entry, samples: int) -> str:
+def _task_state(entry: Entry, samples: int) -> str:
     if entry.suffices(samples):
         return DONE
     if entry.status == MISSING:
@@ -70,35 +74,49 @@ def _part(entry: Entry, samples: int) -> str:
     return STOPPED if entry.status in (*FINISHED, STOPPED) else FAILED
 
 
-def counts(found: Sequence[State]) -> dict[str, int]:
-    """How many rows are in each state."""
-    counted = Counter(state.name for state in found)
-    return {name: counted[name] for name in STATES}
+def counts(row_states: Sequence[State]) -> dict[str, int]:
+    """Return the number of rows in each state."""
+    counter = Counter(state.name for state in row_states)
+    return {name: counter[name] for name in STATES}
 
 
-def overview(rows: Rows, found: Sequence[State], *, title: str) -> Table:
-    """Every row where they are few, otherwise those that failed or were stopped; counts below."""
-    many = len(rows) > SHOWN
-    shown = [place for place, state in enumerate(found) if not many or state.name in (FAILED, STOPPED)]
+def overview(rows: Rows, row_states: Sequence[State], *, title: str) -> Table:
+    """Return a table of all rows, or of failed and stopped rows if there are many, with counts.
+
+    Args:
+        rows: the rows.
+        row_states: their states.
+        title: title of the table.
+    """
+    abridged = len(rows) > MAX_LISTED
+    listed = [position for position, state in enumerate(row_states) if not abridged or state.name in (FAILED, STOPPED)]
     varies = [len(texts) > 1 for texts in rows.grid.values.values()]
-    listed = []
-    for place in shown[:SHOWN]:
-        row, state = rows[place], found[place]
+    table_rows = []
+    for position in listed[:MAX_LISTED]:
+        row, state = rows[position], row_states[position]
         distinct = [override for override, varied in zip(row.overrides, varies, strict=True) if varied]
-        listed.append([str(row.number), row.cell_id, state.name, shlex.join(distinct), state.why or ""])
-    notes = [f"... and {len(shown) - SHOWN} more that failed or were stopped"] if len(shown) > SHOWN else []
-    also = f" {rows.same} more row{'s are' if rows.same > 1 else ' is'} the same work." if rows.same else ""
-    told = ", ".join(f"{count} {name}" for name, count in counts(found).items() if count)
-    notes.append(f"{len(rows)} cells: {told}.{also}")
+        table_rows.append([str(row.number), row.cell_id, state.name, shlex.join(distinct), state.why or ""])
+    notes = [f"... and {len(listed) - MAX_LISTED} more that failed or were stopped"] if len(listed) > MAX_LISTED else []
+    verb = "s are" if rows.duplicates > 1 else " is"
+    duplicates = f" {rows.duplicates} more row{verb} the same work." if rows.duplicates else ""
+    summary = ", ".join(f"{count} {name}" for name, count in counts(row_states).items() if count)
+    notes.append(f"{len(rows)} cells: {summary}.{duplicates}")
     columns = ["row", "cell", "state", "overrides that differ", "why"]
-    return Table(title, columns, listed, notes, words=len(columns))
+    return Table(title, columns, table_rows, notes, words=len(columns))
 
 
-def document(rows: Rows, found: Sequence[State], **more: object) -> dict:
-    """The last line of stdout."""
+def json_summary(rows: Rows, row_states: Sequence[State], **fields: object) -> dict:
+    """Return the last line of stdout.
+
+    Args:
+        rows: the rows.
+        row_states: their states.
+        fields: further fields, which come first.
+    """
     failures = [
         {"row": row.number, "cell_id": row.cell_id, "why": state.why}
-        for row, state in zip(rows, found, strict=True)
+        for row, state in zip(rows, row_states, strict=True)
         if state.name == FAILED
     ]
-    return {**more, "rows": len(rows) + rows.same, "cells": len(rows), **counts(found), "failures": failures}
+    numbers = {"rows": len(rows) + rows.duplicates, "cells": len(rows), **counts(row_states)}
+    return {**fields, **numbers, "failures": failures}

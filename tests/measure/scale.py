@@ -106,7 +106,8 @@ def measure(cells: int, folder: Path) -> dict:
 
     def looked_at(cells: int, folder: Path) -> Rows:
         grid = grid_of(cells)
-        rows = timed("cells expanded and checked", len(grid), lambda: expand(grid, results=str(folder), here=False))
+        options = {"results": str(folder), "on_this_machine": False}
+        rows = timed("cells expanded and checked", len(grid), lambda: expand(grid, **options))
         assert len(rows) == len(grid)
         fill(folder, rows)
         timed("status without an index", len(rows), lambda: states(rows, folder))
@@ -114,7 +115,7 @@ def measure(cells: int, folder: Path) -> dict:
         assert counts(found) == counts_of_mix(len(rows))
         return rows
 
-    expand(grid_of(1), results=str(folder), here=False)  # imports and the reading of models are not counted
+    expand(grid_of(1), results=str(folder), on_this_machine=False)  # imports and the reading of models are not counted
     looked_at(cells // 10, folder / "tenth")
     folder /= "all"
     rows = looked_at(cells, folder)

@@ -21,7 +21,7 @@ from harness.experiment.config import register_schema
 from harness.experiment.plan import plan
 from harness.sweep.__main__ import main
 from harness.sweep.cells import expand
-from harness.sweep.grid import read
+from harness.sweep.grid import read_grid
 from harness.tracking.mirror import claim
 from harness.tracking.options import TrackingConfig
 from harness.tracking.tracker import Tracker
@@ -63,7 +63,7 @@ def test_three_roads_give_the_same_rows_in_the_same_order(server, tmp_path, monk
         done = subprocess.run([sys.executable, "-c", WANDB, *arguments], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
     agent = [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
-    grid = read(tmp_path / "ours.yaml")
+    grid = read_grid(tmp_path / "ours.yaml")
     rows = [list(grid.overrides(number)) for number in range(1, len(grid) + 1)]
     assert agent == rows and len(rows) == 4
     assert main(["ours.yaml", "--missing"]) == 0  # what Slurm's script reads: rows that are one cell told once
@@ -94,7 +94,7 @@ def test_two_agents_at_once_compute_each_cell_once_or_say_whose_it_is(server, zy
     of_cell: dict[str, list[str]] = {}
     for name, config in configs.items():
         of_cell.setdefault(config["cell_id"]["value"], []).append(name)
-    assert len(of_cell) == 3 and set(of_cell) == {row.cell_id for row in expand(read(tmp_path / "ours.yaml"))}
+    assert len(of_cell) == 3 and set(of_cell) == {row.cell_id for row in expand(read_grid(tmp_path / "ours.yaml"))}
     assert main(["ours.yaml", "--missing", "--results", "none"]) == 0  # what Slurm's script runs
     missing = [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines()]
     register_schema()

@@ -12,7 +12,7 @@ from harness.common.paths import CONF, ROOT
 from harness.experiment.config import register_schema
 from harness.experiment.plan import plan, to_run_config
 from harness.sweep.cells import Composer, Mistakes, expand, work_of
-from harness.sweep.grid import Grid, read
+from harness.sweep.grid import Grid, read_grid
 
 RICH = {
     "attn": ("alibi", "plsh", "window", "stock"),
@@ -78,15 +78,15 @@ def test_rows_of_one_grid_do_not_touch_one_another(tmp_path):
 
 def test_rows_that_are_one_cell_are_run_once(tmp_path):
     rows = expand(Grid("g", {"attn": ("alibi", "plsh"), "masks": ("4", "16"), "references": ("none",)}))
-    assert [row.number for row in rows] == [1, 3, 4] and rows.same == 1
+    assert [row.number for row in rows] == [1, 3, 4] and rows.duplicates == 1
     assert len({row.cell_id for row in rows}) == 3
-    assert rows[-1] == rows[2] == list(rows.only([2]))[0]
+    assert rows[-1] == rows[2] == list(rows.select([2]))[0]
 
 
 def test_more_samples_are_more_work_and_not_the_same_row():
     values = {"attn": ("alibi",), "references": ("none",), "samples": ("8", "16")}
     rows = expand(Grid("g", values))
-    assert [row.samples for row in rows] == [(8,), (16,)] and rows.same == 0
+    assert [row.samples for row in rows] == [(8,), (16,)] and rows.duplicates == 0
 
 
 def test_every_mistake_of_every_row_is_in_one_listing():
@@ -102,8 +102,8 @@ def test_every_mistake_of_every_row_is_in_one_listing():
 
 def test_a_sweep_for_another_machine_is_not_held_to_this_ones_memory_and_devices(tmp_path):
     values = {"context": ("60000",), "device": ("cuda:7",), "kernel": ("exact",), "references": ("none",)}
-    assert expand(Grid("g", values), here=False, results=str(tmp_path / "r"))
-    assert expand(Grid("g", {**values, "kernel": ("triton",)}), here=False)
+    assert expand(Grid("g", values), on_this_machine=False, results=str(tmp_path / "r"))
+    assert expand(Grid("g", {**values, "kernel": ("triton",)}), on_this_machine=False)
     assert not (tmp_path / "r").exists()
     with pytest.raises(Mistakes, match="CUDA devices"):
         expand(Grid("g", values))
@@ -113,14 +113,14 @@ def test_a_sweep_for_another_machine_is_not_held_to_this_ones_memory_and_devices
 
 @pytest.mark.parametrize("name", ["tiny", "kernels"])
 def test_our_sweeps_of_embedded_models_have_no_mistake(name, tmp_path):
-    assert len(expand(read(ROOT / "sweeps" / f"{name}.yaml"), results=str(tmp_path), here=False)) > 10
+    assert len(expand(read_grid(ROOT / "sweeps" / f"{name}.yaml"), results=str(tmp_path), on_this_machine=False)) > 10
 
 
 @pytest.mark.parametrize("name", ["masks", "context", "models"])
 def test_our_sweeps_of_other_models_lack_nothing_but_the_download(name, tmp_path):
     """Tests have no network: all that may be missing is the tokenizer."""
     with pytest.raises(Mistakes) as raised:
-        expand(read(ROOT / "sweeps" / f"{name}.yaml"), results=str(tmp_path), here=False)
+        expand(read_grid(ROOT / "sweeps" / f"{name}.yaml"), results=str(tmp_path), on_this_machine=False)
     assert all("could not be loaded" in sentence for sentence in raised.value.rows)
 
 

@@ -42,7 +42,7 @@ def test_each_distinct_piece_is_made_once_and_read_by_the_runs(run, tmp_path, ca
     assert asked == [(w, c, s) for w in ("retrieval", "ruler_fwe") for c in (256, 300) for s in (8, 12)]
     made = {str(place) for place in (tmp_path / "results" / "data").iterdir()}
     assert made == {row["place"] for row in document["data"]} and len(made) == 8
-    monkeypatch.setattr(documents, "_in_child", None)  # nothing is made any more
+    monkeypatch.setattr(documents, "_build_in_child", None)  # nothing is made any more
     monkeypatch.setattr("harness.tasks.retrieval.prompts.make_samples", None)
     fixed = [f"{name}={value}" for name, value in FIXED.items() if name != "samples"]
     options = ["task=[retrieval,ruler]", "task.ruler.names=[ruler_fwe]", "model=tiny-plain", "context=300"]

@@ -18,7 +18,7 @@ from harness.results.store import TaskStore
 from harness.sweep import run
 from harness.sweep.__main__ import main
 from harness.sweep.cells import expand
-from harness.sweep.grid import read
+from harness.sweep.grid import read_grid
 from tests.conftest import ROOT
 from tests.measure.scale import counts_of_mix, growth, markdown, measure
 from tests.models.random_models import lose_a_weight
@@ -81,7 +81,7 @@ def test_one_failing_cell_does_not_stop_the_others(sweep, call, checkpoint, tmp_
 def fail(file: str, results) -> None:
     """Give each row of a sweep a failure in the store."""
     record = {"status": "error", "error": "RuntimeError", "message": "made up", "attempt": "0"}
-    for row in expand(read(Path(file)), results=str(results)):
+    for row in expand(read_grid(Path(file)), results=str(results)):
         TaskStore(results, row.cell_id, *row.work[0][1].rsplit("-", 1)).record_attempt("0", record)
 
 
@@ -142,24 +142,24 @@ def processes(monkeypatch) -> list[subprocess.Popen]:
 def test_a_fault_of_ours_leaves_no_process_behind(sweep, tmp_path, monkeypatch):
     started = processes(monkeypatch)
 
-    def tell(row, code):
+    def report(row, code):
         if row.number == 2:
             raise BrokenPipeError
 
-    options = {"results": str(tmp_path), "name": "s", "jobs": 2, "stop": StopRequest(), "tell": tell}
+    options = {"results": str(tmp_path), "name": "s", "jobs": 2, "stop": StopRequest(), "report": report}
     with pytest.raises(BrokenPipeError):
-        run.run_rows(expand(read(Path(sweep(attn="plsh", masks=[2, 4])))), **options)
+        run.run_rows(expand(read_grid(Path(sweep(attn="plsh", masks=[2, 4])))), **options)
     assert [process.wait(timeout=20) for process in started] == [-signal.SIGTERM]
 
 
 def test_a_row_that_a_stop_ends_before_it_listens_is_stopped_and_not_failed(sweep, tmp_path, monkeypatch):
     started, stop = processes(monkeypatch), StopRequest()
 
-    def tell(row, code):
+    def report(row, code):
         stop._handle()
 
-    options = {"results": str(tmp_path), "name": "s", "jobs": 1, "stop": stop, "tell": tell}
-    ended = run.run_rows(expand(read(Path(sweep(attn="plsh", masks=[2, 4])))), **options)
+    options = {"results": str(tmp_path), "name": "s", "jobs": 1, "stop": stop, "report": report}
+    ended = run.run_rows(expand(read_grid(Path(sweep(attn="plsh", masks=[2, 4])))), **options)
     assert ended == {1: (75, None)} and len(started) == 1
 
 
