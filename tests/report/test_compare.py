@@ -32,17 +32,22 @@ def two(tmp_path):
 
 def test_equal_stores_have_no_regression(two, capsys):
     code, document, told = compare(capsys, "--compare", *two[:2])
-    assert code == 0 and document == {"status": "ok", "compared": 2, "figures": 4, "regressions": 0}
+    assert code == 0
+    assert document == {"status": "ok", "compared": 2, "figures": 4, "regressions": 0}
     assert "4 same" in told  # accuracy and likelihood of each
 
 
 def test_a_loss_on_the_same_prompts_is_a_regression_and_its_mirror_is_none(two, capsys):
     made.record(made.cell(two[2] / "b", made.ALIBI, fused=127.5), lambda k: float(k % 4 != 0))
     code, document, told = compare(capsys, "--compare", *two[:2])
-    assert code == 1 and document["regressions"] == 1
-    assert "-0.250 [" in told and "worse" in told
+    assert code == 1
+    assert document["regressions"] == 1
+    assert "-0.250 [" in told
+    assert "worse" in told
     code, document, told = compare(capsys, "--compare", two[1], two[0])
-    assert code == 0 and "+0.250 [" in told and "better" in told
+    assert code == 0
+    assert "+0.250 [" in told
+    assert "better" in told
 
 
 def test_a_cell_that_fails_now_is_a_regression(two, capsys):
@@ -50,13 +55,17 @@ def test_a_cell_that_fails_now_is_a_regression(two, capsys):
     shutil.rmtree(made.task_folder(folder))
     made.failed(folder, "ValueError", "no")
     code, document, told = compare(capsys, "--compare", *two[:2])
-    assert code == 1 and "failed" in told and "error" in told
+    assert code == 1
+    assert "failed" in told
+    assert "error" in told
 
 
 def test_cells_of_one_store_alone_are_named_and_no_regression(two, capsys):
     made.record(made.cell(two[2] / "b", made.plsh(8), fused=40.0, passes=80.0), lambda k: 1.0)
     code, _, told = compare(capsys, "--compare", *two[:2])
-    assert code == 0 and "1 new" in told and "PLSH S=8 gamma count" in told
+    assert code == 0
+    assert "1 new" in told
+    assert "PLSH S=8 gamma count" in told
 
 
 def test_other_weights_of_the_same_model_are_compared(two, capsys):
@@ -67,7 +76,8 @@ def test_other_weights_of_the_same_model_are_compared(two, capsys):
     made.write(path, cell)
     path.parent.rename(path.parent.with_name(cell["cell_id"]))
     code, document, _ = compare(capsys, "--compare", *two[:2])
-    assert code == 0 and document["compared"] == 2
+    assert code == 0
+    assert document["compared"] == 2
 
 
 def test_times_are_worse_when_their_intervals_lie_apart_and_bytes_when_there_are_more():
@@ -91,7 +101,10 @@ def test_the_newest_timing_on_each_device_is_compared(tmp_path, capsys):
         made.timed(folder, slower, commit="new", start="2026-02")
         made.timed(folder, 0.1, commit="new", start="2026-02", device="H200")
     code, document, told = compare(capsys, "--compare", str(tmp_path / "a"), str(tmp_path / "b"))
-    assert code == 1 and document["compared"] == 2 and document["regressions"] == 2  # prefill and peak memory
+    assert code == 1
+    assert document["compared"] == 2
+    # prefill and peak memory
+    assert document["regressions"] == 2
     assert "throughput/prefill_ms" in told
 
 
@@ -99,7 +112,10 @@ def test_a_cell_that_was_stopped_since_is_a_regression(two, capsys):
     for path in (two[2] / "b").glob("*/retrieval-*/task.json"):
         path.unlink()
     code, document, told = compare(capsys, "--compare", *two[:2])
-    assert code == 1 and document["regressions"] == 2 and "stopped" in told and "2 failed" in told
+    assert code == 1
+    assert document["regressions"] == 2
+    assert "stopped" in told
+    assert "2 failed" in told
 
 
 def test_more_memory_and_a_larger_error_are_regressions(tmp_path, capsys):
@@ -113,24 +129,33 @@ def test_more_memory_and_a_larger_error_are_regressions(tmp_path, capsys):
         record["metrics"]["throughput/error"] = {"value": error, **plain, "unit": "relative error"}
         made.write(path, record)
     code, document, told = compare(capsys, "--compare", str(tmp_path / "a"), str(tmp_path / "b"))
-    assert code == 1 and document["regressions"] == 2
-    assert "throughput/peak_bytes" in told and "throughput/error" in told and "2 same" in told
+    assert code == 1
+    assert document["regressions"] == 2
+    assert "throughput/peak_bytes" in told
+    assert "throughput/error" in told
+    assert "2 same" in told
 
 
 def test_what_is_unsupported_now_is_a_regression_and_its_mirror_an_improvement(two, capsys):
     path = next((two[2] / "b").glob("*/retrieval-*/task.json"))
     made.write(path, {**json.loads(path.read_text()), "status": "unsupported", "metrics": {}})
     code, _, told = compare(capsys, "--compare", *two[:2])
-    assert code == 1 and "1 failed" in told and "unsupported" in told
+    assert code == 1
+    assert "1 failed" in told
+    assert "unsupported" in told
     code, _, told = compare(capsys, "--compare", two[1], two[0])
-    assert code == 0 and "1 better" in told
+    assert code == 0
+    assert "1 better" in told
 
 
 def test_a_loss_of_likelihood_alone_is_a_regression(two, capsys):
     folder = made.cell(two[2] / "b", made.ALIBI, fused=127.5)
     made.record(folder, lambda k: 1.0, nll=0.2)
     code, document, told = compare(capsys, "--compare", *two[:2])
-    assert code == 1 and document["regressions"] == 1 and "retrieval/answer_nll" in told and "+0.100" in told
+    assert code == 1
+    assert document["regressions"] == 1
+    assert "retrieval/answer_nll" in told
+    assert "+0.100" in told
 
 
 def test_a_store_in_git_is_read_at_a_commit(capsys):
@@ -138,13 +163,16 @@ def test_a_store_in_git_is_read_at_a_commit(capsys):
     if inside.returncode:
         pytest.skip("not in a git checkout")
     code, document, _ = compare(capsys, "docs/results/first", "--compare", "HEAD", "HEAD:docs/results/first")
-    assert code == 0 and document["compared"] == 10
+    assert code == 0
+    assert document["compared"] == 10
 
 
 @pytest.mark.parametrize("wrong", ["nowhere", "HEAD:no/such/folder"])
 def test_what_is_no_store_is_a_sentence(wrong, tmp_path, capsys):
     code, document, told = compare(capsys, "--compare", wrong, str(tmp_path))
-    assert code == 2 and document["status"] == "invalid" and "Traceback" not in told
+    assert code == 2
+    assert document["status"] == "invalid"
+    assert "Traceback" not in told
 
 
 def test_other_versions_are_said(two, capsys):
@@ -152,6 +180,7 @@ def test_other_versions_are_said(two, capsys):
         for folder in (two[2] / store).iterdir():
             made.versions(folder, transformers=version, tokenizers="0.23.3")
     _, _, told = compare(capsys, "--compare", *two[:2])
-    assert "transformers 5.23.0 (A) and 5.24.0 (B)" in told and "tokenizers" not in told
+    assert "transformers 5.23.0 (A) and 5.24.0 (B)" in told
+    assert "tokenizers" not in told
     _, _, told = compare(capsys, "--compare", two[0], two[0])
     assert "5.23.0" not in told

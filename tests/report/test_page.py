@@ -49,7 +49,8 @@ def test_every_point_carries_its_interval_and_where_it_stands(store):
         assert points and all(p.low <= (p.x if key == "verdict" else p.y) <= p.high for p in points), key
         assert all("n = " in p.note for p in points)
     squares = [p for heat in panels(described, "depth") for p in heat.squares.values()]
-    assert squares and all(p.low <= p.y <= p.high for p in squares)
+    assert squares
+    assert all(p.low <= p.y <= p.high for p in squares)
 
 
 def test_verdict_counts_what_the_paired_differences_say(tmp_path):
@@ -72,18 +73,23 @@ def test_other_versions_are_said_on_the_page_and_below_the_table(store):
     context = json.loads((first / "cell.json").read_text())["identity"]["context"]
     question = next(q for q in reader.questions(reader.records(store)) if q.context == context)
     (said,) = table.comparison(question.records).notes
-    assert "datasets 5.2.0 (PLSH S=4" in said and "and 5.3.0 (exact ALiBi)" in said and "tokenizers" not in said
+    assert "datasets 5.2.0 (PLSH S=4" in said
+    assert "and 5.3.0 (exact ALiBi)" in said
+    assert "tokenizers" not in said
     described = build.build_page(store)
     assert f"In m, retrieval, {context} tokens: {said}" in described.lead
     beside = next(b for b in section(described, "verdict").blocks if isinstance(b, Grid) and b.table.notes)
-    assert said in beside.table.notes[0] and beside.table.title.startswith("Attentions side by side")
+    assert said in beside.table.notes[0]
+    assert beside.table.title.startswith("Attentions side by side")
 
 
 def test_references_that_are_missing_are_named_with_their_command(tmp_path):
     made.record(made.cell(tmp_path, made.plsh(4), fused=30.0, passes=200.0), lambda k: 1.0)
     described = build.build_page(tmp_path)
     (told, command), *_ = section(described, "verdict").missing
-    assert "exact ALiBi" in told and "references=compute" in command and "masks=4" in command
+    assert "exact ALiBi" in told
+    assert "references=compute" in command
+    assert "masks=4" in command
     rows = section(described, "cells").blocks[0].table.rows
     assert [row[5] for row in rows] == ["ok", "missing", "missing"]
 
@@ -93,7 +99,8 @@ def test_cells_that_other_contexts_have_are_missing(store):
     rows = section(build.build_page(store), "cells").blocks[0]
     gaps = [d for row, d in zip(rows.table.rows, rows.details, strict=True) if row[5] == "missing"]
     commands = [dict(d)["command"] for d in gaps]
-    assert len(commands) == 4 and all("context=1024" in c and "attn=plsh" in c for c in commands)
+    assert len(commands) == 4
+    assert all("context=1024" in c and "attn=plsh" in c for c in commands)
 
 
 def test_sections_without_records_say_which_command_fills_them(tmp_path):
@@ -112,7 +119,8 @@ def test_a_page_of_one_cell(tmp_path):
     made.record(made.cell(tmp_path, made.ALIBI, fused=127.5), lambda k: 1.0)
     described = build.build_page(tmp_path)
     assert described.lead.startswith("1 cell of 1 model in")
-    assert len(panels(described, "depth")) == 1 and not panels(described, "masks")
+    assert len(panels(described, "depth")) == 1
+    assert not panels(described, "masks")
     page.draw(described, drawn_by="x")
 
 
@@ -126,7 +134,8 @@ def test_tasks_with_other_columns_and_a_cell_that_has_only_begun(store):
     page.draw(described, drawn_by="x")
     tables = [b.table for b in section(described, "verdict").blocks if isinstance(b, Grid)]
     side = [t for t in tables if t.title.startswith("Attentions side by side")]
-    assert [len(t.columns) for t in side] == [9, 10] and all(len(r) == len(t.columns) for t in side for r in t.rows)
+    assert [len(t.columns) for t in side] == [9, 10]
+    assert all(len(r) == len(t.columns) for t in side for r in t.rows)
     assert {p.title for p in panels(described, "masks")} == {"256 tokens", "512 tokens"}
     statuses = [row[5] for row in section(described, "cells").blocks[0].table.rows]
     assert statuses.count("stopped") == 1
@@ -151,15 +160,19 @@ def test_markup_in_a_record_stays_text(tmp_path):
     text = page.draw(build.build_page(tmp_path), drawn_by=hostile)
     library = text.index("<script>/**")
     own = text[:library] + text[text.index("</script>", library) :]
-    assert "alert(1)</script>" not in own and "<b onclick" not in own
-    assert "&lt;/script&gt;" in own and "\\u003c/script" not in own  # Plotly would read the latter as markup
+    assert "alert(1)</script>" not in own
+    assert "<b onclick" not in own
+    assert "&lt;/script&gt;" in own
+    # Plotly would read the latter as markup
+    assert "\\u003c/script" not in own
     tables = [b.table.markdown() for s in build.build_page(tmp_path).sections for b in s.blocks if isinstance(b, Grid)]
     assert not any("<script" in t for t in tables)
 
 
 def test_nothing_is_loaded_from_elsewhere(store):
     text = page.draw(build.build_page(store), drawn_by="x")
-    assert text.count("<script>") == 2 and "default-src 'none'" in text
+    assert text.count("<script>") == 2
+    assert "default-src 'none'" in text
     assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=", text.replace("plotly", ""))
 
 
@@ -198,7 +211,8 @@ def test_times_of_two_commits_or_devices_are_never_on_one_line(tmp_path):
             made.timed(folder, tokens / 256, commit=commit, device=device, start=f"2026-{commit}")
     described = build.build_page(tmp_path)
     groups = [b for b in section(described, "context").blocks if isinstance(b, Group)]
-    assert len(groups) == 3 and sum("commit" in g.title for g in groups) == 2
+    assert len(groups) == 3
+    assert sum("commit" in g.title for g in groups) == 2
     assert all([p.x for p in s.points] == [256, 512] for g in groups for panel in g.panels for s in panel.series)
     timed = [p for p in panels(described, "cost") if "(ms)" in p.x.title]
     assert all(len(s.points) == 1 for p in timed for s in p.series)
@@ -241,10 +255,13 @@ def test_accuracy_against_time_has_both_intervals_and_the_error(tmp_path):
     described = build.build_page(tmp_path)
     timed = next(p for p in panels(described, "cost") if p.x.title == "time to first token (ms)")
     (slow,), (fast,) = (s.points for s in timed.series)
-    assert (slow.x, slow.x_ends) == (40.0, (36.0, 44.0)) and fast.x == 10.0
-    assert "error 3.0e-07" in slow.note and slow.low < slow.y < slow.high
+    assert (slow.x, slow.x_ends) == (40.0, (36.0, 44.0))
+    assert fast.x == 10.0
+    assert "error 3.0e-07" in slow.note
+    assert slow.low < slow.y < slow.high
     drawn = figure(timed)["data"][0]
-    assert drawn["error_x"]["array"] == [4.0] and drawn["error_y"]["array"][0] > 0
+    assert drawn["error_x"]["array"] == [4.0]
+    assert drawn["error_y"]["array"][0] > 0
 
 
 def test_windows_stand_with_the_sampler_whose_pairs_they_have(tmp_path):
@@ -296,10 +313,12 @@ def test_kernels_stand_beside_their_error_and_the_floor(tmp_path):
     group, grid = described.blocks
     panel = group.panels[0]
     assert panel.guides[0].x == pytest.approx(0.1)  # 1.6 MB at 16 GB/s
-    assert "plsh count, S=4 (error 25.0%)" in panel.y.ticks[0.0] and panel.series[0].points[0].low == 9.0
+    assert "plsh count, S=4 (error 25.0%)" in panel.y.ticks[0.0]
+    assert panel.series[0].points[0].low == 9.0
     assert [s.method.name for s in panel.series] == ["PLSH count", "window of equal error"]
     assert any("slower than the window of equal error" in note for note in grid.table.notes)
-    assert "alibi, other: out of memory." in grid.table.notes and len(grid.table.rows) == 2
+    assert "alibi, other: out of memory." in grid.table.notes
+    assert len(grid.table.rows) == 2
     assert described.commands == ["python -m kernels.bench --own"]
 
 
@@ -308,7 +327,8 @@ def test_a_floor_of_each_method_is_not_drawn_as_one(tmp_path):
         tmp_path, [bench_row("alibi, a", "exact", 10.0), bench_row("window T=20", "window", 5.0, floor_bytes=10)]
     )
     panel = kernels.section([], tmp_path).blocks[0].panels[0]
-    assert panel.guides == [] and "10.0 ms, 100.0 times its byte floor" in panel.series[0].points[0].note
+    assert panel.guides == []
+    assert "10.0 ms, 100.0 times its byte floor" in panel.series[0].points[0].note
 
 
 def test_what_no_bench_reached_is_said_with_its_command(tmp_path):

@@ -40,7 +40,8 @@ def test_saved_once_and_then_in_place(server, store, monkeypatch, capsys):
     made.record(made.cell(store, made.ALIBI, model="new", fused=127.5), lambda k: 1.0)
     assert main([str(store), "--wandb"]) == 0
     second = json.loads(capsys.readouterr().out.splitlines()[-1])["url"]
-    assert first == second and len(server.views) == 1
+    assert first == second
+    assert len(server.views) == 1
     assert first.startswith(f"{server.url}/{ENTITY}/positional-lsh/reports/")
     assert next(iter(server.views.values()))["spec"] != before
     assert server.operations.count("upsertView") == 2
@@ -55,7 +56,8 @@ def test_every_section_and_value_of_the_page_is_in_it(server, store, monkeypatch
     exact = next(iter(page.sections[1].blocks[0].panels[0].series)).points[0]
     told = exact.note.split("\n")[1]
     assert told in spec
-    assert "retrieval/accuracy" in spec and "masks" in spec
+    assert "retrieval/accuracy" in spec
+    assert "masks" in spec
 
 
 def test_goes_through_the_librarys_own_loader(server, store, monkeypatch):
@@ -69,7 +71,8 @@ def test_goes_through_the_librarys_own_loader(server, store, monkeypatch):
         b.text for b in report.blocks if isinstance(b, wr.MarkdownBlock)
     ]
     grids = [b for b in again.blocks if isinstance(b, wr.PanelGrid)]
-    assert grids and grids[0].panels[0].y == wr.SummaryMetric("retrieval/accuracy")
+    assert grids
+    assert grids[0].panels[0].y == wr.SummaryMetric("retrieval/accuracy")
     assert "'m'" in str(grids[0].runsets[0].filters), "the runs of other models would be drawn among these"
 
 
@@ -85,7 +88,8 @@ def test_a_server_that_refuses_is_a_sentence(server, store, monkeypatch, capsys)
     server.refuse = True
     assert main([str(store), "--wandb"]) == 2
     told = capsys.readouterr()
-    assert "did not take the report" in told.err and "Traceback" not in told.err
+    assert "did not take the report" in told.err
+    assert "Traceback" not in told.err
 
 
 @pytest.mark.parametrize("operation", ["", "upsertView"])
@@ -95,5 +99,6 @@ def test_a_server_that_is_broken_is_a_sentence(server, store, monkeypatch, capsy
     server.broken, server.broken_at = code, operation
     assert main([str(store), "--wandb"]) == 2
     told = capsys.readouterr()
-    assert "did not take the report" in told.err and "Traceback" not in told.err
+    assert "did not take the report" in told.err
+    assert "Traceback" not in told.err
     assert json.loads(told.out.splitlines()[-1])["status"] == "invalid"

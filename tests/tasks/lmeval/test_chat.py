@@ -151,9 +151,12 @@ def test_frames_that_there_are_not_are_refused(cell, talker, own, definitions, c
         (talker(TEMPLATE), ("task.lm_eval.fewshot_as_multiturn=false",), "only with task.lm_eval.chat_template=true"),
     ):
         code, document, _, err = run_it(cell, folder, own, *more)
-        assert code == 2 and words in document["message"] and "Traceback" not in err
+        assert code == 2
+        assert words in document["message"]
+        assert "Traceback" not in err
     code, document, _, _ = run_it(cell, talker(TEMPLATE), definitions, CHAT, names="[passages]")
-    assert code == 2 and "scores whole texts" in document["message"]
+    assert code == 2
+    assert "scores whole texts" in document["message"]
 
 
 def test_code_that_would_leave_the_frame_out_is_refused():

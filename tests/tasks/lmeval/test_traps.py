@@ -43,10 +43,13 @@ def test_a_prompt_that_would_be_cut_is_an_error_before_anything_runs(cell, defin
     monkeypatch.setattr("harness.tasks.lmeval.scoring.score_documents", lambda *_: called.append(1))
     names = ("task=lm_eval", "task.lm_eval.names=[repeats]", f"task.lm_eval.include_path={definitions}")
     code, document, rows, err = cell("model=local", language, *names, "context=16", "attn=alibi", "samples=4")
-    assert code == 2 and document["status"] == "invalid" and err.count("Traceback") == 0
+    assert code == 2
+    assert document["status"] == "invalid"
+    assert err.count("Traceback") == 0
     assert "4 of 4 prompts of task=repeats are longer than context=16" in document["message"]
     assert "choose context=" in document["message"]
-    assert not called and not rows
+    assert not called
+    assert not rows
 
 
 def test_generated_tokens_come_on_top_of_the_context(cell, definitions, language, checkpoint):
@@ -93,7 +96,8 @@ def test_a_stopped_task_goes_on_where_it_was(cell):
     options = (*RULER, "attn=plsh", "draws=2", "references=none", "batch=2")
     assert cell(*options, "samples=4")[0] == 0
     code, document, extended, _ = cell(*options, "samples=9")
-    assert code == 0 and document["metrics"]["niah_single_1/accuracy"]["n"] == 9
+    assert code == 0
+    assert document["metrics"]["niah_single_1/accuracy"]["n"] == 9
     rows = extended["niah_single_1"]
     assert len(rows) == 9, "a sample was computed twice"
     fresh = {r["key"]: r for r in cell(*options, "samples=9", "kernel=sdpa")[2]["niah_single_1"]}  # another cell
@@ -117,7 +121,8 @@ def test_two_models_in_one_process_get_their_own_numbers(cell, definitions, tmp_
         code, document, _, _ = cell(f"model.path={folder}", *options)
         assert code == 0
         values.append(document["metrics"]["passages/bits_per_byte"]["value"])
-    assert values[0] == values[2] and abs(values[0] - values[1]) > 1e-3
+    assert values[0] == values[2]
+    assert abs(values[0] - values[1]) > 1e-3
 
 
 @pytest.fixture
@@ -155,7 +160,9 @@ def test_a_long_prompt_is_generated_from_without_its_logits(half):
     head.register_forward_hook(lambda module, given, out: seen.append(out.shape[:-1].numel()))
     context = torch.randint(5, 200, (2, 300), generator=torch.Generator().manual_seed(0))
     lm._model_generate(context, 304, ["\n"], attention_mask=torch.ones_like(context))
-    assert seen and max(seen) == 2  # one position for each of two prompts
+    assert seen
+    # one position for each of two prompts
+    assert max(seen) == 2
 
 
 def test_generation_evicts_where_the_cell_says_so(half, monkeypatch):
@@ -172,7 +179,8 @@ def test_generation_evicts_where_the_cell_says_so(half, monkeypatch):
             )
             for evict in (False, True)
         ]
-    assert torch.equal(*found) and made[1].allocated_bytes < 0.5 * made[0].allocated_bytes
+    assert torch.equal(*found)
+    assert made[1].allocated_bytes < 0.5 * made[0].allocated_bytes
 
 
 def test_lm_evals_seeds_do_not_touch_mask_draws():
@@ -203,7 +211,8 @@ def test_the_first_documents_do_not_depend_on_how_many_follow(name, data):
         return list(datasets.load_from_disk(str(prepare_documents(request, data, tokenizer).place / "test")))
 
     few, more = made(2), made(5)
-    assert len(more) == 5 and more[:2] == few
+    assert len(more) == 5
+    assert more[:2] == few
     assert len({document["input"] for document in more}) == 5
 
 
@@ -220,7 +229,8 @@ def test_examples_come_from_the_split_that_the_definition_names(definitions, dat
     for number in range(3):
         (made,) = scoring._requests(task, number, task.eval_docs[number])
         *shots, question = made.args[0].split("\n\n")
-        assert question == f"asked {number}:" and len(shots) == 2
+        assert question == f"asked {number}:"
+        assert len(shots) == 2
         assert all(shot.startswith("shown ") for shot in shots), "a test document was shown as an example"
 
 
@@ -250,13 +260,15 @@ def test_documents_that_are_not_what_was_made_are_made_again(definitions, tmp_pa
     request = Request(leaf, 64, 0, "t", 3, {}, None)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     first = prepare_documents(request, tmp_path, tokenizer)
-    assert first.count == 6 and [p.name for p in tmp_path.iterdir()] == [first.place.name]
+    assert first.count == 6
+    assert [p.name for p in tmp_path.iterdir()] == [first.place.name]
     (data,) = first.place.glob("test/*.arrow")
     (first.place / "manifest.json").unlink()  # a copy that was cut off
     assert prepare_documents(request, tmp_path, tokenizer) == first
     content = data.read_bytes()
     data.write_bytes(content.replace(b"the tenth", b"the ninth"))
-    assert prepare_documents(request, tmp_path, tokenizer) == first and data.read_bytes() == content
+    assert prepare_documents(request, tmp_path, tokenizer) == first
+    assert data.read_bytes() == content
     assert [p.name for p in tmp_path.iterdir()] == [first.place.name]
 
 
@@ -283,43 +295,53 @@ class TestRefused:
     def test_natural_text_on_a_model_of_prompts(self, cell):
         code, document, _, _ = cell("model=tiny", "task=ruler", "task.ruler.names=[niah_single_2]")
         assert code == 2
-        assert "reads natural text" in document["message"] and "tiny-books" in document["message"]
+        assert "reads natural text" in document["message"]
+        assert "tiny-books" in document["message"]
 
     def test_unknown_names(self, cell):
         code, document, _, _ = cell("task=ruler", "task.ruler.names=[niah_singel_1]")
-        assert code == 2 and "Did you mean niah_single_1?" in document["message"]
+        assert code == 2
+        assert "Did you mean niah_single_1?" in document["message"]
         code, document, _, _ = cell("task=lm_eval", "task.lm_eval.names=[longbench_narativeqa]")
-        assert code == 2 and "Did you mean longbench_narrativeqa?" in document["message"]
+        assert code == 2
+        assert "Did you mean longbench_narrativeqa?" in document["message"]
         code, document, _, _ = cell("task=lm_eval")
-        assert code == 2 and "task.lm_eval.names=[" in document["message"]
+        assert code == 2
+        assert "task.lm_eval.names=[" in document["message"]
         code, document, _, _ = cell("task=ruler", "task.ruler.names=niah_single_1")
-        assert code == 2 and document["message"] == "task.ruler.names is a list: write task.ruler.names=[...]."
+        assert code == 2
+        assert document["message"] == "task.ruler.names is a list: write task.ruler.names=[...]."
 
     def test_a_length_beside_the_context(self, cell):
         length = "+task.lm_eval.metadata.max_seq_lengths=[512]"
         code, document, _, _ = cell("task=lm_eval", "task.lm_eval.names=[niah_single_1]", length, "samples=8")
-        assert code == 2 and "the length that context says" in document["message"]
+        assert code == 2
+        assert "the length that context says" in document["message"]
 
     def test_a_definition_that_cannot_be_read(self, cell, tmp_path):
         (tmp_path / "wrong.yaml").write_text("task: wrong\n  output_type: [")
         code, document, _, _ = cell(
             "task=lm_eval", "task.lm_eval.names=[wrong]", f"task.lm_eval.include_path={tmp_path}"
         )
-        assert code == 2 and "wrong.yaml cannot be read" in document["message"]
+        assert code == 2
+        assert "wrong.yaml cannot be read" in document["message"]
 
     def test_random_weights(self, cell):
         code, document, _, _ = cell(*RULER, "model=bloom-560m", "model.weights=random", "model.layers=2")
-        assert code == 2 and "random weights" in document["message"]
+        assert code == 2
+        assert "random weights" in document["message"]
 
     def test_missing_data_names_what_would_bring_it(self, cell, language):
         code, document, _, _ = cell("model=local", language, *RULER[1:2], "task.ruler.names=[niah_single_2]")
-        assert code == 2 and "paul_graham_essays" in document["message"]
+        assert code == 2
+        assert "paul_graham_essays" in document["message"]
         assert "python -m harness.data" in document["message"]
 
     def test_a_length_that_nothing_fits_is_recorded_and_ends(self, cell):
         names = "task.ruler.names=[ruler_vt,ruler_cwe,niah_single_1]"
         code, document, _, err = cell(*RULER[:2], names, "context=200", "attn=alibi", "samples=3")
-        assert code == 0 and set(document["tasks"].values()) == {"unsupported"}
+        assert code == 0
+        assert set(document["tasks"].values()) == {"unsupported"}
         assert err.count("choose a larger context") == 3
 
 
@@ -343,7 +365,8 @@ def test_a_task_with_fewer_documents_than_samples_is_finished(cell, definitions,
     names = ("task=lm_eval", "task.lm_eval.names=[passages]", f"task.lm_eval.include_path={definitions}")
     options = ("model=local", language, *names, "context=64", "attn=alibi", "samples=50")
     code, document, rows, _ = cell(*options)
-    assert code == 0 and document["metrics"]["passages/bits_per_byte"]["n"] == 6
+    assert code == 0
+    assert document["metrics"]["passages/bits_per_byte"]["n"] == 6
     assert cell(*options)[2] == rows, "finished, and yet computed again"
 
 
@@ -365,11 +388,14 @@ class TestTooLong:
 
     def test_refused_and_told_of_the_other_way(self, cell, options):
         code, document, rows, _ = cell(*options, "attn=alibi")
-        assert code == 2 and not rows
-        assert f"{len(self.over)} of 6 prompts" in document["message"] and "too_long=skip" in document["message"]
+        assert code == 2
+        assert not rows
+        assert f"{len(self.over)} of 6 prompts" in document["message"]
+        assert "too_long=skip" in document["message"]
         assert "No prompt is ever cut" in document["message"]
         code, document, _, _ = cell(*options, "attn=alibi", "task.lm_eval.too_long=cut")
-        assert code == 2 and "task.lm_eval.too_long" in document["message"]
+        assert code == 2
+        assert "task.lm_eval.too_long" in document["message"]
 
     def test_skipped_and_counted(self, cell, options, run, capsys):
         found = {}
@@ -390,9 +416,12 @@ class TestTooLong:
     def test_the_table_says_so(self, run, options, tmp_path):
         more = (f"results={tmp_path}", "device=cpu", "attn=alibi", "task.lm_eval.too_long=skip")
         code, _, out, _ = run(*options, *more)
-        assert code == 0 and f"{6 - len(self.over)} ({len(self.over)} too long)" in out
+        assert code == 0
+        assert f"{6 - len(self.over)} ({len(self.over)} too long)" in out
         assert run(*options, *more)[1]["rows_written"] == 0
 
     def test_nothing_fits(self, cell, options):
         code, document, _, _ = cell(*options, "attn=alibi", "task.lm_eval.too_long=skip", "context=8")
-        assert code == 2 and "6 of 6 prompts" in document["message"] and "skip" not in document["message"]
+        assert code == 2
+        assert "6 of 6 prompts" in document["message"]
+        assert "skip" not in document["message"]

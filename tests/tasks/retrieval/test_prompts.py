@@ -74,7 +74,8 @@ def test_needle_question_and_answer_belong_together(encode):
         found = re.findall(r"The code number of (\S+) is (\d+)\.", sample["prompt"])
         assert len(found) == 1
         key, value = found[0]
-        assert value == sample["value"] and len(value) == needles.DIGITS
+        assert value == sample["value"]
+        assert len(value) == needles.DIGITS
         assert sample["prompt"].endswith(f"\nWhat is the code number of {key}? The code number of {key} is")
         assert sample["answer"] == f" {value}."
 
@@ -91,7 +92,8 @@ def test_depth_is_the_needles_place(encode):
 def test_each_round_has_every_depth_once_and_rounds_differ(encode):
     depths = [s["depth"] for s in make(encode, samples=40, context=160)]
     rounds = [tuple(depths[i : i + 5]) for i in range(0, 40, 5)]
-    assert all(sorted(r) == DEPTHS for r in rounds) and len(set(rounds)) > 4
+    assert all(sorted(r) == DEPTHS for r in rounds)
+    assert len(set(rounds)) > 4
 
 
 def test_sample_does_not_depend_on_how_many_are_made(encode):
@@ -102,12 +104,14 @@ def test_sample_does_not_depend_on_how_many_are_made(encode):
 def test_distractors_have_other_names(encode):
     for sample in make(encode, haystack="distractors", samples=4):
         names = re.findall(r"The code number of (\S+) is \d", sample["prompt"])
-        assert len(names) > 10 and len(names) == len(set(names))
+        assert len(names) > 10
+        assert len(names) == len(set(names))
 
 
 def test_text_haystack_is_the_users_text(encode, novel):
     text = make(encode, haystack="text", text=novel)[0]["prompt"]
-    assert "Outside, rain fell on the slates." in text and text.count("The river is wide.") <= 2
+    assert "Outside, rain fell on the slates." in text
+    assert text.count("The river is wide.") <= 2
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -124,9 +128,8 @@ def test_a_text_without_sentences_is_what_the_prompt_is_made_of(tmp_path, name, 
         assert before in said, "something else stands before the needle"
         own = next(n for n in range(len(after), -1, -1) if after[:n] in said)
         noise = after[own:].strip()
-        assert len(noise) <= 30 and {w.rstrip(".") for w in noise.split()} <= set(
-            re.split(r"\W+", " ".join(needles.NOISE))
-        )
+        assert len(noise) <= 30
+        assert {w.rstrip(".") for w in noise.split()} <= set(re.split(r"\W+", " ".join(needles.NOISE)))
         assert abs(len(before) / (len(before) + own) - sample["depth"]) < 1 / 16
         without = len(encode(f"{needles.HEADER}{needle}{' ' * bool(noise)}{noise}{question}"))
         assert sample["text_share"] == pytest.approx(1 - without / sample["tokens"], abs=0.01)
@@ -137,7 +140,8 @@ def test_a_text_has_no_part_left_out_or_added(tmp_path):
     for text in (*TEXTS.values(), NOVEL):
         for longest in (1, 7, 100):
             found = prompts.split_text(text, longest)
-            assert "".join(found) == text and max(map(len, found)) <= max(longest, 1 + len(text) - len(text.rstrip()))
+            assert "".join(found) == text
+            assert max(map(len, found)) <= max(longest, 1 + len(text) - len(text.rstrip()))
 
 
 def test_a_context_without_room_for_the_text_is_refused(encode, tmp_path):
@@ -239,5 +243,6 @@ def test_data_that_is_not_what_was_made_is_made_again(encode, tmp_path, harm):
     prompts.prepare_samples(tmp_path, encode, "t", context=255, **arguments)
     harm(place)
     again = prompts.prepare_samples(tmp_path, encode, "t", context=256, **arguments)
-    assert again.place == place and list(prompts.load_samples(place)) == make(encode, samples=4, context=256)
+    assert again.place == place
+    assert list(prompts.load_samples(place)) == make(encode, samples=4, context=256)
     assert len(list(tmp_path.iterdir())) == 2, "a draft is left"

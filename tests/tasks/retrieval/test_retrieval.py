@@ -29,7 +29,8 @@ def made(tiny, context: int, first: int) -> list[dict]:
 def test_prompts_of_several_lengths_are_answered_as_each_alone(tiny):
     samples = sorted(made(tiny, 300, 0) + made(tiny, 297, 1), key=lambda sample: sample["key"])
     rows = answer(tiny, samples)
-    assert [row.key for row in rows] == list(range(6)) and {row.tokens_seen for row in rows} == {297, 300}
+    assert [row.key for row in rows] == list(range(6))
+    assert {row.tokens_seen for row in rows} == {297, 300}
     for row, sample in zip(rows, samples, strict=True):
         (alone,) = answer(tiny, [sample])
         exact = ("prediction", "score", "doc_hash", "depth", "distance", "tokens_wanted")
@@ -53,9 +54,13 @@ def test_the_share_of_a_users_text_is_in_every_row_and_beside_the_metrics(run, t
     assert code == 0
     (part,) = tmp_path.glob("results/*/retrieval-*/parts/*.jsonl")
     shares = [json.loads(line)["text_share"] for line in part.read_text().splitlines()]
-    assert len(shares) == 4 and all(0.8 < share < 1 for share in shares)
+    assert len(shares) == 4
+    assert all(0.8 < share < 1 for share in shares)
     metric = document["metrics"]["retrieval/text_share"]
-    assert metric["value"] == pytest.approx(sum(shares) / 4) and metric["unit"] == "share of tokens"
+    assert metric["value"] == pytest.approx(sum(shares) / 4)
+    assert metric["unit"] == "share of tokens"
     for name in ("absent", "."):
         code, document, _, err = run(*options, f"task.retrieval.text={tmp_path / name}", f"results={tmp_path}")
-        assert code == 2 and "no such file" in document["message"] and "Traceback" not in err
+        assert code == 2
+        assert "no such file" in document["message"]
+        assert "Traceback" not in err
