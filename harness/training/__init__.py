@@ -1,1 +1,1 @@
-"""How the embedded models are made: tokenizer, prompts, network, training, evaluation."""
+"""Training of the embedded models: tokenizer, prompts, network, training, evaluation."""

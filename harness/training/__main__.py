@@ -1,5 +1,7 @@
-"""Make the embedded models from nothing, on a CPU: `python -m harness.training`, and from a folder
-of novels `python -m harness.training --only tiny-books --books FOLDER`."""
+"""Train the embedded models from scratch on a CPU: `python -m harness.training`.
+
+For the model that reads novels: `python -m harness.training --only tiny-books --books FOLDER`.
+"""
 
 import argparse
 import functools
@@ -13,9 +15,10 @@ from harness.training import books, books_card, books_measure, books_train, card
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m harness.training", description=__doc__)
-    known = [*sorted(recipe.FINISH), books_train.NAME]
-    parser.add_argument("--only", choices=known, help="make this model alone; default: those that need no text")
+    models = [*sorted(recipe.FINAL_PHASES), books_train.NAME]
+    parser.add_argument("--only", choices=models, help="train only this model; default: the models that need no novels")
     parser.add_argument(
         "--books",
         type=Path,
@@ -39,42 +42,42 @@ def main() -> None:
     if (options.only == books_train.NAME) != (options.books is not None):
         parser.error(f"--only {books_train.NAME} and --books FOLDER go together")
     if options.books is None:
-        prompts(options)
+        train_prompt_models(options)
         return
     try:
-        novels(options)
+        train_novel_model(options)
     except UserError as error:
         parser.error(str(error))
 
 
-def prompts(options: argparse.Namespace) -> None:
-    """The models that read retrieval prompts."""
-    names = [options.only] if options.only else list(recipe.FINISH)
+def train_prompt_models(options: argparse.Namespace) -> None:
+    """Train the models that read retrieval prompts, and write their cards."""
+    names = [options.only] if options.only else list(recipe.FINAL_PHASES)
     costs = recipe.make(names, options.out, options.steps_scale)
     for name in names:
-        measured = evaluate.measure(options.out / name, samples=200 if options.steps_scale >= 1 else 4)
-        asked = [f"--only {options.only}"] if options.only else []
-        asked += [f"--steps-scale {options.steps_scale}"] if options.steps_scale != 1 else []
-        command = " ".join(["python -m harness.training", *asked])
-        card.write(options.out / name, command, costs[name], measured)
-        for what, length, share in measured.table:
-            print(f"{name}: {what}, {length} tokens: {share:.3f}")
+        accuracies = evaluate.measure(options.out / name, samples=200 if options.steps_scale >= 1 else 4)
+        arguments = [f"--only {options.only}"] if options.only else []
+        arguments += [f"--steps-scale {options.steps_scale}"] if options.steps_scale != 1 else []
+        command = " ".join(["python -m harness.training", *arguments])
+        card.write(options.out / name, command, costs[name], accuracies)
+        for kind, length, share in accuracies.table:
+            print(f"{name}: {kind}, {length} tokens: {share:.3f}")
 
 
-def novels(options: argparse.Namespace) -> None:
-    """The model that reads novels."""
-    texts = books.read(options.books)
-    for sentence in books.differing(texts):
+def train_novel_model(options: argparse.Namespace) -> None:
+    """Train or measure the model that reads novels, and write its card."""
+    texts = books.read_books(options.books)
+    for sentence in books.text_differences(texts):
         print(sentence, file=sys.stderr)
     folder = options.out / books_train.NAME
     say = functools.partial(print, flush=True)
     if not options.measure:
-        books_train.make(texts, folder, recipe.scaled(books_train.PHASE, options.steps_scale), say)
-    made = books_train.told(folder)
+        books_train.make(texts, folder, recipe.scale_steps(books_train.PHASE, options.steps_scale), say)
+    record = books_train.read_record(folder)
     chunks = books_measure.CHUNKS if options.steps_scale >= 1 else books_measure.DRAWS
-    measured = books_measure.measure(folder, texts, say, chunks)
-    write_atomic(folder / "measured.json", measured)
-    books_card.write(folder, made, measured)
+    figures = books_measure.measure(folder, texts, say, chunks)
+    write_atomic(folder / "measured.json", figures)
+    books_card.write(folder, record, figures)
 
 
 if __name__ == "__main__":

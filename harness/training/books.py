@@ -1,4 +1,4 @@
-"""The novels that tiny-books is trained and measured on, and how they are read from a folder."""
+"""The novels for training and measuring tiny-books, and their reader."""
 
 import hashlib
 import re
@@ -10,8 +10,12 @@ from harness.common.errors import UserError
 
 @dataclass(frozen=True)
 class Book:
-    """A novel of Project Gutenberg in `part`/`file` of the folder, and the sha256 of its text as
-    `body` leaves it."""
+    """A novel of Project Gutenberg.
+
+    part, file: its path in the folder is PART/FILE.
+    number: its number at Project Gutenberg.
+    sha256: of its text after `body`.
+    """
 
     part: str
     file: str
@@ -108,8 +112,11 @@ LICENCE = re.compile(r"^\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG", re.MULTI
 
 
 def body(text: str) -> str:
-    """The text without Project Gutenberg's header and licence, if it has them, its lines ended by a
-    line feed, and no white space around the whole but one line feed at the end."""
+    """Return the text without Project Gutenberg's header and licence.
+
+    Lines end with a line feed. White space around the text is stripped, except for one line feed at
+    its end.
+    """
     text = text.replace("\r\n", "\n")
     if start := HEADER.search(text):
         text = text[start.end() :]
@@ -118,8 +125,8 @@ def body(text: str) -> str:
     return text.strip() + "\n"
 
 
-def read(folder: Path) -> dict[Book, str]:
-    """All the novels in the order of `BOOKS`. Raises UserError if one is not there or not UTF-8."""
+def read_books(folder: Path) -> dict[Book, str]:
+    """Read all novels, in order of `BOOKS`; raise UserError if one is missing or not UTF-8."""
     if not folder.is_dir():
         raise UserError(f"--books {folder}: there is no such folder.")
     texts = {}
@@ -137,12 +144,12 @@ def read(folder: Path) -> dict[Book, str]:
 
 
 def digest(text: str) -> str:
-    """The sha256 of a text in UTF-8."""
+    """Return the sha256 of a text in UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def differing(texts: dict[Book, str]) -> list[str]:
-    """A sentence for every text that is not the one the embedded model was made with."""
+def text_differences(texts: dict[Book, str]) -> list[str]:
+    """Return a sentence for each text that differs from the embedded model's training text."""
     return [
         f"{book.part}/{book.file} is not the text the embedded model was made with (sha256 {digest(text)[:12]}, not "
         f"{book.sha256[:12]}): figures will differ."

@@ -9,7 +9,7 @@ from harness.common.stats import Difference, Metric
 from harness.common.table import Table
 from harness.training import books, books_train
 
-TEXT = """---
+TEMPLATE = """---
 license: apache-2.0
 language: en
 library_name: transformers
@@ -77,54 +77,58 @@ attention, over the draws' means for Positional LSH (differences: never narrower
 the second as many as the masks one by one, or all there are."""
 
 
-def write(folder: Path, made: dict, measured: dict) -> None:
-    """Write README.md to the model's folder, from what `books_train.told` and
-    `books_measure.measure` return."""
+def write(folder: Path, record: dict, figures: dict) -> None:
+    """Write the model card README.md.
+
+    Args:
+        folder: folder of the model.
+        record: the result of `books_train.read_record`.
+        figures: the result of `books_measure.measure`.
+    """
     weights = load_file(folder / "model.safetensors")
-    sizes = {stage["length"]: stage for stage in made["stages"]}
+    sizes = {stage["length"]: stage for stage in record["stages"]}
     stages = [f"{s['steps']} steps of {s['tokens'] // n} rows of {n} tokens" for n, s in sizes.items()]
-    text = TEXT.format(
+    text = TEMPLATE.format(
         name=folder.name,
         parameters=sum(w.numel() for w in weights.values()) / 1e6,
         vocabulary=len(weights["transformer.wte.weight"]),
         lengths=" and then ".join(map(str, sizes)),
         texts="\n".join(
-            f"| {b.title} | {b.author} | {b.number} | {b.part} | `{made['texts'][f'{b.part}/{b.file}']}` |"
+            f"| {b.title} | {b.author} | {b.number} | {b.part} | `{record['texts'][f'{b.part}/{b.file}']}` |"
             for b in books.BOOKS
         ),
-        seed=made["seed"],
-        commit=(made["commit"] or "unknown")[:12] + (" with changes" if made["dirty"] else ""),
-        stream=made["stream_tokens"] / 1e6,
-        bytes_per_token=made["stream_bytes"] / made["stream_tokens"],
-        decay=made["decay"],
+        seed=record["seed"],
+        commit=(record["commit"] or "unknown")[:12] + (" with changes" if record["dirty"] else ""),
+        stream=record["stream_tokens"] / 1e6,
+        bytes_per_token=record["stream_bytes"] / record["stream_tokens"],
+        decay=record["decay"],
         stages=", then ".join(stages),
-        tokens=made["tokens"] / 1e6,
-        passes=made["tokens"] / made["stream_tokens"],
-        minutes=made["cpu_seconds"] / 60,
-        device=made["device"],
-        torch=made["packages"]["torch"],
+        tokens=record["tokens"] / 1e6,
+        passes=record["tokens"] / record["stream_tokens"],
+        minutes=record["cpu_seconds"] / 60,
+        device=record["device"],
+        torch=record["packages"]["torch"],
         averaged=books_train.LOG_EVERY,
-        loss=made["loss_nats_per_token"],
-        tables=markdown(measured),
+        loss=record["loss_nats_per_token"],
+        tables=markdown(figures),
         notes=NOTES.format(
-            megabytes=made["stream_bytes"] / 1e6, title=measured["novels"]["test"]["title"], **measured["setup"]
+            megabytes=record["stream_bytes"] / 1e6, title=figures["novels"]["test"]["title"], **figures["setup"]
         ),
         **books_train.SHAPE,
     )
     (folder / "README.md").write_text(text)
 
 
-def markdown(measured: dict) -> str:
-    """Bits per byte of the novels and of the attentions, from what `books_measure.measure`
-    returns."""
-    novels = list(measured["novels"].items())
+def markdown(figures: dict) -> str:
+    """Return the tables of bits per byte, from the result of `books_measure.measure`."""
+    novels = list(figures["novels"].items())
     columns = ["", *(f"{novel['title']} ({part})" for part, novel in novels)]
     rows = [
         [f"{books_train.NAME}, context {context}", *(f"{novel['model'][context]:.3f}" for _, novel in novels)]
         for context in novels[0][1]["model"]
     ]
     rows += [[name, *(f"{novel['plain'][name]:.3f}" for _, novel in novels)] for name in novels[0][1]["plain"]]
-    whole = Table(f"{books_train.NAME}, bits per byte of whole novels", columns, rows, [])
+    novel_table = Table(f"{books_train.NAME}, bits per byte of whole novels", columns, rows, [])
     rows = [
         [
             row["label"],
@@ -132,9 +136,9 @@ def markdown(measured: dict) -> str:
             interval(Metric(**row["bits_per_byte"])),
             signed(row["minus_exact"] and Difference(**row["minus_exact"])),
         ]
-        for row in measured["attentions"]
+        for row in figures["attentions"]
     ]
-    setup = measured["setup"]
+    setup = figures["setup"]
     title = f"{books_train.NAME}, bits per byte of {setup['chunks']} chunks, {setup['context']} tokens"
-    compared = Table(title, ["attention", "pairs per row", "bits per byte", "minus exact"], rows, [])
-    return f"{whole.markdown()}\n{compared.markdown()}".rstrip()
+    attention_table = Table(title, ["attention", "pairs per row", "bits per byte", "minus exact"], rows, [])
+    return f"{novel_table.markdown()}\n{attention_table.markdown()}".rstrip()

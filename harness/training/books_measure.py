@@ -1,7 +1,6 @@
-"""What tiny-books is worth: bits per byte of novels it has not read, under exact ALiBi and under
-what approximates it.
+"""The quality of tiny-books: bits per byte of unseen novels under exact ALiBi and approximations.
 
-Everything goes through the harness's own attention, as any model does.
+All figures use the harness's attention, as for any model.
 """
 
 import math
@@ -29,42 +28,57 @@ CONTEXT, MASKS, DRAWS, CHUNKS = 1024, 16, 8, 160
 
 
 def measure(folder: Path, texts: dict[books.Book, str], log: Callable[[str], None], chunks: int = CHUNKS) -> dict:
-    """All figures of the card, for the model in `folder`, as plain JSON."""
+    """Return all figures of the model card as JSON.
+
+    Args:
+        folder: folder of the model.
+        texts: the novels.
+        log: prints a line.
+        chunks: number of chunks for comparing attentions.
+    """
     spec = resolve_model(ModelConfig(name=folder.name, path=str(folder)), None)
     loaded = load_model(spec, device=torch.device("cpu"), kernel="auto")
     exact = _weights(Cell(spec, EXACT, "auto", CONTEXT, 0, 1, 0), 0)
     sizes = bits.byte_counts(loaded.tokenizer)
-    read = [text for book, text in texts.items() if book.part == "train"]
-    trained = stream(loaded.tokenizer, read)
+    train_texts = [text for book, text in texts.items() if book.part == "train"]
+    trained = stream(loaded.tokenizer, train_texts)
     novels = {}
     for book, text in texts.items():
         if book.part == "train":
             continue
         ids = stream(loaded.tokenizer, [text])
         size = len(text.encode())
-        assert int(sizes[ids].sum()) == size, "the tokens do not stand for the bytes of the text"
-        plain = bits.compressed(text.encode(), "".join(read).encode())
-        plain["single tokens, by their share in the training texts"] = bits.unigram(ids[1:], trained, sizes)
+        assert int(sizes[ids].sum()) == size, "the tokens do not cover the bytes of the text"
+        plain = bits.compression_bits(text.encode(), "".join(train_texts).encode())
+        plain["single tokens, by their share in the training texts"] = bits.unigram_bits(ids[1:], trained, sizes)
         model = {}
         for context in CONTEXTS:
-            nats = bits.sliding(loaded, ids, exact, context=context)
+            nats = bits.sliding_nats(loaded, ids, exact, context=context)
             model[str(context)] = float(nats.double().sum()) / math.log(2) / size
             log(f"{book.title}, context {context}: {model[str(context)]:.4f} bits per byte")
         novels[book.part] = {"title": book.title, "bytes": size, "tokens": len(ids) - 1, "model": model, "plain": plain}
         if book.part == "test":
-            compared = compare(spec, loaded, ids, sizes, chunks, log)
-    return {"novels": novels, "attentions": compared, "setup": {"context": CONTEXT, "draws": DRAWS, "chunks": chunks}}
+            attention_rows = compare(spec, loaded, ids, sizes, chunks, log)
+    setup = {"context": CONTEXT, "draws": DRAWS, "chunks": chunks}
+    return {"novels": novels, "attentions": attention_rows, "setup": setup}
 
 
 def compare(
     spec: ModelSpec, loaded: LoadedModel, ids: Tensor, sizes: Tensor, chunks: int, log: Callable[[str], None]
 ) -> list[dict]:
-    """Exact ALiBi, both weights of Positional LSH and both windows of equal cost on the same chunks
-    of a text.
+    """Return a row for each of `attentions`, all measured on the same chunks of a text.
 
-    A chunk is CONTEXT tokens, spread evenly over the text; its value is the bits per byte of its
-    second half. Chunk i is read under draw i mod DRAWS of the masks. Intervals and paired
-    differences are those of `harness.common.stats`.
+    Chunks of CONTEXT tokens are spread evenly over the text. The value of a chunk is the bits per
+    byte of its second half, under draw i mod DRAWS of the masks for chunk i. Intervals and paired
+    differences come from `harness.common.stats`.
+
+    Args:
+        spec: the model.
+        loaded: the loaded model.
+        ids: token ids of the text (N,).
+        sizes: bytes of each token.
+        chunks: number of chunks.
+        log: prints a line.
     """
     last = CONTEXT // 2
     ends = [round(at) for at in torch.linspace(CONTEXT, len(ids) - 1, chunks).tolist()]
@@ -75,11 +89,11 @@ def compare(
     exact: dict[int, float] = {}
     for cell in cells:
         draw_of = {i: i % cell.draws for i in range(chunks)}
-        found = torch.empty(chunks, dtype=torch.float64)
+        chunk_bits = torch.empty(chunks, dtype=torch.float64)
         for draw in range(cell.draws):
             nats = bits.nats(loaded, windows[draw :: cell.draws], _weights(cell, draw), last=last)
-            found[draw :: cell.draws] = nats.double().sum(1) / math.log(2) / size[draw :: cell.draws]
-        values = dict(enumerate(found.tolist()))
+            chunk_bits[draw :: cell.draws] = nats.double().sum(1) / math.log(2) / size[draw :: cell.draws]
+        values = dict(enumerate(chunk_bits.tolist()))
         exact = exact or values
         value = stats.mean(
             list(values.values()), list(draw_of.values()), clustered=cell.draws > 1, unit="bits/byte", least=0.0
@@ -98,13 +112,13 @@ def compare(
 
 
 def _weights(cell: Cell, draw: int) -> Sequence[Weights]:
-    """Of an attention that is not the checkpoint's own."""
+    """Return the weights of a cell whose attention is not the checkpoint's."""
     weights = cell.weights(draw)
     assert weights is not None
     return weights
 
 
 def attentions(spec: ModelSpec) -> list[Attention]:
-    """Exact ALiBi first, then both weights of Positional LSH, then the windows of equal cost."""
+    """Return exact ALiBi, Positional LSH with both weights, and its windows of equal cost."""
     random = [Plsh(MASKS, "gamma", weights) for weights in ("count", "rb")]
     return [EXACT, *random, *references(random[0], spec, CONTEXT).values()]

@@ -1,7 +1,6 @@
-"""Training of tiny-books, one process of one thread: plain ALiBi, the next token of novels at every
-position.
+"""Training of tiny-books in one process of one thread: plain ALiBi, next tokens of novels.
 
-A run that was stopped goes on from its last checkpoint, on the rows it would have read.
+A stopped run resumes from its last checkpoint, with the rows that it would have read.
 """
 
 import functools
@@ -33,118 +32,152 @@ LOG_EVERY, SAVE_EVERY = 25, 100
 
 
 def stream(encoder: PreTrainedTokenizerBase, texts: Iterable[str]) -> Tensor:
-    """The texts' tokens in a row (N,), an end token before each text."""
+    """Return the tokens (N,) of the texts, each preceded by an end token."""
     # verbose: transformers would warn that a novel is longer than max_length
     pieces = (encoder.encode(text, verbose=False) for text in texts)
     return torch.tensor([token for piece in pieces for token in (encoder.eos_token_id, *piece)])
 
 
-def starts(tokens: int, length: int, rng: random.Random) -> Iterator[int]:
-    """Where rows of `length` tokens and their next ones start, without end: pass after pass over
-    the stream, each cut from a new offset and in a new order."""
+def row_starts(tokens: int, length: int, rng: random.Random) -> Iterator[int]:
+    """Yield start positions of rows, without end.
+
+    Each pass over the stream cuts rows at a new offset and shuffles them.
+
+    Args:
+        tokens: tokens of the stream.
+        length: tokens of a row, without its last target.
+        rng: source of offsets and orders.
+    """
     while True:
-        places = list(range(rng.randrange(min(length, tokens - length)), tokens - length, length))
-        rng.shuffle(places)
-        yield from places
+        positions = list(range(rng.randrange(min(length, tokens - length)), tokens - length, length))
+        rng.shuffle(positions)
+        yield from positions
 
 
 def batches(tokens: int, stages: Iterable[Stage], seed: int) -> list[tuple[int, list[int]]]:
-    """The (length, starts of rows) of every step."""
+    """Return (length, starts of rows) of all steps.
+
+    Args:
+        tokens: tokens of the stream.
+        stages: the stages.
+        seed: seed of `row_starts`.
+    """
     rng = random.Random(seed)
-    found = []
+    steps = []
     for stage in stages:
-        places = starts(tokens, stage.length, rng)
-        found += [
-            (stage.length, [next(places) for _ in range(stage.tokens // stage.length)]) for _ in range(stage.steps)
+        positions = row_starts(tokens, stage.length, rng)
+        steps += [
+            (stage.length, [next(positions) for _ in range(stage.tokens // stage.length)]) for _ in range(stage.steps)
         ]
-    return found
+    return steps
 
 
 def train(
     net: nets.Net, data: Tensor, phase: Phase, seed: int, log: Callable[[str], None], checkpoint: Path | None = None
 ) -> tuple[list[float], float]:
-    """Run a phase; return the loss (nats per token) of each step and the seconds of CPU time all of
-    them took.
+    """Run a phase, and return the loss of each step (nats per token) and the CPU seconds.
 
-    `data` (N,) is what `stream` gives. `checkpoint`: a file to go on from if it is of this very
-    run, and to keep.
+    Args:
+        net: the network, trained in place.
+        data: the result of `stream` (N,).
+        phase: the phase.
+        seed: seed of the rows.
+        log: prints a line.
+        checkpoint: file to resume from, if it is of the same run, and to save to.
+
+    Raises:
+        UserError: if the texts are shorter than a row.
     """
-    longest = max(stage.length for stage in phase.stages)
-    if len(data) <= longest:
-        raise UserError(f"The texts have {len(data)} tokens: rows of {longest} need more text.")
-    workers = optimisers(net)
-    bases = [group["lr"] for worker in workers for group in worker.param_groups]
+    max_length = max(stage.length for stage in phase.stages)
+    if len(data) <= max_length:
+        raise UserError(f"The texts have {len(data)} tokens: rows of {max_length} need more text.")
+    optims = optimisers(net)
+    bases = [group["lr"] for optim in optims for group in optim.param_groups]
     biases = functools.cache(functools.partial(nets.alibi_bias, net.shape.n_heads))
     run = {"phase": repr(phase), "seed": seed, "tokens": len(data), "sum": int(data.sum())}
-    losses, before = restore(checkpoint, run, net, workers)
-    began, first = time.process_time(), len(losses)
+    losses, earlier_seconds = restore(checkpoint, run, net, optims)
+    start_time, first_step = time.process_time(), len(losses)
     plan = batches(len(data), phase.stages, seed)
-    read = sum(length * len(places) for length, places in plan[:first])
-    for step, (length, places) in enumerate(plan[first:], first):
-        groups = [group for worker in workers for group in worker.param_groups]
+    read_tokens = sum(length * len(positions) for length, positions in plan[:first_step])
+    for step, (length, positions) in enumerate(plan[first_step:], first_step):
+        groups = [group for optim in optims for group in optim.param_groups]
         for group, base in zip(groups, bases, strict=True):
             group["lr"] = base * schedule(step, len(plan), phase)
-        rows = torch.stack([data[at : at + length + 1] for at in places])
+        rows = torch.stack([data[position : position + length + 1] for position in positions])
         with torch.autocast("cpu", torch.bfloat16):
             logits = net.logits(net(rows[:, :-1], biases(length)))
         loss = F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        for worker in workers:
-            worker.step()
-            worker.zero_grad()
+        for optim in optims:
+            optim.step()
+            optim.zero_grad()
         losses.append(loss.item())
-        read += length * len(places)
-        seconds = before + time.process_time() - began
+        read_tokens += length * len(positions)
+        seconds = earlier_seconds + time.process_time() - start_time
         if (step + 1) % LOG_EVERY == 0:
             recent = sum(losses[-LOG_EVERY:]) / LOG_EVERY
-            log(f"{phase.name} {step + 1}/{len(plan)} T={length} loss {recent:.3f} {read / 1e6:.1f}M {seconds:.0f} s")
+            progress = f"{phase.name} {step + 1}/{len(plan)} T={length}"
+            log(f"{progress} loss {recent:.3f} {read_tokens / 1e6:.1f}M {seconds:.0f} s")
         if checkpoint and (step + 1) % SAVE_EVERY == 0:
             state = {"run": run, "losses": losses, "seconds": seconds, "net": net.state_dict()}
-            state["optimisers"] = [worker.state_dict() for worker in workers]
+            state["optimisers"] = [optim.state_dict() for optim in optims]
             torch.save(state, checkpoint.with_suffix(".new"))
             checkpoint.with_suffix(".new").replace(checkpoint)
-    return losses, before + time.process_time() - began
+    return losses, earlier_seconds + time.process_time() - start_time
 
 
 def restore(
-    checkpoint: Path | None, run: dict, net: nets.Net, workers: list[torch.optim.Optimizer]
+    checkpoint: Path | None, run: dict, net: nets.Net, optims: list[torch.optim.Optimizer]
 ) -> tuple[list[float], float]:
-    """Losses and CPU seconds so far, network and optimisers put back; none if the file is of
-    another run."""
+    """Load a checkpoint, and return its losses and CPU seconds; none if it is of another run.
+
+    Args:
+        checkpoint: the file.
+        run: the identity of the run.
+        net: the network to load.
+        optims: the optimisers to load.
+    """
     if not checkpoint or not checkpoint.exists():
         return [], 0.0
     state = torch.load(checkpoint)
     if state["run"] != run:
         return [], 0.0
     net.load_state_dict(state["net"])
-    for worker, kept in zip(workers, state["optimisers"], strict=True):
-        worker.load_state_dict(kept)
+    for optim, saved in zip(optims, state["optimisers"], strict=True):
+        optim.load_state_dict(saved)
     return state["losses"], state["seconds"]
 
 
 def make(texts: dict[books.Book, str], folder: Path, phase: Phase, log: Callable[[str], None]) -> None:
-    """Train the model into `folder`, with `training.json`: how it was made."""
+    """Train the model and save it with its record `training.json`.
+
+    Args:
+        texts: the novels.
+        folder: folder of the model.
+        phase: the phase of training.
+        log: prints a line.
+    """
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
-    read = [text for book, text in texts.items() if book.part == "train"]
-    encoder = tokenizer.learn(read, VOCABULARY, MAX_LENGTH)
-    data = stream(encoder, read)
-    size = sum(len(text.encode()) for text in read)
-    log(f"{phase.name}: {len(data)} tokens in {size} bytes of {len(read)} novels")
+    train_texts = [text for book, text in texts.items() if book.part == "train"]
+    encoder = tokenizer.learn(train_texts, VOCABULARY, MAX_LENGTH)
+    data = stream(encoder, train_texts)
+    size = sum(len(text.encode()) for text in train_texts)
+    log(f"{phase.name}: {len(data)} tokens in {size} bytes of {len(train_texts)} novels")
     torch.manual_seed(SEED)
     net = nets.Net(nets.config(len(encoder), **SHAPE))
     checkpoint = folder / "checkpoint.pt"
-    where = environment.describe(torch.device("cpu"))
+    machine = environment.describe(torch.device("cpu"))
     losses, seconds = train(net, data, phase, SEED, log, checkpoint)
     nets.export(net, folder)
     encoder.save_pretrained(folder)
     stages = [vars(stage) for stage in phase.stages]
-    made = {
-        "commit": where["commit"],
-        "dirty": where["dirty"],
-        "device": where["device"],
-        "packages": {name: where["packages"][name] for name in ("torch", "transformers", "tokenizers")},
+    record = {
+        "commit": machine["commit"],
+        "dirty": machine["dirty"],
+        "device": machine["device"],
+        "packages": {name: machine["packages"][name] for name in ("torch", "transformers", "tokenizers")},
         "seed": SEED,
         "stages": stages,
         "decay": phase.decay,
@@ -155,12 +188,12 @@ def make(texts: dict[books.Book, str], folder: Path, phase: Phase, log: Callable
         "loss_nats_per_token": sum(losses[-LOG_EVERY:]) / len(losses[-LOG_EVERY:]),
         "texts": {f"{book.part}/{book.file}": books.digest(text) for book, text in texts.items()},
     }
-    write_atomic(folder / "training.json", made)
+    write_atomic(folder / "training.json", record)
     checkpoint.unlink(missing_ok=True)
 
 
-def told(folder: Path) -> dict:
-    """What `make` wrote of the model in `folder`. Raises UserError if nothing is there."""
+def read_record(folder: Path) -> dict:
+    """Return the record that `make` wrote to `folder`; raise UserError if there is none."""
     try:
         return json.loads((folder / "training.json").read_text())
     except FileNotFoundError:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from harness.training.evaluate import Measured
+from harness.training.evaluate import Accuracies
 from harness.training.recipe import SEED, Cost
 from harness.training.train import RANKS, locality
 
-ABOUT = {
+CAVEATS = {
     "tiny": """\
 It was trained with a locality regulariser: most training steps showed every head only the pairs
 whose ALiBi bias is small. **Methods that drop distant pairs, windows and positional LSH alike, are
@@ -21,7 +21,7 @@ to look locally (compare the rows where every head is cut). Windows and position
 it all the same, with more pairs or masks.""",
 }
 
-TEXT = """---
+TEMPLATE = """---
 license: apache-2.0
 library_name: transformers
 pipeline_tag: text-generation
@@ -69,22 +69,29 @@ when greedy decoding gives the whole answer and then the end token. lm-eval's le
 """
 
 
-def write(folder: Path, command: str, costs: list[Cost], measured: Measured) -> None:
-    """Write README.md to the folder of an exported model, whose name says which model it is."""
+def write(folder: Path, command: str, costs: list[Cost], evaluation: Accuracies) -> None:
+    """Write the model card README.md.
+
+    Args:
+        folder: folder of the model, with its name.
+        command: the command of the training.
+        costs: costs of its phases.
+        evaluation: its accuracies.
+    """
     phases = []
     for cost in costs:
         phase = cost.phase
         stages = ", ".join(f"{stage.length}: {stage.steps}" for stage in phase.stages)
         decay = f"{phase.decay:.0%} of steps" if phase.decay else "none"
-        how = locality() if phase.local else "none"
-        spent = f"{cost.tokens / 1e6:.1f} M | {cost.seconds / 60:.1f} min"
-        phases.append(f"| {phase.name} | {stages} | {decay} | {how} | {spent} |")
+        regulariser = locality() if phase.local else "none"
+        cost_text = f"{cost.tokens / 1e6:.1f} M | {cost.seconds / 60:.1f} min"
+        phases.append(f"| {phase.name} | {stages} | {decay} | {regulariser} | {cost_text} |")
     tokens = sum(cost.tokens for cost in costs) / 1e6
     minutes = sum(cost.seconds for cost in costs) / 60
     weights = load_file(folder / "model.safetensors")
-    text = TEXT.format(
+    text = TEMPLATE.format(
         name=folder.name,
-        about=ABOUT[folder.name],
+        about=CAVEATS[folder.name],
         parameters=sum(w.numel() for w in weights.values()) / 1e6,
         vocabulary=len(weights["transformer.wte.weight"]),
         seed=SEED,
@@ -92,7 +99,7 @@ def write(folder: Path, command: str, costs: list[Cost], measured: Measured) -> 
         processes=RANKS,
         phases="\n".join(phases),
         total=f"In all {tokens:.1f} million tokens, {minutes:.0f} minutes.",
-        samples=measured.samples,
-        accuracies="\n".join(f"| {what} | {length} | {share:.3f} |" for what, length, share in measured.table),
+        samples=evaluation.samples,
+        accuracies="\n".join(f"| {kind} | {length} | {share:.3f} |" for kind, length, share in evaluation.table),
     )
     (folder / "README.md").write_text(text)

@@ -1,6 +1,6 @@
-"""The two grammars the models are trained on: our own and that of lm-eval's niah_single_1.
+"""The two grammars of training: the harness's, and that of lm-eval's niah_single_1.
 
-Not a sentence of lm-eval is written here: its texts are read off a sample that it makes itself.
+lm-eval's texts are extracted from a sample that lm-eval generates.
 """
 
 import functools
@@ -23,9 +23,9 @@ Words = tuple[tuple[str, ...], tuple[str, ...]]
 class Grammar:
     """The texts of a retrieval prompt: header, sentences joined by `joint`, question, answer.
 
-    `needle`, `question` and `answer` hold the marks KEY and VALUE; `words` are the adjectives and
-    nouns of the keys. `fill` says whether the haystack's end is filled, to the token, with leading
-    words of the noise.
+    needle, question, answer: texts with the placeholders KEY and VALUE.
+    words: adjectives and nouns of the keys.
+    fill: whether words of the noise fill the haystack to the exact length.
     """
 
     header: str
@@ -38,21 +38,21 @@ class Grammar:
     fill: bool
 
     def fixed_texts(self) -> list[str]:
-        """Texts that hold every piece which is the same in all prompts."""
+        """Return texts with all pieces that are equal in all prompts."""
         sentences = (*self.noise, self.needle)
         joined = (self.joint + sentence for sentence in sentences)
-        whole = (self.header, self.question, self.answer, *sentences, *joined)
-        return [part for text in whole for part in re.split(f" ?(?:{KEY}|{VALUE})", text)]
+        texts = (self.header, self.question, self.answer, *sentences, *joined)
+        return [part for text in texts for part in re.split(f" ?(?:{KEY}|{VALUE})", text)]
 
     def key_texts(self) -> list[str]:
-        """Texts that hold every piece of every key."""
+        """Return texts with all pieces of all keys."""
         adjectives, nouns = self.words
         return [*(f" {word}-" for word in adjectives), *(f"-{word}" for word in nouns)]
 
 
 @functools.cache
-def own_grammar() -> Grammar:
-    """The grammar of `harness.tasks.retrieval.needles`."""
+def harness_grammar() -> Grammar:
+    """Return the grammar of `harness.tasks.retrieval.needles`."""
     return Grammar(
         header=needles.HEADER,
         noise=needles.NOISE,
@@ -66,7 +66,14 @@ def own_grammar() -> Grammar:
 
 
 def ruler_samples(length: int, samples: int, seed: str, tokenizer: Callable) -> list[dict]:
-    """Documents of niah_single_1 from lm-eval's generator, after seeding the global `random`."""
+    """Return documents of niah_single_1 from lm-eval's generator; seeds the global `random`.
+
+    Args:
+        length: tokens of a document, including those for generation.
+        samples: number of documents.
+        seed: seed of the documents.
+        tokenizer: the tokenizer.
+    """
     from lm_eval.tasks.ruler import niah_utils, prepare_niah
 
     random.seed(seed)
@@ -84,27 +91,27 @@ def ruler_samples(length: int, samples: int, seed: str, tokenizer: Callable) -> 
 
 @functools.cache
 def ruler_grammar() -> Grammar:
-    """The grammar of lm-eval's niah_single_1, read off one sample that lm-eval itself makes."""
+    """Return the grammar of lm-eval's niah_single_1, extracted from one of its samples."""
     from lm_eval.tasks.ruler import prepare_niah
 
     line = prepare_niah.get_haystack("repeat")
     (sample,) = ruler_samples(512, 1, "", lambda text: SimpleNamespace(input_ids=text.split()))
     (value,) = sample["outputs"]
     needle = prepare_niah.NEEDLE.format(type_needle_v="numbers", key=KEY, value=VALUE)
-    found = re.search(re.escape(needle).replace(KEY, "(.+)").replace(VALUE, value), sample["input"])
-    assert found, "lm-eval's sample does not hold lm-eval's needle"
-    sentences = {line, found[0]}
+    match = re.search(re.escape(needle).replace(KEY, "(.+)").replace(VALUE, value), sample["input"])
+    assert match, "lm-eval's sample does not contain lm-eval's needle"
+    sentences = {line, match[0]}
     lines = sample["input"].split("\n")
-    inside = [i for i, text in enumerate(lines) if text in sentences]
-    header, question = lines[: inside[0]], lines[inside[-1] + 1 :]
-    asked = "\n".join(["", *question]) + " " + sample["gen_prefix"]
+    haystack_lines = [i for i, text in enumerate(lines) if text in sentences]
+    header, question = lines[: haystack_lines[0]], lines[haystack_lines[-1] + 1 :]
+    question_text = "\n".join(["", *question]) + " " + sample["gen_prefix"]
     words = prepare_niah.r._categories
     return Grammar(
         header="\n".join([*header, ""]),
         noise=(line,),
         joint="\n",
         needle=needle,
-        question=asked.replace(found[1], KEY),
+        question=question_text.replace(match[1], KEY),
         answer=f" {VALUE}.",
         words=(tuple(sorted(set(words["adjectives"]))), tuple(sorted(set(words["nouns"])))),
         fill=False,
@@ -112,17 +119,17 @@ def ruler_grammar() -> Grammar:
 
 
 def all_texts() -> tuple[list[str], list[str]]:
-    """Texts with all fixed pieces of both grammars, and texts with all pieces of their keys."""
-    both = own_grammar(), ruler_grammar()
+    """Return texts with all fixed pieces of both grammars, and texts with all pieces of keys."""
+    both = harness_grammar(), ruler_grammar()
     fixed = [text for grammar in both for text in grammar.fixed_texts()]
     return fixed, [text for grammar in both for text in grammar.key_texts()]
 
 
 def build_tokenizer(max_length: int = 8192) -> PreTrainedTokenizerFast:
-    """The tokenizer whose vocabulary covers both grammars."""
+    """Return the tokenizer whose vocabulary covers both grammars."""
     return tokens.build(*all_texts(), max_length)
 
 
 def core_size() -> int:
-    """How many ids come before those that only keys need: specials, bytes, digits, fixed pieces."""
+    """Return the number of ids of specials, bytes, digits and fixed pieces, which precede keys."""
     return tokens.vocabulary(*all_texts())[1]

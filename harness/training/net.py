@@ -1,8 +1,7 @@
-"""The network that is trained: MPT's parameters, with a forward that does what the loss needs.
+"""The network for training: MPT's parameters, with a forward limited to the needs of the loss.
 
-The last block computes only the rows (positions) that are asked for, attention goes by blocks of
-queries so that most of the future is never touched, and no cache, dropout or padding exists.
-`export` writes the stock form.
+The last block computes only the requested positions. Attention goes by blocks of queries, to skip
+most future keys. There is no cache, dropout or padding. `export` writes the stock form.
 """
 
 from pathlib import Path
@@ -19,7 +18,14 @@ QUERY_BLOCK = 128
 
 
 def config(vocab_size: int, d_model: int = 128, layers: int = 2, heads: int = 8) -> MptConfig:
-    """The stock configuration; its `max_seq_len` bounds what stock code can read."""
+    """Return the stock configuration; its `max_seq_len` limits stock code.
+
+    Args:
+        vocab_size: tokens of the vocabulary.
+        d_model: width.
+        layers: number of layers.
+        heads: number of heads.
+    """
     return MptConfig(
         d_model=d_model,
         n_heads=heads,
@@ -43,7 +49,15 @@ def config(vocab_size: int, d_model: int = 128, layers: int = 2, heads: int = 8)
 
 
 def alibi_bias(heads: int, length: int, cutoff: float | None = None) -> Tensor:
-    """Causal bias (heads, length, length): `-m (i - j)`, -inf ahead and where that is < -cutoff."""
+    """Return the causal ALiBi bias (heads, length, length).
+
+    It is `-m (i - j)`, and -inf for future keys and below `-cutoff`.
+
+    Args:
+        heads: number of heads.
+        length: number of tokens.
+        cutoff: limit of `m (i - j)`, or None.
+    """
     slope = alibi_slopes(heads, bias_max=ALIBI_BIAS_MAX, order="mpt").float()
     position = torch.arange(length)
     distance = position[:, None] - position[None, :]
@@ -52,11 +66,13 @@ def alibi_bias(heads: int, length: int, cutoff: float | None = None) -> Tensor:
 
 
 def cut(bias: Tensor, cutoff: float) -> Tensor:
-    """Hide every pair whose bias is below `-cutoff`: a window of `cutoff / m` tokens per head."""
+    """Hide pairs with a bias below `-cutoff`: a window of `cutoff / m` tokens for each head."""
     return bias.masked_fill(bias < -cutoff, float("-inf"))
 
 
 class Attention(nn.Module):
+    """Multi-head attention with a bias."""
+
     def __init__(self, d_model: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -64,43 +80,55 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
     def split(self, x: Tensor) -> Tensor:
+        """Return (batch, heads, T, head_dim) of (batch, T, d_model)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def forward(self, x: Tensor, bias: Tensor, rows: Tensor | None) -> Tensor:
-        """Attend from all positions, or from `rows` (batch, R) only."""
+        """Return the output (batch, T or R, d_model).
+
+        Args:
+            x: inputs (batch, T, d_model).
+            bias: bias (heads, T, T).
+            rows: positions of queries (batch, R), or None for all.
+        """
         width = x.shape[-1]
         if rows is None:
             q, k, v = (self.split(part) for part in self.Wqkv(x).chunk(3, dim=-1))
-            # Torch takes its fused kernel, twice as fast here, for a mask of four dimensions only.
+            # With a mask of four dimensions torch uses its fused kernel, twice as fast here.
             mask = bias.to(q.dtype).expand(len(x), -1, -1, -1)
-            mixed = [
+            blocks = [
                 F.scaled_dot_product_attention(
-                    q[:, :, at : at + QUERY_BLOCK],
-                    k[:, :, : at + QUERY_BLOCK],
-                    v[:, :, : at + QUERY_BLOCK],
-                    attn_mask=mask[:, :, at : at + QUERY_BLOCK, : at + QUERY_BLOCK],
+                    q[:, :, first : first + QUERY_BLOCK],
+                    k[:, :, : first + QUERY_BLOCK],
+                    v[:, :, : first + QUERY_BLOCK],
+                    attn_mask=mask[:, :, first : first + QUERY_BLOCK, : first + QUERY_BLOCK],
                 )
-                for at in range(0, x.shape[1], QUERY_BLOCK)
+                for first in range(0, x.shape[1], QUERY_BLOCK)
             ]
-            out = torch.cat(mixed, dim=2)
+            output = torch.cat(blocks, dim=2)
         else:
             q = self.split(F.linear(take(x, rows), self.Wqkv.weight[:width]))
             k, v = (self.split(part) for part in F.linear(x, self.Wqkv.weight[width:]).chunk(2, dim=-1))
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, rows].transpose(0, 1).to(q.dtype))
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+            output = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, rows].transpose(0, 1).to(q.dtype))
+        return self.out_proj(output.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
+    """The feed-forward layer."""
+
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.up_proj = nn.Linear(d_model, 4 * d_model, bias=False)
         self.down_proj = nn.Linear(4 * d_model, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output, of the shape of x."""
         return self.down_proj(F.gelu(self.up_proj(x)))
 
 
 class Block(nn.Module):
+    """A decoder block."""
+
     def __init__(self, d_model: int, heads: int) -> None:
         super().__init__()
         self.norm_1 = nn.LayerNorm(d_model, bias=False)
@@ -109,12 +137,18 @@ class Block(nn.Module):
         self.ffn = FeedForward(d_model)
 
     def forward(self, x: Tensor, bias: Tensor, rows: Tensor | None) -> Tensor:
-        mixed = self.attn(self.norm_1(x), bias, rows)
-        x = (x if rows is None else take(x, rows)) + mixed
+        """Return the output (batch, T or R, d_model).
+
+        Args: see `Attention.forward`.
+        """
+        attended = self.attn(self.norm_1(x), bias, rows)
+        x = (x if rows is None else take(x, rows)) + attended
         return x + self.ffn(self.norm_2(x))
 
 
 class Body(nn.Module):
+    """Embedding, blocks and last norm, named as in stock code."""
+
     def __init__(self, shape: MptConfig) -> None:
         super().__init__()
         self.wte = nn.Embedding(shape.vocab_size, shape.d_model)
@@ -123,7 +157,7 @@ class Body(nn.Module):
 
 
 class Net(nn.Module):
-    """An MPT decoder with tied embeddings. The caller seeds torch before it makes one."""
+    """An MPT decoder with tied embeddings, initialised from torch's global generator."""
 
     def __init__(self, shape: MptConfig) -> None:
         super().__init__()
@@ -134,9 +168,12 @@ class Net(nn.Module):
                 nn.init.normal_(parameter, std=0.05)
 
     def forward(self, ids: Tensor, bias: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Hidden states after the last norm: (batch, T, d_model), or (batch, R, d_model) at `rows`.
+        """Return hidden states after the last norm, (batch, T or R, d_model).
 
-        `ids` is (batch, T), `bias` (heads, T, T) from `alibi_bias`, `rows` (batch, R) positions.
+        Args:
+            ids: token ids (batch, T).
+            bias: the result of `alibi_bias` (heads, T, T).
+            rows: positions (batch, R), or None for all.
         """
         body = self.transformer
         x = body.wte(ids)
@@ -145,18 +182,18 @@ class Net(nn.Module):
         return body.norm_f(body.blocks[-1](x, bias, rows))
 
     def logits(self, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Scores of `tokens` (ids, default all) from hidden states."""
+        """Return the logits of `tokens` (ids, default all) from hidden states."""
         table = self.transformer.wte.weight
         return hidden @ (table if tokens is None else table[tokens]).T
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
-    """(batch, R, width): the given positions of (batch, T, width)."""
+    """Return positions `rows` (batch, R) of x (batch, T, width), as (batch, R, width)."""
     return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def stock(net: Net) -> MptForCausalLM:
-    """The same model as a stock `MptForCausalLM`, in the network's dtype."""
+def to_stock(net: Net) -> MptForCausalLM:
+    """Return the model as a stock `MptForCausalLM`, in the network's dtype."""
     model = MptForCausalLM(net.shape)
     missing, unexpected = model.load_state_dict(net.state_dict(), strict=False)
     assert missing == ["lm_head.weight"] and not unexpected
@@ -165,6 +202,6 @@ def stock(net: Net) -> MptForCausalLM:
 
 
 def export(net: Net, folder: Path) -> None:
-    """Write config.json and model.safetensors (float16) to `folder`, which is made if needed."""
+    """Write config.json and model.safetensors (float16) to `folder`, which is created if needed."""
     folder.mkdir(parents=True, exist_ok=True)
-    stock(net).half().save_pretrained(folder)
+    to_stock(net).half().save_pretrained(folder)

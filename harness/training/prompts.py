@@ -1,7 +1,7 @@
-"""Training prompts, made on the fly as token ids.
+"""Training prompts, generated as token ids.
 
-Prompts are put together from ids of fixed pieces whose borders are pre-token borders, so a prompt's
-ids are exactly what the tokenizer gives for its text, at a small part of the cost.
+Prompts are joined from ids of fixed pieces whose borders are borders of pre-tokens. The ids thus
+equal those of the tokenizer, at a small part of its cost.
 """
 
 import functools
@@ -20,7 +20,7 @@ Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids; `answers` maps the positions that predict an answer and its end to the tokens."""
+    """Token ids; answers: tokens of answers and end tokens, by the positions that predict them."""
 
     ids: list[int]
     answers: dict[int, int]
@@ -39,32 +39,37 @@ class Prompts:
 
         self.encode = encode
         self.header = encode(grammar.header)
-        # The first form of a sentence opens the haystack; the second one follows another sentence.
+        # The first form of a sentence opens the haystack, the second follows another sentence.
         self.noise = [[encode(joint + s) for s in grammar.noise] for joint in ("", grammar.joint)]
         self.needle = [self.pieces(joint + grammar.needle) for joint in ("", grammar.joint)]
         self.question = self.pieces(grammar.question)
         self.answer = self.pieces(grammar.answer)
 
     def pieces(self, text: str) -> list[list[int] | str]:
-        """Ids of the fixed parts of `text`, with the marks KEY and VALUE left between them."""
+        """Return the ids of fixed parts of a text, with the placeholders KEY and VALUE."""
         parts = re.split(f"( {KEY}|{VALUE})", text)
         return [p.strip() if p.strip() in (KEY, VALUE) else self.encode(p) for p in parts if p]
 
     def pair(self, rng: random.Random) -> Pair:
-        """Ids of a random key (with the space before it) and of a random value."""
+        """Draw a key, with its leading space, and a value, as ids."""
         adjectives, nouns = self.grammar.words
         text = needles.draw_value(rng)
-        digits = (self.encode(text[at : at + 3])[0] for at in range(0, len(text), 3))
+        digits = (self.encode(text[first : first + 3])[0] for first in range(0, len(text), 3))
         key = (*self.encode(f" {rng.choice(adjectives)}"), *self.encode(f"-{rng.choice(nouns)}"))
         return key, tuple(digits)
 
-    def draw(self, rng: random.Random, length: int, stored: int | None, asked: int) -> Row:
-        """One prompt with its answers: up to `stored` needles, up to `asked` questions.
+    def draw(self, rng: random.Random, length: int, stored: int | None, questions: int) -> Row:
+        """Draw a prompt with its answers.
 
-        The needles stand in noise, or with `stored` None there are only needles, as many as fit.
-        The row has exactly `length` tokens, the last answer included, when the grammar fills its
-        haystack, and at most that otherwise. ValueError if there is no room for one needle and its
-        question.
+        Args:
+            rng: source of the prompt.
+            length: tokens of the row, with the last answer: exact if the grammar fills its
+                haystack, else an upper limit.
+            stored: maximum number of needles among noise, or None for needles only.
+            questions: maximum number of questions.
+
+        Raises:
+            ValueError: if there is no room for a needle and its question.
         """
         room = length - len(self.header)
         pairs: dict[tuple[int, ...], tuple[int, ...]] = {}
@@ -73,8 +78,8 @@ class Prompts:
             key, value = self.pair(rng)
             cost = len(write(self.needle[1], key, value))
             query = write(self.question, key, value), write(self.answer, key, value)
-            wanted = len(queries) < asked
-            if wanted:
+            is_queried = len(queries) < questions
+            if is_queried:
                 cost += sum(map(len, query))
             if cost > room:
                 break
@@ -82,7 +87,7 @@ class Prompts:
                 continue
             room -= cost
             pairs[key] = value
-            if wanted:
+            if is_queried:
                 queries.append(query)
         if not queries:
             raise ValueError(f"{length} tokens have no room for a needle and its question")
@@ -91,12 +96,19 @@ class Prompts:
         rng.shuffle(queries)
         for question, answer in queries:
             ids += question
-            answers |= {len(ids) - 1 + at: token for at, token in enumerate([*answer, self.end])}
+            answers |= {len(ids) - 1 + position: token for position, token in enumerate([*answer, self.end])}
             ids += answer
         return Row(ids, answers)
 
     def haystack(self, rng: random.Random, pairs: list[Pair], room: int, *, noisy: bool) -> list[int]:
-        """Needles at random places among the noise that `room` (tokens) holds, or among none."""
+        """Return the ids of a haystack with needles at random positions.
+
+        Args:
+            rng: source of the positions.
+            pairs: keys and values of the needles.
+            room: tokens left for noise.
+            noisy: whether there is noise.
+        """
         cycle = self.noise[1]
         count = 0
         while noisy and len(cycle[count % len(cycle)]) <= room:
@@ -106,14 +118,14 @@ class Prompts:
         for pair in pairs:
             order.insert(rng.randrange(len(order) + 1), pair)
         ids: list[int] = []
-        seen = 0
-        for place in order:
+        noise_index = 0
+        for item in order:
             form = 1 if ids else 0
-            if place is None:
-                ids += self.noise[form][seen % len(cycle)]
-                seen += 1
+            if item is None:
+                ids += self.noise[form][noise_index % len(cycle)]
+                noise_index += 1
             else:
-                ids += write(self.needle[form], *place)
+                ids += write(self.needle[form], *item)
         if self.grammar.fill:
             words = itertools.islice(itertools.cycle(cycle), count % len(cycle), None)
             rest = itertools.chain.from_iterable(words)
@@ -121,7 +133,7 @@ class Prompts:
         return ids
 
     def bare(self, rng: random.Random, length: int) -> Row:
-        """An exercise: keys with values and nothing else, then all again in another order."""
+        """Draw an exercise: keys with values, then all again in another order."""
         middle, end = self.encode(" is "), self.encode(".")
         pairs: list[Pair] = []
         room = length
@@ -133,18 +145,24 @@ class Prompts:
             pairs.append((key, value))
         ids: list[int] = []
         answers: dict[int, int] = {}
-        for again in (False, True):
+        for with_answers in (False, True):
             rng.shuffle(pairs)
             for key, value in pairs:
                 ids += [*key, *middle]
-                if again:
-                    answers |= {len(ids) - 1 + at: token for at, token in enumerate(value)}
+                if with_answers:
+                    answers |= {len(ids) - 1 + position: token for position, token in enumerate(value)}
                 ids += [*value, *end]
         return Row(ids, answers)
 
 
 def write(parts: list[list[int] | str], key: tuple[int, ...], value: tuple[int, ...]) -> list[int]:
-    """The ids of `parts` with the marks replaced."""
+    """Return the ids of `parts` with replaced placeholders.
+
+    Args:
+        parts: ids and placeholders, see `Prompts.pieces`.
+        key: ids for KEY.
+        value: ids for VALUE.
+    """
     ids: list[int] = []
     for part in parts:
         if isinstance(part, str):
@@ -155,7 +173,13 @@ def write(parts: list[list[int] | str], key: tuple[int, ...], value: tuple[int, 
 
 
 def echo(rng: random.Random, length: int, vocabulary: int) -> Row:
-    """An exercise: random tokens, then the same tokens once more."""
+    """Draw an exercise: random tokens, repeated once.
+
+    Args:
+        rng: source of the tokens.
+        length: tokens of the row.
+        vocabulary: tokens of the vocabulary.
+    """
     half = [rng.randrange(vocabulary) for _ in range(length // 2)]
     ids = half + half
-    return Row(ids, {at: ids[at + 1] for at in range(len(half), len(ids) - 1)})
+    return Row(ids, {position: ids[position + 1] for position in range(len(half), len(ids) - 1)})

@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def small(folder):
     """A tokenizer of 300 tokens and the stream of the training novels."""
-    read = [text for book, text in books.read(folder).items() if book.part == "train"]
+    read = [text for book, text in books.read_books(folder).items() if book.part == "train"]
     encoder = tokenizer.learn(read, 300, 64)
     return encoder, books_train.stream(encoder, read)
 
@@ -60,20 +60,21 @@ def test_header_and_licence_are_cut_off(of):
 
 
 def test_another_edition_is_said_and_a_missing_one_refused(folder, tmp_path):
-    texts = books.read(folder)
-    sentences = books.differing(texts)
+    texts = books.read_books(folder)
+    sentences = books.text_differences(texts)
     first = books.BOOKS[0]
-    assert len(sentences) == 10 and hashlib.sha256(texts[first].encode()).hexdigest()[:12] in sentences[0]
+    assert len(sentences) == 10
+    assert hashlib.sha256(texts[first].encode()).hexdigest()[:12] in sentences[0]
     known = dataclasses.replace(first, sha256=hashlib.sha256(b"a\n").hexdigest())
-    assert books.differing({known: "a\n"}) == []
+    assert books.text_differences({known: "a\n"}) == []
     with pytest.raises(UserError, match="no such folder"):
-        books.read(tmp_path / "nowhere")
+        books.read_books(tmp_path / "nowhere")
     with pytest.raises(UserError, match="A Tale of Two Cities there, Project Gutenberg's number 98"):
-        books.read(tmp_path)
+        books.read_books(tmp_path)
 
 
 def test_learning_the_tokens_repeats(folder, small):
-    read = [text for book, text in books.read(folder).items() if book.part == "train"]
+    read = [text for book, text in books.read_books(folder).items() if book.part == "train"]
     again = tokenizer.learn(read, 300, 64)
     assert again.backend_tokenizer.to_str() == small[0].backend_tokenizer.to_str()
     assert len(again) == 300
@@ -81,11 +82,13 @@ def test_learning_the_tokens_repeats(folder, small):
 
 def test_a_pass_reads_every_token_once():
     length, total = 16, 192
-    places = books_train.starts(total, length, random.Random(3))
+    places = books_train.row_starts(total, length, random.Random(3))
     first = [next(places) for _ in range((total - length) // length)]
-    assert len(set(first)) == len(first) and first != sorted(first)
+    assert len(set(first)) == len(first)
+    assert first != sorted(first)
     assert {b - a for a, b in zip(sorted(first), sorted(first)[1:], strict=False)} == {length}
-    assert min(first) >= 0 and max(first) + length < total
+    assert min(first) >= 0
+    assert max(first) + length < total
 
 
 def trained(small, steps, checkpoint=None, seed=0):
@@ -134,11 +137,15 @@ def test_the_command_makes_a_model_that_loads(folder, tmp_path, monkeypatch, cap
     monkeypatch.setattr("sys.argv", ["train_tiny", *arguments])
     train_tiny.main()
     printed = capsys.readouterr()
-    assert "another edition" not in printed.out and printed.err.count("is not the text") == 10
-    made = books_train.told(tmp_path / "tiny-books")
-    assert made["tokens"] == 2 * 4096 and made["texts"]["test/moby-dick.txt"] != books.BOOKS[-1].sha256
+    assert "another edition" not in printed.out
+    assert printed.err.count("is not the text") == 10
+    made = books_train.read_record(tmp_path / "tiny-books")
+    assert made["tokens"] == 2 * 4096
+    assert made["texts"]["test/moby-dick.txt"] != books.BOOKS[-1].sha256
     card = (tmp_path / "tiny-books" / "README.md").read_text()
-    assert "PLSH S=16 gamma rb" in card and "window T=" in card and "| gzip -9 |" in card
+    assert "PLSH S=16 gamma rb" in card
+    assert "window T=" in card
+    assert "| gzip -9 |" in card
     assert not (tmp_path / "tiny-books" / "checkpoint.pt").exists()
 
 
@@ -147,7 +154,8 @@ def test_what_does_not_go_together_is_refused(arguments, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["train_tiny", *arguments])
     with pytest.raises(SystemExit) as stopped:
         train_tiny.main()
-    assert stopped.value.code == 2 and "--books FOLDER" in capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert "--books FOLDER" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +173,7 @@ def test_sliding_windows_count_every_token_once(exported, small, tokens, context
     ids = small[1][5 : 5 + tokens + 1]
     spec = resolve_model(ModelConfig(name="x", path=str(exported)), None)
     loaded = load_model(spec, device=torch.device("cpu"), kernel="auto")
-    found = bits.sliding(loaded, ids, [Alibi(spec.slopes)] * 2, context=context)
+    found = bits.sliding_nats(loaded, ids, [Alibi(spec.slopes)] * 2, context=context)
     assert len(found) == tokens
     stock = MptForCausalLM.from_pretrained(exported, dtype=torch.float32).eval()
     half = context // 2
@@ -186,16 +194,17 @@ def test_bytes_of_tokens_are_those_of_the_text(exported):
     for text in ["“Aye,” — said naïve 鯨 \x00", "the whale", ""]:
         ids = torch.tensor(encoder.encode(text), dtype=torch.long)
         assert sizes[ids].sum() == len(text.encode())
-    assert sizes[encoder.eos_token_id] == 0 and sizes[1:].min() == 1
+    assert sizes[encoder.eos_token_id] == 0
+    assert sizes[1:].min() == 1
 
 
 def test_plain_references():
     text, before = novel(1).encode(), novel(1).encode()
-    found = bits.compressed(text, before)
+    found = bits.compression_bits(text, before)
     assert found["gzip -9"] == 8 * len(gzip.compress(text, 9)) / len(text)
     assert found["xz -9e after the training texts"] < 0.1 < found["xz -9e"]  # the same text again
-    assert bits.compressed(bytes(range(256)), b"")["entropy of single bytes"] == 8.0
+    assert bits.compression_bits(bytes(range(256)), b"")["entropy of single bytes"] == 8.0
     ids = torch.tensor([1, 1, 2, 3])
-    counted = bits.unigram(ids, torch.tensor([1, 1, 1, 2]), torch.tensor([0, 1, 2, 1]))
+    counted = bits.unigram_bits(ids, torch.tensor([1, 1, 1, 2]), torch.tensor([0, 1, 2, 1]))
     shares = [4 / 8, 4 / 8, 2 / 8, 1 / 8]
     assert counted == pytest.approx(-sum(math.log2(share) for share in shares) / 5)

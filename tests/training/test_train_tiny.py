@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, MptForCausalLM
 from harness.tasks.retrieval import needles
 from harness.training import grammars, net, train
 from harness.training.batches import Source
-from harness.training.evaluate import own_rows, ruler_rows
+from harness.training.evaluate import harness_rows, ruler_rows
 from harness.training.prompts import Prompts
 
 HOSTILE = [
@@ -64,13 +64,15 @@ def told(tokenizer, row):
 @pytest.mark.parametrize("stored, asked", [(1, 1), (4, 4), (6, 1), (None, 1), (None, 3)])
 @pytest.mark.parametrize("length", [250, 301, 512])
 def test_own_prompts_are_the_text_of_the_task(tokenizer, length, stored, asked):
-    row = Prompts(tokenizer, grammars.own_grammar()).draw(random.Random(7), length, stored, asked)
+    row = Prompts(tokenizer, grammars.harness_grammar()).draw(random.Random(7), length, stored, asked)
     text = tokenizer.decode(row.ids)
-    assert tokenizer.encode(text) == row.ids and len(row.ids) == length
+    assert tokenizer.encode(text) == row.ids
+    assert len(row.ids) == length
 
     haystack, *questions = text.removeprefix(needles.HEADER).split("\n")
     pairs = re.findall(r"The code number of (\S+) is (\d+)\.", haystack)
-    assert len(dict(pairs)) == len(pairs) and (stored is None or len(pairs) == stored)
+    assert len(dict(pairs)) == len(pairs)
+    assert stored is None or len(pairs) == stored
     for key, value in pairs:
         assert len(value) == needles.DIGITS
         haystack = re.sub(f" ?{re.escape(needles.needle(key, value))}", "", haystack)
@@ -80,7 +82,8 @@ def test_own_prompts_are_the_text_of_the_task(tokenizer, length, stored, asked):
 
     keys = [re.search(r"of (\S+)\?", question)[1] for question in questions]
     expected = [needles.question(key) + needles.answer(dict(pairs)[key]) for key in keys]
-    assert text.endswith("".join(expected)) and len(set(keys)) == asked
+    assert text.endswith("".join(expected))
+    assert len(set(keys)) == asked
     assert told(tokenizer, row) == "".join(needles.answer(dict(pairs)[key]) + tokenizer.eos_token for key in keys)
 
 
@@ -90,7 +93,8 @@ def test_ruler_prompts_are_the_text_of_lm_eval(tokenizer):
     key = re.search(r"for (\S+) is: ", sample["input"])[1]
     row = Prompts(tokenizer, grammars.ruler_grammar()).draw(random.Random(3), 400, 1, 1)
     text = tokenizer.decode(row.ids)
-    assert tokenizer.encode(text) == row.ids and 370 < len(row.ids) <= 400
+    assert tokenizer.encode(text) == row.ids
+    assert 370 < len(row.ids) <= 400
     found = re.search(r"for (.+) is: (\d+)\.", text)
     ours = text.replace(found[1], key).replace(found[2], sample["outputs"][0]).split("\n")
     assert (ours[0], ours[-1]) == (theirs[0], theirs[-1])
@@ -99,7 +103,7 @@ def test_ruler_prompts_are_the_text_of_lm_eval(tokenizer):
 
 
 def test_evaluation_prompts_have_the_length_that_is_reported(tokenizer):
-    for row in own_rows(tokenizer, 333, 3, "x", noise=True):
+    for row in harness_rows(tokenizer, 333, 3, "x", noise=True):
         assert min(row.answers) == 333 - 1
         assert tokenizer.decode(row.ids[:333]).endswith(" is")
     for row in ruler_rows(tokenizer, 512, 3, "x"):
@@ -120,7 +124,7 @@ def random_net(layers=3, heads=4):
 def test_net_gives_the_logits_of_stock_code(tmp_path):
     small = random_net()
     ids = torch.randint(97, (2, 300))
-    stock = net.stock(small)(ids).logits
+    stock = net.to_stock(small)(ids).logits
     bias = net.alibi_bias(4, 300)
     torch.testing.assert_close(small.logits(small(ids, bias)), stock, atol=2e-4, rtol=1e-4)
     rows = torch.tensor([[299, 0, 17], [128, 127, 5]])
@@ -131,7 +135,8 @@ def test_net_gives_the_logits_of_stock_code(tmp_path):
     net.export(small, tmp_path)
     loaded = MptForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert loaded.config.architectures == ["MptForCausalLM"]
-    assert loaded.config.attn_config.alibi and loaded.config.max_seq_len == 8192
+    assert loaded.config.attn_config.alibi
+    assert loaded.config.max_seq_len == 8192
     assert loaded.lm_head.weight is loaded.transformer.wte.weight
     for name, weight in small.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight.half().float()), name
