@@ -46,12 +46,12 @@ def _report(outcome: Outcome) -> int:
     if outcome.current:
         print(f"{len(outcome.current)} cells were there already.")
     if outcome.failed:
-        print(f"{len(outcome.left)} cells are not uploaded: {outcome.failed}", file=sys.stderr)
+        print(f"{len(outcome.unreached)} cells are not uploaded: {outcome.failed}", file=sys.stderr)
     document = {
         "status": "failed" if outcome.failed else "ok",
         "uploaded": {cell_id: uploaded["url"] for cell_id, uploaded in outcome.done.items()},
         "current": outcome.current,
-        "left": outcome.left,
+        "left": outcome.unreached,
     }
     print(json.dumps(document))
     return EXIT_FAILED if outcome.failed else EXIT_OK

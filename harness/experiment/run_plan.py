@@ -78,7 +78,7 @@ def run_plan(plan: Plan, stop: StopRequest, tracker: Tracker, team: Team) -> tup
         # a full disk: the view can be rebuilt later, the run goes on
         with contextlib.suppress(OSError):
             reader.write_view(plan.results, cell.cell_id)
-        tracker.add(plan.results, cell.cell_id, plan.tracking, own=cell is plan.cell)
+        tracker.add(plan.results, cell.cell_id, plan.tracking, requested=cell is plan.cell)
     outcomes = {status for tasks in statuses.values() for status in tasks.values()}
     if not team.leads:
         return _exit_code(outcomes), {}

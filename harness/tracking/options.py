@@ -1,4 +1,4 @@
-"""tracking.*: the options of W&B's mirror, as Hydra types them."""
+"""The options tracking.* of the W&B mirror, as Hydra's schema."""
 
 from dataclasses import dataclass, field
 

@@ -1,13 +1,15 @@
-"""`python -m harness.tracking.upload FOLDER`: the process that talks to W&B. It reads
-FOLDER/request.json and appends one line to FOLDER/replies.jsonl for each run; whoever started it
-may kill it at any moment.
+"""`python -m harness.tracking.upload FOLDER`: the process that talks to W&B.
 
-request: {"mode": online or offline, "without_key": the mode where there is no API key, or null,
-"patience": seconds, "folder": where offline runs go, "runs": [{"content", "hash", "row_hash",
-"project", "entity", "run_id", "sweep_id", "offline": the folder that holds just this, or null}]}.
-reply: {"cell_id", "mode", "entity", "url", "folder"} for a run that was written; {"cell_id",
-"mode", "current"} for one that was there; {"no_key": true}; or {"failed": why}, after which nothing
-is tried.
+It reads FOLDER/request.json and appends a line to FOLDER/replies.jsonl for each run. Its parent may
+kill it at any moment.
+
+A request has mode (online or offline), without_key (the mode without an API key, or null), patience
+(seconds), folder (for offline runs) and runs. Each run has content, hash, row_hash, project,
+entity, run_id, sweep_id, and offline: the folder that already holds this content, or null.
+
+A reply has cell_id, mode, entity, url and folder for an uploaded run, or cell_id, mode and current
+for a run that was up to date. Other replies are {"no_key": true} and {"failed": message}, which is
+the last one.
 """
 
 import json
@@ -24,17 +26,18 @@ from typing import Literal
 
 import wandb
 
-CONTENT, ROW = "mirror/content", "mirror/row"  # in a run's summary: what it holds
+CONTENT_HASH, ROW_HASH = "mirror/content", "mirror/row"  # keys of a run's summary
 
 
 def main(folder: Path) -> None:
-    os.dup2(2, 1)  # whatever wandb prints: this process has no stdout
+    """Upload the runs of folder/request.json, and write folder/replies.jsonl."""
+    os.dup2(2, 1)  # wandb may print: stdout is redirected to stderr
     request = json.loads((folder / "request.json").read_text())
-    signal.alarm(math.ceil(request["patience"]) + 10)  # for the case that whoever started it was killed
+    signal.alarm(math.ceil(request["patience"]) + 10)  # in case the parent was killed
     with (folder / "replies.jsonl").open("w") as replies:
 
-        def reply(**answer: object) -> None:
-            replies.write(json.dumps(answer) + "\n")
+        def reply(**fields: object) -> None:
+            replies.write(json.dumps(fields) + "\n")
             replies.flush()
 
         try:
@@ -43,32 +46,30 @@ def main(folder: Path) -> None:
                 mode = request["without_key"]
                 reply(no_key=True)
             if mode == "online":
-                _knock(min(10.0, request["patience"] / 3))
-            place = folder if mode == "online" else Path(request["folder"])
-            if mode == "offline":  # copies of artifacts stay with the runs that name them
-                os.environ["WANDB_DATA_DIR"] = str(place / "wandb")
-            for wanted in request["runs"] if mode else ():
-                cell = {"cell_id": wanted["content"]["cell_id"], "mode": mode}
-                if mode == "offline" and wanted["offline"]:
+                _check_server(min(10.0, request["patience"] / 3))
+            target = folder if mode == "online" else Path(request["folder"])
+            if mode == "offline":  # keep copies of artifacts with their runs
+                os.environ["WANDB_DATA_DIR"] = str(target / "wandb")
+            for run in request["runs"] if mode else ():
+                cell = {"cell_id": run["content"]["cell_id"], "mode": mode}
+                if mode == "offline" and run["offline"]:
                     reply(**cell, current=True)
                 else:
-                    reply(**cell, **_write(wanted, mode, place))
-        except Exception as error:  # every fault of the mirror is a sentence to whoever started it
-            reply(failed=_told(error))
+                    reply(**cell, **_write(run, mode, target))
+        except Exception as error:  # the parent gets a message for any failure
+            reply(failed=_one_line(error))
 
 
 def _has_key() -> bool:
-    """Whether the environment, netrc or W&B's settings hold a key. Nothing is asked: stdin is no
-    terminal."""
+    """Return whether environment, netrc or settings hold an API key."""
     try:
         return bool(wandb.login(verify=False))
     except wandb.errors.UsageError:
         return False
 
 
-def _knock(seconds: float) -> None:
-    """Raise OSError if nothing answers at the server's address: wandb itself tries that for half a
-    minute."""
+def _check_server(seconds: float) -> None:
+    """Raise OSError if the server does not answer, which wandb would notice after half a minute."""
     url = wandb.setup().settings.base_url
     try:
         urllib.request.urlopen(url, timeout=seconds).close()
@@ -80,9 +81,11 @@ def _knock(seconds: float) -> None:
 
 
 def settings() -> wandb.Settings:
-    """What W&B must not collect. All that belongs to a run is in the record: host and process data,
-    the packages, the git patch, the code and the console would come from this process, not from the
-    one that computed, and console and code may hold what must not be sent."""
+    """Return settings that keep W&B from collecting data.
+
+    Host, packages, git state, code and console would be those of this process, not of the run, and
+    code and console may be confidential. The record has all facts of the run.
+    """
     return wandb.Settings(
         console="off",
         disable_code=True,
@@ -99,26 +102,26 @@ def settings() -> wandb.Settings:
     )
 
 
-def _write(wanted: dict, mode: Literal["online", "offline"], place: Path) -> dict:
-    """One run, written whole. Returns {"entity", "url", "folder"}."""
-    content = wanted["content"]
-    chosen = settings()
-    chosen.sweep_id = wanted["sweep_id"]
+def _write(request: dict, mode: Literal["online", "offline"], folder: Path) -> dict:
+    """Upload a run completely, and return its entity, url and folder."""
+    content = request["content"]
+    options = settings()
+    options.sweep_id = request["sweep_id"]
     run = wandb.init(
         mode=mode,
-        dir=place,
-        project=wanted["project"],
-        entity=wanted["entity"],
-        id=wanted["run_id"],
+        dir=folder,
+        project=request["project"],
+        entity=request["entity"],
+        id=request["run_id"],
         resume="allow",
         allow_val_change=True,
-        settings=chosen,
+        settings=options,
         **{key: content[key] for key in ("name", "group", "job_type", "tags", "config")},
     )
     try:
-        before = dict(run.summary)
-        if before.get(CONTENT) != wanted["hash"]:
-            _fill(run, wanted, new_row=before.get(ROW) != wanted["row_hash"])
+        summary = dict(run.summary)
+        if summary.get(CONTENT_HASH) != request["hash"]:
+            _fill(run, request, new_row=summary.get(ROW_HASH) != request["row_hash"])
         if content["status"] == "stopped":
             run.mark_preempting()
         run.finish(exit_code={"ok": 0, "stopped": 75}.get(content["status"], 1))
@@ -126,13 +129,13 @@ def _write(wanted: dict, mode: Literal["online", "offline"], place: Path) -> dic
         run.finish(exit_code=1)
         raise
     if mode == "offline":
-        return {"entity": wanted["entity"], "url": None, "folder": Path(run.dir).parent.name}
-    _confirm(f"{run.entity}/{run.project}/{run.id}", wanted["hash"])
+        return {"entity": request["entity"], "url": None, "folder": Path(run.dir).parent.name}
+    _confirm(f"{run.entity}/{run.project}/{run.id}", request["hash"])
     return {"entity": run.entity, "url": run.url, "folder": None}
 
 
-def _fill(run: wandb.Run, wanted: dict, *, new_row: bool) -> None:
-    content = wanted["content"]
+def _fill(run: wandb.Run, request: dict, *, new_row: bool) -> None:
+    content = request["content"]
     run.define_metric("context")
     run.define_metric("masks")
     for task in content["config"]["task"]:
@@ -146,20 +149,19 @@ def _fill(run: wandb.Run, wanted: dict, *, new_row: bool) -> None:
             with artifact.new_file(name, mode="w") as file:
                 json.dump(record, file, indent=1)
         run.log_artifact(artifact)
-    run.summary.update({**content["summary"], CONTENT: wanted["hash"], ROW: wanted["row_hash"]})
+    run.summary.update({**content["summary"], CONTENT_HASH: request["hash"], ROW_HASH: request["row_hash"]})
 
 
 def _confirm(path: str, content: str) -> None:
-    """Raise OSError unless the server has the run: wandb's finish is silent about uploads that were
-    refused."""
+    """Raise OSError unless the server has the run: wandb does not report refused uploads."""
     for pause in (0, 1, 3):
         time.sleep(pause)
-        if wandb.Api().run(path).summary.get(CONTENT) == content:
+        if wandb.Api().run(path).summary.get(CONTENT_HASH) == content:
             return
     raise OSError(f"the server did not keep run {path}")
 
 
-def _told(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join((str(error) or type(error).__name__).split())[:300]
 
 

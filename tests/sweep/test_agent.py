@@ -65,7 +65,8 @@ def test_three_roads_give_the_same_rows_in_the_same_order(server, tmp_path, monk
     agent = [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
     grid = read_grid(tmp_path / "ours.yaml")
     rows = [list(grid.overrides(number)) for number in range(1, len(grid) + 1)]
-    assert agent == rows and len(rows) == 4
+    assert agent == rows
+    assert len(rows) == 4
     assert main(["ours.yaml", "--missing"]) == 0  # what Slurm's script reads: rows that are one cell told once
     missing = [line.split(" ", 1) for line in capsys.readouterr().out.splitlines()]
     assert [int(number) for number, _ in missing] == [1, 2, 3]
@@ -90,11 +91,13 @@ def test_two_agents_at_once_compute_each_cell_once_or_say_whose_it_is(server, zy
     assert [process.wait(timeout=200) for process in agents] == [0, 0]
     runs = server.state.runs
     configs = {name: json.loads(run["config"]) for name, run in runs.items()}
-    assert len(runs) == 4 and all(run["exitcode"] == 0 for run in runs.values())
+    assert len(runs) == 4
+    assert all(run["exitcode"] == 0 for run in runs.values())
     of_cell: dict[str, list[str]] = {}
     for name, config in configs.items():
         of_cell.setdefault(config["cell_id"]["value"], []).append(name)
-    assert len(of_cell) == 3 and set(of_cell) == {row.cell_id for row in expand(read_grid(tmp_path / "ours.yaml"))}
+    assert len(of_cell) == 3
+    assert set(of_cell) == {row.cell_id for row in expand(read_grid(tmp_path / "ours.yaml"))}
     assert main(["ours.yaml", "--missing", "--results", "none"]) == 0  # what Slurm's script runs
     missing = [shlex.split(line)[1:] for line in capsys.readouterr().out.splitlines()]
     register_schema()
@@ -115,18 +118,22 @@ def test_a_duplicate_says_whose_it_is_and_shows_no_figures(server, links, monkey
     for run_id in ("first", "second", "first"):  # the third is the first, requeued
         monkeypatch.setenv("WANDB_RUN_ID", run_id)
         with Tracker(StopRequest()) as tracker:
-            tracker.add(results, cell_id, config, own=True)
+            tracker.add(results, cell_id, config, requested=True)
     runs = server.state.runs
-    assert set(runs) == {"first", "second"} and all(run["exitcode"] == 0 for run in runs.values())
+    assert set(runs) == {"first", "second"}
+    assert all(run["exitcode"] == 0 for run in runs.values())
     first, second = (json.loads(runs[name]["config"]) for name in ("first", "second"))
-    assert "duplicate_of" not in first and second["duplicate_of"]["value"] == "first"
+    assert "duplicate_of" not in first
+    assert second["duplicate_of"]["value"] == "first"
     assert second["cell_id"]["value"] == first["cell_id"]["value"] == cell_id
-    assert len(server.rows("first")) == 1 and server.rows("second") == []
-    assert "duplicate" in runs["second"]["tags"] and runs["second"]["sweep"] == "sweep1"
+    assert len(server.rows("first")) == 1
+    assert server.rows("second") == []
+    assert "duplicate" in runs["second"]["tags"]
+    assert runs["second"]["sweep"] == "sweep1"
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep2")
     monkeypatch.setenv("WANDB_RUN_ID", "other")
     with Tracker(StopRequest()) as tracker:
-        tracker.add(results, cell_id, config, own=True)
+        tracker.add(results, cell_id, config, requested=True)
     assert len(server.rows("other")) == 1  # another sweep has a run of its own, with figures
 
 
@@ -153,7 +160,8 @@ def test_of_two_agents_at_the_same_moment_one_has_the_cell(links, tmp_path):
 
         with ThreadPoolExecutor(len(runs)) as pool:
             (first,) = set(pool.map(ask, runs))
-        assert first in runs and claim(tmp_path, "cell", sweep_id, "late") == first
+        assert first in runs
+        assert claim(tmp_path, "cell", sweep_id, "late") == first
     assert len(list((tmp_path / "cell").iterdir())) == 30  # no draft is left
 
 

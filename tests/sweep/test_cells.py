@@ -57,8 +57,10 @@ def test_random_rows_are_what_hydra_composes_from_all_overrides(tmp_path):
             overrides = [f"{name}={text}" for name, (text,) in grid.values.items()]
             whole = compose("config", overrides=[*overrides, f"results={tmp_path}"])
             planned = plan(whole)
-            assert list(row.overrides) == overrides and config == to_run_config(whole)
-            assert row.cell_id == planned.cell.cell_id and list(row.work) == work_of(planned)
+            assert list(row.overrides) == overrides
+            assert config == to_run_config(whole)
+            assert row.cell_id == planned.cell.cell_id
+            assert list(row.work) == work_of(planned)
             assert set(row.samples) == {int(grid.values["samples"][0])}
 
 
@@ -78,7 +80,8 @@ def test_rows_of_one_grid_do_not_touch_one_another(tmp_path):
 
 def test_rows_that_are_one_cell_are_run_once(tmp_path):
     rows = expand(Grid("g", {"attn": ("alibi", "plsh"), "masks": ("4", "16"), "references": ("none",)}))
-    assert [row.number for row in rows] == [1, 3, 4] and rows.duplicates == 1
+    assert [row.number for row in rows] == [1, 3, 4]
+    assert rows.duplicates == 1
     assert len({row.cell_id for row in rows}) == 3
     assert rows[-1] == rows[2] == list(rows.select([2]))[0]
 
@@ -86,7 +89,8 @@ def test_rows_that_are_one_cell_are_run_once(tmp_path):
 def test_more_samples_are_more_work_and_not_the_same_row():
     values = {"attn": ("alibi",), "references": ("none",), "samples": ("8", "16")}
     rows = expand(Grid("g", values))
-    assert [row.samples for row in rows] == [(8,), (16,)] and rows.duplicates == 0
+    assert [row.samples for row in rows] == [(8,), (16,)]
+    assert rows.duplicates == 0
 
 
 def test_every_mistake_of_every_row_is_in_one_listing():

@@ -89,10 +89,14 @@ def test_all_mistakes_of_a_file_are_said_at_once(tmp_path):
 @pytest.mark.parametrize("file", FILES, ids=[f.name for f in FILES])
 def test_our_files_say_their_question_and_name_kernel_and_dtype(file):
     first, content = file.read_text().splitlines()[0], yaml.safe_load(file.read_text())
-    assert first.startswith("# ") and first.endswith("?")
-    assert {"model", "attn", "kernel", "dtype"} <= set(content["parameters"]) and content["command"] == COMMAND
-    assert content["name"] == file.stem and content["program"] == "harness/run.py"
-    assert "auto" not in read_grid(file).values["kernel"] and "null" not in read_grid(file).values["dtype"]
+    assert first.startswith("# ")
+    assert first.endswith("?")
+    assert {"model", "attn", "kernel", "dtype"} <= set(content["parameters"])
+    assert content["command"] == COMMAND
+    assert content["name"] == file.stem
+    assert content["program"] == "harness/run.py"
+    assert "auto" not in read_grid(file).values["kernel"]
+    assert "null" not in read_grid(file).values["dtype"]
 
 
 def test_the_files_that_there_should_be():

@@ -37,11 +37,13 @@ def test_each_distinct_piece_is_made_once_and_read_by_the_runs(run, tmp_path, ca
     axes = {"attn": ["alibi", "plsh"], "context": [256, 300], "samples": [8, 12], "masks": [2, 4], "task": tasks}
     axes |= {"model": ["tiny", "tiny-plain"], "task.ruler.names": ["[ruler_fwe]"]}  # the two share a tokenizer
     code, document = prepare(sweep(tmp_path, **axes), tmp_path / "results", capsys)
-    assert code == 0 and {row["status"] for row in document["data"]} == {"ok"}
+    assert code == 0
+    assert {row["status"] for row in document["data"]} == {"ok"}
     asked = sorted((row["what"], row["context"], row["samples"]) for row in document["data"])
     assert asked == [(w, c, s) for w in ("retrieval", "ruler_fwe") for c in (256, 300) for s in (8, 12)]
     made = {str(place) for place in (tmp_path / "results" / "data").iterdir()}
-    assert made == {row["place"] for row in document["data"]} and len(made) == 8
+    assert made == {row["place"] for row in document["data"]}
+    assert len(made) == 8
     monkeypatch.setattr(documents, "_build_in_child", None)  # nothing is made any more
     monkeypatch.setattr("harness.tasks.retrieval.prompts.make_samples", None)
     fixed = [f"{name}={value}" for name, value in FIXED.items() if name != "samples"]
@@ -75,7 +77,8 @@ def test_a_sweep_of_a_model_on_the_hub_runs_without_a_network_after_one_command(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])["data"]
     assert [row["what"] for row in found] == ["model", "retrieval"]
-    assert "model.safetensors" in asked and not {"pytorch_model.bin", "onnx/model.safetensors"} & set(asked)
+    assert "model.safetensors" in asked
+    assert not {"pytorch_model.bin", "onnx/model.safetensors"} & set(asked)
     done = call(HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["done"] == 1
@@ -87,7 +90,9 @@ def test_what_cannot_be_had_is_said_and_the_rest_is_made(checkpoint, tmp_path, c
     code = main([sweep(tmp_path, **axes), "--prepare", "--results", str(tmp_path / "results")])
     out, err = capsys.readouterr()
     document = json.loads(out.splitlines()[-1])
-    assert code == 1 and document["status"] == "failed" and "python -m harness.data" in err
+    assert code == 1
+    assert document["status"] == "failed"
+    assert "python -m harness.data" in err
     found = {row["what"]: row["status"] for row in document["data"]}
     assert found == {"niah_single_2": "error", "ruler_vt": "unsupported", "retrieval": "ok"}
 
@@ -95,7 +100,9 @@ def test_what_cannot_be_had_is_said_and_the_rest_is_made(checkpoint, tmp_path, c
 @pytest.mark.parametrize("broken", [{"masks": [0]}, {"attn": ["plhs"]}])
 def test_a_mistake_is_said_before_anything_is_made(tmp_path, capsys, broken):
     code, document = prepare(sweep(tmp_path, context=[256], **broken), tmp_path / "results", capsys)
-    assert code == 2 and document["status"] == "invalid" and not (tmp_path / "results").exists()
+    assert code == 2
+    assert document["status"] == "invalid"
+    assert not (tmp_path / "results").exists()
 
 
 def test_data_for_another_machine_is_not_held_to_this_ones_memory_and_devices(tmp_path, capsys):

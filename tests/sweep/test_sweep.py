@@ -62,18 +62,24 @@ def test_one_failing_cell_does_not_stop_the_others(sweep, call, checkpoint, tmp_
     lose_a_weight(broken)
     file = sweep(attn="plsh", masks=2, **{"model": "local", "model.path": [str(broken), str(checkpoint)]})
     code, document, out, err = call(file, "-j", "2")
-    assert code == 1 and document["status"] == "failed"
+    assert code == 1
+    assert document["status"] == "failed"
     assert (document["done"], document["failed"]) == (1, 1)
     (failure,) = document["failures"]
-    assert failure["row"] == 1 and "is not whole" in failure["why"] and failure["why"] in out
-    assert "row 1: failed" in err and "row 2: done" in err
+    assert failure["row"] == 1
+    assert "is not whole" in failure["why"]
+    assert failure["why"] in out
+    assert "row 1: failed" in err
+    assert "row 2: done" in err
     logs = sorted((tmp_path / "results" / "logs" / "s").iterdir())
     assert [log.name[:4] for log in logs] == ["0001", "0002"]
     assert json.loads(logs[1].read_text().splitlines()[-1])["status"] == "ok"
     assert call(file, "--dry-run")[1]["to_run"] == []
     assert call(file, "--dry-run", "--retry", "failed")[1]["to_run"] == [1]
     code, document, _, err = call(file)  # nothing is started
-    assert code == 1 and document["failed"] == 1 and "row" not in err
+    assert code == 1
+    assert document["failed"] == 1
+    assert "row" not in err
     assert call(file, "--status")[0] == 1
     assert call(file, "--dry-run", "samples=12")[1]["to_run"] == [2]  # more samples: the finished one goes on
 
@@ -95,7 +101,8 @@ def test_a_signal_is_passed_on_and_the_same_command_goes_on(sweep, call, tmp_pat
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
     while not list(tmp_path.glob("results/*/retrieval-*/parts/*.jsonl")):
-        assert time.monotonic() < until and process.poll() is None
+        assert time.monotonic() < until
+        assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
@@ -115,14 +122,17 @@ def test_failed_rows_that_a_stop_keeps_from_another_try_are_left_to_run(sweep, c
     for ended in ({}, {1: (75, None)}):  # before the first, and before the first has begun its task
         monkeypatch.setattr("harness.sweep.__main__.run_rows", lambda *_, ended=ended, **__: ended)
         code, document, _, _ = call(file, "--retry", "failed")
-        assert code == 75 and document["status"] == "stopped" and document["failed"] == 2
+        assert code == 75
+        assert document["status"] == "stopped"
+        assert document["failed"] == 2
 
 
 def test_logs_that_cannot_be_written_are_the_rows_complaint(sweep, call, tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "logs").write_text("")
     code, document, _, err = call(sweep(attn="plsh", masks=[2, 4]), "-j", "2")
-    assert code == 1 and [failure["row"] for failure in document["failures"]] == [1, 2]
+    assert code == 1
+    assert [failure["row"] for failure in document["failures"]] == [1, 2]
     assert all("could not be started" in failure["why"] for failure in document["failures"])
     assert "row 2: failed" in err
 
@@ -160,7 +170,8 @@ def test_a_row_that_a_stop_ends_before_it_listens_is_stopped_and_not_failed(swee
 
     options = {"results": str(tmp_path), "name": "s", "jobs": 1, "stop": stop, "report": report}
     ended = run.run_rows(expand(read_grid(Path(sweep(attn="plsh", masks=[2, 4])))), **options)
-    assert ended == {1: (75, None)} and len(started) == 1
+    assert ended == {1: (75, None)}
+    assert len(started) == 1
 
 
 def test_looking_at_a_sweep_makes_nothing_and_asks_nothing_of_this_machine(sweep, call, tmp_path):
@@ -170,7 +181,8 @@ def test_looking_at_a_sweep_makes_nothing_and_asks_nothing_of_this_machine(sweep
     assert main([file, "--missing", "--results", str(tmp_path / "results")]) == 0
     assert not (tmp_path / "results").exists()
     code, document, _, _ = call(file)
-    assert code == 2 and "CUDA devices" in document["message"]
+    assert code == 2
+    assert "CUDA devices" in document["message"]
 
 
 @pytest.mark.parametrize("mode", ["--dry-run", "--status"])
@@ -195,8 +207,10 @@ def test_missing_rows_are_printed_for_a_shell(sweep, tmp_path, capsys):
     read = subprocess.run(
         ["bash", "-c", f"printf '%s\\n' {lines[1]}"], capture_output=True, text=True
     ).stdout.splitlines()
-    assert "task=[retrieval, ruler]" in read and f"results={tmp_path / 'a folder'}" in read
-    assert "seed=3" in read and "masks=4" in read
+    assert "task=[retrieval, ruler]" in read
+    assert f"results={tmp_path / 'a folder'}" in read
+    assert "seed=3" in read
+    assert "masks=4" in read
 
 
 MISTAKES = [
@@ -214,7 +228,10 @@ MISTAKES = [
 @pytest.mark.parametrize(("arguments", "says"), MISTAKES, ids=[" ".join(m[0]) for m in MISTAKES])
 def test_mistakes_are_answered_before_anything_runs(sweep, call, tmp_path, arguments, says):
     code, document, _, err = call(sweep(masks=2), *arguments)
-    assert code == 2 and document["status"] == "invalid" and says in document["message"] and says in err
+    assert code == 2
+    assert document["status"] == "invalid"
+    assert says in document["message"]
+    assert says in err
     assert not list(tmp_path.glob("results/*"))
 
 

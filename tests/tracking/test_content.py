@@ -5,7 +5,7 @@ import shutil
 
 from harness.common.files import read_json, write_atomic
 from harness.results.store import TaskStore
-from harness.tracking.content import LONGEST, content_of, hash_of, row_hash
+from harness.tracking.content import MAX_TEXT, content_of, hash_of, row_hash
 from tests.tracking.conftest import cell_of, stop_after, task_json
 
 
@@ -13,14 +13,19 @@ def test_names_and_values_are_those_of_the_store(results):
     cell_id = cell_of(results)
     content, record = content_of(results, cell_id), read_json(task_json(results))
     for name, metric in record["metrics"].items():
-        assert content["row"][name] == metric["value"] and name not in content["summary"]
+        assert content["row"][name] == metric["value"]
+        assert name not in content["summary"]
         assert content["summary"].get(f"{name}_low") == metric["low"]  # some figures have no interval
-    assert content["row"]["context"] == 160 and content["row"]["masks"] == 4
-    assert content["config"]["cell_id"] == cell_id and content["config"]["attn"]["name"] == "plsh"
+    assert content["row"]["context"] == 160
+    assert content["row"]["masks"] == 4
+    assert content["config"]["cell_id"] == cell_id
+    assert content["config"]["attn"]["name"] == "plsh"
     assert content["config"]["task"]["retrieval"] == record["options"]
-    assert content["summary"]["retrieval/samples"] == 8 and content["status"] == "ok"
+    assert content["summary"]["retrieval/samples"] == 8
+    assert content["status"] == "ok"
     table = content["tables"]["retrieval/rows"]
-    assert len(table["data"]) == 8 and {"key", "score", "depth", "doc_hash", "prediction"} <= set(table["columns"])
+    assert len(table["data"]) == 8
+    assert {"key", "score", "depth", "doc_hash", "prediction"} <= set(table["columns"])
 
 
 def test_the_hash_follows_the_content(results):
@@ -31,7 +36,8 @@ def test_the_hash_follows_the_content(results):
     record["environment"]["host"] = "another"
     write_atomic(task_json(results), record)
     moved = content_of(results, cell_id)
-    assert hash_of(moved) != hash_of(before) and row_hash(moved) == row_hash(before)
+    assert hash_of(moved) != hash_of(before)
+    assert row_hash(moved) == row_hash(before)
     record["metrics"]["retrieval/accuracy"]["value"] += 0.1
     write_atomic(task_json(results), record)
     assert row_hash(content_of(results, cell_id)) != row_hash(before)
@@ -48,17 +54,22 @@ def test_text_of_rows_and_errors_stays_at_home(results):
     store = TaskStore(results, cell_id, "broken", "0" * 16)
     store.record_attempt("a", {"attempt": "a", "status": "error", "error": "E", "message": secret, "traceback": secret})
     content = content_of(results, cell_id)
-    assert content["summary"]["broken/error_type"] == "E" and content["status"] == "error"
+    assert content["summary"]["broken/error_type"] == "E"
+    assert content["status"] == "error"
     columns = set(content["tables"]["retrieval/rows"]["columns"])
-    assert columns & {*extra, "doc.text"} == {"prediction"} and "values.accuracy" in columns
+    assert columns & {*extra, "doc.text"} == {"prediction"}
+    assert "values.accuracy" in columns
     text = json.dumps(content)
-    assert secret[:LONGEST] in text and secret[: LONGEST + 1] not in text
+    assert secret[:MAX_TEXT] in text
+    assert secret[: MAX_TEXT + 1] not in text
 
 
 def test_a_stopped_cell_has_a_status_and_no_metrics(results):
     stop_after(results, 3)
     content = content_of(results, cell_of(results))
-    assert content["status"] == "stopped" and content["row"] == {} and content["tables"] == {}
+    assert content["status"] == "stopped"
+    assert content["row"] == {}
+    assert content["tables"] == {}
     assert content["summary"]["retrieval/samples"] == 3
 
 
@@ -72,7 +83,8 @@ def test_one_task_with_two_options_keeps_both(results):
     other.finish({**record, "task_id": other.task_id})
     row = content_of(results, cell_id)["row"]
     older = task_json_id(results)
-    assert row["retrieval/accuracy"] == 0.125 and row[f"retrieval-{older[:6]}/accuracy"] != 0.125
+    assert row["retrieval/accuracy"] == 0.125
+    assert row[f"retrieval-{older[:6]}/accuracy"] != 0.125
 
 
 def task_json_id(results) -> str:

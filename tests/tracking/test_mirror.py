@@ -12,7 +12,7 @@ import pytest
 from harness import sync
 from harness.common.files import read_json, short_hash, write_atomic
 from harness.tracking.content import content_of
-from harness.tracking.mirror import mirror, offline_run, remove_offline_run, wish
+from harness.tracking.mirror import mirror, offline_run, remove_offline_run, save_destination
 from tests.tracking.conftest import cell_of, finish_again, stop_after, task_json
 from tests.tracking.server import ENTITY
 
@@ -36,14 +36,18 @@ def without_files(row: dict) -> dict:
 def test_offline_run_reads_back_as_the_store_says(nobody, results):
     cell_id = cell_of(results)
     outcome = mirror(results, [cell_id], mode="offline", limit=60)
-    assert list(outcome.done) == [cell_id] and not outcome.failed
+    assert list(outcome.done) == [cell_id]
+    assert not outcome.failed
     (folder,) = offline_folders(results)
     summary = json.loads(inspect(folder, "--summary", "--json"))
     content, text = content_of(results, cell_id), json.dumps(summary)
-    assert cell_id in text and content["name"] in text and '"exit_code": 0' in text
+    assert cell_id in text
+    assert content["name"] in text
+    assert '"exit_code": 0' in text
     records = inspect(folder, "--json")
     for name, value in content["row"].items():
-        assert name in records and str(value)[:6] in records
+        assert name in records
+        assert str(value)[:6] in records
 
     assert mirror(results, [cell_id], mode="offline", limit=60).current == [cell_id]
     assert mirror(results, [cell_id], mode="online", without_key="offline", limit=60).current == [cell_id]
@@ -63,7 +67,8 @@ def test_online_run_holds_the_record_once(account, results):
     run = account.state.runs[cell_id]
     assert (run["state"], run["exitcode"]) == ("finished", 0)
     assert (run["project"], run["groupName"], run["jobType"]) == ("positional-lsh", "tiny 160 tokens", "eval")
-    assert run["displayName"] == content["name"] and run["tags"] == content["tags"]
+    assert run["displayName"] == content["name"]
+    assert run["tags"] == content["tags"]
     config = json.loads(run["config"])
     assert {k: v["value"] for k, v in config.items() if k != "_wandb"} == content["config"]
     named = json.dumps(config["_wandb"])
@@ -88,13 +93,16 @@ def test_online_run_holds_the_record_once(account, results):
 def test_a_requeued_cell_continues_its_run(account, results):
     cell_id = cell_of(results)
     finished = stop_after(results, 3)
-    assert not mirror(results, [cell_id], mode="online", limit=60).left
+    assert not mirror(results, [cell_id], mode="online", limit=60).unreached
     run = account.state.runs[cell_id]
-    assert run["exitcode"] == 75 and run["preempting"] and account.rows(cell_id) == []
+    assert run["exitcode"] == 75
+    assert run["preempting"]
+    assert account.rows(cell_id) == []
     assert account.state.summary[cell_id]["retrieval/samples"] == 3
     finish_again(results, finished)
-    assert not mirror(results, [cell_id], mode="online", limit=60).left
-    assert list(account.state.runs) == [cell_id] and account.state.runs[cell_id]["exitcode"] == 0
+    assert not mirror(results, [cell_id], mode="online", limit=60).unreached
+    assert list(account.state.runs) == [cell_id]
+    assert account.state.runs[cell_id]["exitcode"] == 0
     (row,) = account.rows(cell_id)
     assert without_files(row) == content_of(results, cell_id)["row"]
     assert account.state.summary[cell_id]["retrieval/status"] == "ok"
@@ -103,7 +111,7 @@ def test_a_requeued_cell_continues_its_run(account, results):
     record = read_json(task_json(results))  # more samples, other metrics: one row more, and the last one counts
     record["metrics"]["retrieval/accuracy"]["value"] = 0.375
     write_atomic(task_json(results), record)
-    assert not mirror(results, [cell_id], mode="online", limit=60).left
+    assert not mirror(results, [cell_id], mode="online", limit=60).unreached
     assert [r["retrieval/accuracy"] for r in account.rows(cell_id)] == [row["retrieval/accuracy"], 0.375]
     assert account.state.summary[cell_id]["retrieval/accuracy"] == 0.375
 
@@ -116,7 +124,8 @@ def test_wandb_sync_of_the_offline_folder_and_harness_sync_agree(account, result
     by_wandb = without_files(account.rows(cell_id)[0])
     assert by_wandb == content_of(results, cell_id)["row"]
     assert sync.main([str(results)]) == 0
-    assert len(account.rows(cell_id)) == 1 and account.state.runs[cell_id]["exitcode"] == 0
+    assert len(account.rows(cell_id)) == 1
+    assert account.state.runs[cell_id]["exitcode"] == 0
 
 
 def test_under_an_agent_the_server_names_the_run(account, monkeypatch, results):
@@ -136,13 +145,15 @@ def test_under_an_agent_the_server_names_the_run(account, monkeypatch, results):
     monkeypatch.setenv("WANDB_RUN_ID", "dictated")
     config = TrackingConfig(mode="online", project="sweeps", entity=ENTITY, group=None, tags=["mine"])
     with Tracker(StopRequest()) as tracker:
-        tracker.add(results, cell_id, config, own=True)
-        tracker.add(results, other, config, own=False)
+        tracker.add(results, cell_id, config, requested=True)
+        tracker.add(results, other, config, requested=False)
     runs = account.state.runs
     assert set(runs) == {"dictated", other}
-    assert runs["dictated"]["sweep"] == "sweep1" and not runs[other].get("sweep")
+    assert runs["dictated"]["sweep"] == "sweep1"
+    assert not runs[other].get("sweep")
     assert json.loads(runs["dictated"]["config"])["cell_id"]["value"] == cell_id
-    assert runs["dictated"]["project"] == "sweeps" and "mine" in runs["dictated"]["tags"]
+    assert runs["dictated"]["project"] == "sweeps"
+    assert "mine" in runs["dictated"]["tags"]
 
 
 def test_sync_without_a_key_or_a_record_says_what_to_do(nobody, results, tmp_path, capsys):
@@ -156,7 +167,7 @@ def test_sync_without_a_key_or_a_record_says_what_to_do(nobody, results, tmp_pat
 
 def test_destination_is_remembered_for_a_later_sync(account, results):
     cell_id = cell_of(results)
-    wish(results, cell_id, project="theirs", entity=ENTITY, group="g7", tags=[])
+    save_destination(results, cell_id, project="theirs", entity=ENTITY, group="g7", tags=[])
     assert sync.main([str(results)]) == 0
     assert (account.state.runs[cell_id]["project"], account.state.runs[cell_id]["groupName"]) == ("theirs", "g7")
     assert sync.main([str(results), "--project", "mine"]) == 0  # another project: uploaded there too
@@ -168,7 +179,8 @@ def test_a_store_that_cannot_be_written_is_no_crash(nobody, results, state, monk
     monkeypatch.setattr("harness.tracking.mirror.write_atomic", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
     cells = [cell_of(results)] if state == "unwritable" else ["0" * 16]
     outcome = mirror(results, cells, mode="offline", limit=60)
-    assert not outcome.failed and len(outcome.done) == (state == "unwritable")
+    assert not outcome.failed
+    assert len(outcome.done) == (state == "unwritable")
 
 
 def test_only_a_run_of_the_mirror_is_ever_removed(tmp_path):
@@ -217,7 +229,8 @@ def test_a_note_that_names_another_folder_removes_nothing(nobody, results, folde
     record["metrics"]["retrieval/accuracy"]["value"] = 0.25
     write_atomic(task_json(results), record)
     assert list(mirror(results, [cell_id], mode="offline", limit=60).done) == [cell_id]
-    assert precious.is_dir() and task_json(results).is_file()
+    assert precious.is_dir()
+    assert task_json(results).is_file()
 
 
 def test_a_note_of_another_form_is_as_none(nobody, results):
@@ -226,7 +239,7 @@ def test_a_note_of_another_form_is_as_none(nobody, results):
     forms += ['{"wish": [1], "written": {"a": 1}}', '{"written": [null, {"mode": "offline"}, {"mode": [1]}]}']
     for content in [*forms, '{"wish": {"tags": 3, "project": [1]}}']:
         note.write_text(content)
-        wish(results, cell_id, project="theirs", tags=["a"])
+        save_destination(results, cell_id, project="theirs", tags=["a"])
         assert read_json(note) == {"wish": {"project": "theirs", "tags": ["a"]}, "written": []}
     note.write_text('{"wish": {"tags": 3, "project": [1]}, "written": [null, {"mode": "offline"}, {"mode": [1]}]}')
     assert list(mirror(results, [cell_id], mode="offline", limit=60).done) == [cell_id]

@@ -64,10 +64,13 @@ def test_every_outage_ends_and_is_told_in_a_line(outages, name):
     server, results, process, out, err = outages[name]
     assert process.returncode == 1
     document = json.loads(out.splitlines()[-1])
-    assert document["status"] == "failed" and document["left"] == [cell_of(results)]
+    assert document["status"] == "failed"
+    assert document["left"] == [cell_of(results)]
     (line,) = err.splitlines()
-    assert "1 cells are not uploaded" in line and OUTAGES[name] in line
-    assert not (results / cell_of(results) / "wandb.json").exists() and not (results / "wandb").exists()
+    assert "1 cells are not uploaded" in line
+    assert OUTAGES[name] in line
+    assert not (results / cell_of(results) / "wandb.json").exists()
+    assert not (results / "wandb").exists()
 
 
 @pytest.mark.parametrize("mode", ["refused", "forbids after the run was made"])
@@ -80,9 +83,11 @@ def test_a_run_ends_as_if_nothing_had_happened(run, account, results, mode):
     options = (*FAST, f"results={results}", "tracking.project=mine")
     expected = run(*options, "tracking=disabled")
     code, document, out, err = run(*options, "tracking.timeout=30")
-    assert (code, document, out) == expected[:3] and code == 0
+    assert (code, document, out) == expected[:3]
+    assert code == 0
     (line,) = [line for line in err.splitlines() if "Memory" not in line and line not in expected[3].splitlines()]
-    assert line.startswith("W&B: 1 of 1 cells not mirrored (") and f"python -m harness.sync {results}" in line
+    assert line.startswith("W&B: 1 of 1 cells not mirrored (")
+    assert f"python -m harness.sync {results}" in line
     marker = json.loads((results / cell_of(results) / "wandb.json").read_text())
     assert marker == {"wish": {"project": "mine", "entity": None, "group": None, "tags": []}}
 
@@ -106,7 +111,8 @@ def test_what_was_missed_is_uploaded_later_once(outages, monkeypatch, name):
     monkeypatch.delenv("WANDB_MODE")
     for _ in range(2):
         outcome = mirror(results, [cell_of(results)], mode="online", limit=60)
-        assert not outcome.failed and not outcome.left
+        assert not outcome.failed
+        assert not outcome.unreached
     (row,) = server.rows(cell_of(results))
     assert row["retrieval/accuracy"] == server.state.summary[cell_of(results)]["retrieval/accuracy"]
 
@@ -115,20 +121,22 @@ def test_a_silent_server_is_noticed_before_wandb_waits_for_it(server, monkeypatc
     from harness.tracking import upload
 
     monkeypatch.setattr(upload.wandb, "setup", lambda: SimpleNamespace(settings=SimpleNamespace(base_url=server.url)))
-    upload._knock(30)
+    upload._check_server(30)
     server.mode = "silent"
     with pytest.raises(OSError, match="timed out"):
-        upload._knock(0.2)
+        upload._check_server(0.2)
 
 
 def test_a_second_signal_ends_the_wait(account, results):
     account.mode = "silent"
     outcome = mirror(results, [cell_of(results)], mode="online", limit=60, interrupted=lambda: True)
-    assert outcome.left and outcome.failed == "interrupted"
+    assert outcome.unreached
+    assert outcome.failed == "interrupted"
 
 
 def test_a_broken_wandb_is_a_sentence(nobody, results, monkeypatch, tmp_path):
     (tmp_path / "wandb.py").write_text("raise ImportError('built for another machine')\n")
     monkeypatch.setattr("harness.tracking.mirror.ROOT", f"{tmp_path}{os.pathsep}{ROOT}")
     outcome = mirror(results, [cell_of(results)], mode="offline", limit=60)
-    assert outcome.left and "built for another machine" in outcome.failed
+    assert outcome.unreached
+    assert "built for another machine" in outcome.failed
