@@ -57,7 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--fix", action="store_true", help="set aside what is wrong")
     given = parser.parse_args(arguments)
     if not given.results.is_dir():
-        return report_mistake(f"There is no folder {given.results}: run python -m harness.run first, or name another folder.")
+        return report_mistake(
+            f"There is no folder {given.results}: run python -m harness.run first, or name another folder."
+        )
     checked = check(given.results)
     done = fix(given.results, checked.problems) if given.fix else {}
     _tell(given.results, checked, done)
@@ -148,7 +150,8 @@ def _drafts(results: Path) -> Iterator[Path]:
 def fix(results: Path, problems: Sequence[Problem]) -> dict[Path, str]:
     """Set aside what is wrong, but for what a later version wrote. Returns for each path that was
     where it is now."""
-    place, done = aside.place_aside(results), {}
+    place = aside.place_aside(results)
+    done: dict[Path, str] = {}
     for problem in problems:
         if "a later version" in problem.why or problem.path == results:
             continue

@@ -166,15 +166,16 @@ def _read(path: Path) -> dict[str, Known]:
         if head != _head(body):
             return {}
         lines = [json.loads(line) for line in body.splitlines()]
-        return {name: Known(trace, entry and _checked(Entry(*entry)), row) for name, trace, entry, row in lines}
+        return {name: Known(trace, entry and _checked(entry), row) for name, trace, entry, row in lines}
     except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 
-def _checked(entry: Entry) -> Entry:
-    """Raises TypeError for values of the wrong kind."""
-    of = entry.status, entry.samples or 0, entry.exhausted, entry.rows, entry.why or ""
-    if tuple(map(type, of)) != (str, int, bool, int, str):
+def _checked(values: list) -> Entry:
+    """Return the entry with these values. Raises TypeError for values of the wrong kind."""
+    entry = Entry(*values)
+    kinds = entry.status, entry.samples or 0, entry.exhausted, entry.rows, entry.why or ""
+    if not isinstance(values, list) or tuple(map(type, kinds)) != (str, int, bool, int, str):
         raise TypeError("this is no entry")
     return entry
 

@@ -250,4 +250,4 @@ def new_attempt() -> str:
     """A name for an attempt: time-ordered, never used twice, even by two machines in the same
     second."""
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    return f"{stamp}-{socket.gethostname().split('.')[0]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+    return f"{stamp}-{socket.gethostname().split('.')[0]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"

@@ -15,7 +15,7 @@ WRITERS = (
     ("harness/common/files.py", "write_whole"),
     ("harness/results/store.py", "Part.write"),
     ("harness/results/store.py", "TaskStore.finish"),
-    ("harness/experiment/execute.py", "_record"),
+    ("harness/experiment/execute.py", "_record_failure"),
     ("harness/experiment/execute.py", "run_task"),
     ("harness/analysis/reader.py", "write_view"),
     ("harness/results/index.py", "Index.look"),
@@ -31,8 +31,8 @@ WRITERS = (
     ("harness/collect.py", "collect"),
     ("harness/collect.py", "write"),
     ("harness/report/__main__.py", "_page"),
-    ("harness/data.py", "prepare"),
-    ("harness/run.py", "run_plan"),
+    ("harness/experiment/prepare.py", "prepare"),
+    ("harness/experiment/run_plan.py", "run_plan"),
 )
 SOURCE = """
 import os, shutil
@@ -103,6 +103,6 @@ def test_every_place_is_a_function_that_runs_under_its_name():
 
 def test_the_tracer_meets_the_places_and_no_others():
     tracer = _Tracer(None, lambda: None)
-    for function in (store.Part.write, run._multirun):
+    for function in (store.Part.write, run._is_multirun):
         tracer.call(SimpleNamespace(f_code=function.__code__), "call", None)
     assert tracer.reached == {("harness/results/store.py", "Part.write")}

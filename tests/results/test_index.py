@@ -111,7 +111,7 @@ def test_a_broken_lost_or_foreign_index_only_costs_time(tmp_path):
         "",
         whole[: len(whole) // 2],
         "\xff\n[]\n3\n",
-        whole.replace("2 ", "1 ", 1),
+        whole.replace(f"{index.VERSION} ", f"{index.VERSION - 1} ", 1),
         whole.replace('"ok",8', '"ok",9'),
         whole.partition("\n")[2],
         json.dumps([f"{CELL}/retrieval-{TASK}", {"x": 1}]) + "\n",
@@ -122,15 +122,25 @@ def test_a_broken_lost_or_foreign_index_only_costs_time(tmp_path):
     assert shard.read_text() == whole
 
 
-@pytest.mark.parametrize("field", [{"samples": "x"}, {"status": 7}, {"rows": None}, {"more": 1}, {"exhausted": "no"}])
-def test_entries_of_the_wrong_kind_only_cost_time(tmp_path, field):
+@pytest.mark.parametrize(
+    "entry",
+    [
+        [7, 8, False, 8, None],
+        ["ok", "x", False, 8, None],
+        ["ok", 8, "no", 8, None],
+        ["ok", 8, False, None, None],
+        ["ok", 8, False, 8, None, 1],
+        {"status": "ok"},
+    ],
+)
+def test_entries_of_the_wrong_kind_only_cost_time(tmp_path, entry):
     """Even where the hash of the file is right."""
     finish(store(tmp_path), 8)
     assert state(tmp_path) == "done"
     shard = tmp_path / "index" / "01.jsonl"
     whole = shard.read_bytes()
-    name, trace, entry, row = json.loads(whole.splitlines()[1])
-    body = json.dumps([name, trace, {**entry, **field}, row]).encode() + b"\n"
+    name, trace, _, row = json.loads(whole.splitlines()[1])
+    body = json.dumps([name, trace, entry, row]).encode() + b"\n"
     shard.write_bytes(index._head(body) + b"\n" + body)
     assert state(tmp_path) == "done" and state(tmp_path, samples=9) == "stopped"
     for body in (b"[]\n", b"7\n", b"[" * 100_000 + b"\n", b"\xff\n"):
