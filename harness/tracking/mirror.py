@@ -64,7 +64,8 @@ def save_destination(results: Path, cell_id: str, **destination: object) -> None
     path = results / cell_id / MARKER
     marker = _marker(path)
     if path.parent.is_dir() and marker["wish"] != destination:
-        write_atomic(path, {**marker, "wish": destination})
+        known = {name: value for name, value in marker.items() if value != []}  # no empty list of uploads
+        write_atomic(path, {**known, "wish": destination})
 
 
 def claim(results: Path, cell_id: str, sweep_id: str, run_id: str) -> str:

@@ -194,7 +194,7 @@ def test_a_store_that_may_only_be_read_can_be_looked_at(sweep, call, tmp_path, m
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr("tempfile.TemporaryFile", refused)  # permissions would not hold root back
-    monkeypatch.setattr("harness.results.index._write", refused)
+    monkeypatch.setattr("harness.results.index.write_whole", refused)
     assert call(file, mode)[1]["failed"] == 1
     assert "cannot be written" in call(file)[1]["message"]
 

@@ -240,7 +240,7 @@ def test_a_note_of_another_form_is_as_none(nobody, results):
     for content in [*forms, '{"wish": {"tags": 3, "project": [1]}}']:
         note.write_text(content)
         save_destination(results, cell_id, project="theirs", tags=["a"])
-        assert read_json(note) == {"wish": {"project": "theirs", "tags": ["a"]}, "written": []}
+        assert read_json(note) == {"wish": {"project": "theirs", "tags": ["a"]}}
     note.write_text('{"wish": {"tags": 3, "project": [1]}, "written": [null, {"mode": "offline"}, {"mode": [1]}]}')
     assert list(mirror(results, [cell_id], mode="offline", limit=60).done) == [cell_id]
     assert mirror(results, [cell_id], mode="offline", limit=60).current == [cell_id]
