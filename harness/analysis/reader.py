@@ -160,7 +160,10 @@ class Record:
 
     @property
     def rows_are(self) -> str:
-        return self.outcome.rows_are
+        """ "samples", or "repeats" of a timing; of a task that has not ended, by its rows."""
+        if self.outcome or not self.lines:
+            return self.outcome.rows_are
+        return "repeats" if "measurement" in next(iter(self.lines.values())) else "samples"
 
     @property
     def headline(self) -> str:

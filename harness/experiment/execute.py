@@ -21,6 +21,7 @@ from harness.common.secrets import without_secrets
 from harness.common.signals import StopRequest
 from harness.experiment.plan import PlannedTask
 from harness.models.load import LoadedModel
+from harness.models.selfcheck import check_weights
 from harness.results.aside import place_aside, set_aside
 from harness.results.lease import Lease
 from harness.results.rows import checksums
@@ -29,6 +30,7 @@ from harness.results.store import TROUBLES, Part, State, TaskStore, new_attempt
 from harness.tasks.base import TaskContext
 from kernels.auto import CHOSEN
 
+CHECKED_KERNELS = ("auto", "sdpa", "triton")  # exact is the oracle, and flex compiles for seconds
 MIN_ANNOUNCED_SAMPLES = 10_000  # making their data takes so long that the run would seem to hang
 ROWS_TIMEOUT = 30.0  # seconds until rows of other ranks must be visible
 
@@ -123,6 +125,8 @@ def run_task(
         progress.start(label, _rows_of_share(context), len(done), rows_are=task.rows_are)
         CHOSEN.clear()
         if len(done) < samples:
+            if task.needs_model and (layers := cell.weights(0)) and cell.kernel in CHECKED_KERNELS:
+                check_weights(layers, cell.kernel, device)
             if not _write_rows(planned, context, part, stop, progress):
                 return "stopped"
             if task.needs_model and (weights := model().weights):

@@ -1,17 +1,49 @@
 """Self-check of every loaded model: a few tokens by each way in which tasks feed a model."""
 
+from collections.abc import Iterable
+
 import torch
 from transformers import PreTrainedModel
 
 from harness.common.errors import CannotLoad
 from harness.models.cache import new_cache
 from harness.models.swap import SwappedAttention
-from kernels import attend
+from kernels import Weights, attend
 from kernels.impl.accuracy import LIMITS, relative
 
 TOKENS, CHUNK, PADDING, DECODED = 24, 12, 7, 3
+WEIGHTS_TOKENS, WEIGHTS_DIM = 160, 16  # of the call that `check_weights` makes
 # logits may differ by this multiple of a kernel's error limit, because errors add up over layers
 ROUNDING_FACTOR = 5
+
+
+@torch.inference_mode()
+def check_weights(weights: Iterable[Weights], kernel: str, device: torch.device) -> None:
+    """Check that a kernel computes the attention that the weights define.
+
+    `Weights.log_dense` is the definition, by which the float64 oracle computes; kernels use `reach`,
+    `log_piece` or tables. One of each class of weights is held to the oracle in a short causal call.
+
+    Args:
+        weights: weights of the layers of a model.
+        kernel: the kernel of the cell.
+        device: the device of the model.
+
+    Raises:
+        ArithmeticError: if the results differ by more than rounding.
+    """
+    for kind in {type(one): one for one in weights}.values():
+        generator = torch.Generator().manual_seed(0)
+        shape = (1, kind.heads, WEIGHTS_TOKENS, WEIGHTS_DIM)
+        q, k, v = (torch.randn(shape, generator=generator) for _ in range(3))
+        exact = attend(q.double(), k.double(), v.double(), kind, kernel="exact")
+        error = relative(attend(q.to(device), k.to(device), v.to(device), kind, kernel=kernel).cpu(), exact)
+        if not error <= LIMITS[torch.float32]:
+            raise ArithmeticError(
+                f"kernel={kernel} computes another attention than {type(kind).__name__}.log_dense defines: they differ "
+                f"by {error:.1e}, where rounding explains {LIMITS[torch.float32]:.0e}. Its reach and log_piece must "
+                "give the numbers of log_dense."
+            )
 
 
 @torch.inference_mode()

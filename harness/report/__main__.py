@@ -20,10 +20,12 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
     try:
-        if options.markdown:
-            return _markdown(options)
         if options.compare:
             return _compare(options)
+        if not options.results.is_dir():
+            raise UserError(f"There is no folder {options.results}: run python -m harness.run first, or name another.")
+        if options.markdown:
+            return _markdown(options)
         return _wandb(options) if options.wandb else _page(options, arguments)
     except BrokenPipeError:  # the reader of stdout is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

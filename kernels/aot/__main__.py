@@ -21,7 +21,8 @@ from kernels.methods.slopes import alibi_slopes
 
 def main() -> int:
     """Runs the command line and returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    how = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m kernels.aot", description=__doc__, formatter_class=how)
     parser.add_argument("only", nargs="?", default="", help="configurations with this in their name, dkdv-sm90 say")
     parser.add_argument("--write", action="store_true", help="renew docs/results/aot.json")
     parser.add_argument("--table", action="store_true", help="print the tables of docs/kernels.md from the record")

@@ -1,5 +1,5 @@
-"""The command line: parts of the bench, the most informative first, each row written as soon as it
-is known."""
+"""Time every method side by side, each with its error against the float64 oracle: the most
+informative parts first, each row written as soon as it is known."""
 
 import argparse
 import gc

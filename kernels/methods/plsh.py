@@ -93,6 +93,10 @@ class PositionalLSH(Weights):
         _, weights, sampler, masks, sinks, align = kind
         return cls.draw(slopes, masks, seed=0, sampler=sampler, weights=weights, sinks=sinks, align=align)
 
+    def __repr__(self) -> str:
+        options = f"sampler={self.sampler!r}, weights={self.weights!r}, sinks={self.sinks}"
+        return f"PositionalLSH({self.heads} heads, {self.count} masks, {options})"
+
     @property
     def count(self) -> int:
         return self.masks.width.shape[1]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from harness.attentions.alibi import EXACT
 from harness.attentions.base import Attention, Style
 from harness.attentions.window import Window
+from harness.common.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,13 @@ class Layered(Attention):
 
     reach: float
     every: int = 2
+
+    @classmethod
+    def from_options(cls, options, *, masks, context, model):
+        layered = super().from_options(options, masks=masks, context=context, model=model)
+        if layered.reach < 0 or layered.every < 1:
+            raise UserError("attn.reach must be at least 0, and attn.every at least 1.")
+        return layered
 
     @property
     def label(self):

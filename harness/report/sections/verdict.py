@@ -101,7 +101,7 @@ def sentence(matches: Sequence[Match]) -> str:
         if counts := _decisions(matches, reference):
             name = method.name if reference == "exact" else f"the {method.name}"
             tally = f"better in {counts['better']}, worse in {counts['worse']} and undecided in {counts['undecided']}"
-            parts.append(f"against {name} {tally} of {counts.total()}")
+            parts.append(f"against {name}, {tally} of {counts.total()}")
     if not parts:
         return "Positional LSH has nothing to be compared with yet."
     return "In the cells of this store Positional LSH is, " + "; ".join(parts) + "."
