@@ -123,17 +123,19 @@ def score_of(weights: Weights, row: torch.Tensor, keys: int, gap: int):
     """Returns FlexAttention's score function for rows (R,) and slots of keys: it adds the log of
     the pair's weight to the score. Raises ValueError for weights without a law."""
     slope, sinks = weights.slopes.float().to(row.device), weights.sinks
+    near = weights.near if weights.count else 0  # other weights are L in their near field by themselves
     beyond = score_by_law(weights, row, -(-(-(-keys // BLOCK) * BLOCK + gap) // BLOCK) * BLOCK)
-    if not sinks and not gap:
+    if not sinks and not gap and not near:
         return beyond
     evicted = torch.tensor(gap, device=row.device)  # as a number it would be compiled in
 
-    def with_sinks(score, b, h, i, slot):
+    def with_exact_pairs(score, b, h, i, slot):
         j = torch.where(slot < sinks, slot, slot + evicted)
-        of_sink = score - slope[h] * (row[i] - j).abs()
-        return torch.where(slot < sinks, of_sink, beyond(score, b, h, i, j))
+        distance = (row[i] - j).abs()
+        exact = (slot < sinks) | (distance < near) if near else slot < sinks
+        return torch.where(exact, score - slope[h] * distance, beyond(score, b, h, i, j))
 
-    return with_sinks
+    return with_exact_pairs
 
 
 def score_by_law(weights: Weights, row: torch.Tensor, tokens: int):

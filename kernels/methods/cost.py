@@ -7,7 +7,8 @@ so that they do not depend on the draw at hand. A sampler without a closed form
 
 Every later row visits each sink once under either method, and neither masks nor window are charged
 for sinks again: the rest is a context without its first `sinks` tokens. A window of equal cost has
-the same sinks, which cancel.
+the same sinks, which cancel. The near field, the `near` nearest keys of a row, is visited once by
+every method.
 """
 
 import torch
@@ -61,6 +62,7 @@ def expected_pairs(
     sampler: str = "gamma",
     sinks: int = 0,
     align: int = 0,
+    near: int = 0,
 ) -> float:
     """Expected number of visited pairs of all heads in a causal context, each sink once.
 
@@ -73,6 +75,7 @@ def expected_pairs(
         sinks: number of first tokens that every row sees.
         align: as in `kernels.methods.masks.draw_masks`. The probability of a pair is then the
             linear interpolation between multiples of `align`.
+        near: number of nearest keys that every row sees, itself included; each counts once.
 
     Raises:
         ValueError: for numbers below 1, an unknown `match` or sampler, and a sampler without a
@@ -84,7 +87,7 @@ def expected_pairs(
         raise ValueError(f"The pairs that sampler {sampler!r} visits ({match}) have no formula: count those of a draw.")
     total = float(sink_pairs(len(slopes), tokens, sinks))
     if law.pairs is not None:
-        return law.pairs(slopes, masks, tokens, match, sinks) + total
+        return law.pairs(slopes, masks, tokens, match, sinks, near) + total
     tokens = max(tokens - sinks, 1)
     distance = torch.arange(1, tokens, dtype=torch.float64)
     rows = tokens - distance  # how many rows have a key at this distance
@@ -103,6 +106,7 @@ def expected_pairs(
             each = torch.lerp(visits(slope * nearer), visits(slope * (nearer + align)), (distance - nearer) / align)
         else:
             each = visits(slope * distance)
+        each[: max(near - 1, 0)] = 1.0
         total += float((rows * each).sum())
     return total
 
@@ -114,12 +118,12 @@ def sink_pairs(heads: int, tokens: int, sinks: int) -> int:
     return heads * (count * (count - 1) // 2 + (tokens - count) * count)
 
 
-def window_pairs(slopes: torch.Tensor, cutoff: float, tokens: int, *, sinks: int = 0) -> float:
+def window_pairs(slopes: torch.Tensor, cutoff: float, tokens: int, *, sinks: int = 0, near: int = 0) -> float:
     """The pairs of a window whose edge is not rounded: ``sum over heads and rows i < tokens of
-    min(i, cutoff / slope)``, or with sinks of ``min(i, sinks) + min(i - sinks, cutoff /
-    slope)``."""
+    min(i, d)`` with ``d = max(cutoff / slope, near - 1)``, or with sinks of ``min(i, sinks) + min(i
+    - sinks, d)``."""
     pairs, tokens = sink_pairs(len(slopes), tokens, sinks), max(tokens - sinks, 1)
-    farthest = torch.clamp(cutoff / slopes.double().cpu(), max=tokens - 1.0)
+    farthest = (cutoff / slopes.double().cpu()).clamp(min=max(near - 1, 0)).clamp(max=tokens - 1.0)
     whole = torch.floor(farthest)
     return pairs + float((whole * (whole + 1) / 2 + (tokens - 1 - whole) * farthest).sum())
 
@@ -133,37 +137,56 @@ def equal_cost_cutoff(
     sampler: str = "gamma",
     sinks: int = 0,
     align: int = 0,
+    near: int = 0,
 ) -> float:
     """The cutoff T, in units of sigma, at which exact ALiBi cut at ``slope * distance > T`` visits
-    as many pairs as `masks` masks, both with the same sinks: ``window_pairs(slopes, T, tokens) =
-    expected_pairs(...)``.
+    as many pairs as `masks` masks, both with the same sinks and near field: ``window_pairs(slopes, T,
+    tokens) = expected_pairs(...)``.
 
     Args:
-        slopes, masks, tokens, match, sampler, sinks, align: as in `expected_pairs`.
+        slopes, masks, tokens, match, sampler, sinks, align, near: as in `expected_pairs`.
 
     Raises:
         ValueError: as in `expected_pairs`.
     """
-    target = expected_pairs(slopes, masks, tokens, match=match, sampler=sampler, sinks=sinks, align=align)
-    return cutoff_of(slopes, target, tokens, sinks=sinks)
+    target = expected_pairs(slopes, masks, tokens, match=match, sampler=sampler, sinks=sinks, align=align, near=near)
+    return cutoff_of(slopes, target, tokens, sinks=sinks, near=near)
 
 
-def cutoff_of(slopes: torch.Tensor, pairs: float, tokens: int, *, sinks: int = 0) -> float:
+def cutoff_of(slopes: torch.Tensor, pairs: float, tokens: int, *, sinks: int = 0, near: int = 0) -> float:
     """The cutoff T, in units of sigma, at which a window visits so many pairs:
     ``window_pairs(slopes, T, tokens) = pairs``. If the context has fewer pairs, the smallest T at
-    which all are visited."""
+    which all are visited; if the near field alone has as many, 0."""
     # slightly more than the whole context, so that dividing by a slope does not round to one token
     # less
     low, high = 0.0, float(slopes.max()) * max(tokens - sinks - 1, 0) * (1 + 1e-12)
-    if pairs >= window_pairs(slopes, high, tokens, sinks=sinks):
+    if pairs >= window_pairs(slopes, high, tokens, sinks=sinks, near=near):
         return high
+    if pairs <= window_pairs(slopes, low, tokens, sinks=sinks, near=near):
+        return low
     for _ in range(200):  # the function is increasing and continuous; 200 halvings exhaust float64
         middle = (low + high) / 2
-        if window_pairs(slopes, middle, tokens, sinks=sinks) < pairs:
+        if window_pairs(slopes, middle, tokens, sinks=sinks, near=near) < pairs:
             low = middle
         else:
             high = middle
     return high
+
+
+def sliding_tokens(heads: int, pairs: float, tokens: int, *, sinks: int = 0) -> int:
+    """The width W of the sliding window, alike in all heads, whose pairs are nearest to a number of
+    pairs: a row sees the W nearest keys, itself included, and the sinks.
+
+    With w = W - 1 and N tokens beyond the sinks a head has ``w (w + 1) / 2 + (N - 1 - w) w`` pairs,
+    which increases up to w = N - 1 and is solved for w.
+    """
+    length = max(tokens - sinks, 1)
+    per_head = (pairs - sink_pairs(heads, tokens, sinks)) / heads
+    most = length * (length - 1) / 2
+    if per_head >= most:
+        return length
+    half = length - 0.5
+    return 1 + round(half - max(half * half - 2 * max(per_head, 0.0), 0.25) ** 0.5)
 
 
 def _check(masks: int, tokens: int, match: str) -> None:

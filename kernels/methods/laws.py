@@ -40,3 +40,4 @@ class Kind(NamedTuple):
     masks: int = 0
     sinks: int = 0
     align: int = 0  # tokens of a grid cell, 0 without a grid
+    near: int = 0

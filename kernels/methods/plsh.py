@@ -27,7 +27,8 @@ class PositionalLSH(Weights):
     * "exact": L on the union, a window of random reach; biased, since nothing compensates for the
       pairs that the union misses.
 
-    Sinks have the weight L, covered or not.
+    Sinks and the near field have the weight L, covered or not. Under "count" the near pairs are then
+    exact, not estimated; beyond them the estimate is as unbiased as without.
     """
 
     slopes: torch.Tensor
@@ -35,12 +36,13 @@ class PositionalLSH(Weights):
     sampler: str
     weights: str
     sinks: int = 0
+    near: int = 0
     # computed once: compiled code cannot read numbers of a tensor on the host
     span: int = field(init=False, repr=False, compare=False)
     alike: bool = field(init=False, repr=False, compare=False)  # all masks have the same weight
 
     def __post_init__(self):
-        object.__setattr__(self, "span", self.masks.span)
+        object.__setattr__(self, "span", max(self.masks.span, self.near - 1))
         object.__setattr__(self, "alike", bool((self.masks.log_weight == 0).all()))
 
     @classmethod
@@ -56,6 +58,7 @@ class PositionalLSH(Weights):
         weights: str = "count",
         sinks: int = 0,
         align: int = 0,
+        near: int = 0,
     ) -> "PositionalLSH":
         """Draws masks for each head: a pure function of (seed, draw, layer, head) and the options.
 
@@ -69,9 +72,10 @@ class PositionalLSH(Weights):
                 none. The count is then one number for each pair of cells, which any block-sparse
                 kernel can use, and its expectation differs from L by at most
                 `kernels.methods.cost.align_bias`.
+            near: number of nearest keys that every row sees with the weight L, itself included.
 
         Raises:
-            ValueError: for slopes that are not positive, masks < 1, sinks < 0, an unknown sampler
+            ValueError: for slopes that are not positive, masks < 1, sinks or near < 0, an unknown sampler
                 or weights, "rb" with a sampler without `log_coverage`, and `align` with masks that
                 are not random or with weights other than "count".
         """
@@ -86,12 +90,12 @@ class PositionalLSH(Weights):
         mask_set = draw_masks(slopes, masks, seed=seed, draw=draw, layer=layer, sampler=sampler, align=align)
         if weights == "rb":
             log_coverage(torch.zeros(1), masks, sampler)  # raises for samplers without a formula
-        return cls(slopes, mask_set, sampler, weights, check_whole("sinks", sinks, 0))
+        return cls(slopes, mask_set, sampler, weights, check_whole("sinks", sinks, 0), check_whole("near", near, 0))
 
     @classmethod
     def example(cls, slopes, kind):
-        _, weights, sampler, masks, sinks, align = kind
-        return cls.draw(slopes, masks, seed=0, sampler=sampler, weights=weights, sinks=sinks, align=align)
+        options = {"sampler": kind.sampler, "weights": kind.weights, "sinks": kind.sinks}
+        return cls.draw(slopes, kind.masks, seed=0, **options, align=kind.align, near=kind.near)
 
     def __repr__(self) -> str:
         options = f"sampler={self.sampler!r}, weights={self.weights!r}, sinks={self.sinks}"
@@ -112,7 +116,7 @@ class PositionalLSH(Weights):
     @property
     def kind(self) -> Kind:
         align = 0 if self.masks.grid is None else int(self.masks.grid[:, 0].max())
-        return Kind("plsh", self.weights, self.sampler, self.count, self.sinks, align)
+        return Kind("plsh", self.weights, self.sampler, self.count, self.sinks, align, self.near)
 
     def pack(self):
         width, grid = self.masks.width, self.masks.grid
@@ -172,24 +176,40 @@ class PositionalLSH(Weights):
             distance = (rows[:, None] - columns[None, :]).abs()
             log_w = self.log_distance(heads, distance.reshape(-1)).reshape(self.heads, *distance.shape)
             log_w.masked_fill_(~union, -math.inf)
-        return torch.where(columns < self.sinks, Alibi(self.slopes).log_dense(rows, columns), log_w)
+        exact = (columns < self.sinks) | ((rows[:, None] - columns).abs() < self.near)
+        return torch.where(exact, Alibi(self.slopes).log_dense(rows, columns), log_w)
 
     def reach(self, heads, rows):
-        first = self.masks.starts(heads, rows).amin(-1).clamp_min_(self.sinks)
-        return first, self.masks.ends(heads, rows).amax(-1) - 1
+        first, last = self.masks.starts(heads, rows).amin(-1), self.masks.ends(heads, rows).amax(-1) - 1
+        if self.near:
+            first, last = torch.minimum(first, rows - self.near + 1), torch.maximum(last, rows + self.near - 1)
+        return first.clamp_min(self.sinks), last
 
     def log_piece(self, heads, rows, first, width, causal):
         start = self.masks.starts(heads, rows).clamp_min_(self.sinks)
         end = None if causal else self.masks.ends(heads, rows)
         if self.weights == "count":
-            return self._runs(heads, rows, start, end, first, width)
+            log_w = self._runs(heads, rows, start, end, first, width)
+            return self._with_near(log_w, heads, rows, first, causal)
         log_w = by_distance(self.log_distance, heads, rows, first, width, causal)
         columns = torch.arange(width, device=rows.device, dtype=torch.int32)
         # a block of a very flat slope ends beyond int32
         outside = columns < (start.amin(-1, keepdim=True) - first[:, None, None]).clamp_(0, width).int()
         if end is not None:
             outside |= columns >= (end.amax(-1, keepdim=True) - first[:, None, None]).clamp_(0, width).int()
-        return log_w.masked_fill_(outside, -math.inf)
+        return self._with_near(log_w.masked_fill_(outside, -math.inf), heads, rows, first, causal)
+
+    def _with_near(self, log_w, heads, rows, first, causal):
+        """A piece (`log_piece`) with the weight L at the distances of the near field."""
+        if not self.near:
+            return log_w
+
+        def near_field(heads: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
+            bias = -self.slopes[heads.cpu()].to(distance.device)[:, None] * distance
+            return bias.masked_fill_(distance >= self.near, math.nan)
+
+        exact = by_distance(near_field, heads, rows, first, log_w.shape[2], causal, self.sinks)
+        return torch.where(exact.isnan(), log_w, exact)
 
     def _runs(self, heads, rows, start, end, first, width):
         """The log of the count, which is constant along a row between block edges: writes each run

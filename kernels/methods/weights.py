@@ -7,6 +7,9 @@ piece for kernels that never build an n x n matrix.
 Sinks: the first `sinks` tokens stay visible to every row with the exact weight ``exp(-m |i - j|)``,
 even where the window or the masks cover the pair: the attention that models park on the first
 tokens is neither cut nor estimated.
+
+Near field: in the same way the `near` nearest keys of every row, at distances 0 .. near - 1, have the
+exact weight. A tile of a fused kernel holds them anyway, and a steep head sees little else.
 """
 
 import math
@@ -27,12 +30,14 @@ class Weights(ABC):
     """Weights of H heads. Positions are whole token coordinates >= 0; a log-weight of -inf means
     that the pair is not visited.
 
-    `slopes`: (H,) float64. `sinks`: how many of the first tokens every row sees. `span`: the
-    farthest distance, in tokens, that any head visits apart from the sinks; None without a bound.
+    `slopes`: (H,) float64. `sinks`: how many of the first tokens every row sees. `near`: how many of
+    the nearest keys every row sees, itself included. `span`: the farthest distance, in tokens, that
+    any head visits apart from the sinks; None without a bound.
     """
 
     slopes: torch.Tensor
     sinks: int = 0
+    near: int = 0
     span: int | None = None
 
     @property
@@ -60,7 +65,7 @@ class Weights(ABC):
     @property
     def kind(self) -> Kind:
         """The properties of the weights that compiled kernels depend on."""
-        return Kind(type(self).__name__.lower(), sinks=self.sinks)
+        return Kind(type(self).__name__.lower(), sinks=self.sinks, near=self.near)
 
     @property
     def numbers_per_row(self) -> int:
@@ -214,17 +219,20 @@ class Alibi(Weights):
 @dataclass(frozen=True)
 class Window(Weights):
     """Exact ALiBi, cut where the bias falls below -cutoff: ``w = exp(-m |i - j|)`` if ``m |i - j|
-    <= cutoff`` or j is a sink, else 0."""
+    <= cutoff``, ``|i - j| < near`` or j is a sink, else 0. With cutoff 0 it is the sliding window of
+    `near` tokens in every head, with sinks that of StreamingLLM (arXiv 2309.17453)."""
 
     slopes: torch.Tensor
     cutoff: float
     sinks: int = 0
+    near: int = 0
     span: int = field(init=False, repr=False, compare=False)
 
     law = Law.LINEAR
 
     def __post_init__(self):
         object.__setattr__(self, "sinks", check_whole("sinks", self.sinks, 0))
+        object.__setattr__(self, "near", check_whole("near", self.near, 0))
         object.__setattr__(self, "slopes", check_slopes(self.slopes))
         if not self.cutoff >= 0:
             raise ValueError(f"cutoff must be at least 0 (in units of 1/slope), not {self.cutoff}.")
@@ -232,7 +240,7 @@ class Window(Weights):
 
     @classmethod
     def example(cls, slopes, kind):
-        return cls(slopes, 5.0, kind.sinks)
+        return cls(slopes, 5.0, kind.sinks, kind.near)
 
     def pack(self):
         return torch.stack([self.slopes, self.tokens.double()], 1)
@@ -240,7 +248,8 @@ class Window(Weights):
     @property
     def tokens(self) -> torch.Tensor:
         """Farthest visible distance of each head, (H,) int64."""
-        return torch.floor((self.cutoff / self.slopes).clamp_max(2.0**62)).long()
+        farthest = torch.floor((self.cutoff / self.slopes).clamp_max(2.0**62)).long()
+        return farthest.clamp_min(self.near - 1)
 
     def log_dense(self, rows, columns):
         distance = (rows[:, None] - columns[None, :]).abs()[None]

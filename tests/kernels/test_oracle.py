@@ -39,9 +39,10 @@ def loops(q, k, v, weight, causal=True):
 def explicit_weight(weights, head):
     """L'[i, j] of a head from the masks' numbers alone, buckets in rational arithmetic."""
     slope = float(weights.slopes[head])
-    if weights.sinks:
-        beyond = explicit_weight(replace(weights, sinks=0), head)
-        return lambda i, j: math.exp(-slope * abs(i - j)) if j < weights.sinks else beyond(i, j)
+    if weights.sinks or weights.near:
+        beyond = explicit_weight(replace(weights, sinks=0, near=0), head)
+        exact = lambda i, j: j < weights.sinks or abs(i - j) < weights.near  # noqa: E731
+        return lambda i, j: math.exp(-slope * abs(i - j)) if exact(i, j) else beyond(i, j)
     if isinstance(weights, Alibi):
         return lambda i, j: math.exp(-slope * abs(i - j))
     if isinstance(weights, Window):
@@ -71,6 +72,12 @@ RULES = {
     "exact": PositionalLSH.draw(SLOPES, 5, seed=3, weights="exact"),
     "systematic": PositionalLSH.draw(SLOPES, 4, seed=3, sampler="systematic"),
     "fixed": PositionalLSH.draw(SLOPES, 2, seed=3, sampler="fixed"),
+    "window with a near field": Window(SLOPES, 1.3, near=9),
+    "sliding window": Window(SLOPES, 0.0, near=9),
+    "count with a near field": PositionalLSH.draw(SLOPES, 5, seed=3, near=9),
+    "rb with sinks and a near field": PositionalLSH.draw(SLOPES, 5, seed=3, weights="rb", sinks=2, near=6),
+    "systematic with a near field": PositionalLSH.draw(SLOPES, 4, seed=3, sampler="systematic", near=3),
+    "exact with a near field": PositionalLSH.draw(SLOPES, 5, seed=3, weights="exact", near=100),
     "window with sinks": Window(SLOPES, 1.3, sinks=2),
     "count with sinks": PositionalLSH.draw(SLOPES, 5, seed=3, sinks=11),
     "rb with sinks": PositionalLSH.draw(SLOPES, 5, seed=3, weights="rb", sinks=2),

@@ -84,6 +84,8 @@ def unsupported_call(q: torch.Tensor, weights: Weights) -> str | None:
     if it does."""
     if weights.law is None:
         return no_tables(weights)
+    if weights.near and weights.count:
+        return "kernel='triton' computes no near field of masks: use kernel='sdpa' with it."
     return unsupported_reason(q.device, q.dtype, q.shape[3], weights.counted)
 
 

@@ -28,9 +28,9 @@ class Sampler(ABC):
     log_coverage: Callable[[torch.Tensor, int], torch.Tensor] | None = None
     # (t): probability that one mask covers the pair, averaged over the S masks
     lone_coverage: Callable[[torch.Tensor], torch.Tensor] | None = None
-    # (slopes, masks, tokens, match, sinks): expected pairs beyond the sinks, for samplers whose
-    # coverage depends on the position
-    pairs: Callable[[torch.Tensor, int, int, str, int], float] | None = None
+    # (slopes, masks, tokens, match, sinks, near): expected pairs beyond the sinks, for samplers whose
+    # coverage depends on the position; pairs of the near field count once
+    pairs: Callable[[torch.Tensor, int, int, str, int, int], float] | None = None
 
     @abstractmethod
     def draw(self, masks: int, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
