@@ -64,6 +64,7 @@ class Attention(ABC):
     any_context: ClassVar[bool] = True  # equal options mean the same method at every context
     beside_windows: ClassVar[bool] = False  # tables compare it with the windows of equal cost
     sinks = 0  # first tokens that stay visible with exact weight; a field where supported
+    near = 0  # nearest keys, the row's own included, that have the exact weight; a field where supported
     evict = False  # generation drops keys out of reach; a field where supported
 
     @property
@@ -146,6 +147,11 @@ class Attention(ABC):
         return 1
 
     @property
+    def near_over_masks(self) -> bool:
+        """Whether a near field replaces weights of masks, which the fused kernel does not compute."""
+        return False
+
+    @property
     def masks_counted(self) -> int:
         """Number of masks that a kernel counts for each pair; 0 if a formula gives the weight."""
         return 0
@@ -161,13 +167,14 @@ class Attention(ABC):
     @property
     def variant(self) -> list[str]:
         """Words that distinguish curves of one style."""
-        return [f"{self.sinks} sinks"] * bool(self.sinks) + ["evicting"] * self.evict
+        exact = [f"{self.sinks} sinks"] * bool(self.sinks) + [f"near {self.near}"] * bool(self.near)
+        return exact + ["evicting"] * self.evict
 
     @property
     def label_suffix(self) -> str:
-        """The part of a label that describes sinks and eviction."""
+        """The part of a label that describes sinks, near field and eviction."""
         sinks = f" +{self.sinks} sink{'s' * (self.sinks > 1)}" if self.sinks else ""
-        return sinks + ", evicting" * self.evict
+        return sinks + f" +{self.near} near" * bool(self.near) + ", evicting" * self.evict
 
     def costs_as_much_as(self, other: "Attention") -> bool:
         """Return whether this is a reference of `other` at equal cost, if their pairs are equal."""

@@ -24,6 +24,7 @@ class Options:
     sinks: int = 0
     evict: bool = False
     align: int = 0
+    near: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Plsh(Attention):
     sinks: first tokens that stay visible.
     evict: whether generation drops keys out of reach.
     align: tokens of the grid on which masks of flat heads begin and end, 0 for none.
+    near: nearest keys that every row sees with the exact weight.
     """
 
     name = "plsh"
@@ -48,6 +50,7 @@ class Plsh(Attention):
     sinks: int = 0
     evict: bool = False
     align: int = 0
+    near: int = 0
 
     @classmethod
     def from_options(cls, options, *, masks, context, model):
@@ -60,7 +63,7 @@ class Plsh(Attention):
             needs = f"P(covered), for which {name} has no formula" if sampler.random else "random masks"
             raise UserError(f"attn.weights=rb needs {needs}: use attn.sampler={usable}.")
         masks = masks if sampler.random else 1  # without randomness all masks of a draw are equal
-        return cls(masks, name, weights, options.sinks, options.evict, options.align)
+        return cls(masks, name, weights, options.sinks, options.evict, options.align, options.near)
 
     @property
     def random(self):
@@ -89,6 +92,7 @@ class Plsh(Attention):
             "weights": self.weights,
             "sinks": self.sinks,
             "align": self.align,
+            "near": self.near,
         }
         return [
             PositionalLSH.draw(model.slopes, self.masks, seed=seed, draw=draw, layer=layer, **options)
@@ -98,13 +102,18 @@ class Plsh(Attention):
     def pairs(self, model, context):
         from kernels.methods.cost import expected_pairs
 
-        options: dict[str, Any] = {"sampler": self.sampler, "sinks": self.sinks, "align": self.align}
+        options: dict[str, Any] = {"sampler": self.sampler, "sinks": self.sinks}
+        options |= {"align": self.align, "near": self.near}
         matches = samplers()[self.sampler].matches
         return {match: expected_pairs(model.slopes, self.masks, context, match=match, **options) for match in matches}
 
     @property
     def masks_drawn(self):
         return self.masks
+
+    @property
+    def near_over_masks(self):
+        return self.near > 0
 
     @property
     def masks_counted(self):

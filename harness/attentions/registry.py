@@ -54,6 +54,8 @@ def choose_attention(config: Any, *, masks: int, context: int, model: "ModelSpec
             choose(f"attn.{option.name}", value, option.known())
     if not 0 <= config.sinks <= context:
         raise UserError(f"attn.sinks must be from 0 to context={context}, not {config.sinks}.")
+    if config.near < 0:
+        raise UserError(f"attn.near must be at least 0 tokens, not {config.near}.")
     return kind.from_options(config, masks=masks, context=context, model=model)
 
 

@@ -30,11 +30,13 @@ class Options:
     sinks: int = 0
     evict: bool = False
     align: int = 0
+    near: int = 0
 
 
 @dataclass(frozen=True)
 class Window(Attention):
-    """A sliding window. cutoff: its length in units of 1/slope."""
+    """A window in each head. cutoff: its length in units of 1/slope. near: its least length in
+    tokens; with cutoff 0 it is the sliding window of `near` tokens in every head."""
 
     name = "window"
     Options = Options
@@ -44,12 +46,13 @@ class Window(Attention):
     cutoff: float
     sinks: int = 0
     evict: bool = False
+    near: int = 0
 
     @classmethod
     def from_options(cls, options, *, masks, context, model):
         from kernels.methods.cost import expected_pairs
 
-        shared = {"sinks": options.sinks, "evict": options.evict}
+        shared = {"sinks": options.sinks, "evict": options.evict, "near": options.near}
         if options.cutoff is not None:
             if not 0 <= options.cutoff < math.inf:
                 raise UserError(
@@ -66,12 +69,13 @@ class Window(Attention):
         if options.align:
             refuse_align(options.align, sampler, model)
         mask_options = {"match": match, "sampler": sampler, "sinks": options.sinks, "align": options.align}
+        mask_options["near"] = options.near
         pairs = expected_pairs(model.slopes, masks, context, **mask_options)
         return cls.of_cost(pairs, model, context, **shared)
 
     @classmethod
     def of_cost(
-        cls, pairs: float, model: "ModelSpec", context: int, *, sinks: int = 0, evict: bool = False
+        cls, pairs: float, model: "ModelSpec", context: int, *, sinks: int = 0, evict: bool = False, near: int = 0
     ) -> "Window":
         """Return the window that visits a number of pairs.
 
@@ -81,11 +85,13 @@ class Window(Attention):
             context: tokens.
             sinks: first tokens that stay visible.
             evict: whether generation drops keys out of reach.
+            near: nearest keys that every row sees.
         """
         from kernels.methods.cost import cutoff_of
 
         # six digits, because the cutoff is part of the identity and its last bits vary by machine
-        return cls(float(f"{cutoff_of(model.slopes, pairs, context, sinks=sinks):.6g}"), sinks, evict)
+        cutoff = cutoff_of(model.slopes, pairs, context, sinks=sinks, near=near)
+        return cls(float(f"{cutoff:.6g}"), sinks, evict, near)
 
     @property
     def label(self):
@@ -94,27 +100,27 @@ class Window(Attention):
     def weights_of(self, model, *, seed, draw):
         from kernels import Window
 
-        return [Window(model.slopes, self.cutoff, self.sinks)] * model.architecture.layers
+        return [Window(model.slopes, self.cutoff, self.sinks, self.near)] * model.architecture.layers
 
     def pairs(self, model, context):
         from kernels.methods.cost import window_pairs
 
-        return {"fused": window_pairs(model.slopes, self.cutoff, context, sinks=self.sinks)}
+        return {"fused": window_pairs(model.slopes, self.cutoff, context, sinks=self.sinks, near=self.near)}
 
     def costs_as_much_as(self, other):
-        return (self.sinks, self.evict) == (other.sinks, other.evict)
+        return (self.sinks, self.evict, self.near) == (other.sinks, other.evict, other.near)
 
 
 def equal_cost_windows(attention: Attention, model: "ModelSpec", context: int) -> dict[str, Attention]:
     """Return the windows that visit as many pairs as an attention, one for each way to count.
 
-    They have its sinks and eviction. An approximation of ALiBi should beat them.
+    They have its sinks, near field and eviction. An approximation of ALiBi should beat them.
 
     Args:
         attention: the attention.
         model: the model.
         context: tokens.
     """
-    shared: dict[str, Any] = {"sinks": attention.sinks, "evict": attention.evict}
+    shared: dict[str, Any] = {"sinks": attention.sinks, "evict": attention.evict, "near": attention.near}
     counts = attention.pairs(model, context)
     return {f"window {match}": Window.of_cost(pairs, model, context, **shared) for match, pairs in counts.items()}

@@ -25,7 +25,9 @@ def refuse_kernel(kernel: str, attention: Attention, model: ModelSpec, device: t
         UserError: if it cannot.
     """
     reason = None
-    if kernel == "triton":
+    if kernel == "triton" and attention.near_over_masks:
+        reason = "kernel='triton' computes no near field of masks: use kernel='sdpa' with attn.near."
+    elif kernel == "triton":
         try:
             from kernels.impl.triton.attend import unsupported_reason
         except ImportError:

@@ -7,6 +7,7 @@ import sys
 import pytest
 from hydra import compose, initialize_config_dir
 
+from harness.common.errors import UserError
 from harness.common.paths import CONF, ROOT
 from harness.experiment.config import register_schema
 from harness.experiment.execute import describe_cell
@@ -229,3 +230,23 @@ def test_every_model_is_identified_before_anything_is_downloaded(file):
     found = spec(f"model={file.stem}", *given)
     assert len(found.identity["slopes"]) == found.architecture.heads
     assert found.architecture.width % found.architecture.heads == 0
+
+
+def test_a_near_field_is_in_the_cell_and_in_its_windows():
+    masks = planned("attn=plsh", "masks=16", "attn.near=64", "attn.sinks=2", "context=400", "references=compute")
+    layers = masks.cell.weights(0)
+    assert {(layer.near, layer.sinks) for layer in layers} == {(64, 2)}
+    window = masks.references["window fused"]
+    assert window.attention.near == 64
+    assert window.cost()["fused"] == pytest.approx(masks.cell.cost()["fused"], rel=1e-4)
+    assert "+64 near" in masks.cell.attention.label
+    without = planned("attn=plsh", "masks=16", "attn.sinks=2", "context=400")
+    assert "near" not in without.cell.identity["attn"]
+    assert masks.cell.cell_id != without.cell.cell_id
+
+
+def test_a_near_field_of_masks_is_refused_by_the_fused_kernel_before_anything_is_loaded():
+    with pytest.raises(UserError, match="computes no near field of masks"):
+        planned("attn=plsh", "attn.near=64", "kernel=triton", "context=64")
+    with pytest.raises(UserError, match="attn.near must be at least 0"):
+        planned("attn=window", "attn.near=-1", "context=64")
