@@ -18,7 +18,7 @@ from pathlib import Path
 from harness.analysis import reader, versions
 from harness.common.errors import report_mistake
 from harness.common.files import DRAFT, listed, odd_files, read_file, short_hash, write_whole
-from harness.common.streams import print_in_any_encoding
+from harness.common.streams import steady_streams
 from harness.common.table import Table, say
 from harness.results import aside, index
 from harness.results.rows import Found
@@ -51,7 +51,7 @@ class Checked:
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0 if nothing is wrong, or all of it was set aside; 1 if something is, 2 for a
     mistake."""
-    print_in_any_encoding()
+    steady_streams()
     parser = argparse.ArgumentParser(prog="python -m harness.check", description=__doc__.split("\n\n", 1)[1])
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="results folder (results)")
     parser.add_argument("--fix", action="store_true", help="set aside what is wrong")

@@ -22,7 +22,7 @@ import pyarrow.parquet
 from harness.analysis import reader
 from harness.common.errors import report_mistake
 from harness.common.files import odd_files, replacing, say_odd
-from harness.common.streams import print_in_any_encoding
+from harness.common.streams import steady_streams
 from harness.results.index import Index
 from harness.results.store import TaskStore
 
@@ -31,7 +31,7 @@ FIRST = ("cell_id", "task", "task_id", "status", "samples", "why", "model", "lab
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0, or 2 for a mistake."""
-    print_in_any_encoding()
+    steady_streams()
     parser = argparse.ArgumentParser(prog="python -m harness.collect", description=__doc__.split("\n\n", 1)[1])
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="results folder (results)")
     parser.add_argument("--out", type=Path, required=True, help="file to write, .parquet or .csv")

@@ -9,13 +9,13 @@ import sys
 
 from harness.common.errors import UserError, report_mistake
 from harness.common.preflight import refuse_foreign_kernels
-from harness.common.streams import print_in_any_encoding
+from harness.common.streams import steady_streams
 from harness.experiment.compose import compose_config
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return the exit code: 0, 1 if data could not be made, 2 for a mistake."""
-    print_in_any_encoding()
+    steady_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
         print(__doc__)

@@ -13,6 +13,7 @@ import sys
 
 from harness.common.errors import EXIT_OK, UserError, report_mistake
 from harness.common.preflight import refuse_foreign_kernels
+from harness.common.streams import steady_streams
 
 
 def register() -> None:
@@ -25,6 +26,7 @@ def register() -> None:
 
 def main() -> int:
     """Run lm-eval's command in sys.argv; return 0, or 2 for a mistake in an attention option."""
+    steady_streams()
     try:
         refuse_foreign_kernels()
         register()

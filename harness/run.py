@@ -16,7 +16,7 @@ from harness.common.paths import CONF
 from harness.common.preflight import refuse_foreign_kernels
 from harness.common.ranks import Team
 from harness.common.signals import StopRequest, ignore_signals
-from harness.common.streams import print_in_any_encoding
+from harness.common.streams import steady_streams
 from harness.experiment.config import register_schema
 from harness.experiment.mistakes import explain, refuse_unknown_flags
 from harness.experiment.overrides import normalize_arguments, parse_override
@@ -30,7 +30,7 @@ def main() -> int:
     Returns:
         The exit code: 0 done, 1 a task failed, 2 a mistake of the user's, 75 stopped (run again).
     """
-    print_in_any_encoding()
+    steady_streams()
     # pass exceptions on to us instead of printing Hydra's report
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_schema()

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from harness.analysis import reader, table
 from harness.common.errors import nearest, report_mistake
-from harness.common.streams import print_in_any_encoding
+from harness.common.streams import steady_streams
 from harness.common.table import Table
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return the exit code: 0, or 2 if there is no such cell."""
-    print_in_any_encoding()
+    steady_streams()
     parser = argparse.ArgumentParser(prog="python -m harness.show", description=__doc__)
     parser.add_argument("cell_id", nargs="?", help="the cell, or the beginning of its id; all cells if left out")
     parser.add_argument("--results", type=Path, default=Path("results"), help="results folder (results)")

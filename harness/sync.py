@@ -11,13 +11,13 @@ from pathlib import Path
 
 from harness.analysis import reader
 from harness.common.errors import EXIT_FAILED, EXIT_OK, nearest, report_mistake
-from harness.common.streams import print_in_any_encoding
+from harness.common.streams import steady_streams
 from harness.tracking.mirror import Outcome, mirror
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return the exit code: 0 all uploaded, 1 not all, 2 for a mistake."""
-    print_in_any_encoding()
+    steady_streams()
     parser = argparse.ArgumentParser(prog="python -m harness.sync", description=__doc__)
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="results folder (results)")
     parser.add_argument("--cell", action="append", metavar="CELL_ID", help="this cell alone; may be repeated")

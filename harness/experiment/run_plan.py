@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import os
 import sys
 from typing import Any
 
@@ -87,11 +86,7 @@ def run_plan(plan: Plan, stop: StopRequest, tracker: Tracker, team: Team) -> tup
     for sentence in dict.fromkeys(map(str, mistakes)):
         print(sentence, file=sys.stderr)
     code = EXIT_INVALID if mistakes else _exit_code(outcomes)
-    try:
-        return code, _report(plan, statuses, code, rows_written=progress.written)
-    except (BrokenPipeError, SystemExit):  # stdout was closed; results are in the store
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return code, {}
+    return code, _report(plan, statuses, code, rows_written=progress.written)
 
 
 def _exit_code(outcomes: set[str]) -> int:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shlex
 import sys
 import tempfile
@@ -11,12 +10,12 @@ from pathlib import Path
 
 from harness.common.errors import UserError, report_mistake
 from harness.common.files import write_whole
-from harness.common.streams import print_in_any_encoding
+from harness.common.streams import steady_streams
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit code: 0, 1 if --compare finds a regression, 2 for invalid arguments."""
-    print_in_any_encoding()
+    steady_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
     try:
@@ -27,9 +26,6 @@ def main(arguments: list[str] | None = None) -> int:
         if options.markdown:
             return _markdown(options)
         return _wandb(options) if options.wandb else _page(options, arguments)
-    except BrokenPipeError:  # the reader of stdout is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except UserError as error:
         return report_mistake(str(error))
 

@@ -23,7 +23,7 @@ from harness.common.errors import EXIT_RETRY, UserError, report_mistake
 from harness.common.preflight import refuse_foreign_kernels
 from harness.common.ranks import ranks
 from harness.common.signals import StopRequest
-from harness.common.streams import print_in_any_encoding
+from harness.common.streams import steady_streams
 from harness.experiment.prepare import prepare
 from harness.sweep.cells import Mistakes, expand, plans
 from harness.sweep.grid import check_override, read_grid
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    print_in_any_encoding()
+    steady_streams()
     try:
         options = parser().parse_intermixed_args(arguments)
         if options.jobs < 1:

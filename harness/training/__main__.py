@@ -11,11 +11,13 @@ from pathlib import Path
 from harness.common.errors import UserError
 from harness.common.files import write_atomic
 from harness.common.paths import EMBEDDED
+from harness.common.streams import steady_streams
 from harness.training import books, books_card, books_measure, books_train, card, evaluate, recipe
 
 
 def main() -> None:
     """Run the command."""
+    steady_streams()
     parser = argparse.ArgumentParser(prog="python -m harness.training", description=__doc__)
     models = [*sorted(recipe.FINAL_PHASES), books_train.NAME]
     parser.add_argument("--only", choices=models, help="train only this model; default: the models that need no novels")
