@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
@@ -27,6 +28,8 @@ from harness.results.index import Index
 from harness.results.store import TaskStore
 
 FIRST = ("cell_id", "task", "task_id", "status", "samples", "why", "model", "label")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of a formula in spreadsheets
+FORMULA_PATTERN = r"\A([=+\-@\t\r])"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -116,9 +119,19 @@ def write(table: pa.Table, file: Path) -> None:
     """Put the table in place, whole or not at all."""
     with replacing(file) as draft:
         if file.suffix == ".csv":
-            pa.csv.write_csv(table, draft)
+            pa.csv.write_csv(_for_spreadsheets(table), draft)
         else:
             pa.parquet.write_table(table, draft)
+
+
+def _for_spreadsheets(table: pa.Table) -> pa.Table:
+    """Put an apostrophe before each text that a spreadsheet would compute; numbers are as before."""
+    columns = [_quoted(c) if pa.types.is_string(c.type) else c for c in table.columns]
+    return pa.table(columns, names=[f"'{n}" if n.startswith(FORMULA) else n for n in table.column_names])
+
+
+def _quoted(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.compute.replace_substring_regex(column, FORMULA_PATTERN, r"'\1")
 
 
 if __name__ == "__main__":

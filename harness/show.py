@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.analysis import reader, table
 from harness.common.errors import nearest, report_mistake
-from harness.common.streams import steady_streams
+from harness.common.streams import printable, steady_streams
 from harness.common.table import Table
 
 
@@ -49,10 +49,10 @@ def _print_record(record: reader.Record, records: list[reader.Record]) -> None:
     if metrics:
         Table("", ["metric", "value", "n", "unit"], metrics, []).print()
     if message := record.outcome.message:
-        print(f"{record.outcome.error}: {message}")
+        print(printable(f"{record.outcome.error}: {message}"))
     facts = {**record.identity.as_json(), **record.options, **record.environment.as_json()}
     for name, value in facts.items():
-        print(f"  {name}: {json.dumps(value)}")
+        print(printable(f"  {name}: {json.dumps(value)}"))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.analysis import reader
 from harness.common.errors import EXIT_FAILED, EXIT_OK, nearest, report_mistake
-from harness.common.streams import steady_streams
+from harness.common.streams import printable, steady_streams
 from harness.tracking.mirror import Outcome, mirror
 
 
@@ -42,11 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _report(outcome: Outcome) -> int:
     for cell_id, uploaded in outcome.done.items():
-        print(f"{cell_id}: {uploaded['url']}")
+        print(printable(f"{cell_id}: {uploaded['url']}"))
     if outcome.current:
         print(f"{len(outcome.current)} cells were there already.")
     if outcome.failed:
-        print(f"{len(outcome.unreached)} cells are not uploaded: {outcome.failed}", file=sys.stderr)
+        print(printable(f"{len(outcome.unreached)} cells are not uploaded: {outcome.failed}"), file=sys.stderr)
     document = {
         "status": "failed" if outcome.failed else "ok",
         "uploaded": {cell_id: uploaded["url"] for cell_id, uploaded in outcome.done.items()},

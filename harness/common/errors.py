@@ -5,6 +5,8 @@ import json
 import sys
 from collections.abc import Iterable
 
+from harness.common.streams import printable
+
 EXIT_OK, EXIT_FAILED, EXIT_INVALID, EXIT_RETRY = 0, 1, 2, 75
 # exit code -> status in the JSON line
 STATUSES = {EXIT_OK: "ok", EXIT_FAILED: "failed", EXIT_INVALID: "invalid", EXIT_RETRY: "stopped"}
@@ -53,6 +55,6 @@ def report_mistake(sentence: str, **fields: object) -> int:
 
     fields: further fields of the JSON line.
     """
-    print(sentence, file=sys.stderr)
+    print(printable(sentence), file=sys.stderr)
     print(json.dumps({"status": STATUSES[EXIT_INVALID], "message": sentence, **fields}), flush=True)
     return EXIT_INVALID

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from harness.common.streams import printable
+
 
 class Progress:
     """The progress of a run, task after task."""
@@ -33,10 +35,15 @@ class Progress:
         self._start = self._last = time.monotonic()
         self.fresh = 0  # rows of this task written by this process
         if self._console.is_terminal and not self._quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Bar(*columns, console=self._console, transient=True)
             self._bar.start()
-            self._row = self._bar.add_task(title, total=total, completed=done)
+            self._row = self._bar.add_task(printable(title), total=total, completed=done)
 
     def advance(self, count: int) -> None:
         """Count written rows."""
@@ -59,4 +66,4 @@ class Progress:
     def say(self, sentence: str) -> None:
         """Print a sentence unless quiet."""
         if not self._quiet:
-            print(sentence, file=sys.stderr, flush=True)
+            print(printable(sentence), file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.common.errors import UserError, report_mistake
 from harness.common.files import write_whole
-from harness.common.streams import steady_streams
+from harness.common.streams import printable, steady_streams
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def _page(options: argparse.Namespace, arguments: list[str]) -> int:
         write_whole(path, text)
     except OSError as error:
         raise UserError(f"--out {options.out} cannot be written to: {error}.") from None
-    print(f"{description.lead}\nPage: {path.resolve().as_uri()}", file=sys.stderr)
+    print(printable(f"{description.lead}\nPage: {path.resolve().as_uri()}"), file=sys.stderr)
     print(json.dumps({"status": "ok", "page": str(path), "bytes": path.stat().st_size}))
     return 0
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.common.errors import EXIT_OK, EXIT_RETRY
+from harness.common.streams import printable
 from harness.sweep.rows import Row
 
 OUTCOMES = {EXIT_OK: "done", EXIT_RETRY: "stopped"}  # any other exit code is a failure
@@ -44,11 +45,11 @@ class Progress:
         if not self._live:
             seconds = time.monotonic() - start
             status = f"[{self._ended.total()}/{self.total}] row {row.number}: {outcome}, {seconds:.0f} s"
-            print(f"{status}: {' '.join(row.overrides)}", file=sys.stderr, flush=True)
+            print(printable(f"{status}: {' '.join(row.overrides)}"), file=sys.stderr, flush=True)
 
     def _table(self) -> Table:
         counts = ", ".join(f"{count} {end}" for end, count in self._ended.items()) or "none ended"
         table = Table("row", "seconds", "overrides", title=f"{counts} of {self.total}", title_justify="left")
         for row, start in self._running.values():
-            table.add_row(str(row.number), f"{time.monotonic() - start:.0f}", Text(" ".join(row.overrides)))
+            table.add_row(str(row.number), f"{time.monotonic() - start:.0f}", Text(printable(" ".join(row.overrides))))
         return table

@@ -1,5 +1,6 @@
 """The store as one table: every record once, what has not changed not read again."""
 
+import csv
 import json
 
 import pyarrow as pa
@@ -109,6 +110,22 @@ def test_both_formats_hold_the_same(results, tmp_path, capsys):
     a, b = pyarrow.parquet.read_table(tmp_path / "o.parquet"), pyarrow.csv.read_csv(tmp_path / "o.csv")
     assert a.column_names == b.column_names and "_trace" not in a.column_names
     assert a["retrieval/accuracy"].to_pylist() == b["retrieval/accuracy"].to_pylist()
+
+
+def test_no_text_is_a_formula_to_a_spreadsheet(results, tmp_path):
+    formula = '=HYPERLINK("http://evil","x")'
+    for number, text in enumerate((formula, "+1+1", "-2+3", "@SUM(A1)", "\t=1", "a=b", "plain")):
+        record(results, "window", {0: 1.0}, cutoff=-number, note=text)
+    table, _ = collect.collect(results)
+    collect.write(table, tmp_path / "o.csv")
+    collect.write(table, tmp_path / "o.parquet")
+    text = (tmp_path / "o.csv").read_text()
+    with (tmp_path / "o.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert not [v for row in rows for n, v in row.items() if v[:1] in tuple("=+@\t\r") or n[:1] == "="]
+    assert {r["attn.note"] for r in rows} >= {f"'{formula}", "'+1+1", "'-2+3", "'@SUM(A1)", "'\t=1", "a=b", "plain"}
+    assert "-6" in {r["attn.cutoff"] for r in rows} and ",-6," in text  # numbers are what they are
+    assert formula in pyarrow.parquet.read_table(tmp_path / "o.parquet")["attn.note"].to_pylist()
 
 
 def test_mistakes_are_answered_in_a_sentence(results, tmp_path, capsys):
