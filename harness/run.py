@@ -15,7 +15,7 @@ from harness.common.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, EXIT_RETRY
 from harness.common.paths import CONF
 from harness.common.preflight import refuse_foreign_kernels
 from harness.common.ranks import Team
-from harness.common.signals import StopRequest, ignore_signals
+from harness.common.signals import Stopped, StopRequest, ignore_signals
 from harness.common.streams import steady_streams
 from harness.experiment.config import register_schema
 from harness.experiment.mistakes import explain, refuse_unknown_flags
@@ -45,7 +45,11 @@ def main() -> int:
         from harness.experiment.run_plan import run_plan
 
         try:
-            code, document = (EXIT_RETRY, {}) if stop.requested else run_plan(plan(cfg), stop, tracker, team)
+            with stop.interrupts():
+                planned = plan(cfg)
+            code, document = run_plan(planned, stop, tracker, team)
+        except Stopped:
+            code = _report_stop()
         except UserError as error:
             code = report_mistake(str(error))
         finally:
@@ -79,6 +83,15 @@ def main() -> int:
             return code
     except UserError as error:  # raised while the ranks joined
         return report_mistake(str(error))
+    except KeyboardInterrupt:  # a second Ctrl-C
+        return _report_stop()
+
+
+def _report_stop() -> int:
+    """Print the JSON line of a stopped run, and return the exit code."""
+    if not sys.stdout.closed:  # it is on ranks other than 0 once they have left the team
+        print(json.dumps({"status": STATUSES[EXIT_RETRY]}), flush=True)
+    return EXIT_RETRY
 
 
 def _is_multirun() -> bool:

@@ -18,7 +18,7 @@ from harness.common.files import write_atomic
 from harness.common.progress import Progress
 from harness.common.ranks import Team
 from harness.common.secrets import without_secrets
-from harness.common.signals import StopRequest
+from harness.common.signals import Stopped, StopRequest
 from harness.experiment.plan import PlannedTask
 from harness.models.load import LoadedModel
 from harness.models.selfcheck import check_weights
@@ -119,7 +119,8 @@ def run_task(
         # data are made before progress starts to time the samples
         if samples >= MIN_ANNOUNCED_SAMPLES and len(done) < samples:
             progress.say(f"{label}: making or reading up to {samples:,} samples in {results / 'data'}")
-        data = planned.prepare(cell, samples, results) if len(done) < samples else None
+        with stop.interrupts():
+            data = planned.prepare(cell, samples, results) if len(done) < samples else None
         team.decide(None)
         context = TaskContext(cell, samples, batch, done, model, data, (team.rank, team.size))
         progress.start(label, _rows_of_share(context), len(done), rows_are=task.rows_are)
@@ -161,6 +162,8 @@ def run_task(
         outcome = outcome.but(checksums=checksums(lines[k] for k in range(count)))
         store.finish(outcome.as_json())
         return "ok"
+    except Stopped:
+        return "stopped"
     except Exception as error:  # an outcome of this task: the other tasks still run
         failure = describe_failure(error)
         mistake = isinstance(error, UserError)  # the command line prints these itself
@@ -209,11 +212,14 @@ def share_task(
     try:
         done = frozenset(k for k in store.rows() if k < samples)
         if len(done) < samples:
-            data = planned.prepare(cell, samples, results)
+            with stop.interrupts():
+                data = planned.prepare(cell, samples, results)
             context = TaskContext(cell, samples, batch, done, model, data, (team.rank, team.size))
             progress.start("", _rows_of_share(context), len(done))
             status = "ok" if _write_rows(planned, context, part, stop, progress) else "stopped"
         part.close()
+    except Stopped:
+        status = "stopped"
     except Exception as error:
         failure = describe_failure(error)
         status = failure["status"]

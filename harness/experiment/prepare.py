@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from harness.common.errors import EXIT_FAILED, EXIT_OK, EXIT_RETRY, UserError
+from harness.common.streams import printable
 from harness.common.table import Table
 from harness.experiment.machine import make_results_dir
 from harness.experiment.plan import Plan
@@ -66,7 +67,7 @@ def _make_input(make: Callable) -> dict:
     try:
         data = make()
     except (UserError, OSError, NotImplementedError) as error:
-        print(error, file=sys.stderr, flush=True)
+        print(printable(str(error)), file=sys.stderr, flush=True)
         status = "unsupported" if isinstance(error, NotImplementedError) else "error"
         return {"status": status, "message": str(error)}
     if data is None:

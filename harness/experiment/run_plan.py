@@ -12,10 +12,11 @@ from harness.common.files import remove_drafts
 from harness.common.progress import Progress
 from harness.common.ranks import Team
 from harness.common.signals import StopRequest
+from harness.common.streams import printable
 from harness.common.table import say
 from harness.experiment.execute import run_task, share_task
 from harness.experiment.plan import Plan
-from harness.models.load import load_model
+from harness.models.load import LoadedModel, load_model
 from harness.results import index
 from harness.results.store import TROUBLES
 from harness.tracking.tracker import Tracker
@@ -43,7 +44,12 @@ def run_plan(plan: Plan, stop: StopRequest, tracker: Tracker, team: Team) -> tup
     progress = Progress(quiet=not team.leads)
     if plan.memory:
         progress.say(plan.memory)
-    model = functools.cache(lambda: load_model(plan.cell.model, device=plan.device, kernel=plan.cell.kernel))
+
+    @functools.cache
+    def model() -> LoadedModel:
+        with stop.interrupts():
+            return load_model(plan.cell.model, device=plan.device, kernel=plan.cell.kernel)
+
     statuses: dict[str, dict[str, str]] = {}
     arguments: dict[str, Any] = {
         "samples": plan.samples,
@@ -84,7 +90,7 @@ def run_plan(plan: Plan, stop: StopRequest, tracker: Tracker, team: Team) -> tup
     if outcomes == {"invalid"}:
         raise mistakes[0]
     for sentence in dict.fromkeys(map(str, mistakes)):
-        print(sentence, file=sys.stderr)
+        print(printable(sentence), file=sys.stderr)
     code = EXIT_INVALID if mistakes else _exit_code(outcomes)
     return code, _report(plan, statuses, code, rows_written=progress.written)
 

@@ -19,14 +19,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from harness.common.errors import EXIT_RETRY, UserError, report_mistake
+from harness.common.errors import EXIT_RETRY, STATUSES, UserError, report_mistake
 from harness.common.preflight import refuse_foreign_kernels
 from harness.common.ranks import ranks
 from harness.common.signals import StopRequest
 from harness.common.streams import steady_streams
 from harness.experiment.prepare import prepare
 from harness.sweep.cells import Mistakes, expand, plans
-from harness.sweep.grid import check_override, read_grid
+from harness.sweep.grid import Grid, check_override, read_grid
 from harness.sweep.progress import Progress
 from harness.sweep.rows import Rows
 from harness.sweep.run import run_arguments, run_rows
@@ -76,6 +76,15 @@ def main(arguments: list[str] | None = None) -> int:
         rows = expand(grid, results=options.results, on_this_machine=not inspect_only)
     except UserError as error:
         return _invalid(error)
+    try:
+        return _work(options, grid, rows)
+    except KeyboardInterrupt:  # a second Ctrl-C
+        _print_json({"status": STATUSES[EXIT_RETRY]})
+        return EXIT_RETRY
+
+
+def _work(options: argparse.Namespace, grid: Grid, rows: Rows) -> int:
+    """Inspect or run the rows as the options ask, and return the exit code."""
     results = Path(options.results).expanduser()
     if options.missing:
         for row in rows_to_run(rows, states(rows, results), retry=options.retry):

@@ -9,6 +9,7 @@ from pathlib import Path
 from harness.common.errors import UserError, choose
 from harness.common.secrets import without_secrets
 from harness.common.signals import StopRequest
+from harness.common.streams import printable
 from harness.tracking.options import TrackingConfig
 
 MODES = ("online", "offline", "disabled")
@@ -62,8 +63,9 @@ class Tracker:
     def __enter__(self) -> "Tracker":
         return self
 
-    def __exit__(self, *_) -> None:
-        self._flush()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not KeyboardInterrupt:  # a second Ctrl-C waits for nobody
+            self._flush()
 
     def add(self, results: Path, cell_id: str, config: TrackingConfig, *, requested: bool) -> None:
         """Add a stored cell.
@@ -147,4 +149,4 @@ def _upload_hint(results: Path) -> str:
 
 
 def _say(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
+    print(printable(sentence), file=sys.stderr, flush=True)

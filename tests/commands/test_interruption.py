@@ -1,6 +1,7 @@
 """A run that is killed, stopped or fails loses nothing and changes nothing."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -298,3 +299,45 @@ def test_the_environment_is_recorded(run, tmp_path):
     assert (
         found["packages"]["torch"] == torch.__version__ and "context=160" in found["command"] and found["tf32"] is False
     )
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_is_heard_while_prompts_are_made(start, tmp_path, signum):
+    """Four thousand prompts take minutes, of which a scheduler gives a few seconds."""
+    process = start("model=tiny", "attn=alibi", "samples=4000", "context=2048", f"results={tmp_path}")
+    until = time.monotonic() + 120
+    while "Preparing the data" not in process.err:
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    sent = time.monotonic()
+    process.send_signal(signum)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75 and json.loads(out.splitlines()[-1])["status"] == "stopped"
+    assert time.monotonic() - sent < 30 and not list((tmp_path / "data").glob("*"))
+
+
+def test_a_signal_is_heard_while_a_model_is_loaded(run, tmp_path, monkeypatch):
+    def slow(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr("harness.experiment.run_plan.load_model", slow)
+    began = time.monotonic()
+    code, document, _, _ = run(*FAST, f"results={tmp_path}")
+    assert code == 75 and document["status"] == "stopped" and time.monotonic() - began < 30
+    assert not list(tmp_path.glob("*/*/attempts/*"))  # it is no failure
+
+
+def test_a_second_interrupt_by_hand_ends_at_once(run, tmp_path, monkeypatch):
+    def slow(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    monkeypatch.setattr("harness.experiment.execute._write_rows", slow)
+    began = time.monotonic()
+    code, document, _, _ = run(*FAST, f"results={tmp_path}")
+    assert code == 75 and document == {"status": "stopped"} and time.monotonic() - began < 30
+    monkeypatch.undo()
+    assert run(*FAST, f"results={tmp_path}")[0] == 0

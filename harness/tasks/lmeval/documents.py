@@ -138,6 +138,9 @@ def _run_child(request: Request, draft: Path | None, scratch: Path) -> BuildResu
         if child.exitcode != EXIT_STUCK:
             raise RuntimeError(f"Preparing the documents of {name} ended with code {child.exitcode}.") from None
         kind, message = "ValueError", "lm-eval finds no sample that fits"
+    except BaseException:  # a signal: nobody waits for the documents any more
+        child.kill()
+        raise
     child.join()
     if kind is None:
         return message
