@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from harness.analysis.reader import Question, Record
+from harness.analysis.reader import Comparison, Record
 from harness.analysis.table import heading, interval
 from harness.common.table import Table
 
@@ -30,7 +30,7 @@ HEADINGS = {
 }
 
 
-def tables(questions: Sequence[Question]) -> list[Table]:
+def tables(questions: Sequence[Comparison]) -> list[Table]:
     """One table for each metric that matters, contexts across; none where there is one context
     alone."""
     if len({q.context for q in questions}) < 2:
@@ -53,7 +53,7 @@ def _by_context(lines: dict[str, dict[int, Record]], metric: str) -> Table:
     return Table("", [name, *(f"{c:,} tokens" for c in contexts)], rows, [])
 
 
-def _label(record: Record, question: Question) -> str:
+def _label(record: Record, question: Comparison) -> str:
     """The attention's label; of a window that costs as much as masks do, how it was matched,
     because its cutoff changes with the context."""
     for other in (r for r in question.records if r.method.beside_windows):

@@ -283,7 +283,7 @@ def same_question(record: Record) -> tuple:
 
 
 @dataclass(frozen=True)
-class Question:
+class Comparison:
     """The records that answer one question, and who is compared with whom."""
 
     model: str  # the model's name, with a piece of its hash where one name stands for several models
@@ -314,7 +314,7 @@ class Question:
         return [r for r in self.records if r.attention.name == name]
 
 
-def questions(found: Iterable[Record]) -> list[Question]:
+def comparisons(found: Iterable[Record]) -> list[Comparison]:
     """Records by the question they answer: by model, task and context, and within one question in
     the tables' order."""
     groups: dict[tuple, list[Record]] = defaultdict(list)
@@ -332,7 +332,7 @@ def questions(found: Iterable[Record]) -> list[Question]:
         group.sort(key=lambda r: (table_order(r.method), r.pairs.get("fused", math.inf), r.cell.label))
         made.append((model, first.task, first.context, str(question), group))
     return [
-        Question(model, task, context, group) for model, task, context, _, group in sorted(made, key=lambda m: m[:4])
+        Comparison(model, task, context, group) for model, task, context, _, group in sorted(made, key=lambda m: m[:4])
     ]
 
 

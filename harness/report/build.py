@@ -12,7 +12,7 @@ from harness.report.sections.common import tags_of
 
 def build_page(results: Path) -> Page:
     """Return the page of a store; for an empty or absent store it says how to fill it."""
-    questions = reader.questions(reader.records(results))
+    questions = reader.comparisons(reader.records(results))
     records = [r for q in questions for r in q.records]
     statuses = Counter(r.status for r in records)
     status_counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))

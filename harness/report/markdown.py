@@ -14,7 +14,7 @@ def store_model(store: Path, model: str, *, depths: bool = True) -> str:
         model: name of the model.
         depths: whether to add the tables by depth.
     """
-    questions = reader.questions(r for r in reader.records(store) if r.cell.model == model)
+    questions = reader.comparisons(r for r in reader.records(store) if r.cell.model == model)
     assert questions, f"{store} has no records of {model}"
     timed = [q for q in questions if q.records[0].rows_are == "repeats"]
     parts = [t.markdown() for t in contexts.tables(timed)]

@@ -87,7 +87,7 @@ class Index:
             and before.entry
             and (mark := before.trace[0])
             and before.entry.suffices(samples)
-            and mark == store.mark()
+            and mark == store.finished_stat()
         ):
             return before.entry
         known = shard.now(key, store)
@@ -130,7 +130,7 @@ class _Shard:
     def now(self, key: Key, store: TaskStore) -> Known:
         """What is known of a task as its folder looks now. To be called before the folder is read:
         what comes while it is read is seen next time."""
-        name, trace = "/".join(key), store.trace()
+        name, trace = "/".join(key), store.folder_fingerprint()
         if name not in self.known or self.known[name].trace != trace:
             self.known[name] = Known(trace)
         return self.known[name]

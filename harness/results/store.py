@@ -142,18 +142,18 @@ class TaskStore:
         why = raw and cell_trouble(raw, self.cell_folder.name)
         return f"{file}: {why}" if why else None
 
-    def mark(self) -> list[int] | None:
+    def finished_stat(self) -> list[int] | None:
         """What tells one task.json from another without reading it; None if there is none."""
         return _stat(self.folder / "task.json")
 
-    def trace(self) -> list:
+    def folder_fingerprint(self) -> list:
         """What changes whenever anything in the folder does, without reading a file."""
         try:
             with os.scandir(self.folder / "parts") as parts:
                 sizes = sorted([part.name, part.stat().st_size] for part in parts)
         except OSError:  # there are none, or not all can be read
             sizes = []
-        return [self.mark(), _stat(self.folder / "attempts"), sizes]
+        return [self.finished_stat(), _stat(self.folder / "attempts"), sizes]
 
     def open_part(self, attempt: str) -> "Part":
         return Part(self.folder / "parts" / f"{attempt}.jsonl")

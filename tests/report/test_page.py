@@ -58,7 +58,7 @@ def test_verdict_counts_what_the_paired_differences_say(tmp_path):
     made.record(made.cell(tmp_path, made.plsh(4), fused=30.0, passes=200.0), lambda k: float(k // 4 % 2))
     made.record(made.cell(tmp_path, made.window(1.0), fused=30.0001), lambda k: 0.0)
     made.record(made.cell(tmp_path, made.window(9.0), fused=127.5), lambda k: 1.0)
-    described = verdict.section(reader.questions(reader.records(tmp_path)))
+    described = verdict.section(reader.comparisons(reader.records(tmp_path)))
     counts = {row[2]: row[3:6] for row in described.blocks[1].table.rows}
     assert counts["exact ALiBi"] == ["0", "1", "0"]
     assert counts["window of equal fused pairs"] == ["1", "0", "0"]  # matched within six digits
@@ -71,7 +71,7 @@ def test_other_versions_are_said_on_the_page_and_below_the_table(store):
     for folder in (p.parent for p in store.glob("*/cell.json")):
         made.versions(folder, datasets="5.3.0" if folder == first else "5.2.0", tokenizers="0.23.3")
     context = json.loads((first / "cell.json").read_text())["identity"]["context"]
-    question = next(q for q in reader.questions(reader.records(store)) if q.context == context)
+    question = next(q for q in reader.comparisons(reader.records(store)) if q.context == context)
     (said,) = table.comparison(question.records).notes
     assert "datasets 5.2.0 (PLSH S=4" in said
     assert "and 5.3.0 (exact ALiBi)" in said
@@ -190,7 +190,7 @@ def test_time_and_memory_are_drawn_where_they_were_measured(tmp_path):
     for tokens in (256, 512):
         for attn, power in ((made.ALIBI, 2), (made.plsh(16), 1)):
             made.timed(made.cell(tmp_path, attn, context=tokens, fused=10.0, passes=20.0), (tokens / 256) ** power)
-    described = context.section(reader.questions(reader.records(tmp_path)))
+    described = context.section(reader.comparisons(reader.records(tmp_path)))
     prefill = described.blocks[0].panels[0]
     ends = {s.method.key: (s.points[0].y, s.points[-1].y) for s in prefill.series}
     assert ends == {"exact": (10.0, 40.0), "plsh-count": (10.0, 20.0)}

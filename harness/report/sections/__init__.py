@@ -5,11 +5,11 @@ A new section is a file with a function `section(questions) -> Section` and a li
 
 from collections.abc import Callable
 
-from harness.analysis.reader import Question
+from harness.analysis.reader import Comparison
 from harness.report.describe import Section
 from harness.report.sections import cells, context, cost, depth, distance, kernels, masks, provenance, verdict
 
-SECTIONS: tuple[Callable[[list[Question]], Section], ...] = (
+SECTIONS: tuple[Callable[[list[Comparison]], Section], ...] = (
     verdict.section,
     masks.section,
     depth.section,

@@ -1,7 +1,7 @@
 """All cells of the store with status and provenance, including failed and missing cells."""
 
 from harness.analysis import table
-from harness.analysis.reader import Question, Record, difference
+from harness.analysis.reader import Comparison, Record, difference
 from harness.attentions.alibi import Alibi
 from harness.common.table import Table
 from harness.experiment import command
@@ -13,7 +13,7 @@ from harness.report.sections.verdict import REFERENCES
 MAX_MESSAGE = 400  # characters of an error message
 
 
-def section(questions: list[Question]) -> Section:
+def section(questions: list[Comparison]) -> Section:
     """Return the section with all cells, also the missing ones."""
     records = [(q, r) for q in questions for r in q.records]
     overview = table.overview([r for _, r in records])
@@ -49,12 +49,12 @@ def section(questions: list[Question]) -> Section:
     )
 
 
-def _newest(questions: list[Question]) -> list[Question]:
+def _newest(questions: list[Comparison]) -> list[Comparison]:
     """Return the questions without timings that were repeated later on the same device.
 
     Gaps of an older commit or of other versions cannot be filled any more.
     """
-    newest: dict[tuple, tuple[str, Question]] = {}
+    newest: dict[tuple, tuple[str, Comparison]] = {}
     for number, q in enumerate(questions):
         r = max(q.records, key=lambda r: r.start)
         key: tuple = (number,)
@@ -66,7 +66,7 @@ def _newest(questions: list[Question]) -> list[Question]:
     return [q for _, q in newest.values()]
 
 
-def _missing(group: list[Question]) -> list[tuple[list[str], Tags, str]]:
+def _missing(group: list[Comparison]) -> list[tuple[list[str], Tags, str]]:
     """Return row, tags and command of missing cells: other contexts' attentions, and windows."""
     by_label: dict[str, Record] = {}
     for q in group:

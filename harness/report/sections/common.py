@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from harness.analysis.reader import Question, Record
+from harness.analysis.reader import Comparison, Record
 from harness.analysis.table import heading, interval
 from harness.common.stats import Metric
 from harness.experiment import command
@@ -23,16 +23,16 @@ def tags_of(record: Record, model: str) -> Tags:
     return Tags(model, record.task, attention.sampler or "", attention.weights or "")
 
 
-def by_model(questions: Iterable[Question]) -> dict[tuple[str, str], list[Question]]:
+def by_model(questions: Iterable[Comparison]) -> dict[tuple[str, str], list[Comparison]]:
     """Return the questions by (model, task), in order of context."""
-    groups: dict[tuple[str, str], list[Question]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
     for q in questions:
         groups[q.model, q.task].append(q)
     return groups
 
 
 def groups(
-    questions: Iterable[Question], draw: Callable[[str, list[Question]], Sequence[Panel | Heat]], live: Live
+    questions: Iterable[Comparison], draw: Callable[[str, list[Comparison]], Sequence[Panel | Heat]], live: Live
 ) -> tuple[list[Group], list[str]]:
     """Return a group of plots for each model and task, and the commands of their records.
 
@@ -51,10 +51,10 @@ def groups(
     return plot_groups, commands(shown_questions)
 
 
-def titles(group: Sequence[Question]) -> list[str]:
+def titles(group: Sequence[Comparison]) -> list[str]:
     """Return titles of a model and task's questions: the context and the options that differ."""
 
-    def facts(q: Question) -> dict:
+    def facts(q: Comparison) -> dict:
         first = q.records[0]
         return {"dtype": first.identity.dtype, "data_seed": first.identity.data_seed, **first.options}
 
@@ -69,7 +69,7 @@ def titles(group: Sequence[Question]) -> list[str]:
     ]
 
 
-def masks_series(q: Question) -> dict[tuple[Method, str], list[Record]]:
+def masks_series(q: Comparison) -> dict[tuple[Method, str], list[Record]]:
     """Return PLSH records by method and remark, sorted by the number of masks.
 
     The records of a series differ only in the number of masks.
@@ -83,7 +83,7 @@ def masks_series(q: Question) -> dict[tuple[Method, str], list[Record]]:
     return {key: sorted(records, key=mask_count) for key, records in series.items()}
 
 
-def matched_windows(q: Question) -> dict[tuple[str, Tags, str], dict[int, Record]]:
+def matched_windows(q: Comparison) -> dict[tuple[str, Tags, str], dict[int, Record]]:
     """Return the windows of equal cost by number of masks.
 
     Keys: the way to match (fused, passes), tags of the sampler, and a remark on sampler and
@@ -120,7 +120,7 @@ def marker_size(masks: int | None) -> float:
     return 0.7 + 0.15 * math.log2(masks or 4)
 
 
-def timing_conditions(questions: Iterable[Question]) -> dict[tuple[str, str], str]:
+def timing_conditions(questions: Iterable[Comparison]) -> dict[tuple[str, str], str]:
     """Return the conditions of each timing by (cell_id, task_id).
 
     Timings under different conditions never share a plot. Versions and commits are named where they
@@ -168,7 +168,7 @@ def error_suffix(record: Record) -> str:
     return f", error {interval(error)}" if error else ""
 
 
-def exact_band(q: Question) -> list[Series]:
+def exact_band(q: Comparison) -> list[Series]:
     """Return the level of exact ALiBi with its interval."""
     if q.exact is None:
         return []
@@ -176,7 +176,7 @@ def exact_band(q: Question) -> list[Series]:
     return [Series(EXACT, band, "band")] if band else []
 
 
-def score_axis(q: Question) -> Axis:
+def score_axis(q: Comparison) -> Axis:
     """Return the axis of the task's score, from 0 to 1 if it is a share."""
     headline = next((r.headline for r in q.records if r.score), "/accuracy")
     is_share = all(0 <= r.score.value <= 1 for r in q.records if r.score)
@@ -203,7 +203,7 @@ def binary_ticks(values: Sequence[float]) -> dict[float, str]:
     return {2.0**e: f"{2 ** (e % 10)} {units[e // 10]}" for e in every}
 
 
-def commands(questions: Iterable[Question]) -> list[str]:
+def commands(questions: Iterable[Comparison]) -> list[str]:
     """Return the first commands of the questions' records; the table of cells has all of them."""
     recorded = command.recorded_commands([r for q in questions for r in q.records])
     hidden = len(recorded) - MAX_COMMANDS

@@ -4,7 +4,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterator
 
-from harness.analysis.reader import Question, Record
+from harness.analysis.reader import Comparison, Record
 from harness.experiment import command
 from harness.report.describe import QUARTILES, Axis, Group, Guide, Live, Panel, Section, Series, Tags, points
 from harness.report.methods import Method
@@ -21,7 +21,7 @@ Line = tuple[Method, str, Tags, int | None]  # method, remark, tags, masks
 SLOPES = {0: "constant", 1: "linear", 2: "quadratic"}
 
 
-def section(questions: list[Question]) -> Section:
+def section(questions: list[Comparison]) -> Section:
     """Return the section on the growth of time and memory with the context."""
     records: dict[tuple[str, str], list[tuple[Record, Line]]] = defaultdict(list)
     conditions = common.timing_conditions(questions)
@@ -50,7 +50,7 @@ def section(questions: list[Question]) -> Section:
     )
 
 
-def _lines(q: Question) -> Iterator[tuple[Record, Line]]:
+def _lines(q: Comparison) -> Iterator[tuple[Record, Line]]:
     """Yield the timed records with their lines.
 
     A window's cutoff changes with the context, so its line is named by the masks of equal cost. A

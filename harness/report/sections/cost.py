@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from harness.analysis import table
-from harness.analysis.reader import Question, Record
+from harness.analysis.reader import Comparison, Record
 from harness.attentions.plsh import Plsh
 from harness.common.stats import Metric
 from harness.experiment import command
@@ -22,14 +22,14 @@ TIMES = {
 }
 
 
-def section(questions: list[Question]) -> Section:
+def section(questions: list[Comparison]) -> Section:
     """Return the section on accuracy and cost."""
     conditions = common.timing_conditions(questions)
     timed: dict[str, dict[tuple, Record]] = defaultdict(dict)  # by conditions and setting
     for r in (r for q in questions for r in q.records if _first_metric(r, sum(TIMES.values(), ()))):
         timed[conditions[r.cell_id, r.store.task_id]][_setting(r)] = r
 
-    def draw(model: str, group: list[Question]) -> list[Panel]:
+    def draw(model: str, group: list[Comparison]) -> list[Panel]:
         by_question = [_panels(q, title, timed) for q, title in zip(group, common.titles(group), strict=True)]
         return [p for cost in itertools.zip_longest(*by_question) for p in cost if p]  # panels by the way to count
 
@@ -51,7 +51,7 @@ def section(questions: list[Question]) -> Section:
     )
 
 
-def _panels(q: Question, title: str, timed: dict[str, dict[tuple, Record]]) -> list[Panel]:
+def _panels(q: Comparison, title: str, timed: dict[str, dict[tuple, Record]]) -> list[Panel]:
     """Return one panel for each way to count the cost.
 
     Times are those of the conditions that cover most cells.
@@ -82,7 +82,7 @@ def _panels(q: Question, title: str, timed: dict[str, dict[tuple, Record]]) -> l
 
 
 def _panel(
-    q: Question,
+    q: Comparison,
     title: str,
     axis: str,
     cost: Callable[[Record], Metric | None],

@@ -3,12 +3,12 @@
 from collections import defaultdict
 from collections.abc import Mapping
 
-from harness.analysis.reader import DEPTH, Question, Record, depth_of
+from harness.analysis.reader import DEPTH, Comparison, Record, depth_of
 from harness.report.describe import Heat, Live, Section, Tags, points
 from harness.report.sections import common
 
 
-def section(questions: list[Question]) -> Section:
+def section(questions: list[Comparison]) -> Section:
     """Return the section on accuracy by depth and context."""
     live = Live("config.context", "TASK/accuracy_depth_0", log_x=True)
     groups, commands = common.groups(questions, _heats, live)
@@ -25,7 +25,7 @@ def section(questions: list[Question]) -> Section:
     )
 
 
-def _heats(model: str, group: list[Question]) -> list[Heat]:
+def _heats(model: str, group: list[Comparison]) -> list[Heat]:
     """Return heat maps of exact ALiBi, and of each setting of masks with its window."""
     names = common.titles(group)
     exact = {name: q.exact for q, name in zip(group, names, strict=True) if q.exact}

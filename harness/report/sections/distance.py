@@ -3,7 +3,7 @@
 import math
 import re
 
-from harness.analysis.reader import Question, Record
+from harness.analysis.reader import Comparison, Record
 from harness.report.describe import Axis, Live, Panel, Point, Section, Series, Tags, points
 from harness.report.methods import EXACT, Method
 from harness.report.sections import common
@@ -12,10 +12,10 @@ BIN = re.compile(r"/accuracy_distance_(\d+)_(\d+)$")
 SPREAD = 1.06  # ratio between neighbouring methods, so that intervals do not overlap
 
 
-def section(questions: list[Question]) -> Section:
+def section(questions: list[Comparison]) -> Section:
     """Return the section on accuracy and distance."""
 
-    def draw(model: str, group: list[Question]) -> list[Panel]:
+    def draw(model: str, group: list[Comparison]) -> list[Panel]:
         by_context = sorted(zip(group, common.titles(group), strict=True), key=lambda x: -x[0].context)
         return [panel for q, title in by_context for panel in _panels(q, title)]
 
@@ -34,7 +34,7 @@ def section(questions: list[Question]) -> Section:
     )
 
 
-def _panels(q: Question, title: str) -> list[Panel]:
+def _panels(q: Comparison, title: str) -> list[Panel]:
     """Return one panel for each number of masks: exact ALiBi, the masks, and their windows."""
     by_method, matched = common.masks_series(q), common.matched_windows(q)
     panels = []

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from harness.analysis.reader import Question
+from harness.analysis.reader import Comparison
 from harness.common.files import read_json
 from harness.common.paths import ROOT
 from harness.common.table import Table
@@ -17,7 +17,7 @@ DEVICES = {"cuda": "GPU", "cpu": "CPU"}
 WINDOW_ERROR = Method("other", "window of equal error", "star")
 
 
-def section(questions: list[Question], records: Path = RECORDS) -> Section:
+def section(questions: list[Comparison], records: Path = RECORDS) -> Section:
     """Return the section of the benches in the folder `records`."""
     blocks: list[Group | Grid] = []
     commands, missing = [], []

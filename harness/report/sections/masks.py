@@ -1,16 +1,16 @@
 """Accuracy against the number of masks, beside exact ALiBi and both windows of equal cost."""
 
-from harness.analysis.reader import Question
+from harness.analysis.reader import Comparison
 from harness.report.describe import Axis, Live, Panel, Section, Series, points
 from harness.report.sections import common
 
 SPREAD = 1.045  # ratio between neighbouring methods, so that intervals do not overlap
 
 
-def section(questions: list[Question]) -> Section:
+def section(questions: list[Comparison]) -> Section:
     """Return the section on accuracy and the number of masks."""
 
-    def draw(model: str, group: list[Question]) -> list[Panel]:
+    def draw(model: str, group: list[Comparison]) -> list[Panel]:
         return [p for q, title in zip(group, common.titles(group), strict=True) if (p := _panel(q, title))]
 
     groups, commands = common.groups(questions, draw, Live("config.masks", "", log_x=True))
@@ -27,7 +27,7 @@ def section(questions: list[Question]) -> Section:
     )
 
 
-def _panel(q: Question, title: str) -> Panel | None:
+def _panel(q: Comparison, title: str) -> Panel | None:
     by_method = common.masks_series(q)
     counts = {common.mask_count(r) for records in by_method.values() for r in records}
     series: list[Series] = []

@@ -2,16 +2,16 @@
 
 from collections import defaultdict
 
-from harness.analysis.reader import Question, Record
+from harness.analysis.reader import Comparison, Record
 from harness.common.table import Table
 from harness.report.describe import Grid, Section, Tags
 from harness.report.sections import common
 from harness.results.schema import Environment
 
 
-def section(questions: list[Question]) -> Section:
+def section(questions: list[Comparison]) -> Section:
     """Return the section on the provenance of records."""
-    groups: dict[tuple, list[tuple[Question, Record]]] = defaultdict(list)
+    groups: dict[tuple, list[tuple[Comparison, Record]]] = defaultdict(list)
     for q in questions:
         for r in q.records:
             if r.environment:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from harness.analysis import table
-from harness.analysis.reader import Question, Record, difference
+from harness.analysis.reader import Comparison, Record, difference
 from harness.common.stats import Difference
 from harness.common.table import Table
 from harness.experiment import command
@@ -40,7 +40,7 @@ REFERENCES: dict[str, Method] = {"exact": EXACT, **common.WINDOWS}
 class Match:
     """A cell of Positional LSH and its differences from its references."""
 
-    question: Question
+    question: Comparison
     title: str
     record: Record
     against: dict[str, Difference]
@@ -51,7 +51,7 @@ class Match:
         return common.tags_of(self.record, self.question.model)
 
 
-def section(questions: list[Question]) -> Section:
+def section(questions: list[Comparison]) -> Section:
     """Return the section that answers the question of the page."""
     blocks: list[Text | Group | Grid] = []
     notes: list[Text] = []
@@ -132,13 +132,13 @@ def _decision(change: Difference) -> str:
     return "better" if change.low > 0 else "worse"
 
 
-def _match(q: Question, title: str, record: Record) -> Match:
+def _match(q: Comparison, title: str, record: Record) -> Match:
     references = {"exact": q.exact, **q.windows(record)}
     changes = {name: difference(record, reference) for name, reference in references.items() if reference is not None}
     return Match(q, title, record, {name: change for name, change in changes.items() if change is not None})
 
 
-def _gap(q: Question, matches: Sequence[Match]) -> tuple[str, str] | None:
+def _gap(q: Comparison, matches: Sequence[Match]) -> tuple[str, str] | None:
     """Return a sentence on the missing references of these cells, and a command for the first."""
     absent = [
         [
@@ -216,7 +216,7 @@ def _grid(model: str, task: str, matches: list[Match]) -> Grid:
     return Grid(grid_table, [m.tags for m in matches], fold=True, group=Tags(model, task))
 
 
-def _side_by_side(compared: list[Question]) -> list[Grid]:
+def _side_by_side(compared: list[Comparison]) -> list[Grid]:
     """Return the tables of `harness.run`, joined where their columns are equal."""
     by_columns: dict[tuple[str, ...], tuple[list[list[str]], list[Tags], list[str]]] = {}
     for q in compared:
