@@ -79,7 +79,7 @@ def test_auto_is_the_fused_kernel_on_a_gpu_where_it_is_right(right, monkeypatch)
     lsh, many = (PositionalLSH.draw(alibi_slopes(4), masks, seed=0) for masks in (16, 65))
     assert auto.choose(q, q, q, lsh, True, False, attend) == ("triton" if right else "sdpa")
     auto.choose(few, q, q, lsh, True, True, attend)
-    assert asked[0][1:] == ("cuda:0", "float16", 80, ("plsh", "count", "gamma", 16, 0, 0), 136, True, False, False)
+    assert asked[0][1:] == ("cuda:0", "float16", 80, ("plsh", "count", "gamma", 16, 0, 0, 0), 136, True, False, False)
     assert asked[1][5:] == (16, True, False, True)
     for cannot in ((wide, lsh), (double, lsh), (q, many)):
         assert auto.choose(*[cannot[0]] * 3, cannot[1], True, False, attend) == "sdpa"

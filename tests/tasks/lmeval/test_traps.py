@@ -272,7 +272,8 @@ def test_documents_that_are_not_what_was_made_are_made_again(definitions, tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == [first.place.name]
 
 
-def test_a_signal_to_all_processes_of_a_job_does_not_end_the_preparation(tmp_path):
+def test_a_signal_to_all_processes_of_a_job_ends_the_preparation_at_once(tmp_path):
+    """The documents are made again by the same command; nothing half made is left."""
     options = ["model=tiny", "attn=alibi", "references=none", "samples=4", "context=512", "task=ruler"]
     options += ["task.ruler.names=[niah_single_1]", f"results={tmp_path}", "tracking=disabled"]
     command = [sys.executable, "-m", "harness.run", *options]
@@ -287,8 +288,7 @@ def test_a_signal_to_all_processes_of_a_job_does_not_end_the_preparation(tmp_pat
     out, err = process.communicate(timeout=200)
     assert process.returncode == 75, err
     assert json.loads(out.splitlines()[-1])["tasks"] == {"niah_single_1": "stopped"}
-    (manifest,) = (tmp_path / "data").glob("niah_single_1-*/manifest.json")
-    assert json.loads(manifest.read_text())["documents"] >= 4
+    assert list((tmp_path / "data").glob("*")) == []
 
 
 class TestRefused:
