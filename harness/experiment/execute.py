@@ -124,10 +124,10 @@ def run_task(
         team.decide(None)
         context = TaskContext(cell, samples, batch, done, model, data, (team.rank, team.size))
         progress.start(label, _rows_of_share(context), len(done), rows_are=task.rows_are)
-        CHOSEN.clear()
+        if len(done) < samples and task.needs_model and cell.kernel in CHECKED_KERNELS:
+            check_weights(cell.weights(0) or (), cell.kernel, device)
+        CHOSEN.clear()  # of the check
         if len(done) < samples:
-            if task.needs_model and (layers := cell.weights(0)) and cell.kernel in CHECKED_KERNELS:
-                check_weights(layers, cell.kernel, device)
             if not _write_rows(planned, context, part, stop, progress):
                 return "stopped"
             if task.needs_model and (weights := model().weights):
