@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.analysis.reader import Record, records
+from harness.analysis.reader import Record
 from harness.cell import Cell
 from harness.collect import collect, row_of
 from harness.common.errors import STATUSES, UserError
@@ -21,7 +21,7 @@ from harness.common.signals import StopRequest
 from harness.common.stats import Metric
 from harness.experiment.compose import compose_config, option_words
 from harness.experiment.plan import Plan, plan
-from harness.experiment.run_plan import run_plan
+from harness.experiment.run_plan import planned_records, run_plan
 from harness.tracking.tracker import Tracker
 from kernels.common.malloc import disable_malloc_trim
 
@@ -123,9 +123,8 @@ def _record(planned: Plan, status: str, document: dict, text: str) -> CellRecord
 
 def _tasks_of(planned: Plan, cell: Cell) -> dict[str, Record]:
     """The store's records of a cell for the planned tasks."""
-    stored = {(record.task, record.store.task_id): record for record in records(planned.results, [cell.cell_id])}
-    keys = [(t.task.name, cell.task_id(t.task.name, t.identity(planned.cell))) for t in planned.tasks]
-    return {name: stored[name, task_id] for name, task_id in keys if (name, task_id) in stored}
+    stored = zip(planned.tasks, planned_records(planned, cell), strict=True)
+    return {task.task.name: record for task, record in stored if record is not None}
 
 
 @contextlib.contextmanager

@@ -22,7 +22,8 @@ from harness.common.streams import steady_streams
 from harness.common.table import Table, say
 from harness.results import aside, index
 from harness.results.rows import Found
-from harness.results.store import CELL_FOLDER, TASK_FOLDER, TaskStore
+from harness.results.schema import LATER
+from harness.results.store import CELL_FOLDER, OTHER_TASK, TASK_FOLDER, TaskStore
 from harness.tasks.prepared import data_mismatch
 
 
@@ -123,7 +124,7 @@ def _of_odd(path: Path, why: str) -> Problem:
     """What is to be done about a file or folder that no record is read from."""
     if path.name == "cell.json":
         return Problem("cell", path if CELL_FOLDER.fullmatch(path.parent.name) else path.parent, why)
-    if path.name == "task.json" and "it is of the task" in why:
+    if path.name == "task.json" and OTHER_TASK in why:
         return Problem("task", path.parent, why)  # whose the rows are, nobody can say
     if path.parent.name == "parts" and path.is_file() and os.access(path, os.R_OK):
         return Problem("rows", path, why, Found())
@@ -153,7 +154,7 @@ def fix(results: Path, problems: Sequence[Problem]) -> dict[Path, str]:
     place = aside.place_aside(results)
     done: dict[Path, str] = {}
     for problem in problems:
-        if "a later version" in problem.why or problem.path == results:
+        if LATER in problem.why or problem.path == results:
             continue
         try:
             if problem.found is not None:

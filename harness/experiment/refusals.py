@@ -25,16 +25,15 @@ def refuse_kernel(kernel: str, attention: Attention, model: ModelSpec, device: t
         UserError: if it cannot.
     """
     reason = None
-    if kernel == "triton" and attention.near_over_masks:
-        reason = "kernel='triton' computes no near field of masks: use kernel='sdpa' with attn.near."
-    elif kernel == "triton":
+    if kernel == "triton":
         try:
             from kernels.impl.triton.attend import unsupported_reason
         except ImportError:
             raise UserError(
                 "kernel=triton needs the package triton, which is not installed: use kernel=sdpa."
             ) from None
-        reason = unsupported_reason(device, model.torch_dtype, model.architecture.head_dim, attention.masks_counted)
+        call = (device, model.torch_dtype, model.architecture.head_dim, attention.masks_counted)
+        reason = unsupported_reason(*call, masks_near=attention.near_over_masks)
     elif kernel == "flex":
         from kernels.impl import flex  # its import takes seconds
 

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from harness.analysis import reader, table
+from harness.cell import Cell
 from harness.common.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, EXIT_RETRY, STATUSES, CannotLoad, UserError
 from harness.common.files import remove_drafts
 from harness.common.progress import Progress
@@ -111,6 +112,13 @@ def _remove_drafts(plan: Plan) -> None:
         remove_drafts(plan.results / name)
 
 
+def planned_records(plan: Plan, cell: Cell) -> list[reader.Record | None]:
+    """Return the store's record of a cell for each planned task; None where there is none."""
+    stored = {(record.task, record.store.task_id): record for record in reader.records(plan.results, [cell.cell_id])}
+    keys = [(t.task.name, cell.task_id(t.task.name, t.identity(plan.cell))) for t in plan.tasks]
+    return [stored.get(key) for key in keys]
+
+
 def _report(plan: Plan, statuses: dict, code: int, *, rows_written: int) -> dict:
     """Print the tables and the JSON line, from the store alone."""
     main_cell = plan.cell
@@ -119,22 +127,16 @@ def _report(plan: Plan, statuses: dict, code: int, *, rows_written: int) -> dict
     metrics: dict[str, dict] = {}
     present: set[str] = set()
     by_task: list[dict[str, reader.Record]] = []
-    for task in plan.tasks:
-        name, options = task.task.name, task.identity(main_cell)
-        records: dict[str, reader.Record] = {}
-        for role, cell in cells.items():
-            if cell is not None:
-                key = (name, cell.task_id(name, options))
-                for record in reader.records(plan.results, [cell.cell_id]):
-                    if (record.task, record.store.task_id) == key:
-                        records[role] = record
+    by_role = {role: planned_records(plan, cell) for role, cell in cells.items() if cell is not None}
+    for place, task in enumerate(plan.tasks):
+        records = {role: record for role, stored in by_role.items() if (record := stored[place]) is not None}
         if "this cell" in records:
             metrics |= {name: metric.as_dict() for name, metric in records["this cell"].metrics.items()}
         present |= set(records)
         if records:
             if task.task.rows_are == "samples":  # a time belongs beside its error, in its own table
                 by_task.append(records)
-            title = f"{name} · {main_cell.model.name} · {main_cell.context} tokens"
+            title = f"{task.task.name} · {main_cell.model.name} · {main_cell.context} tokens"
             table.comparison(list(records.values()), title=title).print()
             if depths := table.by_depth(list(records.values())):
                 depths.print()

@@ -28,6 +28,7 @@ FOLDER = ROOT / "docs" / "schema"
 Packages = dict[str, str | None]  # versions
 # a value stays what it is, so that a record which is written again is the same
 Number = StrictInt | StrictFloat
+LATER = "a later version of the harness wrote it"  # begins the reason why such a file is left out
 MENDED = 20  # times that a record is read again without the fields that cannot be read
 
 
@@ -48,10 +49,9 @@ class Stored(BaseModel, frozen=True, extra="allow", populate_by_name=True):
         if why := later(raw, cls):
             raise ValueError(why)
         try:
-            found = cls.model_validate(raw)
+            return cls.model_validate(raw)
         except ValidationError:
-            found = _mended(cls, raw)
-        return found
+            return _mended(cls, raw)
 
     def as_json(self) -> dict[str, Any]:
         """As it is written: what was read or given, in the order of the fields."""
@@ -96,7 +96,15 @@ class CellIdentity(Stored):
     data_seed: StrictInt
 
 
-class CellDescription(Stored):
+class StoredFile(Stored):
+    """A piece that is a file by itself, and says of which version."""
+
+    version: StrictInt = Field(
+        default=0, alias="schema", description="version of this file; absent in the first records"
+    )
+
+
+class CellDescription(StoredFile):
     """cell.json: a cell, so that it can be read without this code's objects.
 
     model: its name; source: its repository, if it has one. label: the attention, for people.
@@ -105,9 +113,6 @@ class CellDescription(Stored):
     (`Attention.facts`) stands beside them.
     """
 
-    version: StrictInt = Field(
-        default=0, alias="schema", description="version of this file; absent in the first records"
-    )
     cell_id: str
     identity: CellIdentity
     model: str
@@ -146,7 +151,7 @@ class Environment(Stored):
         return bool(self.model_fields_set)
 
 
-class TaskOutcome(Stored):
+class TaskOutcome(StoredFile):
     """task.json, the mark of a finished task (status ok or unsupported); attempts/NAME.json, one
     attempt that ended otherwise (error, oom, or stopped while it tries again).
 
@@ -159,9 +164,6 @@ class TaskOutcome(Stored):
 
     VERSION: ClassVar[int] = 2  # 2: with checksums
 
-    version: StrictInt = Field(
-        default=0, alias="schema", description="version of this file; absent in the first records"
-    )
     task: str = ""
     task_id: str = ""
     attempt: str | None = None
@@ -333,7 +335,7 @@ def later(raw: Mapping[str, Any], kind: type[Stored]) -> str | None:
     else."""
     written = raw.get("schema")
     if isinstance(written, int) and written > kind.VERSION:
-        return f"a later version of the harness wrote it (schema {written}, known here: {kind.VERSION})"
+        return f"{LATER} (schema {written}, known here: {kind.VERSION})"
     return None
 
 

@@ -20,6 +20,7 @@ from harness.results.rows import Found, line_of, read_rows
 from harness.results.schema import CellDescription, CellIdentity, TaskOutcome, later
 
 FINISHED = ("ok", "unsupported")
+OTHER_TASK = "it is of the task"  # begins the reason why an exchanged task.json is left out
 TROUBLES = ("conflict", "damaged", "refused")
 CELL_FOLDER = re.compile(r"[0-9a-f]{16}", re.ASCII)
 TASK_FOLDER = re.compile(r"(.+)-([0-9a-f]{16})", re.ASCII)
@@ -90,7 +91,7 @@ class TaskStore:
             return None, None
         own, why = (self.name, self.task_id), later(record, TaskOutcome)
         if not why and (its := (record.get("task") or own[0], record.get("task_id") or own[1])) != own:
-            why = f"it is of the task {its[0]}-{its[1]}"
+            why = f"{OTHER_TASK} {its[0]}-{its[1]}"
         if why:
             say_odd(path, why)
         return record, why

@@ -89,7 +89,8 @@ def claim(results: Path, cell_id: str, sweep_id: str, run_id: str) -> str:
         deadline = time.monotonic() + CLAIM_TIMEOUT
         while (owner := read_json(path, quiet=True)) is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        return _text(owner, "run_id") or run_id
+        owner_id = (owner or {}).get("run_id")
+        return owner_id if isinstance(owner_id, str) and owner_id else run_id
     return run_id
 
 
@@ -263,11 +264,6 @@ def _is_entry(entry: object) -> bool:
     if not isinstance(entry, dict) or entry.get("mode") not in ("online", "offline"):
         return False
     return all(key in entry and (entry[key] is None or isinstance(entry[key], str)) for key in ENTRY_KEYS)
-
-
-def _text(content: object, key: str) -> str | None:
-    value = content.get(key) if isinstance(content, dict) else None
-    return value if isinstance(value, str) else None
 
 
 def _upload(request: dict, limit: float, interrupted: Callable[[], bool]) -> list[dict]:
