@@ -1,11 +1,10 @@
 """`python -m harness.collect [RESULTS] --out FILE.parquet|.csv`: the store as one table, a row for
 each task of a cell.
 
-Columns: what was run (cell, task, the cell's identity flattened, options), its status, each metric
-with its interval (retrieval/accuracy, _low, _high, _n), and where it was made (environment.*).
-Unfinished and failed tasks are rows too; what is no record is named on stderr and in the JSON line.
-What was read is kept in results/index/, and only what has
-changed since is read again.
+Columns: cell, task, the cell's identity (flattened), the task's options, status, each metric with
+its interval (retrieval/accuracy, _low, _high, _n), and code and machine (environment.*). Unfinished
+and failed tasks are rows too. Files that hold no record are named on stderr and in the JSON line.
+Rows are cached in results/index/, and only tasks that have changed are read again.
 """
 
 import argparse
@@ -33,7 +32,7 @@ FORMULA_PATTERN = r"\A([=+\-@\t\r])"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 0, or 2 for a mistake."""
+    """Return the exit code: 0, or 2 for invalid arguments."""
     steady_streams()
     parser = argparse.ArgumentParser(prog="python -m harness.collect", description=__doc__.split("\n\n", 1)[1])
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="results folder (results)")
@@ -51,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         write(table, given.out)
     except OSError as error:
         return report_mistake(f"--out={given.out} cannot be written: {error}.")
-    print(f"{table.num_rows} records, {table.num_columns} columns in {given.out} ({read} read anew).")
+    print(f"{table.num_rows} records, {table.num_columns} columns in {given.out} ({read} newly read).")
     left_out = [{"where": str(path), "why": why} for path, why in odd.items()]
     about = {"records": table.num_rows, "read": read, "out": str(given.out), "left_out": left_out}
     print(json.dumps({"status": "ok", **about}))
@@ -59,11 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def collect(results: Path) -> tuple[pa.Table, int]:
-    """The table, and how many records had to be read for it."""
+    """Return the table of a store, and the number of records that were not in the cache."""
     waiting = {record.store: record for record in reader.records(results, verify=False)}
 
     def made(store: TaskStore) -> dict:
-        return row_of(waiting.pop(store))  # what it has read is forgotten with it
+        return row_of(waiting.pop(store))  # frees the rows that the record has read
 
     rows, read = [], 0
     for row, new in Index(results).rows(list(waiting), made):
@@ -81,7 +80,7 @@ def collect(results: Path) -> tuple[pa.Table, int]:
 
 
 def row_of(record: reader.Record) -> dict[str, Any]:
-    """One record as a flat row of strings, numbers, booleans and None."""
+    """Return a record as a flat row of strings, numbers, booleans and None."""
     outcome = record.outcome
     why = record.state.why or (f"{outcome.error}: {outcome.message}" if outcome.error else None)
     samples = outcome.samples if outcome.status == record.status == "ok" else record.count
@@ -98,7 +97,7 @@ def row_of(record: reader.Record) -> dict[str, Any]:
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries by dotted names; lists as JSON."""
+    """Flatten nested dictionaries to dotted names; lists become JSON."""
     row: dict[str, Any] = {}
     for name, inner in value.items():
         if isinstance(inner, dict):
@@ -111,12 +110,16 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _column(values: list) -> pa.Array:
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # of several types
+    except (pa.ArrowInvalid, pa.ArrowTypeError):  # values of several types
         return pa.array([None if v is None else str(v) for v in values], pa.string())
 
 
 def write(table: pa.Table, file: Path) -> None:
-    """Put the table in place, whole or not at all."""
+    """Write the table by an atomic replacement of the file.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     with replacing(file) as draft:
         if file.suffix == ".csv":
             pa.csv.write_csv(_for_spreadsheets(table), draft)
@@ -125,7 +128,7 @@ def write(table: pa.Table, file: Path) -> None:
 
 
 def _for_spreadsheets(table: pa.Table) -> pa.Table:
-    """Put an apostrophe before each text that a spreadsheet would compute; numbers are as before."""
+    """Put an apostrophe before each text that a spreadsheet would compute. Numbers stay numbers."""
     columns = [_quoted(c) if pa.types.is_string(c.type) else c for c in table.columns]
     return pa.table(columns, names=[f"'{n}" if n.startswith(FORMULA) else n for n in table.column_names])
 

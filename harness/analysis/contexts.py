@@ -30,20 +30,20 @@ HEADINGS = {
 }
 
 
-def tables(questions: Sequence[Comparison]) -> list[Table]:
-    """One table for each metric that matters, contexts across; none where there is one context
-    alone."""
-    if len({q.context for q in questions}) < 2:
+def tables(compared: Sequence[Comparison]) -> list[Table]:
+    """Return one table for each metric that matters, with a column for each context; none for a
+    single context."""
+    if len({c.context for c in compared}) < 2:
         return []
     lines: dict[str, dict[int, Record]] = {}
-    for q in questions:
-        for record in q.records:
-            lines.setdefault(_label(record, q), {})[q.context] = record
-    return [_by_context(lines, f"{questions[0].task}/{name}") for name in SHOWN]
+    for c in compared:
+        for record in c.records:
+            lines.setdefault(_label(record, c), {})[c.context] = record
+    return [_by_context(lines, f"{compared[0].task}/{name}") for name in SHOWN]
 
 
 def _by_context(lines: dict[str, dict[int, Record]], metric: str) -> Table:
-    """One metric: a line for each attention, a column for each context."""
+    """Return the table of a metric: a line for each attention, a column for each context."""
     contexts = sorted({context for line in lines.values() for context in line})
     rows = []
     for label, line in lines.items():
@@ -53,11 +53,11 @@ def _by_context(lines: dict[str, dict[int, Record]], metric: str) -> Table:
     return Table("", [name, *(f"{c:,} tokens" for c in contexts)], rows, [])
 
 
-def _label(record: Record, question: Comparison) -> str:
-    """The attention's label; of a window that costs as much as masks do, how it was matched,
-    because its cutoff changes with the context."""
-    for other in (r for r in question.records if r.method.beside_windows):
-        for match, window in question.windows(other).items():
+def _label(record: Record, compared: Comparison) -> str:
+    """Return the attention's label. A window of equal cost is named by its match, because its
+    cutoff changes with the context."""
+    for other in (r for r in compared.records if r.method.beside_windows):
+        for match, window in compared.windows(other).items():
             if window is record:
                 return f"window of equal {match} cost" + ", evicting" * record.method.evict
     return record.cell.label

@@ -1,5 +1,5 @@
-"""The one reader of the store: records of cells, and their comparison sample by sample. Comparisons
-are computed here and never stored."""
+"""The reader of the store: records of cells, and their paired comparison. Comparisons are computed
+here and never stored."""
 
 import hashlib
 import math
@@ -26,15 +26,18 @@ from harness.results.schema import (
 )
 from harness.results.store import TASK_FOLDER, State, TaskStore, cell_trouble, state_of
 
-SCORES = ("fraction", "score")  # units of metrics of which more is better
+SCORES = ("fraction", "score")  # units of metrics where higher is better
 ADVICE = "python -m harness.check RESULTS --fix sets aside what is wrong, and the next run computes it."
-DEPTH = "/accuracy_depth_"  # in the name of a metric, before the depth of the needle
-MACHINE = ("device", "threads", "torch", "triton", "commit")  # what is in a timing's id beside its options
+DEPTH = "/accuracy_depth_"  # stands before the needle's depth in the name of a metric
+MACHINE = ("device", "threads", "torch", "triton", "commit")  # in a timing's id beside its options
 
 
 @dataclass(frozen=True)
 class Record:
-    """One task of one cell as the store has it. verify: a finished task is held to its rows."""
+    """One task of one cell in the store.
+
+    verify: compare the rows of a finished task with task.json.
+    """
 
     cell: CellDescription
     store: TaskStore
@@ -56,7 +59,7 @@ class Record:
     def status(self) -> str:
         return self.state.status
 
-    # what the folder holds, each read at most once
+    # content of the folder, each part read at most once
     @cached_property
     def state(self) -> State:
         state = state_of(self._mark, lambda: self._attempts, self._count, lambda _: self.found, verify=self.verify)
@@ -70,7 +73,7 @@ class Record:
 
     @property
     def refused(self) -> bool:
-        """Whether its task.json is another task's, or a later version's."""
+        """Whether task.json belongs to another task or a later version."""
         return bool(self._mark[1])
 
     @property
@@ -83,7 +86,7 @@ class Record:
 
     @property
     def written(self) -> dict | None:
-        """task.json as it is written, whatever the rows are."""
+        """The content of task.json, whatever the rows are."""
         return self._mark[0]
 
     @cached_property
@@ -101,7 +104,7 @@ class Record:
 
     @cached_property
     def method(self) -> Attention:
-        """The attention as an object, to be shown."""
+        """The attention method with its options."""
         return attention_of(self.attention.as_json())
 
     @property
@@ -110,8 +113,7 @@ class Record:
 
     @property
     def pairs(self) -> dict[str, int | float]:
-        """Visited pairs per row and head: {"fused": ...} and for masks also {"passes": ...}, as far
-        as they are known."""
+        """Known visited pairs per row and head: {"fused": ...}, for masks also {"passes": ...}."""
         return self.cell.pairs_per_row
 
     @property
@@ -120,8 +122,8 @@ class Record:
 
     @cached_property
     def outcome(self) -> TaskOutcome:
-        """task.json if finished, else the last attempt that failed, else an empty one, which is
-        false."""
+        """task.json if the task is finished, otherwise the last failed attempt, otherwise an empty
+        outcome, which is false."""
         found = self._finished or next((a for a in reversed(self._attempts) if "error" in a), {})
         try:
             return TaskOutcome.read(found)
@@ -131,68 +133,67 @@ class Record:
 
     @property
     def environment(self) -> Environment:
-        """Where the outcome was made; an empty one, which is false, without one."""
+        """Code and machine of the outcome; empty, which is false, without an outcome."""
         return self.outcome.environment
 
     @property
     def start(self) -> str:
-        """When it was begun, to be compared with others; empty without an outcome."""
+        """Start time, comparable as text; empty without an outcome."""
         return self.environment.start
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
-        """By TASK/NAME; one whose name is none is left out."""
+        """Metrics by TASK/NAME. Those with an invalid name are left out with a note."""
         found = self.outcome.metrics
         strange = [name for name in found if not _is_metric(name)]
         for name in strange:
-            say_odd(self.store.folder / "task.json", f"{name!r} is no name of a metric")
+            say_odd(self.store.folder / "task.json", f"{name!r} is not the name of a metric")
         return {name: metric for name, metric in found.items() if name not in strange} if strange else found
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the task's id holds; empty while nothing has ended."""
+        """The content of the task's id; empty without an outcome."""
         return self.outcome.options or {}
 
     @property
     def asked(self) -> dict[str, Any]:
-        """The task's options, without the machine and the code that are in a timing's id."""
+        """The task's options, without the machine and code of a timing's id."""
         return {k: v for k, v in self.options.items() if k not in MACHINE}
 
     @property
     def rows_are(self) -> str:
-        """ "samples", or "repeats" of a timing; of a task that has not ended, by its rows."""
+        """ "samples", or "repeats" of a timing. Without an outcome the rows decide."""
         if self.outcome or not self.lines:
             return self.outcome.rows_are
         return "repeats" if "measurement" in next(iter(self.lines.values())) else "samples"
 
     @property
     def headline(self) -> str:
-        """The metric that a table shows: the task's first."""
+        """Name of the metric that tables show: the task's first."""
         return next(iter(self.metrics), f"{self.task}/accuracy")
 
     @property
     def score(self) -> Metric | None:
-        """The headline, if it is a score of which more is better; None for other tasks or without
-        an outcome."""
+        """The headline, if it is a score (higher is better); None for other tasks or without an
+        outcome."""
         metric = self.metrics.get(self.headline)
         return metric if metric and metric.unit in SCORES else None
 
     def summary(self) -> dict[str, Any]:
-        """Status, options and metrics as plain JSON. A cell may hold one task several times, with
-        other options."""
+        """Return status, options and metrics as plain JSON."""
         about = {"task": self.task, "task_id": self.store.task_id, "status": self.status, "samples": self.count}
         metrics = {name: metric.as_dict() for name, metric in self.metrics.items()}
         return {**about, "options": self.outcome.options, "metrics": metrics}
 
     @property
     def count(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return len(self.lines)
 
     @cached_property
     def rows(self) -> dict[int, SampleRow]:
-        """Rows by sample: those that the metrics are made of, or all there are while nothing is
-        finished. What a repeat of a timing holds is in `more`."""
+        """Rows by sample: those that the metrics were made of, or all rows of an unfinished task.
+        The fields of a timing's repeat are in `more`."""
         found = {}
         for key, row in self.lines.items():
             try:
@@ -203,13 +204,13 @@ class Record:
 
     @cached_property
     def lines(self) -> dict[int, dict[str, Any]]:
-        """The same as JSON, with all that the task wrote."""
+        """The same rows as JSON, with every field that the task wrote."""
         rows, finished = self.found.rows, self._finished
         return {k: row for k, row in rows.items() if k < finished["samples"]} if finished else rows
 
 
 def depth_of(metric: str) -> float | None:
-    """The depth of the needle that a metric's name says, if it says any."""
+    """Return the needle's depth in the name of a metric; None if it has none."""
     _, marker, depth = metric.partition(DEPTH)
     return float(depth) if marker else None
 
@@ -223,12 +224,16 @@ def _is_metric(name: str) -> bool:
 
 
 def records(results: Path, cell_ids: Iterable[str] | None = None, *, verify: bool = True) -> list[Record]:
-    """Records of the given cells in their order, or of all cells of the store; unfinished and
-    failed ones included. What is under another name than its own is named once on stderr, and is no
-    record.
+    """Return the records of a store, including unfinished and failed tasks.
 
-    verify: hold finished tasks to their rows; without it task.json is not read until it is asked
-        for, and a record's status may be "refused".
+    A folder whose name differs from the id of its content holds no record and is named once on
+    stderr.
+
+    Args:
+        results: the store.
+        cell_ids: cells in the order wanted; all cells if None.
+        verify: compare the rows of finished tasks with task.json. Otherwise task.json is read on
+            demand, and a record's status may be "refused".
     """
     folders = listed(results) if cell_ids is None else [results / cell_id for cell_id in cell_ids]
     found = []
@@ -248,7 +253,7 @@ def records(results: Path, cell_ids: Iterable[str] | None = None, *, verify: boo
 
 
 def _cell(file: Path) -> CellDescription | None:
-    """What the file holds; None, with a note, if that is no cell, or not the one of its folder."""
+    """Return the cell in a file; None, with a note, if it holds none or another folder's."""
     raw = read_json(file)
     if raw is None:
         return None
@@ -262,40 +267,38 @@ def _cell(file: Path) -> CellDescription | None:
 
 
 def write_view(results: Path, cell_id: str) -> None:
-    """Put results/<cell_id>/result.json in place: all of a cell in one file, for readers without
-    this code. A view that can be made again at any time; nothing reads it back."""
-    found = view(results, cell_id)
-    if found:
-        write_atomic(results / cell_id / "result.json", found)
+    """Write results/<cell_id>/result.json: a view of a cell in one file for readers without this
+    code. It can be made anew at any time, and nothing reads it back."""
+    if content := view(results, cell_id):
+        write_atomic(results / cell_id / "result.json", content)
 
 
 def view(results: Path, cell_id: str) -> dict | None:
-    """The cell and the summaries of all its tasks; None if the store has none."""
+    """Return a cell with the summaries of all its tasks; None if the store has none."""
     found = records(results, [cell_id])
     return {**found[0].cell.as_json(), "tasks": [r.summary() for r in found]} if found else None
 
 
 def same_question(record: Record) -> tuple:
-    """What two records must share to be compared: model, dtype, context, prompts, task and its
-    options."""
+    """Return what two records must share to be compared: model, dtype, context, prompts, task and
+    its options."""
     identity, options = record.identity, str(record.outcome.options)
     return str(identity.model), identity.dtype, identity.context, identity.data_seed, record.task, options
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The records that answer one question, and who is compared with whom."""
+    """Records that differ only in their attention, and so can be compared."""
 
-    model: str  # the model's name, with a piece of its hash where one name stands for several models
+    model: str  # name of the model, with the start of its hash if several models share the name
     task: str
     context: int
     records: list[Record]
 
     @cached_property
     def exact(self) -> Record | None:
-        """Exact ALiBi, if it has an outcome."""
-        found = (r for r in self.records if r.method == EXACT and r.metrics)
-        return next(found, None)
+        """The record of exact ALiBi, if it has an outcome."""
+        return next((r for r in self.records if r.method == EXACT and r.metrics), None)
 
     def windows(self, masks: Record) -> dict[str, Record]:
         """The windows that visit as many pairs as these masks: {"fused": ..., "passes": ...}, as
@@ -311,12 +314,13 @@ class Comparison:
         return found
 
     def named(self, name: str) -> list[Record]:
+        """Return the records of an attention method."""
         return [r for r in self.records if r.attention.name == name]
 
 
 def comparisons(found: Iterable[Record]) -> list[Comparison]:
-    """Records by the question they answer: by model, task and context, and within one question in
-    the tables' order."""
+    """Group records that can be compared, ordered by model, task and context; within a group in
+    the order of tables."""
     groups: dict[tuple, list[Record]] = defaultdict(list)
     identities: dict[str, list[str]] = defaultdict(list)
     for r in found:
@@ -341,8 +345,18 @@ def _digest(model: dict) -> str:
 
 
 def difference(this: Record, reference: Record, field: str = "score") -> Difference | None:
-    """Paired difference of a row field. Samples are paired by key, and only where both saw the very
-    same document."""
+    """Return the paired difference of a field of the rows, `this` minus `reference`.
+
+    Samples are paired by key, and only if both records saw the same document.
+
+    Args:
+        this: a record.
+        reference: a record that can be compared with it.
+        field: name of a number in `SampleRow`.
+
+    Returns:
+        The difference with its interval; None without pairs.
+    """
 
     def values(record: Record, other: Record) -> dict[int, float]:
         return {
@@ -357,7 +371,7 @@ def difference(this: Record, reference: Record, field: str = "score") -> Differe
     random = this if this.clustered else reference
     draw_of: Mapping[int, int] = {key: row.draw for key, row in random.rows.items()}
     scores = values(this, reference), values(reference, this)
-    rate = field == "score" and (this.score or reference.score)  # other figures may lie in [0, 1] by chance
+    rate = field == "score" and (this.score or reference.score)  # other fields may lie in [0, 1] by chance
     return paired_difference(
         *scores,
         draw_of,
@@ -367,6 +381,6 @@ def difference(this: Record, reference: Record, field: str = "score") -> Differe
 
 
 def reference_of(record: Record, among: Iterable[Record]) -> Record | None:
-    """The record of exact ALiBi that asks the same question."""
+    """Return the record of exact ALiBi that can be compared with a record."""
     question = same_question(record)
     return next((r for r in among if r.method == EXACT and same_question(r) == question), None)

@@ -1,4 +1,4 @@
-"""Tables of records: attentions side by side, by depth, across tasks, and the words for a
+"""Tables of records: attentions side by side, by depth and across tasks, and the format of each
 figure."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -10,9 +10,9 @@ from harness.common.table import Table
 
 
 def comparison(records: Sequence[Record], *, title: str = "") -> Table:
-    """Attentions side by side on the same samples: cost, the task's headline, and the paired
-    difference from exact ALiBi; for tasks that have it, the answer's likelihood. Of repeats, see
-    `repeats`."""
+    """Return a table of attentions side by side on the same samples: cost, the task's headline, the
+    paired difference from exact ALiBi and, if the task has it, the answer's likelihood. Repeats of
+    a timing have the table of `repeats`."""
     if any(r.rows_are == "repeats" for r in records):
         return repeats(records, title=title)
     headline = headline_of(records)
@@ -39,8 +39,8 @@ def comparison(records: Sequence[Record], *, title: str = "") -> Table:
 
 
 def repeats(records: Sequence[Record], *, title: str = "") -> Table:
-    """Everything that a task of repeats has measured, one column for each attention: times stand
-    beside their errors, and samples, which could be paired, there are none."""
+    """Return a table of all metrics of a timing, one column for each attention. Times stand beside
+    their errors; there are no samples to pair."""
     names: dict[str, str] = {}
     for record in records:
         names |= {name: metric.unit for name, metric in record.metrics.items() if name not in names}
@@ -49,28 +49,28 @@ def repeats(records: Sequence[Record], *, title: str = "") -> Table:
         unit = UNITS[names[name]][1] if names[name] in UNITS else ""
         line = heading(name) + (f" ({unit})" if unit else "")
         rows.append([line, *(interval(r.metrics.get(name)) for r in records)])
-    said = [taken_with(records), *other_versions(records)]
-    return Table(title, ["", *(_label(r) for r in records)], rows, said)
+    remarks = [conditions(records), *other_versions(records)]
+    return Table(title, ["", *(_label(r) for r in records)], rows, remarks)
 
 
 def other_versions(records: Sequence[Record]) -> list[str]:
-    """The sentence of `harness.analysis.versions` on records side by side, if it has one."""
-    told = differences((record.cell.label, record) for record in records)
-    return [told] if told else []
+    """Return the remark of `harness.analysis.versions` on these records, if there is one."""
+    remark = differences((record.cell.label, record) for record in records)
+    return [remark] if remark else []
 
 
-def taken_with(records: Sequence[Record]) -> str:
-    """Under which conditions the times were taken: lengths, batch, device."""
+def conditions(records: Sequence[Record]) -> str:
+    """Return a sentence with the conditions of a timing: lengths, batch and device."""
     names = {"batch": "batch", "decode_tokens": "decoded tokens", "chunk": "chunks of", "threads": "threads"}
-    said = []
+    lines = []
     for r in records:
-        told = [f"context {r.context}", *(f"{name} {r.options[k]}" for k, name in names.items() if r.options.get(k))]
-        said.append(", ".join([*told, r.identity.dtype, r.options.get("device") or "unknown device"]))
-    return f"Measured with: {'; '.join(dict.fromkeys(said))}."
+        parts = [f"context {r.context}", *(f"{name} {r.options[k]}" for k, name in names.items() if r.options.get(k))]
+        lines.append(", ".join([*parts, r.identity.dtype, r.options.get("device") or "unknown device"]))
+    return f"Measured with: {'; '.join(dict.fromkeys(lines))}."
 
 
 def by_depth(records: Sequence[Record], *, title: str = "") -> Table | None:
-    """Accuracy at each depth of the needle; None where no record has it."""
+    """Return a table of accuracy by depth of the needle; None if no record has it."""
     depths = sorted({d for r in records for name in r.metrics if (d := depth_of(name)) is not None})
     if not depths:
         return None
@@ -81,32 +81,32 @@ def by_depth(records: Sequence[Record], *, title: str = "") -> Table | None:
 
 
 def notes(kinds: Collection[str]) -> list[str]:
-    """What must be said of tables of samples, of repeats, or of both."""
+    """Return the notes below tables of these kinds of rows, "samples" or "repeats"."""
     return NOTES * ("samples" in kinds) + NOTES_OF_REPEATS * ("repeats" in kinds)
 
 
 def across_tasks(by_task: Sequence[Sequence[Record]]) -> Table:
-    """The headline of each task (a column) under each attention (a row)."""
+    """Return a table of headlines: a column for each task, a row for each attention."""
     names = [f"{records[0].task}: {heading(headline_of(records))}" for records in by_task]
     labels = dict.fromkeys(record.cell.label for records in by_task for record in records)
     rows = []
     for label in labels:
-        of = [next((r for r in records if r.cell.label == label), None) for records in by_task]
+        found = [next((r for r in records if r.cell.label == label), None) for records in by_task]
         values = [
             (headline(r) if r.headline == headline_of(records) else "") or r.status if r else ""
-            for r, records in zip(of, by_task, strict=True)
+            for r, records in zip(found, by_task, strict=True)
         ]
         rows.append([label, *values])
     return Table("all tasks", ["attention", *names], rows, [])
 
 
 def headline_of(records: Sequence[Record]) -> str:
-    """The metric that a table of these records shows."""
+    """Return the metric that a table of these records shows."""
     return next((r.headline for r in records if r.metrics), records[0].headline)
 
 
 def overview(records: Sequence[Record]) -> Table:
-    """One line for each task of each cell."""
+    """Return a table with a line for each task of each cell."""
     columns = ["cell", "model", "attention", "context", "task", "status", "samples", "result"]
     rows = []
     for r in records:
@@ -116,20 +116,21 @@ def overview(records: Sequence[Record]) -> Table:
 
 
 def interval(metric: Metric | None) -> str:
+    """Return a metric as "value [low, high]"; empty without one."""
     if metric is None:
         return ""
     value, low, high = (_number(v, metric.unit) for v in (metric.value, metric.low, metric.high))
     return value if metric.low is None else f"{value} [{low}, {high}]"
 
 
-def told(metric: Metric) -> str:
-    """An interval with its unit, for a sentence."""
+def with_unit(metric: Metric) -> str:
+    """Return a metric with its interval and unit, for a sentence."""
     shown = interval(metric)
     return f"{shown} {UNITS[metric.unit][1] or metric.unit}" if metric.unit in UNITS else shown
 
 
 def headline(record: Record) -> str:
-    """The task's first metric; a time with its error behind it."""
+    """Return the task's first metric; a time is followed by its error."""
     metrics = record.metrics
     error = metrics.get(f"{record.task}/error") if record.rows_are == "repeats" else None
     beside = f", error {interval(error)}" if error else ""
@@ -137,39 +138,39 @@ def headline(record: Record) -> str:
 
 
 def pairs(cost: Mapping[str, float]) -> str:
+    """Return visited pairs per row in words; empty if they are unknown."""
     text = f"{cost['fused']:.1f}" if "fused" in cost else ""
     return f"{text} ({cost['passes']:.1f} in passes)" if "passes" in cost else text
 
 
 def heading(metric: str) -> str:
-    """A metric's name as a column's heading: without the task."""
+    """Return the heading of a metric's column: its name without the task."""
     return metric.split("/", 1)[1].replace("_", " ")
 
 
 def _label(record: Record) -> str:
-    """The attention, and what must be said of its numbers."""
+    """Return the attention's label with its status and the method's remarks."""
     remarks = [] if record.status == "ok" else [record.status]
     remarks += record.method.remarks(record.cell)
     return record.cell.label + (f" ({'; '.join(remarks)})" if remarks else "")
 
 
 def _samples(record: Record, headline: str) -> str:
-    """How many the headline is made of, and how many were left out."""
+    """Return the number of samples of the headline, and of those left out."""
     shown, left_out = record.metrics.get(headline), record.metrics.get(f"{record.task}/too_long")
     count = str(shown.n if shown else record.count)
     return f"{count} ({left_out.value} too long)" if left_out else count
 
 
 def _number(value: float | None, unit: str) -> str:
-    """Digits that fit the unit: three behind the point, as accuracies have, unless `UNITS` says
-    otherwise."""
+    """Return a number with the digits of its unit: three decimals unless `UNITS` says otherwise."""
     if value is None:
         return ""
     return UNITS[unit][0](value) if unit in UNITS else f"{value:.3f}"
 
 
 def _place(name: str, records: Sequence[Record]) -> int:
-    """Where a metric stands in the record that has most before it: a record may lack some."""
+    """Return a metric's place: the largest among the records, because a record may lack metrics."""
     return max(list(r.metrics).index(name) for r in records if name in r.metrics)
 
 
@@ -178,6 +179,7 @@ def _value(metric: Metric | None) -> str:
 
 
 def signed(change: Difference | None) -> str:
+    """Return a difference as "+value [+low, +high]"; empty without one."""
     if change is None:
         return ""
     if change.low is None or change.high is None:
@@ -185,7 +187,7 @@ def signed(change: Difference | None) -> str:
     return f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
 
 
-# how a number of this unit is shown, and what is said of it beside its name
+# by unit: the format of a number, and the unit's name in tables
 UNITS: dict[str, tuple[Callable[[float], str], str]] = {
     "bytes": (lambda v: f"{v / 2**20:,.1f}", "MiB"),
     "relative error": (lambda v: f"{v:.1e}", "relative"),

@@ -1,10 +1,11 @@
-"""A cache of the store: what is known of each task and how its folder looked then, so that asking
-again costs one `stat` for a finished task and reads no rows.
+"""A cache of the store in results/index/. It holds the state of each task beside a fingerprint of
+its folder, so that a second look costs one `stat` for a finished task and reads no rows.
 
-Never the truth: an entry counts only while the folder still looks the same, and results/index/ may
-be removed at any time. A file for each two digits that a cell's id begins with, one in memory at a
-time. Each is replaced whole by an atomic rename; of two writers the last one wins, and what the
-other knew is found again. A file that is broken, or of another version, is made anew.
+The cache is never the truth: an entry counts only while the fingerprint matches, and results/index/
+may be removed at any time. There is one file for each two digits that cell ids begin with, and one
+file is in memory at a time. Files are replaced by an atomic rename. If two processes write, the last
+one wins and the other's entries are computed again, as are broken files and those of other
+versions.
 """
 
 import contextlib
@@ -22,18 +23,20 @@ from harness.common.files import read_file, write_whole
 from harness.results.store import TaskStore
 
 FOLDER = "index"
-VERSION = 3  # raise it when an entry, or what a row of the table is made of, changes
+VERSION = 3  # raise it when an entry or the content of a table row changes
 Key = tuple[str, str]  # cell id, name of the task's folder
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What the store has of one task of one cell.
+    """The state of one task of one cell.
 
-    status: that of the task's `State`. samples: rows that task.json is made
-        of, None without one.
-    exhausted: there are no more samples. rows: about how many there are. why: the last failure in a
-        line.
+    Attributes:
+        status: as in `State`.
+        samples: number of rows that task.json was made of; None without task.json.
+        exhausted: the data hold no more samples.
+        rows: approximate number of rows.
+        why: the last failure in one line.
     """
 
     status: str
@@ -43,7 +46,7 @@ class Entry:
     why: str | None = None
 
     def suffices(self, samples: int) -> bool:
-        """Whether so many samples are there, or as many as there can be."""
+        """Return whether the task has this many samples, or all that the data hold."""
         return self.samples is not None and (self.samples >= samples or self.exhausted)
 
 
@@ -52,8 +55,13 @@ MISSING = Entry("missing")
 
 @dataclass(slots=True)
 class Known:
-    """What the cache has of one task. trace: how its folder looked (see TaskStore). entry, row: what
-    was asked for then; row is the task's row of the table of all tasks, as JSON."""
+    """The cached content of one task.
+
+    Attributes:
+        trace: `TaskStore.folder_fingerprint` at that time.
+        entry: the task's entry, if it was computed.
+        row: the task's row in the table of all tasks as JSON, if it was computed.
+    """
 
     trace: list
     entry: Entry | None = None
@@ -61,18 +69,22 @@ class Known:
 
 
 class Index:
-    """One look at a store."""
+    """The cache of one store, as of its creation."""
 
     def __init__(self, results: Path):
         self._results = results
-        self._present: dict[str, set[str]] = {}  # by their start the cells that have a folder
+        self._present: dict[str, set[str]] = {}  # folders of cells by their first two characters
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(results):
                 self._present.setdefault(name[:2], set()).add(name)
 
     def look(self, start: str, wanted: Mapping[Key, int]) -> dict[Key, Entry]:
-        """What the store has of each task. wanted: tasks of cells whose id begins with these two
-        digits, and how many samples of each would do."""
+        """Return the entry of each task.
+
+        Args:
+            start: the first two digits of the cells' ids.
+            wanted: tasks of such cells, with the number of samples that is needed of each.
+        """
         with self._open(start) as shard:
             return {key: self._entry(shard, key, samples) for key, samples in wanted.items()}
 
@@ -97,8 +109,12 @@ class Index:
         return known.entry
 
     def rows(self, stores: Iterable[TaskStore], make: Callable[[TaskStore], dict]) -> Iterator[tuple[dict, bool]]:
-        """For each task its row of the table of all tasks, and whether it had to be made. stores: in
-        the order of their cells' ids."""
+        """Yield each task's row in the table of all tasks, and whether it had to be computed.
+
+        Args:
+            stores: tasks, in the order of their cells' ids.
+            make: computes the row of a task.
+        """
         for start, tasks in groupby(stores, key=lambda store: store.cell_folder.name[:2]):
             with self._open(start) as shard:
                 for store in tasks:
@@ -113,11 +129,12 @@ class Index:
 
     @contextlib.contextmanager
     def _open(self, start: str) -> Iterator["_Shard"]:
-        """The tasks of cells whose id begins so, kept in the end if anything has changed."""
+        """Open the file of cells whose id begins with `start`, and write it at the end if it has
+        changed."""
         shard = _Shard(self._results / FOLDER / f"{start}.jsonl")
         yield shard
         if shard.changed:
-            with contextlib.suppress(OSError):  # a full disk or a store that may only be read: next time is slower
+            with contextlib.suppress(OSError):  # full disk or read-only store: the next look is slower
                 shard.write()
 
 
@@ -128,8 +145,8 @@ class _Shard:
         self.path, self.known, self.changed = path, _read(path), False
 
     def now(self, key: Key, store: TaskStore) -> Known:
-        """What is known of a task as its folder looks now. To be called before the folder is read:
-        what comes while it is read is seen next time."""
+        """Return the cached content for the folder's present fingerprint. Call it before the folder
+        is read, so that later changes are noticed at the next look."""
         name, trace = "/".join(key), store.folder_fingerprint()
         if name not in self.known or self.known[name].trace != trace:
             self.known[name] = Known(trace)
@@ -160,7 +177,7 @@ def _entry_of(store: TaskStore) -> Entry:
 
 
 def _read(path: Path) -> dict[str, Known]:
-    """What a file of the cache knows; nothing if it is none of this version."""
+    """Return the content of a file of the cache; empty if it is broken or of another version."""
     try:
         head, _, body = (read_file(path) or b"").partition(b"\n")
         if head != _head(body):
@@ -172,7 +189,11 @@ def _read(path: Path) -> dict[str, Known]:
 
 
 def _checked(values: list) -> Entry:
-    """Return the entry with these values. Raises TypeError for values of the wrong kind."""
+    """Return the entry with these values.
+
+    Raises:
+        TypeError: for values of the wrong type.
+    """
     entry = Entry(*values)
     kinds = entry.status, entry.samples or 0, entry.exhausted, entry.rows, entry.why or ""
     if not isinstance(values, list) or tuple(map(type, kinds)) != (str, int, bool, int, str):
@@ -181,5 +202,5 @@ def _checked(values: list) -> Entry:
 
 
 def _head(body: bytes) -> bytes:
-    """The first line of a file, by which it is known to be whole and of this version."""
+    """Return the first line of a file: the version, and a checksum that shows it is whole."""
     return f"{VERSION} {hashlib.sha256(body).hexdigest()}".encode()

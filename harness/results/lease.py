@@ -1,9 +1,8 @@
-"""An optional lease on a task: who is computing it, so that a second run waits for the rows instead
-of computing them, too. It saves work and nothing else: whatever becomes of the file, every row
-counts once.
+"""An optional lease on a task, so that a second run waits for rows instead of computing them too.
 
-The holder touches the file; a lease that was not touched for so long is taken over. Nobody compares
-clocks: who waits measures on its own how long the file stays as it is.
+The lease is an optimisation: without it, or with a damaged file, every row still counts once. The
+holder touches the file at intervals, and a run that sees no touch for `seconds` takes the lease
+over. Clocks of different machines are never compared: the waiting run measures the silence itself.
 """
 
 import contextlib
@@ -18,12 +17,14 @@ from pathlib import Path
 from harness.common.files import read_json, write_atomic
 
 FILE = "lease.json"
-POLL = 0.2  # seconds between two looks at another's lease
+POLL = 0.2  # seconds between two checks of another run's lease
 
 
 class Lease:
-    """Of one attempt on the task in `folder`. seconds: of silence, after which a holder is taken
-    for dead; 0: none."""
+    """The lease of one attempt on the task in `folder`.
+
+    seconds: silence after which a holder counts as dead; 0 switches the lease off.
+    """
 
     def __init__(self, folder: Path, attempt: str, seconds: float):
         self._path, self._attempt, self._seconds = folder / FILE, attempt, seconds
@@ -31,8 +32,8 @@ class Lease:
         self._released = threading.Event()
 
     def take(self, give_up: Callable[[], bool]) -> None:
-        """Wait until the lease is ours, or `give_up` holds. Where it cannot be written there is
-        none to wait for."""
+        """Wait until the lease is ours or `give_up()` is true. Return at once if the lease is
+        switched off or cannot be written."""
         if not self._seconds:
             return
         seen, since = None, time.monotonic()
@@ -50,13 +51,14 @@ class Lease:
                     seen, since = beat, time.monotonic()
                 if self._dead() or time.monotonic() - since > self._seconds:
                     write_atomic(self._path, self._own)
-                    time.sleep(POLL)  # of several that take it over the last has it
+                    time.sleep(POLL)  # if several runs take it over, the last writer holds it
                     if self._ours():
                         break
                 time.sleep(POLL)
         threading.Thread(target=self._keep, daemon=True).start()
 
     def release(self) -> None:
+        """Give the lease up, if it is ours."""
         self._released.set()
         if self._seconds and self._ours():
             self._path.unlink(missing_ok=True)
@@ -75,6 +77,6 @@ class Lease:
         return None
 
     def _dead(self) -> bool:
-        """Whether the holder was a process of this machine that is no more."""
+        """Whether the holder was a process of this machine that has ended."""
         holder = read_json(self._path, quiet=True) or {}
         return holder.get("host") == self._own["host"] and not Path(f"/proc/{holder.get('pid')}").exists()

@@ -1,5 +1,5 @@
-"""Rows as the parts of a task hold them: merged by sample, held to one another and to what task.json
-says of them."""
+"""Rows of a task: merged by sample from all its parts, compared with one another and with the
+checksums in task.json."""
 
 import contextlib
 import json
@@ -12,17 +12,17 @@ from typing import Any
 
 from harness.common.files import parse_json, say_odd
 
-# What two attempts at one sample have in common. Likelihoods and times are left out: a batch of
-# another size rounds them in another way.
+# Fields that two attempts at one sample must agree on. Likelihoods and times are left out, because
+# another batch size rounds them differently.
 COMPARED = ("draw", "doc_hash", "score", "prediction", "target")
-SAME = 1e-4  # scores that differ by no more are the same
-DIGITS = 8  # of a row in `checksums`
-NAMED = 5  # samples that a sentence names
+SCORE_TOLERANCE = 1e-4  # scores that differ by no more are equal
+DIGITS = 8  # hexadecimal digits of one row in `checksums`
+MAX_NAMED = 5  # samples that a sentence names
 
 
 @dataclass(frozen=True)
 class Version:
-    """A row, the attempt that wrote it, and the line that it stands in."""
+    """One row of a sample: the attempt that wrote it, its content and its line."""
 
     attempt: str
     row: dict[str, Any]
@@ -31,12 +31,15 @@ class Version:
 
 @dataclass
 class Found:
-    """The rows of a task.
+    """All rows of a task.
 
-    rows: by sample, in order. others: samples of which there are several different rows, each with
-    all of them. conflicts: those whose rows disagree. damaged: samples whose row is not the one that
-    task.json was made of. missing: how many of that are not there. sums: the checksums of task.json,
-    by sample.
+    Attributes:
+        rows: the row that counts for each sample, in the order of the samples.
+        others: all rows of a sample, for samples with several different rows.
+        conflicts: samples whose rows disagree.
+        damaged: samples whose row has another checksum than task.json.
+        missing: number of rows that task.json was made of and that are gone.
+        sums: the checksums of task.json, by sample.
     """
 
     rows: dict[int, dict] = field(default_factory=dict)
@@ -47,8 +50,8 @@ class Found:
     sums: dict[int, str] = field(default_factory=dict)
 
     def believed(self, line: bytes) -> bool:
-        """Whether a line of a part is a row that no other contradicts, or the one that task.json was
-        made of."""
+        """Return whether a line of a part holds a row that can be trusted: task.json was made of
+        it, or no other row contradicts it."""
         row = row_of(line)
         if row is None:
             return False
@@ -59,7 +62,7 @@ class Found:
 
     @property
     def trouble(self) -> tuple[str, None, str] | None:
-        """The status of a task that cannot be believed, no outcome, and why."""
+        """The status, no outcome, and the reason, if these rows cannot be trusted."""
         if self.conflicts:
             attempts = sorted({v.attempt for key in self.conflicts for v in self.others[key]})
             return "conflict", None, f"{' and '.join(attempts)} disagree on {_samples(self.conflicts)}"
@@ -69,7 +72,12 @@ class Found:
 
 
 def read_rows(parts: Iterable[tuple[Path, bytes]], finished: Mapping | None = None) -> Found:
-    """The rows of these files, in their order, and how they stand to the content of task.json."""
+    """Merge the rows of several files; a sample's first row counts unless task.json names another.
+
+    Args:
+        parts: (path, content) of each file.
+        finished: the content of task.json, if there is one.
+    """
     sums, samples = _sums(finished), finished["samples"] if finished else 0
     firsts: dict[int, Version] = {}
     found = Found(sums=sums)
@@ -78,7 +86,7 @@ def read_rows(parts: Iterable[tuple[Path, bytes]], finished: Mapping | None = No
         for place, line in enumerate(lines):
             row = row_of(line) if line.strip() else None
             if row is None:
-                strange += bool(line.strip()) and place < len(lines) - 1  # the last may be torn by a kill
+                strange += bool(line.strip()) and place < len(lines) - 1  # a kill may tear the last line
                 continue
             first = firsts.setdefault(row["key"], version := Version(part.stem, row, line))
             if first is not version and first.row != row:
@@ -97,7 +105,7 @@ def read_rows(parts: Iterable[tuple[Path, bytes]], finished: Mapping | None = No
 
 
 def row_of(line: bytes) -> dict | None:
-    """A line of a part; None if it is no row."""
+    """Return the row that a line of a part holds; None if it holds none."""
     with contextlib.suppress(ValueError):
         row = parse_json(line)
         if isinstance(row, dict) and type(key := row.get("key")) is int and key >= 0:
@@ -106,12 +114,16 @@ def row_of(line: bytes) -> dict | None:
 
 
 def line_of(row: Mapping) -> bytes:
-    """The line that a row is written as. Raises ValueError for NaN and infinity."""
+    """Return the line of a row.
+
+    Raises:
+        ValueError: for NaN and infinity.
+    """
     return json.dumps(row, allow_nan=False).encode()
 
 
 def checksums(rows: Iterable[Mapping]) -> str:
-    """Of these rows in turn: the CRC-32 of each one's line, as 8 hexadecimal digits."""
+    """Return the CRC-32 of each row's line as 8 hexadecimal digits, concatenated in order."""
     return "".join(_digits(line_of(row)) for row in rows)
 
 
@@ -126,8 +138,7 @@ def _sums(finished: Mapping | None) -> dict[int, str]:
 
 
 def _fits(version: Version, digits: str) -> bool:
-    """Whether a row is the one with this checksum, whatever ends its line or stands between its
-    words."""
+    """Return whether a row has this checksum. Line ends and white space do not matter."""
     return _digits(version.line) == digits or _digits(line_of(version.row)) == digits
 
 
@@ -137,11 +148,11 @@ def _disagree(a: Mapping, b: Mapping) -> bool:
 
 def _same(a: object, b: object) -> bool:
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-        return math.isclose(a, b, rel_tol=SAME, abs_tol=SAME)
+        return math.isclose(a, b, rel_tol=SCORE_TOLERANCE, abs_tol=SCORE_TOLERANCE)
     return a == b
 
 
 def _samples(keys: list[int]) -> str:
-    """Samples in words, the first few by number."""
-    more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
-    return f"sample{'s' * (len(keys) > 1)} {', '.join(map(str, sorted(keys)[:NAMED]))}{more}"
+    """Name samples in words, the first few by number."""
+    more = f" and {len(keys) - MAX_NAMED} more" if len(keys) > MAX_NAMED else ""
+    return f"sample{'s' * (len(keys) > 1)} {', '.join(map(str, sorted(keys)[:MAX_NAMED]))}{more}"

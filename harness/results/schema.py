@@ -1,12 +1,11 @@
-"""What the files of a store hold, one type each. docs/records.md explains them.
+"""Types of the files in a store; docs/records.md explains them.
 
-A record that lacks a field which came later has its default; a file of a later version is refused.
-Whoever changes what a field means, or adds one without which the others would be misread, raises
-the VERSION of the file's type (of an outcome also for its environment and metrics) and runs
+Fields that a record lacks have their default. A file of a later version is refused. If you change
+the meaning of a field, or add one without which others would be misread, raise the VERSION of the
+file's type (TaskOutcome's also for Environment and Metric) and write the JSON schemas in
+docs/schema anew:
 
     python -m harness.results.schema --write
-
-which writes the JSON schemas in docs/schema.
 """
 
 import argparse
@@ -26,25 +25,26 @@ from harness.common.streams import say_once
 
 FOLDER = ROOT / "docs" / "schema"
 Packages = dict[str, str | None]  # versions
-# a value stays what it is, so that a record which is written again is the same
+# strict types, so that reading and writing a record leaves every value as it was
 Number = StrictInt | StrictFloat
-LATER = "a later version of the harness wrote it"  # begins the reason why such a file is left out
-MENDED = 20  # times that a record is read again without the fields that cannot be read
+LATER = "a later version of the harness wrote it"  # begins the reason for leaving such a file out
+MAX_READS = 20  # attempts to read a record, each without the fields that the last one refused
 
 
 class Stored(BaseModel, frozen=True, extra="allow", populate_by_name=True):
-    """A piece of a record. Fields that were neither read nor given have their default and are not
+    """Part of a record. Fields that were neither read nor given have their default and are not
     written."""
 
     VERSION: ClassVar[int] = 1
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Self:
-        """From JSON. A field whose value is of the wrong kind has its default, and the value is in
-        `more`; a note says so.
+        """Return the record in `raw`. A value of the wrong type goes to `more` with a note on
+        stderr, and its field has the default.
 
-        Raises ValueError where one is missing, or wrong, that must be there, and where a later
-        version has written it.
+        Raises:
+            ValueError: if a required field is missing or has the wrong type, or if a later version
+                wrote the record.
         """
         if why := later(raw, cls):
             raise ValueError(why)
@@ -54,22 +54,22 @@ class Stored(BaseModel, frozen=True, extra="allow", populate_by_name=True):
             return _mended(cls, raw)
 
     def as_json(self) -> dict[str, Any]:
-        """As it is written: what was read or given, in the order of the fields."""
+        """Return the fields that were read or given, in the order of their declaration."""
         return self.model_dump(by_alias=True, exclude_unset=True)
 
     def but(self, **fields: Any) -> Self:
-        """The same with other values of these fields."""
+        """Return a copy with other values of these fields."""
         return self.model_copy(update=fields)
 
     @property
     def more(self) -> Mapping[str, Any]:
-        """Fields that this type does not declare."""
+        """Fields that the type does not declare."""
         return self.model_extra or {}
 
 
 class AttentionIdentity(Stored):
-    """The attention of a cell: options that every record has, null where the method lacks them; in
-    `more` those of the method alone (`harness.attentions.registry.attention_of`)."""
+    """The attention of a cell. The declared options are in every record, null if the method lacks
+    them; `more` holds the method's own options (`harness.attentions.registry.attention_of`)."""
 
     name: str
     masks: StrictInt | None = None
@@ -79,10 +79,13 @@ class AttentionIdentity(Stored):
 
 
 class CellIdentity(Stored):
-    """What the results depend on; a cell's id is a hash of it.
+    """Everything that the results of a cell depend on. A cell's id is a hash of it.
 
-    model: weights, slopes and tokenizer by hash. draws: of the masks. seed, draws: null for an
-    attention without chance; kernel: null for the checkpoint's own attention.
+    Attributes:
+        model: hashes of weights and tokenizer, and the slopes.
+        seed: null for a deterministic attention.
+        draws: number of mask draws; null for a deterministic attention.
+        kernel: null for the checkpoint's own attention.
     """
 
     version: StrictInt = Field(default=0, alias="schema", description="version of the identity, part of the hash")
@@ -97,7 +100,7 @@ class CellIdentity(Stored):
 
 
 class StoredFile(Stored):
-    """A piece that is a file by itself, and says of which version."""
+    """A record that is a file of its own, with a version."""
 
     version: StrictInt = Field(
         default=0, alias="schema", description="version of this file; absent in the first records"
@@ -105,12 +108,15 @@ class StoredFile(Stored):
 
 
 class CellDescription(StoredFile):
-    """cell.json: a cell, so that it can be read without this code's objects.
+    """cell.json: a cell, readable without this code.
 
-    model: its name; source: its repository, if it has one. label: the attention, for people.
-    pairs_per_row: visited pairs (key before query) per row and head by how they are counted:
-    "fused", each pair once, and "passes", each mask by itself. What the method says beyond this
-    (`Attention.facts`) stands beside them.
+    Attributes:
+        model: name of the model.
+        source: its repository, if it has one.
+        label: the attention in words.
+        pairs_per_row: visited pairs (key before query) per row and head: "fused" counts each pair
+            once, "passes" once for every mask that covers it. Further fields of the file are the
+            method's `Attention.facts`.
     """
 
     cell_id: str
@@ -123,11 +129,14 @@ class CellDescription(StoredFile):
 
 
 class Environment(Stored):
-    """Where an outcome was made.
+    """Code and machine of an outcome.
 
-    start: UTC, as 2026-01-31T23:59:59Z. ranks: processes that shared the work, if several.
-    earlier_packages: other versions under which rows of this outcome were computed. weights: what
-    was done to the checkpoint's weights. auto_kernel: what kernel=auto chose.
+    Attributes:
+        start: UTC, as 2026-01-31T23:59:59Z.
+        ranks: number of processes that shared the work, if there were several.
+        earlier_packages: other package versions under which some of the rows were computed.
+        weights: changes to the checkpoint's weights at loading.
+        auto_kernel: kernels that kernel=auto chose.
     """
 
     commit: str | None = None
@@ -152,14 +161,19 @@ class Environment(Stored):
 
 
 class TaskOutcome(StoredFile):
-    """task.json, the mark of a finished task (status ok or unsupported); attempts/NAME.json, one
-    attempt that ended otherwise (error, oom, or stopped while it tries again).
+    """task.json, the mark of a finished task (status ok or unsupported), and attempts/NAME.json, an
+    attempt that ended otherwise (error or oom) or was begun after such an end (stopped).
 
-    options: what the task's id holds. rows_are: "samples", or "repeats" of a timing. error,
-    message, traceback: of what failed. samples: rows that the metrics are made of; exhausted: there
-    are no more. checksums: of these rows in turn, the CRC-32 of each one's line as 8 hexadecimal
-    digits. metrics: by TASK/NAME, the one that tables show first. after: attempts that had been
-    recorded by then. order: of an attempt, among those of the task.
+    Attributes:
+        options: the content of the task's id.
+        rows_are: "samples", or "repeats" of a timing.
+        error, message, traceback: the exception of a failed attempt.
+        samples: number of rows that the metrics were made of.
+        exhausted: the data hold no more samples.
+        checksums: CRC-32 of each row's line, as 8 hexadecimal digits, in the order of the samples.
+        metrics: by TASK/NAME; the first is the one that tables show.
+        after: number of attempts recorded before task.json.
+        order: place of an attempt among those of the task.
     """
 
     VERSION: ClassVar[int] = 2  # 2: with checksums
@@ -186,7 +200,11 @@ class TaskOutcome(StoredFile):
 
 
 class Row(Stored):
-    """A line of parts/ATTEMPT.jsonl. A task may add fields of its own."""
+    """A line of parts/ATTEMPT.jsonl. Tasks may add fields.
+
+    Attributes:
+        key: number of the sample or repeat, from 0.
+    """
 
     key: int
 
@@ -194,12 +212,18 @@ class Row(Stored):
 class SampleRow(Row):
     """One sample of an accuracy task.
 
-    score: what is compared in pairs, more is better; null for a document that was left out
-    (too_long). nll: of the true answer, in nats. values: all metrics of lm-eval's. depth: where the
-    needle lies, 0 to 1; distance: its tokens from the question. doc_hash: of what was fed; only
-    samples of one hash are compared. tokens_short: missing to the context. kv_*: bytes of the cache
-    of a sequence. text_share: of the prompt's tokens those of the user's text. seconds: of the
-    batch, by sample.
+    Attributes:
+        score: the value that is compared in pairs, higher is better; null for a document that was
+            left out (too_long).
+        nll: negative log-likelihood of the true answer in nats.
+        values: all metrics of lm-eval.
+        depth: position of the needle, 0 to 1.
+        distance: tokens from the needle to the question.
+        doc_hash: hash of the model's input; only samples with equal hashes are compared.
+        tokens_short: tokens that the prompt lacks to fill the context.
+        kv_allocated_bytes, kv_used_bytes: KV cache of one sequence.
+        text_share: share of the prompt's tokens that come from the user's text.
+        seconds: time of the batch, divided by its samples.
     """
 
     score: Number | None = None
@@ -222,7 +246,7 @@ class SampleRow(Row):
 
 
 class CountsRow(Row):
-    """Row 0 of task=throughput: what is counted once. Peaks are null where they are not known."""
+    """Row 0 of task=throughput: figures that are counted once. Unknown peaks are null."""
 
     draw: StrictInt = 0
     measurement: str = "facts"
@@ -241,12 +265,18 @@ class CountsRow(Row):
 
 
 class RepeatRow(Row):
-    """One repeat of a measurement of task=throughput: prefill, chunked_prefill, or decode with
-    `rows` tokens a step, under the cell's own attention or `exact` ALiBi.
+    """One repeat of a measurement of task=throughput.
 
-    ms: of the whole, attention_ms within it. slowest_ms: of the steps; packing_ms: of one packing
-    of a cache that evicts. tokens: of a lap, all sequences together. error, error_cached: of the
-    check that this attempt passed.
+    Attributes:
+        measurement: prefill, chunked_prefill or decode.
+        rows: tokens of a decoding step.
+        exact: measured under exact ALiBi instead of the cell's attention.
+        ms: total time.
+        attention_ms: part of `ms` that attention took.
+        slowest_ms: time of the slowest step.
+        packing_ms: time of one packing of a cache that evicts.
+        tokens: tokens of a lap in all sequences.
+        error, error_cached: errors of the check that this attempt passed.
     """
 
     draw: StrictInt = 0
@@ -277,17 +307,17 @@ TYPES: dict[str, type] = {
 
 
 def json_schema(name: str) -> str:
-    """The JSON schema of one of TYPES, as docs/schema/NAME.json holds it."""
+    """Return the JSON schema of one of TYPES, the content of docs/schema/NAME.json."""
     kind = TYPES[name]
     about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "version": getattr(kind, "VERSION", 1)}
     return json.dumps({**about, **TypeAdapter(kind).json_schema(by_alias=True)}, indent=1) + "\n"
 
 
 def _mended(cls: type[Stored], raw: Mapping[str, Any]) -> Any:
-    """As `read`, the values aside that are of the wrong kind."""
+    """Return what `read` does for a record with values of the wrong type."""
     whole = deepcopy(dict(raw))
     aside: list[tuple[tuple[str, ...], Any]] = []
-    for _ in range(MENDED):
+    for _ in range(MAX_READS):
         try:
             found = cls.model_validate(whole)
         except ValidationError as error:
@@ -311,28 +341,28 @@ def _mended(cls: type[Stored], raw: Mapping[str, Any]) -> Any:
 
 
 def _place(whole: dict[str, Any], error: ErrorDetails) -> tuple[str, ...]:
-    """Where the error is, names from the outside in; nothing where what is missing must be
-    there."""
+    """Return the path of an error, names from the outside in; empty if a required field is
+    missing."""
     inside: Any = whole
     path: list[str] = []
     for name in error["loc"][:-1] if error["type"] == "missing" else error["loc"]:
         if not isinstance(inside, dict) or name not in inside:
-            break  # the name of one of several types
+            break  # the name of an alternative of a union of types
         path.append(str(name))
         inside = inside[name]
     return tuple(path)
 
 
 def _taken(whole: dict[str, Any], path: tuple[str, ...]) -> list[Any]:
-    """Take the value at a path out: the value, or nothing where it is gone already."""
+    """Remove the value at a path and return it in a list, which is empty if it is gone already."""
     for name in path[:-1]:
         whole = whole.get(name, {})
     return [whole.pop(path[-1])] if path[-1] in whole else []
 
 
 def later(raw: Mapping[str, Any], kind: type[Stored]) -> str | None:
-    """Why a file of a later version than this code's is not read: what it says may mean something
-    else."""
+    """Return the reason for refusing a file of a later version, whose fields may have another
+    meaning; None for other files."""
     written = raw.get("schema")
     if isinstance(written, int) and written > kind.VERSION:
         return f"{LATER} (schema {written}, known here: {kind.VERSION})"

@@ -1,9 +1,9 @@
-"""The store: results/<cell_id>/<task>-<task_id>/, plain files, safe against kills, torn lines and
-two writers.
+"""The store: plain files in results/<cell_id>/<task>-<task_id>/, safe against kills, torn lines and
+concurrent writers.
 
-Rows go to parts/<attempt>.jsonl, one file per attempt and so one writer each; a reader merges them
-by sample key and drops what is torn. task.json, put in place by an atomic rename, is the only mark
-of "finished", as long as the rows are those that it was made of. Nothing is locked or rewritten.
+Rows go to parts/<attempt>.jsonl, one file and so one writer per attempt. A reader merges them by
+sample key and drops torn lines. task.json is put in place by an atomic rename and is the only mark
+of a finished task, as long as its rows are still there. Nothing is locked or rewritten.
 """
 
 import os
@@ -20,7 +20,7 @@ from harness.results.rows import Found, line_of, read_rows
 from harness.results.schema import CellDescription, CellIdentity, TaskOutcome, later
 
 FINISHED = ("ok", "unsupported")
-OTHER_TASK = "it is of the task"  # begins the reason why an exchanged task.json is left out
+OTHER_TASK = "it is of the task"  # begins the reason for leaving out an exchanged task.json
 TROUBLES = ("conflict", "damaged", "refused")
 CELL_FOLDER = re.compile(r"[0-9a-f]{16}", re.ASCII)
 TASK_FOLDER = re.compile(r"(.+)-([0-9a-f]{16})", re.ASCII)
@@ -29,12 +29,14 @@ KINDS |= {"samples": int, "order": int, "after": int, "checksums": str}
 
 
 class State(NamedTuple):
-    """What a task has come to.
+    """The state of a task.
 
-    status: ok, unsupported, error, oom, stopped or missing; of what cannot be believed: conflict
-        (rows of one sample disagree), damaged (rows are not those that were finished) or refused
-        (the records of another task, or of a later version). finished: task.json, if the rows that
-        it was made of are there. why: what cannot be believed, in words.
+    Attributes:
+        status: ok, unsupported, error, oom, stopped or missing; for records that cannot be trusted,
+            conflict (rows of one sample disagree), damaged (rows have other checksums than
+            task.json) or refused (records of another task or of a later version).
+        finished: the content of task.json, if its rows are there.
+        why: the reason why records cannot be trusted.
     """
 
     status: str
@@ -51,12 +53,12 @@ class TaskStore:
         self.folder = self.cell_folder / f"{task}-{task_id}"
 
     def found(self, finished: Mapping | None = None) -> Found:
-        """All whole rows, held to what task.json says of them."""
+        """Return all whole rows, compared with the content of task.json."""
         return read_rows(self._parts(), finished)
 
     def rows(self) -> dict[int, dict]:
-        """The rows by sample key. Where two attempts wrote one sample, the one counts that task.json
-        was made of, else the first attempt's by name."""
+        """Return the rows by sample key. If two attempts wrote a sample, the row that task.json was
+        made of counts, otherwise that of the first attempt by name."""
         return self.found(self.finished()).rows
 
     def _parts(self) -> Iterator[tuple[Path, bytes]]:
@@ -67,19 +69,19 @@ class TaskStore:
                 say_odd(part, error)
 
     def mark_of(self) -> tuple[dict | None, str | None]:
-        """The content of task.json, if the task is finished; why it cannot be believed whatever the
-        rows are."""
+        """Return the content of task.json if the task is finished, and the reason why it cannot be
+        trusted, whatever the rows are."""
         record, why = self._outcome(self.folder / "task.json")
         return (record, why) if record and record["status"] in FINISHED else (None, why)
 
     def finished(self) -> dict | None:
-        """The content of task.json, if the task is finished."""
+        """Return the content of task.json, if the task is finished."""
         record, why = self.mark_of()
         return None if why else record
 
     def _outcome(self, path: Path) -> tuple[dict | None, str | None]:
-        """The record of an end, and why it is none of this task's. A file that can be no such record
-        is as if it were not there."""
+        """Return the outcome in a file, and the reason why it is not this task's. A file that holds
+        no outcome counts as absent."""
         record = read_json(path)
         if record is None:
             return None, None
@@ -97,58 +99,58 @@ class TaskStore:
         return record, why
 
     def finish(self, record: dict) -> None:
-        """after: how many attempts had been recorded by then."""
+        """Write task.json, with `after`: the number of attempts recorded before it."""
         after = max((a["order"] for a in self.attempts()), default=0)
         write_atomic(self.folder / "task.json", {**record, "after": after})
 
     def attempts(self) -> list[dict]:
-        """Attempts that ended with an outcome of their own (error, oom), oldest first, and those
-        that try again."""
+        """Return attempts that ended in error or oom, and attempts that were begun after such an
+        end, oldest first."""
         found = {path.stem: self._outcome(path) for path in listed(self.folder / "attempts", ".json")}
         records = [{"attempt": n, "order": 0, **record} for n, (record, why) in found.items() if record and not why]
         return sorted(records, key=lambda record: (record["order"], record["attempt"]))
 
     def try_again(self, attempt: str, about: Mapping) -> None:
-        """Where an attempt has failed, record that another begins: the task is stopped until that
-        has its outcome."""
+        """Record that an attempt begins after a failed one. The task is `stopped` until the new
+        attempt has an outcome."""
         if self.attempts():
             self.record_attempt(attempt, {**about, "status": "stopped"})
 
     def record_attempt(self, attempt: str, record: dict) -> None:
-        """order: behind those that are known where it is first recorded, since clocks jump, and
-        differ by machine."""
+        """Write the outcome of an attempt, with `order`: its place among the recorded attempts.
+        Times would not do, because clocks jump and differ between machines."""
         known = {a["attempt"]: a["order"] for a in self.attempts()}
         order = known.get(attempt, max(known.values(), default=0) + 1)
         write_atomic(self.folder / "attempts" / f"{attempt}.json", {**record, "order": order})
 
     def lines(self) -> int:
-        """How many lines the parts hold, counted without reading them as JSON: there are no more
-        rows than that."""
+        """Return the number of lines in all parts, an upper bound of the number of rows. Nothing is
+        parsed."""
         texts = (text for _, text in self._parts() if text)
         return sum(text.count(b"\n") + (not text.endswith(b"\n")) for text in texts)
 
     def state(self, *, verify: bool = False) -> State:
-        """See `state_of`."""
+        """Return the state of the task; see `state_of`."""
         return state_of(self.mark_of(), self.attempts, self.lines, self.found, verify=verify)
 
     def status(self) -> str:
-        """That of `state`."""
+        """Return the status of `state`."""
         return self.state().status
 
     def cell_trouble(self) -> str | None:
-        """Why the cell.json beside the task is not this cell's; None if it is, or if there is
-        none."""
+        """Return the reason why the cell.json beside the task is not this cell's; None if it is, or
+        if there is none."""
         file = self.cell_folder / "cell.json"
         raw = read_json(file)
         why = raw and cell_trouble(raw, self.cell_folder.name)
         return f"{file}: {why}" if why else None
 
     def finished_stat(self) -> list[int] | None:
-        """What tells one task.json from another without reading it; None if there is none."""
+        """Return a fingerprint of task.json from its `stat`; None if there is none."""
         return _stat(self.folder / "task.json")
 
     def folder_fingerprint(self) -> list:
-        """What changes whenever anything in the folder does, without reading a file."""
+        """Return a fingerprint of the folder that changes with its content. No file is read."""
         try:
             with os.scandir(self.folder / "parts") as parts:
                 sizes = sorted([part.name, part.stat().st_size] for part in parts)
@@ -157,6 +159,7 @@ class TaskStore:
         return [self.finished_stat(), _stat(self.folder / "attempts"), sizes]
 
     def open_part(self, attempt: str) -> "Part":
+        """Return the file for the rows of an attempt."""
         return Part(self.folder / "parts" / f"{attempt}.jsonl")
 
 
@@ -168,11 +171,16 @@ def state_of(
     *,
     verify: bool,
 ) -> State:
-    """What a task has come to. A finished task with rows beyond it was being extended, one that
-    lacks rows is stopped.
+    """Return the state of a task. A finished task with further rows was being extended; a finished
+    task that lacks rows is `stopped`.
 
-    verify: hold a finished task to all its rows; without it they are read only where their number
-        leaves it open.
+    Args:
+        mark: as `TaskStore.mark_of` returns it.
+        attempts: returns what `TaskStore.attempts` does.
+        lines: returns what `TaskStore.lines` does.
+        found: returns what `TaskStore.found` does, for the content of task.json.
+        verify: compare all rows of a finished task with task.json. Otherwise rows are read only if
+            their number does not fit.
     """
     finished, why = mark
     if why:
@@ -196,7 +204,7 @@ def state_of(
 
 
 def cell_trouble(raw: Mapping, name: str) -> str | None:
-    """Why this content of a cell.json is no record of the folder of this name."""
+    """Return the reason why this content of a cell.json does not belong to a folder of this name."""
     if not isinstance(identity := raw.get("identity"), dict):
         return "it has no proper identity"
     if why := later(raw, CellDescription) or later(identity, CellIdentity):
@@ -215,11 +223,11 @@ def _stat(path: Path) -> list[int] | None:
 
 
 class Part:
-    """Rows of one attempt, appended. A row is with the operating system as soon as `write` returns
-    (it survives a kill), and on the disk within `SYNC` seconds of writing (it survives a power
-    cut)."""
+    """The file to which an attempt appends its rows. When `write` returns the operating system has
+    the rows, so that they survive a kill; within `SYNC_SECONDS` of writing they are on disk and
+    survive a power cut."""
 
-    SYNC = 1.0
+    SYNC_SECONDS = 1.0
 
     def __init__(self, path: Path):
         self.path = path
@@ -227,15 +235,22 @@ class Part:
         self._synced = time.monotonic()
 
     def write(self, rows: list[Mapping]) -> None:
+        """Append rows.
+
+        Raises:
+            ValueError: for NaN and infinity.
+            OSError: if they cannot be written.
+        """
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab")
         self._file.write(b"".join(line_of(row) + b"\n" for row in rows))
         self._file.flush()
-        if time.monotonic() - self._synced > self.SYNC:
+        if time.monotonic() - self._synced > self.SYNC_SECONDS:
             self._sync()
 
     def close(self) -> None:
+        """Put the rows on disk and close the file."""
         if self._file is not None:
             self._sync()
             self._file.close()
@@ -248,7 +263,7 @@ class Part:
 
 
 def new_attempt() -> str:
-    """A name for an attempt: time-ordered, never used twice, even by two machines in the same
-    second."""
+    """Return a name for an attempt. Names are ordered by time and unique, even among machines that
+    start in the same second."""
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     return f"{stamp}-{socket.gethostname().split('.')[0]}-{os.getpid()}-{uuid.uuid4().hex[:12]}"

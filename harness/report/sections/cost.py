@@ -116,7 +116,7 @@ def _panel(
 def _score_point(cost: Metric | None, r: Record, timed: dict[tuple, Record] | None) -> Point | None:
     if cost is None or not finite(cost.value) or cost.value <= 0:
         return None
-    cost_text = table.told(cost) + (common.error_suffix(timed[_setting(r)]) if timed else "")
+    cost_text = table.with_unit(cost) + (common.error_suffix(timed[_setting(r)]) if timed else "")
     score_point = common.point(cost.value, r.score, f"{r.cell.label}, {cost_text}")
     if score_point is None or cost.low is None or cost.high is None or not (finite(cost.low) and finite(cost.high)):
         return score_point
