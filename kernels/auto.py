@@ -77,7 +77,13 @@ def _fused(
 
 
 def probe_weights(kind: Kind, heads: int, *, near: bool) -> Weights:
-    """Weights of a kind, to check a kernel on; with `near`, they reach a few tokens only."""
+    """Returns weights on which a kernel is checked.
+
+    Args:
+        kind: of the weights.
+        heads: number of heads.
+        near: whether they reach a few tokens only.
+    """
     slopes = alibi_slopes(heads)
     return CLASSES[kind.method].example(slopes / slopes.min() if near else slopes, kind)
 

@@ -137,8 +137,8 @@ def parse_json(text: bytes) -> Any:
 
 
 def read_json(path: Path, *, quiet: bool = False) -> dict | None:
-    """A mapping from a file; None if the file is not there, or is anything else, which is then
-    named on stderr unless `quiet`."""
+    """Return the mapping in a JSON file; None if there is no file. A file with any other content
+    gives None too and is named on stderr unless `quiet`."""
     try:
         content = read_file(path)
         if content is None:

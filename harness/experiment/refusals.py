@@ -58,7 +58,12 @@ def refuse_model(task: Task, model: ModelSpec) -> None:
 
 
 def refuse_draws(task: Task, samples: int, draws: int) -> None:
-    """Raise UserError if there are fewer samples than draws of the masks."""
+    """Raise UserError if there are fewer samples than draws of the masks.
+
+    Args:
+        task: whose rows may be samples.
+        samples, draws: as requested.
+    """
     if task.rows_are == "samples" and draws > samples:
         raise UserError(f"samples={samples} cannot be spread over draws={draws}: ask for more samples or fewer draws.")
 

@@ -98,7 +98,12 @@ class KVLayer(CacheLayerMixin):
             )
 
     def write(self, key_states: torch.Tensor, value_states: torch.Tensor, slots: torch.Tensor) -> None:
-        """Write keys and values (batch, heads, tokens, head_dim) to slots (tokens,)."""
+        """Write keys and values.
+
+        Args:
+            key_states, value_states: (batch, heads, tokens, head_dim).
+            slots: (tokens,), slots of the cache.
+        """
         self.keys.index_copy_(2, slots, key_states)
         self.values.index_copy_(2, slots, value_states)
 

@@ -69,7 +69,13 @@ def _recorded() -> dict:
 
 
 def table(slopes: torch.Tensor, tokens: int, *, multiprocessors: int = 132, mhz: float = 1755.0) -> str:
-    """Issue floors in ms for head dimension 128, bf16 and 16 masks, as Markdown."""
+    """Returns issue floors in ms for head dimension 128, bf16 and 16 masks, as a Markdown table.
+
+    Args:
+        slopes: (H,).
+        tokens: context.
+        multiprocessors, mhz: of the GPU; by default an H100's.
+    """
     rate = multiprocessors * SCHEDULERS * mhz * 1e3
     plsh = {kind: PositionalLSH.draw(slopes, 16, seed=0, weights=kind) for kind in ("count", "rb")}
     lines = ["| weights | forward | tables |", "|---|---:|---:|"]

@@ -34,7 +34,16 @@ PART_SECONDS = 280  # time limit of a part
 
 
 def in_a_process(name: str, dtype: torch.dtype, kernel: str, device: str) -> list[dict]:
-    """Runs `calls.check` in a separate process and returns its rows."""
+    """Runs `calls.check` in a separate process.
+
+    Args:
+        name: of the weights.
+        dtype: of the inputs.
+        kernel, device: as on the command line.
+
+    Returns:
+        The rows; one row with the reason if the process fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "rows.json")
         command = [sys.executable, "-m", "kernels.check", "--part", name, dtype_name(dtype)]

@@ -105,7 +105,14 @@ def check(name: str, dtype: torch.dtype, *, kernel: str, device: str, tokens: in
 
 
 def blank(name: str, call: str, dtype: torch.dtype, dim: int) -> dict:
-    """A row without errors."""
+    """Returns a row without errors.
+
+    Args:
+        name: of the weights.
+        call: name of the call.
+        dtype: of the inputs.
+        dim: head dimension.
+    """
     about = {"weights": name, "call": call, "dtype": dtype_name(dtype), "dim": dim}
     return about | {"limit": LIMITS[dtype], "lse_limit": LSE_LIMIT, "errors": {}, "worst": None}
 

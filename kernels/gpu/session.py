@@ -189,8 +189,17 @@ class Measurement:
 
 
 def run(command: list[str], folder: Path, limit: float, say: Callable[[str], None]) -> int | None:
-    """Runs a command and returns its exit code; None if it was stopped after `limit` seconds, with
-    all processes that it had started."""
+    """Runs a command, and stops it with all its processes after a time limit.
+
+    Args:
+        command: program and arguments.
+        folder: working directory.
+        limit: in seconds.
+        say: gets each line of output.
+
+    Returns:
+        The exit code; None if the command was stopped.
+    """
     root = str(Path(__file__).parents[2])
     variables = os.environ | {"PYTHONUNBUFFERED": "1"}
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, [root, variables.get("PYTHONPATH")]))

@@ -38,8 +38,14 @@ def turns(device: str) -> int:
 
 
 def relative(got: torch.Tensor, true: torch.Tensor, least: float = 0.0) -> float:
-    """Largest absolute error over the largest absolute value of `true`, or over `least` if that is
-    larger; NaN counts as infinite."""
+    """Returns the largest absolute error relative to the largest absolute value of `true`. NaN
+    counts as infinite.
+
+    Args:
+        got: result to judge.
+        true: reference, float64, of the same shape.
+        least: smallest denominator.
+    """
     error = (got.double() - true).abs().max() / true.abs().max().clamp_min(least)
     return float(error.nan_to_num(torch.inf))
 

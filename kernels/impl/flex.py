@@ -120,8 +120,17 @@ def block_mask(weights: Weights, row: torch.Tensor, keys: int, causal: bool, gap
 
 
 def score_of(weights: Weights, row: torch.Tensor, keys: int, gap: int):
-    """Returns FlexAttention's score function for rows (R,) and slots of keys: it adds the log of
-    the pair's weight to the score. Raises ValueError for weights without a law."""
+    """Returns FlexAttention's score function, which adds the log of a pair's weight to its score.
+
+    Args:
+        weights: of all heads.
+        row: (R,), tokens of the rows.
+        keys: number of slots of keys.
+        gap: number of tokens evicted after the sinks.
+
+    Raises:
+        ValueError: for weights without a law.
+    """
     slope, sinks = weights.slopes.float().to(row.device), weights.sinks
     near = weights.near if weights.count else 0  # other weights are L in their near field by themselves
     beyond = score_by_law(weights, row, -(-(-(-keys // BLOCK) * BLOCK + gap) // BLOCK) * BLOCK)

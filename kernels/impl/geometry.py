@@ -72,8 +72,16 @@ def geometry_of_tensor(places: torch.Tensor, batch: int) -> tuple[CallGeometry, 
 
 
 def check_geometry(geometry: CallGeometry, queries: int, keys: int, sinks: int) -> tuple[tuple[int, ...], ...]:
-    """Returns pads, starts and gaps on the host. Raises ValueError if a query does not lie among
-    the keys, `sinks` of which come before a gap."""
+    """Returns pads, starts and gaps on the host.
+
+    Args:
+        geometry: of the call.
+        queries, keys: number of rows of q and k, padding included.
+        sinks: number of keys before a gap.
+
+    Raises:
+        ValueError: if a query does not lie among the keys.
+    """
     rows = host_geometry(geometry)
     pads, starts = rows[:2]
     gaps = rows[2] if len(rows) == 3 else (0,) * len(pads)

@@ -9,8 +9,14 @@ from kernels.methods.weights import Weights
 
 
 def bytes_needed(batch: int, heads: int, queries: int, keys: int, itemsize: int = 4) -> int:
-    """Upper estimate of the peak bytes of `attend_exact`: float64 log-weights, and a few copies of
-    the scores."""
+    """Returns an upper estimate of the peak bytes of `attend_exact`: float64 log-weights, and a few
+    copies of the scores.
+
+    Args:
+        batch, heads: B, H.
+        queries, keys: rows of q and k.
+        itemsize: bytes of a score.
+    """
     return heads * queries * keys * (3 * 8 + 4 * batch * itemsize)
 
 

@@ -25,8 +25,19 @@ def attend_sdpa(
     q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, gap: int, need_lse: bool,
     need_spread: bool = False,
 ):  # fmt: skip
-    """As `kernels.impl.reference.attend_exact`, with lse None unless `need_lse`. Raises ValueError
-    for `need_spread` with weights that have no two halves."""
+    """Computes attention in pieces by torch's scaled_dot_product_attention.
+
+    Args:
+        need_lse: whether to compute the log-sum-exp, which is None otherwise.
+        q, k, v, weights, scale, causal, offset, gap, need_spread: as in
+            `kernels.impl.reference.attend_exact`.
+
+    Returns:
+        As `kernels.impl.reference.attend_exact`.
+
+    Raises:
+        ValueError: for `need_spread` with weights that have no two halves.
+    """
     batch, heads, queries, dim = q.shape
     tokens, device = k.shape[2] + gap, q.device
     out = torch.zeros(batch * heads * queries, dim, dtype=q.dtype, device=device)

@@ -18,8 +18,17 @@ def check_slopes(slopes: torch.Tensor) -> torch.Tensor:
 
 
 def check_whole(name: str, value: int, least: int, end: int = 2**63) -> int:
-    """Returns the value as an int. Raises ValueError, with `name`, unless it is a whole number of
-    least .. end - 1."""
+    """Returns the value as an int.
+
+    Args:
+        name: of the option, for the error.
+        value: the number.
+        least: smallest allowed number.
+        end: first number that is too large.
+
+    Raises:
+        ValueError: unless the value is a whole number of least .. end - 1.
+    """
     try:
         number = operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
     except TypeError:

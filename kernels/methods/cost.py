@@ -112,16 +112,29 @@ def expected_pairs(
 
 
 def sink_pairs(heads: int, tokens: int, sinks: int) -> int:
-    """``sum over heads and rows i < tokens of min(i, sinks)``: the pairs of a sink and a later
-    row."""
+    """Returns the number of pairs of a sink and a later row: ``sum over heads and rows i < tokens of
+    min(i, sinks)``.
+
+    Args:
+        heads: number of heads.
+        tokens: context.
+        sinks: first tokens that every row sees.
+    """
     count = min(sinks, tokens)
     return heads * (count * (count - 1) // 2 + (tokens - count) * count)
 
 
 def window_pairs(slopes: torch.Tensor, cutoff: float, tokens: int, *, sinks: int = 0, near: int = 0) -> float:
-    """The pairs of a window whose edge is not rounded: ``sum over heads and rows i < tokens of
-    min(i, d)`` with ``d = max(cutoff / slope, near - 1)``, or with sinks of ``min(i, sinks) + min(i
-    - sinks, d)``."""
+    """Returns the pairs of a window whose edge is not rounded: ``sum over heads and rows i < tokens
+    of min(i, d)`` with ``d = max(cutoff / slope, near - 1)``, or with sinks of ``min(i, sinks) +
+    min(i - sinks, d)``.
+
+    Args:
+        slopes: (H,).
+        cutoff: T in units of sigma.
+        tokens: context.
+        sinks, near: as in `Window`.
+    """
     pairs, tokens = sink_pairs(len(slopes), tokens, sinks), max(tokens - sinks, 1)
     farthest = (cutoff / slopes.double().cpu()).clamp(min=max(near - 1, 0)).clamp(max=tokens - 1.0)
     whole = torch.floor(farthest)
@@ -154,9 +167,19 @@ def equal_cost_cutoff(
 
 
 def cutoff_of(slopes: torch.Tensor, pairs: float, tokens: int, *, sinks: int = 0, near: int = 0) -> float:
-    """The cutoff T, in units of sigma, at which a window visits so many pairs:
-    ``window_pairs(slopes, T, tokens) = pairs``. If the context has fewer pairs, the smallest T at
-    which all are visited; if the near field alone has as many, 0."""
+    """Returns the cutoff T, in units of sigma, that solves ``window_pairs(slopes, T, tokens) =
+    pairs``.
+
+    Args:
+        slopes: (H,).
+        pairs: of all heads.
+        tokens: context.
+        sinks, near: of the window.
+
+    Returns:
+        T. If the context has fewer pairs, the smallest T at which all are visited; if the near
+        field alone has as many, 0.
+    """
     # slightly more than the whole context, so that dividing by a slope does not round to one token
     # less
     low, high = 0.0, float(slopes.max()) * max(tokens - sinks - 1, 0) * (1 + 1e-12)
@@ -174,11 +197,17 @@ def cutoff_of(slopes: torch.Tensor, pairs: float, tokens: int, *, sinks: int = 0
 
 
 def sliding_tokens(heads: int, pairs: float, tokens: int, *, sinks: int = 0) -> int:
-    """The width W of the sliding window, alike in all heads, whose pairs are nearest to a number of
-    pairs: a row sees the W nearest keys, itself included, and the sinks.
+    """Returns the width W of the sliding window whose number of pairs is nearest to `pairs`. A row
+    of every head sees the W nearest keys, itself included, and the sinks.
 
     With w = W - 1 and N tokens beyond the sinks a head has ``w (w + 1) / 2 + (N - 1 - w) w`` pairs,
     which increases up to w = N - 1 and is solved for w.
+
+    Args:
+        heads: number of heads.
+        pairs: of all heads.
+        tokens: context.
+        sinks: first tokens that every row sees.
     """
     length = max(tokens - sinks, 1)
     per_head = (pairs - sink_pairs(heads, tokens, sinks)) / heads

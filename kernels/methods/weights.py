@@ -103,13 +103,26 @@ class Weights(ABC):
     def log_piece(
         self, heads: torch.Tensor, rows: torch.Tensor, first: torch.Tensor, width: int, causal: bool
     ) -> torch.Tensor:
-        """log w of a piece: consecutive rows (G, C) of heads (G,) against the columns first[g] ..
-        first[g] + width - 1 -> (G, C, width) float32. Columns below `sinks`, and with `causal`
-        columns after the row, get -inf."""
+        """Returns log w of pieces of the matrix, (G, C, width) float32. Columns below `sinks` get
+        -inf, and with `causal` also columns after the row.
+
+        Args:
+            heads: (G,), the head of each piece.
+            rows: (G, C), consecutive rows.
+            first: (G,), the first column of each piece.
+            width: number of columns.
+            causal: whether rows see earlier columns and their own only.
+        """
 
     def log_sinks(self, heads: torch.Tensor, rows: torch.Tensor, columns: int, causal: bool) -> torch.Tensor:
-        """log w of consecutive rows (G, C) of heads (G,) against the sinks 0 .. columns - 1: (G, C,
-        columns) float32."""
+        """Returns log w of rows against the sinks, (G, C, columns) float32.
+
+        Args:
+            heads: (G,).
+            rows: (G, C), consecutive rows.
+            columns: number of sinks, from token 0 on.
+            causal: as in `log_piece`.
+        """
         assert columns <= self.sinks
         first = torch.zeros_like(rows[:, 0])
         return by_distance(Alibi(self.slopes)._log_distance, heads, rows, first, columns, causal)
