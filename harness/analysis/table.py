@@ -8,6 +8,8 @@ from harness.analysis.versions import differences
 from harness.common.stats import Difference, Metric
 from harness.common.table import Table
 
+PART_OF_BITS = "/bits_per_byte_"  # stands before the class of tokens in the name of a metric
+
 
 def comparison(records: Sequence[Record], *, title: str = "") -> Table:
     """Return a table of attentions side by side on the same samples: cost, the task's headline, the
@@ -78,6 +80,31 @@ def by_depth(records: Sequence[Record], *, title: str = "") -> Table | None:
         [r.cell.label, *(_value(r.metrics.get(f"{r.task}{DEPTH}{d:g}")) for d in depths)] for r in records if r.metrics
     ]
     return Table(title, ["accuracy at needle depth", *(f"{d:g}" for d in depths)], rows, [])
+
+
+def by_token_class(records: Sequence[Record], *, title: str = "") -> Table | None:
+    """Return a table of the bits per byte of a text by class of token, which add up to the total,
+    with their differences from exact ALiBi; None if no record has them."""
+    names = list(dict.fromkeys(name for r in records for name in r.metrics if PART_OF_BITS in name))
+    if not names:
+        return None
+    rows = []
+    for record in (r for r in records if r.metrics):
+        exact = reference_of(record, records)
+        cells = [record.cell.label]
+        for name in names:
+            value, reference = (r and r.metrics.get(name) for r in (record, exact))
+            change = f" ({value.value - reference.value:+.3f})" if value and reference and exact is not record else ""
+            cells.append(f"{value.value:.3f}{change}" if value else "")
+        rows.append(cells)
+    classes = [heading(name).removeprefix("bits per byte ") for name in names]
+    return Table(title, ["bits per byte (minus exact) of", *classes], rows, [])
+
+
+def breakdowns(records: Sequence[Record]) -> list[Table]:
+    """Return the tables that stand below the comparison of these records: by depth of the needle
+    and by class of token, as far as the task has them."""
+    return [t for t in (by_depth(records), by_token_class(records)) if t]
 
 
 def notes(kinds: Collection[str]) -> list[str]:

@@ -138,8 +138,8 @@ def _report(plan: Plan, statuses: dict, code: int, *, rows_written: int) -> dict
                 by_task.append(records)
             title = f"{task.task.name} · {main_cell.model.name} · {main_cell.context} tokens"
             table.comparison(list(records.values()), title=title).print()
-            if depths := table.by_depth(list(records.values())):
-                depths.print()
+            for breakdown in table.breakdowns(list(records.values())):
+                breakdown.print()
     if len(by_task) > 1:
         table.across_tasks([list(records.values()) for records in by_task]).print()
     say(*table.notes({task.task.rows_are for task in plan.tasks}))

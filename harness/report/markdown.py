@@ -6,13 +6,13 @@ from harness.analysis import contexts, reader, table
 from harness.report.describe import Grid, Page
 
 
-def store_model(store: Path, model: str, *, depths: bool = True) -> str:
+def store_model(store: Path, model: str, *, breakdowns: bool = True) -> str:
     """Return the comparison tables of a model's records, by task and context.
 
     Args:
         store: the results folder.
         model: name of the model.
-        depths: whether to add the tables by depth.
+        breakdowns: whether to add the tables by depth and by class of token.
     """
     questions = reader.comparisons(r for r in reader.records(store) if r.cell.model == model)
     assert questions, f"{store} has no records of {model}"
@@ -22,8 +22,8 @@ def store_model(store: Path, model: str, *, depths: bool = True) -> str:
     untimed = [q for q in questions if q not in timed] if parts else questions
     for q in untimed:
         parts.append(table.comparison(q.records, title=f"{q.model}, {q.task}, {q.context} tokens").markdown())
-        if depths and (by_depth := table.by_depth(q.records)):
-            parts.append(by_depth.markdown())
+        if breakdowns:
+            parts += [t.markdown() for t in table.breakdowns(q.records)]
     return "\n".join(parts).rstrip()
 
 

@@ -4,9 +4,13 @@ from harness.common.errors import UserError, nearest
 from harness.tasks.base import TaskFamily
 from harness.tasks.lmeval.task import LM_EVAL, RULER
 from harness.tasks.retrieval.task import RETRIEVAL
+from harness.tasks.text.fidelity import FIDELITY
+from harness.tasks.text.perplexity import PERPLEXITY
 from harness.tasks.throughput.task import THROUGHPUT
 
-TASKS: dict[str, TaskFamily] = {family.name: family for family in (RETRIEVAL, RULER, LM_EVAL, THROUGHPUT)}
+TASKS: dict[str, TaskFamily] = {
+    family.name: family for family in (RETRIEVAL, RULER, LM_EVAL, PERPLEXITY, FIDELITY, THROUGHPUT)
+}
 
 
 def task_family(name: str) -> TaskFamily:

@@ -2,8 +2,8 @@
 the committed records, as `make tables` does.
 
 A table stands between the marks `<!-- table: STORE MODEL -->` and `<!-- end of table -->`. With the
-word `comparison` after MODEL the depth tables are left out. STORE may also be a file of figures that
-one of the modules of MEASURED has written.
+word `comparison` after MODEL the tables by depth and class of token are left out. STORE may also be
+a file of figures that one of the modules of MEASURED has written.
 """
 
 import argparse
@@ -35,14 +35,14 @@ MARK = re.compile(r"(<!-- table: (\S+) ([^\n]+?)( comparison)? -->\n).*?(<!-- en
 
 def rewritten(text: str) -> str:
     """The text with every marked table made anew from its record."""
-    return MARK.sub(lambda m: f"{m[1]}{drawn(ROOT / m[2], m[3], depths=not m[4])}\n{m[5]}", text)
+    return MARK.sub(lambda m: f"{m[1]}{drawn(ROOT / m[2], m[3], breakdowns=not m[4])}\n{m[5]}", text)
 
 
-def drawn(record: Path, model: str, *, depths: bool) -> str:
+def drawn(record: Path, model: str, *, breakdowns: bool) -> str:
     """The tables of a file of figures, or those of one model's records in a store."""
     if record.suffix == ".json":
         return importlib.import_module(MEASURED[record.name]).markdown(read_json(record))
-    return store_model(record, model, depths=depths)
+    return store_model(record, model, breakdowns=breakdowns)
 
 
 def rewrite(pages: Sequence[Path], *, check: bool) -> int:

@@ -1,0 +1,1 @@
+"""Tasks on natural text, in overlapping windows: perplexity and fidelity."""

@@ -1,0 +1,238 @@
+"""Perplexity: how well the model predicts the tokens of a text in overlapping windows."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from harness.cell import Cell
+from harness.common import stats
+from harness.models.load import LoadedModel
+from harness.results.schema import Number, SampleRow
+from harness.tasks.base import PlannedTask, Prepared, TaskContext
+from harness.tasks.text import logits, windows
+from harness.tasks.text.windows import QUARTERS, Window, window_batches
+
+TOP = (1, 10, 100)
+CLASSES = ("line_breaks", "first_occurrences", "repeats")
+
+
+@dataclass(kw_only=True)
+class Options(windows.TextOptions):
+    """Options of task=perplexity: a text and the scored tokens of a window."""
+
+
+class PerplexityRow(SampleRow):
+    """One window. Sums are over its scored tokens.
+
+    Attributes:
+        score: bits per byte; here lower is better. None if the scored tokens end no character.
+        nll: sum of negative log-likelihoods in nats.
+        scored_tokens, scored_bytes: number of scored tokens, bytes of their text.
+        top: by k, the number of tokens among the k likeliest.
+        reciprocal_ranks: sum of 1 / rank of the true token.
+        entropies: sum of entropies of the predictions in nats.
+        quarters: (nats, tokens) of each quarter of the scored tokens, from the first on.
+        classes: (nats, tokens) by class of the true token: line break, first occurrence in the
+            window, or repeat. The nats of line breaks include, at all other tokens, those of the
+            decision that no line break follows.
+    """
+
+    score: Number | None
+    nll: Number
+    scored_tokens: int
+    scored_bytes: int
+    top: dict[str, int]
+    reciprocal_ranks: float
+    entropies: float
+    quarters: list[tuple[float, int]]
+    classes: dict[str, tuple[float, int]]
+
+
+class Perplexity:
+    name = "perplexity"
+    options = Options
+    rows_are = "samples"
+    needs_model = True
+    needs_trained_weights = True
+    natural_text = True
+    generates = 0
+
+    def tasks(self, options: Options) -> list[PlannedTask]:
+        return [PlannedTask(self, options)]
+
+    def identity(self, options: Options) -> dict:
+        return {**asdict(options), **windows.identity(options, f"task.{self.name}")}
+
+    def identity_on(self, options: Options, cell: Cell) -> dict:
+        return {"stride": windows.stride_of(options, cell.context)}
+
+    def check(self, options: Options, cell: Cell) -> None:
+        """Raise UserError for an invalid text or stride."""
+        windows.check(options, cell, f"task.{self.name}")
+
+    def amount(self, options: Options, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
+        return samples, batch
+
+    def prepare(self, options: Options, cell: Cell, samples: int, folder: Path) -> Prepared:
+        return windows.prepare(options, cell, folder, f"task.{self.name}")
+
+    row = staticmethod(PerplexityRow.read)
+
+    def run(self, options: Options, context: TaskContext) -> Iterator[list[PerplexityRow]]:
+        loaded, weights = context.model(), cache(context.cell.weights)
+        line_breaks = line_break_tokens(loaded)
+        for draw, batch, started in window_batches(options, context):
+            with loaded.attention.use(weights(draw)):
+                rows = score_windows(loaded, batch, line_breaks)
+            seconds = (time.perf_counter() - started) / len(rows)
+            yield [row.but(draw=draw, seconds=seconds) for row in rows]
+
+    def metrics(self, options: Options, rows: Sequence[PerplexityRow], *, clustered: bool) -> dict[str, stats.Metric]:
+        draws = [r.draw for r in rows]
+
+        def ratio(
+            sums: Sequence[tuple[float, float]], unit: str, figure: Callable[[float], float] = float
+        ) -> stats.Metric:
+            def of(subset: Sequence[tuple[float, float]]) -> float:
+                return figure(math.fsum(a for a, _ in subset) / math.fsum(b for _, b in subset))
+
+            return stats.jackknife(sums, draws, of, clustered=clustered, unit=unit)
+
+        def per_byte(nats: Iterable[float]) -> stats.Metric:
+            sizes = [r.scored_bytes * math.log(2) for r in rows]
+            return ratio(list(zip(nats, sizes, strict=True)), "bits per byte")
+
+        def per_token(sums: Iterable[float], unit: str, figure: Callable[[float], float] = float) -> stats.Metric:
+            return ratio([(a, r.scored_tokens) for a, r in zip(sums, rows, strict=True)], unit, figure)
+
+        nats, fraction = [r.nll for r in rows], "fraction of tokens"
+        metrics = {"bits_per_byte": per_byte(nats)}
+        for name in CLASSES:  # they add up to bits_per_byte
+            metrics[f"bits_per_byte_{name}"] = per_byte(r.classes[name][0] for r in rows)
+        metrics["nats_per_token"] = per_token(nats, "nats per token")
+        metrics["perplexity"] = per_token(nats, "perplexity", math.exp)
+        for k in map(str, TOP):
+            metrics[f"top_{k}"] = per_token([r.top[k] for r in rows], fraction)
+        metrics["reciprocal_rank"] = per_token([r.reciprocal_ranks for r in rows], "mean over tokens")
+        metrics["entropy"] = per_token([r.entropies for r in rows], "nats per token")
+        for q in range(QUARTERS):
+            quarter = [r.quarters[q] for r in rows]
+            if all(tokens for _, tokens in quarter):
+                metrics[f"nats_per_token_quarter_{q + 1}"] = ratio(quarter, "nats per token")
+        metrics["scored_bytes"] = stats.Metric(
+            sum(r.scored_bytes for r in rows), None, None, len(rows), "bytes of text"
+        )
+        return metrics
+
+
+def line_break_tokens(loaded: LoadedModel) -> torch.Tensor:
+    """Return for each token whether its text holds a line break, (vocabulary,) bool."""
+    count = loaded.model.config.vocab_size
+    known = min(count, len(loaded.tokenizer))
+    texts = loaded.tokenizer.batch_decode([[token] for token in range(known)])
+    return torch.tensor(["\n" in text for text in texts] + [False] * (count - known))
+
+
+@torch.inference_mode()
+def score_windows(loaded: LoadedModel, batch: Sequence[Window], line_breaks: torch.Tensor) -> list[PerplexityRow]:
+    """Return a row for each window, computed under the model's present attention.
+
+    Args:
+        loaded: the model.
+        batch: windows of one size.
+        line_breaks: as `line_break_tokens` returns it.
+
+    Raises:
+        FloatingPointError: if the model's output is not finite.
+    """
+    ids = torch.stack([w.ids for w in batch])
+    hidden = logits.last_hidden_state(loaded, ids[:, :-1])[:, -batch[0].stride :]
+    return [_row(window, _predict(loaded, window, h, line_breaks)) for window, h in zip(batch, hidden, strict=True)]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of the scored tokens of a window, each (stride,), float64 on the CPU.
+
+    Attributes:
+        nats: negative log-probability of the true token.
+        decision_nats: negative log-probability that the token has a line break or has none,
+            whichever is true.
+        rank: number of tokens that are at least as likely, the true one included.
+        entropy: of the prediction in nats.
+        is_break: whether the true token has a line break.
+        is_first: whether it is the first of its id in the window.
+    """
+
+    nats: torch.Tensor
+    decision_nats: torch.Tensor
+    rank: torch.Tensor
+    entropy: torch.Tensor
+    is_break: torch.Tensor
+    is_first: torch.Tensor
+
+
+def _predict(loaded: LoadedModel, window: Window, hidden: torch.Tensor, line_breaks: torch.Tensor) -> Predictions:
+    """Return the predictions of a window.
+
+    Args:
+        loaded: the model.
+        window: the window.
+        hidden: output of the last layer at the scored positions, (stride, width).
+        line_breaks: as `line_break_tokens` returns it.
+    """
+    targets = window.ids[-window.stride :]
+    is_break = line_breaks[targets]
+    parts: list[tuple[torch.Tensor, ...]] = []
+    for part, (scores,) in logits.pieces(loaded, hidden):
+        true, breaks = targets[part].to(scores.device)[:, None], line_breaks.to(scores.device)
+        log_p = scores.log_softmax(-1)
+        some, none = log_p[:, breaks].logsumexp(1), log_p[:, ~breaks].logsumexp(1)
+        decision = torch.where(breaks[true[:, 0]], some, none)
+        rank = (scores > scores.gather(1, true)).sum(1) + 1
+        parts.append((-log_p.gather(1, true)[:, 0], -decision, rank, -(log_p.exp() * log_p).sum(1)))
+    nats, decision_nats, rank, entropy = (torch.cat(column).double().cpu() for column in zip(*parts, strict=True))
+    return Predictions(nats, decision_nats, rank, entropy, is_break, first_occurrences(window))
+
+
+def _row(window: Window, predicted: Predictions) -> PerplexityRow:
+    nats, rank, is_break = predicted.nats, predicted.rank, predicted.is_break
+    tokens, size = window.stride, int(window.sizes.sum())
+    quarter = torch.arange(tokens) * QUARTERS // tokens
+    choice_nats = nats - predicted.decision_nats  # of the token, given whether it has a line break
+    first, repeat = predicted.is_first & ~is_break, ~predicted.is_first & ~is_break
+    break_nats = predicted.decision_nats.sum() + choice_nats[is_break].sum()
+    return PerplexityRow(
+        key=window.key,
+        score=float(nats.sum()) / math.log(2) / size if size else None,
+        nll=float(nats.sum()),
+        doc_hash=window.doc_hash,
+        tokens_wanted=len(window.ids) - 1,
+        tokens_seen=len(window.ids) - 1,
+        scored_tokens=tokens,
+        scored_bytes=size,
+        top={str(k): int((rank <= k).sum()) for k in TOP},
+        reciprocal_ranks=float((1 / rank).sum()),
+        entropies=float(predicted.entropy.sum()),
+        quarters=[(float(nats[quarter == q].sum()), int((quarter == q).sum())) for q in range(QUARTERS)],
+        classes={
+            "line_breaks": (float(break_nats), int(is_break.sum())),
+            "first_occurrences": (float(choice_nats[first].sum()), int(first.sum())),
+            "repeats": (float(choice_nats[repeat].sum()), int(repeat.sum())),
+        },
+    )
+
+
+def first_occurrences(window: Window) -> torch.Tensor:
+    """Return which scored tokens are the first of their id in the window, (stride,) bool."""
+    ids = window.ids.tolist()
+    first_at = {token: position for position, token in reversed(list(enumerate(ids)))}
+    return torch.tensor([first_at[ids[p]] == p for p in range(len(ids) - window.stride, len(ids))])
+
+
+PERPLEXITY = Perplexity()

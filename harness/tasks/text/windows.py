@@ -1,0 +1,214 @@
+"""Overlapping windows of a text.
+
+A window holds `context` tokens and the next one; the model predicts the last `stride` of them. So
+each scored token sees at least context - stride earlier tokens, and no token is scored twice (the
+sliding evaluation of Press et al., 2022). Windows are computed in an order shuffled by
+`data_seed`, so that a few of them are a sample of the whole text.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from harness.cell import Cell
+from harness.common.errors import UserError
+from harness.models.load import load_tokenizer
+from harness.tasks.base import Prepared, TaskContext
+from harness.tasks.prepared import prepare_once
+
+VERSION = 1  # of the windows; part of the tasks' ids
+QUARTERS = 4  # of the scored tokens of a window, by position
+TOKENS, BYTES = "tokens.npy", "bytes.npy"
+
+
+@dataclass(kw_only=True)
+class TextOptions:
+    """Options of the tasks on natural text.
+
+    text: a file, UTF-8.
+    stride: scored tokens of a window; by default half the context.
+    """
+
+    text: str | None = None
+    stride: int | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window.
+
+    Attributes:
+        key: number of the sample.
+        ids: (context + 1,), input tokens and the token after them.
+        sizes: (stride,), bytes of text of each scored token.
+        doc_hash: hash of the tokens and the number of scored ones.
+    """
+
+    key: int
+    ids: torch.Tensor
+    sizes: torch.Tensor
+    doc_hash: str
+
+    @property
+    def stride(self) -> int:
+        """Number of scored tokens."""
+        return len(self.sizes)
+
+
+def read_text(path: str | None, option: str) -> str:
+    """Return the content of a text file, unchanged.
+
+    option: name of the option, for errors.
+
+    Raises:
+        UserError: without a path, or if the file is missing, not UTF-8 or empty.
+    """
+    if not path:
+        raise UserError(f"{option} is missing: name a text file, {option}=FILE.")
+    file = Path(path).expanduser()
+    try:
+        if not file.is_file():
+            raise UserError(f"{option}={path}: there is no such file.")
+        text = file.read_bytes().decode("utf-8")  # read_text would change line ends
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{option}={path} cannot be read as UTF-8 text: {error}.") from None
+    if not text.strip():
+        raise UserError(f"{option}={path} holds no text.")
+    return text
+
+
+def stride_of(options: TextOptions, context: int) -> int:
+    """Return the number of scored tokens of a window."""
+    return max(1, context // 2) if options.stride is None else options.stride
+
+
+def identity(options: TextOptions, prefix: str) -> dict:
+    """Return the text by its hash, for a task's id.
+
+    prefix: of the options' names, for errors.
+    """
+    text = read_text(options.text, f"{prefix}.text")
+    return {"text": hashlib.sha256(text.encode()).hexdigest(), "windows": VERSION}
+
+
+def check(options: TextOptions, cell: Cell, prefix: str) -> None:
+    """Check the options against a cell.
+
+    Args:
+        options: the task's options.
+        cell: the cell.
+        prefix: of the options' names, for errors.
+
+    Raises:
+        UserError: if they are invalid.
+    """
+    read_text(options.text, f"{prefix}.text")
+    if not 1 <= stride_of(options, cell.context) <= cell.context:
+        raise UserError(f"{prefix}.stride must be from 1 to context={cell.context}, not {options.stride}.")
+    if not load_tokenizer(cell.model).is_fast:
+        raise UserError(
+            f"{prefix} needs a tokenizer that knows where its tokens lie in the text (a fast one, tokenizer.json), "
+            f"which model={cell.model.name} lacks."
+        )
+
+
+def prepare(options: TextOptions, cell: Cell, folder: Path, prefix: str) -> Prepared:
+    """Tokenize the text once, and return its tokens on disk.
+
+    Args:
+        options: the task's options.
+        cell: the cell, of which only the tokenizer and the context matter.
+        folder: folder of all prepared data.
+        prefix: of the options' names, for errors.
+
+    Raises:
+        UserError: if the text is shorter than one window, or cannot be stored.
+    """
+    text = read_text(options.text, f"{prefix}.text")
+    recipe = {**identity(options, prefix), "tokenizer": cell.model.tokenizer}
+
+    def make(draft: Path) -> Prepared:
+        tokens, sizes = tokenize(load_tokenizer(cell.model), text)
+        draft.mkdir(parents=True)
+        np.save(draft / TOKENS, tokens)
+        np.save(draft / BYTES, sizes)
+        return Prepared(draft, len(tokens), hashlib.sha256(tokens.tobytes() + sizes.tobytes()).hexdigest())
+
+    prepared = prepare_once(folder, "text", recipe, make)
+    if prepared.count <= cell.context:
+        raise UserError(
+            f"{prefix}.text={options.text} has {prepared.count} tokens, and a window takes {cell.context + 1}: use a "
+            "longer text or a smaller context."
+        )
+    return replace(prepared, count=window_count(prepared.count, cell.context, stride_of(options, cell.context)))
+
+
+def window_count(tokens: int, context: int, stride: int) -> int:
+    """Return the number of windows of a text.
+
+    Args:
+        tokens: of the text, more than `context`.
+        context: input tokens of a window.
+        stride: scored tokens of a window.
+    """
+    return (tokens - 1 - context) // stride + 1
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens of a text, and for each the bytes of text since the token before it.
+
+    Special tokens are not added. Of several tokens within one character, the first has its bytes.
+
+    Returns:
+        Two arrays (tokens,) of int32.
+    """
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ends = np.maximum.accumulate(np.array([end for _, end in encoded["offset_mapping"]], dtype=np.int64))
+    bytes_before = np.concatenate([[0], np.cumsum([len(c.encode()) for c in text])])  # of each character
+    sizes = np.diff(bytes_before[ends], prepend=0)
+    return np.array(encoded["input_ids"], dtype=np.int32), sizes.astype(np.int32)
+
+
+class Windows(Sequence[Window]):
+    """The windows of a prepared text, in the order of the samples.
+
+    Args:
+        place: folder of the prepared text.
+        context: input tokens of a window.
+        stride: scored tokens of a window.
+        data_seed: seed of the order.
+    """
+
+    def __init__(self, place: Path, *, context: int, stride: int, data_seed: int) -> None:
+        self._tokens, self._sizes = (torch.from_numpy(np.load(place / name)) for name in (TOKENS, BYTES))
+        self._context, self._stride = context, stride
+        count = window_count(len(self._tokens), context, stride)
+        # hashes, because random generators may change with their library
+        self._order = sorted(range(count), key=lambda n: hashlib.sha256(f"{data_seed} {n}".encode()).digest())
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, key):
+        start = self._order[key] * self._stride
+        ids = self._tokens[start : start + self._context + 1].long()
+        doc_hash = hashlib.sha256(f"{self._stride} {ids.tolist()}".encode()).hexdigest()[:16]
+        return Window(key, ids, self._sizes[start : start + self._context + 1][-self._stride :], doc_hash)
+
+
+def window_batches(options: TextOptions, context: TaskContext) -> Iterator[tuple[int, list[Window], float]]:
+    """Yield (draw, windows, time of the start) for the batches of a task; beyond the end of the
+    text there are none."""
+    cell = context.cell
+    assert context.data is not None, "the task prepares data"
+    stride = stride_of(options, cell.context)
+    data = Windows(context.data.place, context=cell.context, stride=stride, data_seed=cell.data_seed)
+    for draw, keys in context.batches():
+        if batch := [data[key] for key in keys if key < len(data)]:
+            yield draw, batch, time.perf_counter()
