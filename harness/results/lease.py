@@ -58,10 +58,12 @@ class Lease:
         threading.Thread(target=self._keep, daemon=True).start()
 
     def release(self) -> None:
-        """Give the lease up, if it is ours."""
+        """Give the lease up, if it is ours. A file that cannot be removed is silent from now on, and
+        is taken over."""
         self._released.set()
         if self._seconds and self._ours():
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._path.unlink()
 
     def _keep(self) -> None:
         while not self._released.wait(min(self._seconds / 5, threading.TIMEOUT_MAX)) and self._ours():

@@ -5,6 +5,7 @@ import json
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +81,20 @@ def test_a_lease_that_cannot_be_written_keeps_nobody(tmp_path):
     lease = Lease(tmp_path / "file" / "task", "mine", 1000)
     lease.take(lambda: False)
     lease.release()
+
+
+def test_a_lease_that_cannot_be_removed_is_no_error(tmp_path, monkeypatch):
+    """The folder may become read-only while the task runs. (Root may remove a file all the same, so
+    that the refusal is made here.)"""
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    lease = Lease(tmp_path, "mine", 1000)
+    lease.take(lambda: False)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    lease.release()
+    assert (tmp_path / FILE).exists()
 
 
 def test_a_lease_is_a_number_of_seconds(run, tmp_path):
