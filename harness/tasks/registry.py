@@ -6,10 +6,11 @@ from harness.tasks.lmeval.task import LM_EVAL, RULER
 from harness.tasks.retrieval.task import RETRIEVAL
 from harness.tasks.text.fidelity import FIDELITY
 from harness.tasks.text.perplexity import PERPLEXITY
+from harness.tasks.theory.task import THEORY
 from harness.tasks.throughput.task import THROUGHPUT
 
 TASKS: dict[str, TaskFamily] = {
-    family.name: family for family in (RETRIEVAL, RULER, LM_EVAL, PERPLEXITY, FIDELITY, THROUGHPUT)
+    family.name: family for family in (RETRIEVAL, RULER, LM_EVAL, PERPLEXITY, FIDELITY, THEORY, THROUGHPUT)
 }
 
 

@@ -1,0 +1,1 @@
+"""Theory: the weight matrices themselves, against exact ALiBi and the paper's bounds."""

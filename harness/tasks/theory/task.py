@@ -1,0 +1,255 @@
+"""Theory: errors of the weight matrices of a model's slopes, and of attention on Gaussian input, in
+the units of the paper's section 5.2. Nothing is loaded but the model's configuration."""
+
+import functools
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from harness.attentions.registry import EXACT
+from harness.cell import Cell
+from harness.common import stats
+from harness.common.errors import UserError
+from harness.results.schema import Number, SampleRow
+from harness.tasks.base import PlannedTask, TaskContext
+from harness.tasks.theory.spectral import Head
+from kernels import PositionalLSH, Weights
+from kernels.methods.bounds import spectral_expectation_bound, spectral_tail_bound
+
+LAYER = 0  # whose masks are measured: those of other layers are further draws
+BLOCKS, BLOCK_ROWS = 8, 32  # blocks of rows, evenly spaced, on which the output error is measured
+HEAD_DIM = 64  # of the Gaussian queries, keys and values
+
+
+@dataclass
+class Options:
+    """Options of task=theory.
+
+    causal: whether a row sees earlier columns only.
+    """
+
+    causal: bool = True
+
+
+class TheoryRow(SampleRow):
+    """One head under one draw. There is no `doc_hash`: rows of two cells are not paired, because an
+    attention without chance has one row for each head, and the error of exact ALiBi is 0.
+
+    Attributes:
+        score: ||L' - L||_2 / ||L||_2; here lower is better.
+        head: from 0 on.
+        sigma: 1/slope in tokens.
+        spectral_error, spectral_exact: ||L' - L||_2, ||L||_2.
+        largest_error: max |L' - L|.
+        expectation_bound: the paper's bound of E ||L' - L||_2; None for other weights than "count"
+            of independent masks without sinks, near field and grid.
+        tail_bound: its bound of the probability of this error or a larger one; may exceed 1.
+        largest_block: tokens of the largest block of a mask; None without masks.
+        mean_reach: mean distance of a row's first visited column beyond the sinks.
+        output_error: relative Frobenius norm of the change of attention's output, for q, k and v of
+            independent standard normal numbers.
+        output_error_common_mean: the same with v shifted by a common vector of standard normal
+            numbers, which every attention reproduces.
+        row_errors: median, 90 % and 99 % quantile of the rows' relative errors, for zero-mean v.
+        cosine: mean over rows of the cosine between both outputs, for zero-mean v.
+    """
+
+    score: Number
+    head: int
+    sigma: float
+    spectral_error: float
+    spectral_exact: float
+    largest_error: float
+    expectation_bound: float | None = None
+    tail_bound: float | None = None
+    largest_block: float | None = None
+    mean_reach: float
+    output_error: float
+    output_error_common_mean: float
+    row_errors: list[float]
+    cosine: float
+
+
+class Theory:
+    name = "theory"
+    options = Options
+    rows_are = "samples"
+    needs_model = False
+    needs_trained_weights = False
+    natural_text = False
+    generates = 0
+
+    def tasks(self, options: Options) -> list[PlannedTask]:
+        return [PlannedTask(self, options)]
+
+    def identity(self, options: Options) -> dict:
+        return asdict(options)
+
+    def identity_on(self, options: Options, cell: Cell) -> dict:
+        return {}
+
+    def check(self, options: Options, cell: Cell) -> None:
+        """Raise UserError for an attention without weights of its own, or a short context."""
+        if cell.attention.native:
+            raise UserError(f"task=theory measures weights, and attn={cell.attention.name} has none: use attn=alibi.")
+        if cell.context < BLOCKS * BLOCK_ROWS:
+            raise UserError(
+                f"task=theory needs a context of at least {BLOCKS * BLOCK_ROWS} tokens, not {cell.context}."
+            )
+
+    def amount(self, options: Options, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
+        heads = cell.model.architecture.heads
+        return cell.draws * heads, heads
+
+    def prepare(self, options: Options, cell: Cell, samples: int, folder: Path) -> None:
+        return None
+
+    row = staticmethod(TheoryRow.read)
+
+    def run(self, options: Options, context: TaskContext) -> Iterator[list[TheoryRow]]:
+        cell = context.cell
+        exact = _layer(replace(cell, attention=EXACT), 0)
+        weights = functools.cache(functools.partial(_layer, cell))
+        for draw, keys in context.batches():
+            for key in keys:
+                started = time.perf_counter()
+                row = measure_head(cell, weights(draw), exact, key // cell.draws, options.causal)
+                yield [row.but(key=key, draw=draw, seconds=time.perf_counter() - started)]
+
+    def metrics(self, options: Options, rows: Sequence[TheoryRow], *, clustered: bool) -> dict[str, stats.Metric]:
+        draws = [r.draw for r in rows]
+
+        def mean(values: Sequence[float | None], unit: str) -> stats.Metric:
+            numbers = [v for v in values if v is not None]
+            if not clustered:  # heads are no sample, so that there is no interval
+                return stats.Metric(math.fsum(numbers) / len(numbers), None, None, len(numbers), unit)
+            of_draws = [d for v, d in zip(values, draws, strict=True) if v is not None]
+            return stats.mean(numbers, of_draws, clustered=True, unit=unit, least=0.0)
+
+        error, ratio = "relative error", "ratio"
+        metrics = {"spectral_error": mean([r.score for r in rows], error)}
+        metrics["output_error"] = mean([r.output_error for r in rows], error)
+        metrics["output_error_common_mean"] = mean([r.output_error_common_mean for r in rows], error)
+        for place, name in enumerate(("median", "p90", "p99")):
+            metrics[f"row_error_{name}"] = mean([r.row_errors[place] for r in rows], error)
+        metrics["cosine"] = mean([r.cosine for r in rows], "cosine")
+        metrics["largest_error"] = mean([r.largest_error for r in rows], "weight")
+        metrics["mean_reach_sigma"] = mean([r.mean_reach / r.sigma for r in rows], "sigma")
+        if any(r.largest_block is not None for r in rows):
+            metrics["largest_block_sigma"] = mean(
+                [r.largest_block and r.largest_block / r.sigma for r in rows], "sigma"
+            )
+        if any(r.expectation_bound for r in rows):
+            shares = [r.expectation_bound and r.spectral_error / r.expectation_bound for r in rows]
+            metrics["share_of_expectation_bound"] = mean(shares, ratio)
+        for head in sorted({r.head for r in rows}):
+            of_head = [r.score if r.head == head else None for r in rows]
+            metrics[f"spectral_error_head_{head + 1}"] = mean(of_head, error)
+        return metrics
+
+
+def _layer(cell: Cell, draw: int) -> Weights:
+    weights = cell.weights(draw)
+    assert weights is not None
+    return weights[LAYER]
+
+
+def measure_head(cell: Cell, weights: Weights, exact: Weights, head: int, causal: bool) -> TheoryRow:
+    """Return the row of one head, without its key and draw.
+
+    Args:
+        cell: the cell; its context is n, its data_seed the seed of q, k and v.
+        weights: of one layer, in one draw.
+        exact: exact ALiBi's of the same slopes.
+        head: the head.
+        causal: whether a row sees earlier columns only.
+    """
+    tokens, sigma = cell.context, 1 / float(weights.slopes[head])
+    norms = Head(weights, head, tokens, causal=causal).norms()
+    rows = torch.arange(tokens)[None]
+    first = weights.reach(torch.tensor([head]), rows)[0][0]
+    row = TheoryRow(
+        key=0,
+        score=norms.error / norms.exact,
+        head=head,
+        sigma=sigma,
+        spectral_error=norms.error,
+        spectral_exact=norms.exact,
+        largest_error=norms.largest,
+        mean_reach=float((rows[0] - first).clamp_min(0).double().mean()),
+        **output_errors(weights, exact, head, tokens, cell.data_seed, causal),
+    )
+    if isinstance(weights, PositionalLSH):
+        row = row.but(largest_block=float(weights.masks.width[head].max()))
+        if is_of_the_paper(weights):
+            shape = (sigma, tokens, weights.count)
+            tail = spectral_tail_bound(*shape, norms.error)
+            row = row.but(expectation_bound=spectral_expectation_bound(*shape), tail_bound=tail)
+    return row
+
+
+def is_of_the_paper(weights: PositionalLSH) -> bool:
+    """Return whether the paper's bounds hold for these weights."""
+    plain = weights.masks.grid is None and not weights.sinks and not weights.near
+    return plain and weights.weights == "count" and weights.sampler == "gamma"
+
+
+def output_errors(weights: Weights, exact: Weights, head: int, tokens: int, seed: int, causal: bool) -> dict:
+    """Return the errors of attention's output, as in `TheoryRow`, on evenly spaced blocks of rows.
+
+    Args:
+        weights, exact: of one layer.
+        head: the head.
+        tokens: n.
+        seed: of q, k and v.
+        causal: whether a row sees earlier columns only.
+    """
+    generator = torch.Generator().manual_seed(1000 * seed + head)
+    q, k, v = (torch.randn(tokens, HEAD_DIM, generator=generator) for _ in range(3))
+    both = torch.stack([v, v + torch.randn(HEAD_DIM, generator=generator)])  # zero-mean, common mean
+    at = [round(tokens * (b + 1) / BLOCKS) - BLOCK_ROWS for b in range(BLOCKS)]
+    outputs = [
+        torch.cat([_attend_rows(one, head, q[a : a + BLOCK_ROWS], k, both, a, causal) for a in at], 1)
+        for one in (exact, weights)
+    ]
+    true, changed = (x.double() for x in outputs)
+    norms = (changed - true).norm(dim=2) / true.norm(dim=2)
+    frobenius = [float((b - a).norm() / a.norm()) for a, b in zip(true, changed, strict=True)]
+    quantiles = torch.quantile(norms[0], torch.tensor([0.5, 0.9, 0.99], dtype=torch.float64)).tolist()
+    cosine = torch.nn.functional.cosine_similarity(true[0], changed[0], dim=1)
+    return {
+        "output_error": frobenius[0],
+        "output_error_common_mean": frobenius[1],
+        "row_errors": quantiles,
+        "cosine": float(cosine.mean()),
+    }
+
+
+def _attend_rows(
+    weights: Weights, head: int, q: torch.Tensor, k: torch.Tensor, values: torch.Tensor, begin: int, causal: bool
+) -> torch.Tensor:
+    """Return the output of consecutive rows of one head, (values, rows, dim).
+
+    Args:
+        weights: of a layer.
+        head: the head.
+        q: (rows, dim).
+        k: (n, dim).
+        values: (values, n, dim).
+        begin: token of the first row.
+        causal: whether a row sees earlier columns only.
+    """
+    one, rows = torch.tensor([head]), torch.arange(begin, begin + len(q))[None]
+    log_w = weights.log_piece(one, rows, torch.tensor([0]), len(k), causal)[0]
+    if weights.sinks:
+        sinks = min(weights.sinks, len(k))
+        log_w[:, :sinks] = weights.log_sinks(one, rows, sinks, causal)[0]
+    scores = q @ k.T / math.sqrt(HEAD_DIM) + log_w
+    return scores.softmax(-1) @ values
+
+
+THEORY = Theory()
