@@ -226,8 +226,9 @@ UNITS: dict[str, tuple[Callable[[float], str], str]] = {
 }
 
 NOTES = [
-    "Intervals are 95 %: Wilson for a deterministic attention; for PLSH over draws, never narrower than Wilson.",
-    "Minus exact: paired by prompt, of rates with Tango's interval; for PLSH over draws, never narrower than that.",
+    "Intervals are 95 %: Wilson's for rates, Student's t for other figures; for PLSH over draws, rates never narrower "
+    "than Wilson's.",
+    "Minus exact: paired by sample, for rates with Tango's interval; for PLSH over draws, never narrower than that.",
     "Detectable: the smallest true difference these samples show with 80 % power; none where no difference would show.",
     "Pairs per row: (query, key) pairs per head with the key before the query, expected over draws.",
 ]
