@@ -2,6 +2,7 @@
 
 from harness.common.errors import UserError, nearest
 from harness.tasks.base import TaskFamily
+from harness.tasks.horizon import HORIZON
 from harness.tasks.lmeval.task import LM_EVAL, RULER
 from harness.tasks.retrieval.task import RETRIEVAL
 from harness.tasks.text.fidelity import FIDELITY
@@ -10,7 +11,7 @@ from harness.tasks.theory.task import THEORY
 from harness.tasks.throughput.task import THROUGHPUT
 
 TASKS: dict[str, TaskFamily] = {
-    family.name: family for family in (RETRIEVAL, RULER, LM_EVAL, PERPLEXITY, FIDELITY, THEORY, THROUGHPUT)
+    family.name: family for family in (RETRIEVAL, RULER, LM_EVAL, PERPLEXITY, FIDELITY, THEORY, HORIZON, THROUGHPUT)
 }
 
 

@@ -1,0 +1,149 @@
+"""Horizon: how far back a row sees under a model's slopes, measured on drawn masks and predicted.
+Nothing is loaded but the model's configuration."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.cell import Cell
+from harness.common import stats
+from harness.common.errors import UserError
+from harness.results.schema import Number, SampleRow
+from harness.tasks.base import PlannedTask, TaskContext
+from kernels import PositionalLSH, Weights
+from kernels.methods.horizon import blind_distance, half_distance, loss_probability
+from kernels.methods.samplers import sampler_of
+
+MEASURED_ROWS = 256  # of the second half of the context, evenly spaced
+MIN_CONTEXT = 2 * MEASURED_ROWS
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass
+class Options:
+    """task=horizon has no options."""
+
+
+class HorizonRow(SampleRow):
+    """One draw.
+
+    Attributes:
+        score: median over rows of the distance of the farthest key that some head of some layer
+            sees beyond the sinks, at most half the context.
+        seen: by distance, the share of rows in which some head of some layer sees a key there.
+        seen_by_a_head: by distance, the share of rows, layers and heads that see a key there.
+        predicted, predicted_horizon: of `seen` and `score` in closed form, for masks that have one.
+        blind: by dtype, the distance at which exp(-m d) of the flattest head vanishes in it.
+    """
+
+    score: Number
+    seen: dict[str, float]
+    seen_by_a_head: dict[str, float]
+    predicted: dict[str, float] = {}
+    predicted_horizon: float | None = None
+    blind: dict[str, float] = {}
+
+
+class Horizon:
+    name = "horizon"
+    options = Options
+    rows_are = "samples"
+    needs_model = False
+    needs_trained_weights = False
+    natural_text = False
+    generates = 0
+
+    def tasks(self, options: Options) -> list[PlannedTask]:
+        return [PlannedTask(self, options)]
+
+    def identity(self, options: Options) -> dict:
+        return {}
+
+    def identity_on(self, options: Options, cell: Cell) -> dict:
+        return {}
+
+    def check(self, options: Options, cell: Cell) -> None:
+        """Raise UserError for an attention without weights of its own, or a short context."""
+        if cell.attention.native:
+            raise UserError(f"task=horizon measures weights, and attn={cell.attention.name} has none: use attn=alibi.")
+        if cell.context < MIN_CONTEXT:
+            raise UserError(f"task=horizon needs a context of at least {MIN_CONTEXT} tokens, not {cell.context}.")
+
+    def amount(self, options: Options, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
+        return cell.draws, 1
+
+    def prepare(self, options: Options, cell: Cell, samples: int, folder: Path) -> None:
+        return None
+
+    row = staticmethod(HorizonRow.read)
+
+    def run(self, options: Options, context: TaskContext) -> Iterator[list[HorizonRow]]:
+        cell = context.cell
+        for draw, keys in context.batches():
+            weights = cell.weights(draw)
+            assert weights is not None
+            for key in keys:
+                yield [measure(weights, cell.context).but(key=key, draw=draw)]
+
+    def metrics(self, options: Options, rows: Sequence[HorizonRow], *, clustered: bool) -> dict[str, stats.Metric]:
+        draws = [r.draw for r in rows]
+
+        def mean(values: Sequence[float], unit: str) -> stats.Metric:
+            return stats.mean(values, draws, clustered=clustered, unit=unit, least=0.0)
+
+        metrics = {"horizon": mean([float(r.score) for r in rows], "tokens")}
+        if (predicted := rows[0].predicted_horizon) is not None:
+            metrics["horizon_predicted"] = stats.Metric(predicted, None, None, len(rows), "tokens")
+        for distance in rows[0].seen:
+            metrics[f"seen_{distance}"] = mean([r.seen[distance] for r in rows], "fraction of rows")
+            if distance in rows[0].predicted:
+                value = rows[0].predicted[distance]
+                metrics[f"seen_{distance}_predicted"] = stats.Metric(value, None, None, len(rows), "fraction of rows")
+            by_head = [r.seen_by_a_head[distance] for r in rows]
+            metrics[f"seen_by_a_head_{distance}"] = mean(by_head, "fraction of rows and heads")
+        for dtype, distance in rows[0].blind.items():
+            metrics[f"blind_{dtype}"] = stats.Metric(distance, None, None, len(rows), "tokens")
+        return metrics
+
+
+def measure(layers: Sequence[Weights], context: int) -> HorizonRow:
+    """Return the row of one draw, without its key and draw.
+
+    Args:
+        layers: weights of every layer.
+        context: tokens.
+    """
+    rows = torch.linspace(context // 2, context - 1, MEASURED_ROWS).long()
+    distances = [1 << k for k in range((context // 2).bit_length())]
+    reach = torch.cat([_reach(weights, rows) for weights in layers])  # (layers x heads, rows)
+    farthest = reach.amax(0).clamp_max(context // 2)
+    row = HorizonRow(
+        key=0,
+        score=float(farthest.double().median()),
+        seen={str(d): float((farthest >= d).double().mean()) for d in distances},
+        seen_by_a_head={str(d): float((reach >= d).double().mean()) for d in distances},
+        blind={name: float(blind_distance(layers[0].slopes, dtype).max()) for name, dtype in DTYPES.items()},
+    )
+    first = layers[0]
+    if not isinstance(first, PositionalLSH) or first.masks.grid is not None:
+        return row
+    if sampler_of(first.sampler).log_coverage is None:
+        return row
+    options: dict[str, Any] = {"layers": len(layers), "sampler": first.sampler, "near": first.near}
+    lost = loss_probability(first.slopes, torch.tensor(distances), first.count, **options)
+    predicted = {str(d): 1 - float(p) for d, p in zip(distances, lost, strict=True)}
+    return row.but(predicted=predicted, predicted_horizon=half_distance(first.slopes, first.count, **options))
+
+
+def _reach(weights: Weights, rows: torch.Tensor) -> torch.Tensor:
+    """Return the distance of each row's first visited column beyond the sinks, (H, rows); -1 where
+    a row sees sinks alone."""
+    heads = torch.arange(weights.heads)
+    rows = rows[None].expand(len(heads), -1)
+    return (rows - weights.reach(heads, rows)[0]).clamp_min(-1)
+
+
+HORIZON = Horizon()
