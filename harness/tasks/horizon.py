@@ -104,8 +104,8 @@ class Horizon:
                 metrics[f"seen_{distance}_predicted"] = stats.Metric(value, None, None, len(rows), "fraction of rows")
             by_head = [r.seen_by_a_head[distance] for r in rows]
             metrics[f"seen_by_a_head_{distance}"] = mean(by_head, "fraction of rows and heads")
-        for dtype, distance in rows[0].blind.items():
-            metrics[f"blind_{dtype}"] = stats.Metric(distance, None, None, len(rows), "tokens")
+        for dtype, tokens in rows[0].blind.items():
+            metrics[f"blind_{dtype}"] = stats.Metric(tokens, None, None, len(rows), "tokens")
         return metrics
 
 
