@@ -21,6 +21,7 @@ from harness.models.load import LoadedModel, load_tokenizer
 from harness.results.schema import Number, SampleRow
 from harness.tasks.base import PlannedTask, Prepared, TaskContext
 from harness.tasks.retrieval import needles, prompts
+from kernels import Weights
 
 HAYSTACKS = ("noise", "distractors", "text")
 BYTES_PER_TOKEN = 4  # of text
@@ -43,13 +44,19 @@ class Options:
 
 
 class RetrievalRow(SampleRow):
-    """A sample with the fields of this task."""
+    """A sample with the fields of this task.
+
+    Attributes:
+        seen_by: share of all layers and heads in which the prompt's last token sees the needle;
+            None for the checkpoint's own attention and in older records.
+    """
 
     score: Number
     nll: Number
     depth: Number
     distance: int
     tokens_seen: int
+    seen_by: float | None = None
 
 
 class Retrieval:
@@ -120,7 +127,9 @@ class Retrieval:
             seconds = (time.perf_counter() - started) / len(rows)
             # some tokenizers allow no exact length
             missing = [cell.context - r.tokens_seen for r in rows]
-            extra = [{"tokens_short": tokens} if tokens > 0 else {} for tokens in missing]
+            extra: list[dict] = [{"tokens_short": tokens} if tokens > 0 else {} for tokens in missing]
+            if (layers := weights(draw)) is not None:
+                extra = [{**fields, "seen_by": seen_by(layers, r)} for fields, r in zip(extra, rows, strict=True)]
             yield [r.but(**fields, draw=draw, seconds=seconds) for r, fields in zip(rows, extra, strict=True)]
 
     def metrics(self, options: Options, rows: Sequence[RetrievalRow], *, clustered: bool) -> dict[str, stats.Metric]:
@@ -137,6 +146,11 @@ class Retrieval:
         for low, high in distance_bins(rows):
             in_bin = [r for r in rows if low <= r.distance < high]
             metrics[f"accuracy_distance_{low}_{high}"] = rate(in_bin)
+        seen = [r for r in rows if r.seen_by]
+        unseen = [r for r in rows if r.seen_by == 0]
+        if unseen:
+            metrics |= {"accuracy_seen": rate(seen)} if seen else {}
+            metrics["accuracy_unseen"] = rate(unseen)
         shares = [r.text_share for r in rows if r.text_share is not None]
         if shares:
             metrics["text_share"] = stats.mean(shares, draws, clustered=clustered, unit="share of tokens", least=0.0)
@@ -161,6 +175,21 @@ def distance_bins(rows: Sequence[RetrievalRow]) -> list[tuple[int, int]]:
     The octaves do not depend on the context, so that contexts can be compared.
     """
     return sorted({(1 << (b - 1), 1 << b) for b in (max(1, r.distance).bit_length() for r in rows)})
+
+
+def seen_by(layers: Sequence[Weights], row: RetrievalRow) -> float:
+    """Return the share of all layers and heads in which the prompt's last token sees the needle's
+    last token.
+
+    Args:
+        layers: weights of every layer.
+        row: the sample.
+    """
+    last = row.tokens_seen - 1
+    needle = last - row.distance
+    firsts = [w.reach(torch.arange(w.heads), torch.full((w.heads, 1), last))[0] for w in layers]
+    sees = torch.cat([(first <= needle) | (needle < w.sinks) for first, w in zip(firsts, layers, strict=True)])
+    return float(sees.double().mean())
 
 
 def answer(loaded: LoadedModel, samples: Sequence[Mapping], *, evict: bool = False) -> list[RetrievalRow]:

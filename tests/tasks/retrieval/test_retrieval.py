@@ -10,8 +10,11 @@ from harness.models.load import load_model
 from harness.models.options import ModelConfig
 from harness.models.spec import resolve_model
 from harness.tasks.retrieval import prompts
-from harness.tasks.retrieval.task import answer
+from harness.tasks.retrieval.task import answer, seen_by
+from kernels import Alibi, PositionalLSH, Window, alibi_slopes
 from tests.conftest import EMBEDDED
+
+SLOPES = alibi_slopes(8)
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +67,34 @@ def test_the_share_of_a_users_text_is_in_every_row_and_beside_the_metrics(run, t
         assert code == 2
         assert "no such file" in document["message"]
         assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [Alibi(SLOPES), Window(SLOPES, 1.0), Window(SLOPES, 1.0, sinks=40), PositionalLSH.draw(SLOPES, 2, seed=1)],
+    ids=["exact", "window", "sinks", "masks"],
+)
+def test_who_sees_the_needle_is_counted_over_layers_and_heads(tiny, weights):
+    samples = made(tiny, 300, 0)
+    layers = [weights, Window(SLOPES, 0.5)]
+    seen_by_someone = 0
+    for row, sample in zip(answer(tiny, samples), samples, strict=True):
+        before = sample["prompt"].split(sample["value"])[0] + sample["value"]
+        needle = len(tiny.tokenizer(before)["input_ids"]) - 1
+        at = torch.tensor([row.tokens_seen - 1]), torch.tensor([needle + 1])  # the full stop after the value
+        seen = torch.cat([w.log_dense(*at).isfinite() for w in layers])
+        assert seen_by(layers, row) == pytest.approx(float(seen.double().mean()))
+        seen_by_someone += bool(seen.any())
+    assert seen_by_someone >= 1
+
+
+def test_accuracy_is_split_into_samples_whose_needle_some_head_sees_and_others(run, tmp_path):
+    options = ("model=tiny", "attn=window", "attn.cutoff=1.3", "context=400", "samples=40", "references=none")
+    code, document, _, _ = run(*options, f"results={tmp_path}")
+    assert code == 0
+    metrics = {name.removeprefix("retrieval/"): m for name, m in document["metrics"].items()}
+    seen, unseen = metrics["accuracy_seen"], metrics["accuracy_unseen"]
+    assert seen["n"] + unseen["n"] == 40
+    total = seen["value"] * seen["n"] + unseen["value"] * unseen["n"]
+    assert total / 40 == pytest.approx(metrics["accuracy"]["value"])
+    assert seen["value"] > unseen["value"]
