@@ -9,10 +9,9 @@ the VERSION of the file's type (of an outcome also for its environment and metri
 which writes the JSON schemas in docs/schema.
 """
 
-import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,6 +19,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from harness.common.command import Parser, command
 from harness.common.paths import ROOT
 from harness.common.stats import Metric
 from harness.common.streams import say_once
@@ -125,6 +125,7 @@ class CellDescription(StoredFile):
 class Environment(Stored):
     """Where an outcome was made.
 
+    no_commit: why git did not tell the commit; source: a hash of the source files in its place.
     start: UTC, as 2026-01-31T23:59:59Z. ranks: processes that shared the work, if several.
     earlier_packages: other versions under which rows of this outcome were computed. weights: what
     was done to the checkpoint's weights. auto_kernel: what kernel=auto chose.
@@ -132,6 +133,8 @@ class Environment(Stored):
 
     commit: str | None = None
     dirty: StrictBool | None = None
+    no_commit: str | None = None
+    source: str | None = None
     python: str | None = None
     packages: Packages = {}
     device: str | None = None
@@ -149,6 +152,11 @@ class Environment(Stored):
 
     def __bool__(self) -> bool:
         return bool(self.model_fields_set)
+
+    @property
+    def code(self) -> str:
+        """The commit, or what stands in its place."""
+        return self.commit or (f"source:{self.source}" if self.source else "unknown")
 
 
 class TaskOutcome(StoredFile):
@@ -339,9 +347,10 @@ def later(raw: Mapping[str, Any], kind: type[Stored]) -> str | None:
     return None
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> int:
     """Print the JSON schemas, or write them into docs/schema. Returns 0."""
-    parser = argparse.ArgumentParser(prog="python -m harness.results.schema", description="JSON schemas of records.")
+    parser = Parser(prog="python -m harness.results.schema", description="JSON schemas of records.")
     parser.add_argument("--write", action="store_true", help="write docs/schema/NAME.json instead of printing")
     parser.add_argument("--out", type=Path, default=FOLDER, help="another folder than docs/schema")
     given = parser.parse_args(arguments)
