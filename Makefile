@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: run report test types test-interpreter test-oldest test-newest faults odd tables bench gpu clean
+.PHONY: run report test types test-interpreter test-oldest test-newest faults odd fuzz tables bench gpu clean
 
 # The page's address goes to stderr: the last line of stdout stays the run's JSON document.
 run: $(VENV)/.installed
@@ -49,6 +49,10 @@ faults: $(VENV)/.tested
 # Run odd checkpoints, tokenizers, configurations and data, and write docs/results/odd.json; three minutes.
 odd: $(VENV)/.tested
 	$(BIN)/python -m tests.odd
+
+# Draw 10,000 odd command lines, checkpoints and stores, and write docs/results/fuzz.json; a quarter of an hour.
+fuzz: $(VENV)/.tested
+	$(BIN)/python -m tests.fuzz
 
 # What is to be known of a GPU, in nine minutes, into the folder OUT; again with the same folder, what was left.
 gpu: $(VENV)/.installed

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -108,8 +109,8 @@ def load(results: str | Path = "results") -> pd.DataFrame:
     Raises:
         UserError: if there is no such folder.
     """
-    folder = Path(results).expanduser()
-    if not folder.is_dir():
+    folder = Path(os.path.expanduser(results))
+    if not os.path.isdir(folder):
         raise UserError(f"There is no folder {results}: call run() first, or name another folder.")
     return collect(folder)[0].to_pandas()
 

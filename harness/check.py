@@ -5,7 +5,6 @@ moves what is wrong to RESULTS/aside/, where nothing reads it, and the next run 
 then missing; not while a run writes to the folder.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -16,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.analysis import reader, versions
-from harness.common.errors import report_mistake
+from harness.common.command import Parser, command
+from harness.common.errors import UserError
 from harness.common.files import DRAFT, listed, odd_files, read_file, short_hash, write_whole
-from harness.common.streams import steady_streams
 from harness.common.table import Table, say
 from harness.results import aside, index
 from harness.results.rows import Found
@@ -49,18 +48,16 @@ class Checked:
     notes: list[str] = field(default_factory=list)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> int:
     """Returns 0 if nothing is wrong, or all of it was set aside; 1 if something is, 2 for a
     mistake."""
-    steady_streams()
-    parser = argparse.ArgumentParser(prog="python -m harness.check", description=__doc__.split("\n\n", 1)[1])
+    parser = Parser(prog="python -m harness.check", description=__doc__.split("\n\n", 1)[1])
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="results folder (results)")
     parser.add_argument("--fix", action="store_true", help="set aside what is wrong")
     given = parser.parse_args(arguments)
-    if not given.results.is_dir():
-        return report_mistake(
-            f"There is no folder {given.results}: run python -m harness.run first, or name another folder."
-        )
+    if not os.path.isdir(given.results):
+        raise UserError(f"There is no folder {given.results}: run python -m harness.run first, or name another folder.")
     checked = check(given.results)
     done = fix(given.results, checked.problems) if given.fix else {}
     _tell(given.results, checked, done)

@@ -7,10 +7,10 @@ and failed tasks are rows too. Files that hold no record are named on stderr and
 Rows are cached in results/index/, and only tasks that have changed are read again.
 """
 
-import argparse
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from harness.analysis import reader
-from harness.common.errors import report_mistake
+from harness.common.command import Parser, command
+from harness.common.errors import UserError
 from harness.common.files import odd_files, replacing, say_odd
-from harness.common.streams import steady_streams
 from harness.results.index import Index
 from harness.results.store import TaskStore
 
@@ -31,25 +31,23 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of a formula in s
 FORMULA_PATTERN = r"\A([=+\-@\t\r])"
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> int:
     """Return the exit code: 0, or 2 for invalid arguments."""
-    steady_streams()
-    parser = argparse.ArgumentParser(prog="python -m harness.collect", description=__doc__.split("\n\n", 1)[1])
+    parser = Parser(prog="python -m harness.collect", description=__doc__.split("\n\n", 1)[1])
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="results folder (results)")
     parser.add_argument("--out", type=Path, required=True, help="file to write, .parquet or .csv")
     given = parser.parse_args(arguments)
     if given.out.suffix not in (".parquet", ".csv"):
-        return report_mistake(f"--out={given.out} must end in .parquet or .csv.")
-    if not given.results.is_dir():
-        return report_mistake(
-            f"There is no folder {given.results}: run python -m harness.run first, or name another folder."
-        )
+        raise UserError(f"--out={given.out} must end in .parquet or .csv.")
+    if not os.path.isdir(given.results):
+        raise UserError(f"There is no folder {given.results}: run python -m harness.run first, or name another folder.")
     with odd_files() as odd:
         table, read = collect(given.results)
     try:
         write(table, given.out)
     except OSError as error:
-        return report_mistake(f"--out={given.out} cannot be written: {error}.")
+        raise UserError(f"--out={given.out} cannot be written: {error}.") from None
     print(f"{table.num_rows} records, {table.num_columns} columns in {given.out} ({read} newly read).")
     left_out = [{"where": str(path), "why": why} for path, why in odd.items()]
     about = {"records": table.num_rows, "read": read, "out": str(given.out), "left_out": left_out}

@@ -10,10 +10,11 @@ lm_eval.simple_evaluate(model="plsh", ...).
 """
 
 import sys
+from collections.abc import Sequence
 
-from harness.common.errors import EXIT_OK, UserError, report_mistake
+from harness.common.command import command, parsers_answer_in_a_sentence
+from harness.common.errors import EXIT_OK
 from harness.common.preflight import refuse_foreign_kernels
-from harness.common.streams import steady_streams
 
 
 def register() -> None:
@@ -24,17 +25,16 @@ def register() -> None:
         model_registry.register("plsh", target="harness.experiment.replaced_lm:ReplacedLM")
 
 
-def main() -> int:
-    """Run lm-eval's command in sys.argv; return 0, or 2 for a mistake in an attention option."""
-    steady_streams()
-    try:
-        refuse_foreign_kernels()
-        register()
-        from lm_eval.__main__ import cli_evaluate
+@command
+def main(arguments: Sequence[str]) -> int:
+    """Run lm-eval's command; return 0, or 2 for a mistake."""
+    refuse_foreign_kernels()
+    register()
+    from lm_eval.__main__ import cli_evaluate
 
+    sys.argv[1:] = arguments
+    with parsers_answer_in_a_sentence():
         cli_evaluate()
-    except UserError as error:
-        return report_mistake(str(error))
     return EXIT_OK
 
 

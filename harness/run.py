@@ -5,16 +5,19 @@ import json
 import os
 import sys
 import types
+from collections.abc import Iterator
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from harness.common.command import parsers_answer_in_a_sentence
 from harness.common.errors import EXIT_FAILED, EXIT_INVALID, EXIT_OK, EXIT_RETRY, STATUSES, UserError, report_mistake
 from harness.common.paths import CONF
 from harness.common.preflight import refuse_foreign_kernels
 from harness.common.ranks import Team
+from harness.common.secrets import learn
 from harness.common.signals import Stopped, StopRequest, ignore_signals
 from harness.common.streams import steady_streams
 from harness.experiment.config import register_schema
@@ -35,11 +38,14 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_schema()
     codes: list[int] = []
+    began = False  # whether a configuration was composed
     cell_ids: list[str | None] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(cfg: DictConfig) -> None:
+        nonlocal began
         document: dict = {}
+        began = True
         team.next_job()
         from harness.experiment.plan import plan
         from harness.experiment.run_plan import run_plan
@@ -65,15 +71,19 @@ def main() -> int:
                 sys.stdout = stack.enter_context(open(os.devnull, "w"))
             stop = stack.enter_context(StopRequest())
             try:
+                learn(sys.argv[1:])
                 refuse_unknown_flags(sys.argv[1:])
                 sys.argv[1:] = normalize_arguments(sys.argv[1:])
                 refuse_foreign_kernels()
                 disable_malloc_trim()
-                with Tracker(stop) as tracker:
+                with Tracker(stop) as tracker, parsers_answer_in_a_sentence(), _no_file_of_the_sweep():
                     job()
             except UserError as error:
                 return report_mistake(str(error))
-            except (HydraException, OmegaConfBaseException) as error:
+            except Exception as error:
+                if began and not isinstance(error, HydraException | OmegaConfBaseException):
+                    raise
+                # whatever Hydra and its libraries raise while they compose comes of the words
                 return report_mistake(explain(error, sys.argv[1:]))
             code = next((c for c in (EXIT_INVALID, EXIT_RETRY, EXIT_FAILED) if c in codes), EXIT_OK)
             if _is_multirun():
@@ -85,6 +95,19 @@ def main() -> int:
         return report_mistake(str(error))
     except KeyboardInterrupt:  # a second Ctrl-C
         return _report_stop()
+
+
+@contextlib.contextmanager
+def _no_file_of_the_sweep() -> Iterator[None]:
+    """In the `with` block: Hydra leaves no multirun.yaml in the results folder, which would hold all
+    words of the command line."""
+
+    before = OmegaConf.save
+    OmegaConf.save = staticmethod(lambda *_, **__: None)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        OmegaConf.save = staticmethod(before)  # type: ignore[method-assign]
 
 
 def _report_stop() -> int:

@@ -1,26 +1,27 @@
 """`python -m harness.show [CELL_ID]`: print the records of a cell, or list all cells."""
 
-import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.analysis import reader, table
-from harness.common.errors import nearest, report_mistake
-from harness.common.streams import printable, steady_streams
+from harness.common.command import Parser, command
+from harness.common.errors import UserError, nearest
+from harness.common.streams import printable
 from harness.common.table import Table
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> int:
     """Run the command and return the exit code: 0, or 2 if there is no such cell."""
-    steady_streams()
-    parser = argparse.ArgumentParser(prog="python -m harness.show", description=__doc__)
+    parser = Parser(prog="python -m harness.show", description=__doc__)
     parser.add_argument("cell_id", nargs="?", help="the cell, or the beginning of its id; all cells if left out")
     parser.add_argument("--results", type=Path, default=Path("results"), help="results folder (results)")
     args = parser.parse_args(arguments)
     records = reader.records(args.results)
     if not records:
-        return report_mistake(
+        raise UserError(
             f"{args.results} holds no records: run python -m harness.run first, or name another folder with --results."
         )
     if args.cell_id is None:
@@ -29,9 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     ids = sorted({r.cell_id for r in records})
     matching = [c for c in ids if c.startswith(args.cell_id)]
     if len(matching) > 1:
-        return report_mistake(f"{args.cell_id!r} matches {len(matching)} cells in {args.results}: add a digit.")
+        raise UserError(f"{args.cell_id!r} matches {len(matching)} cells in {args.results}: add a digit.")
     if not matching:
-        return report_mistake(f"There is no cell {args.cell_id!r} in {args.results}.{nearest(args.cell_id, ids)}")
+        raise UserError(f"There is no cell {args.cell_id!r} in {args.results}.{nearest(args.cell_id, ids)}")
     cell_records = [r for r in records if r.cell_id == matching[0]]
     for record in cell_records:
         _print_record(record, records)

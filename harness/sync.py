@@ -4,21 +4,22 @@ It may run any number of times: uploaded cells are skipped, and cells with new r
 W&B runs.
 """
 
-import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.analysis import reader
-from harness.common.errors import EXIT_FAILED, EXIT_OK, nearest, report_mistake
-from harness.common.streams import printable, steady_streams
+from harness.common.command import Parser, command
+from harness.common.errors import EXIT_FAILED, EXIT_OK, UserError, nearest
+from harness.common.streams import printable
 from harness.tracking.mirror import Outcome, mirror
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> int:
     """Run the command and return the exit code: 0 all uploaded, 1 not all, 2 for a mistake."""
-    steady_streams()
-    parser = argparse.ArgumentParser(prog="python -m harness.sync", description=__doc__)
+    parser = Parser(prog="python -m harness.sync", description=__doc__)
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="results folder (results)")
     parser.add_argument("--cell", action="append", metavar="CELL_ID", help="this cell alone; may be repeated")
     parser.add_argument("--project", help="W&B project (the one named when the cell was run)")
@@ -28,15 +29,15 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     stored = sorted({r.cell_id for r in reader.records(args.results, verify=False)})
     if not stored:
-        return report_mistake(f"{args.results} holds no records: name the results folder of a run.")
+        raise UserError(f"{args.results} holds no records: name the results folder of a run.")
     for cell_id in args.cell or ():
         if cell_id not in stored:
-            return report_mistake(f"There is no cell {cell_id!r} in {args.results}.{nearest(cell_id, stored)}")
+            raise UserError(f"There is no cell {cell_id!r} in {args.results}.{nearest(cell_id, stored)}")
     cells = list(dict.fromkeys(args.cell or stored))
     destination = {"project": args.project, "entity": args.entity, "group": args.group}
     outcome = mirror(args.results, cells, mode="online", limit=args.timeout * len(cells), **destination)
     if outcome.no_key:
-        return report_mistake("No W&B API key was found: run wandb login, or set WANDB_API_KEY.")
+        raise UserError("No W&B API key was found: run wandb login, or set WANDB_API_KEY.")
     return _report(outcome)
 
 

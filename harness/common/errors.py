@@ -3,21 +3,25 @@
 import difflib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from harness.common.streams import printable
 
 EXIT_OK, EXIT_FAILED, EXIT_INVALID, EXIT_RETRY = 0, 1, 2, 75
 # exit code -> status in the JSON line
 STATUSES = {EXIT_OK: "ok", EXIT_FAILED: "failed", EXIT_INVALID: "invalid", EXIT_RETRY: "stopped"}
+LINES = 3  # of a mistake on stderr
+LONGEST = 1000  # characters of such a line
 
 
 class UserError(Exception):
     """A mistake of the user's, with a message that says what to change.
 
     It is raised before expensive work. The command line prints the message without a traceback and
-    exits with code 2.
+    exits with code 2. fields: further fields of its JSON line.
     """
+
+    fields: Mapping[str, object] = {}
 
 
 class CannotLoad(UserError):
@@ -53,8 +57,21 @@ def choose(name: str, value: str, known: Iterable[str]) -> str:
 def report_mistake(sentence: str, **fields: object) -> int:
     """Print a mistake to stderr and as a JSON line to stdout, and return the exit code.
 
-    fields: further fields of the JSON line.
+    Args:
+        sentence: the mistake, or several, a line each. Of more than LINES lines stderr gets the
+            first, and the JSON line all; of a long line the end is left out.
+        fields: further fields of the JSON line.
     """
-    print(printable(sentence), file=sys.stderr)
-    print(json.dumps({"status": STATUSES[EXIT_INVALID], "message": sentence, **fields}), flush=True)
+    lines = [_shortened(line) for line in sentence.splitlines()]
+    told = lines if len(lines) <= LINES else lines[: LINES - 1] + [_rest(len(lines) - LINES + 1)]
+    print(*map(printable, told), sep="\n", file=sys.stderr)
+    print(json.dumps({"status": STATUSES[EXIT_INVALID], "message": "\n".join(lines), **fields}), flush=True)
     return EXIT_INVALID
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+
+
+def _rest(count: int) -> str:
+    return f"... and {count} more mistakes, which are in the JSON line."

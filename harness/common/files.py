@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from harness.common.secrets import without_secrets_in
 from harness.common.streams import say_once
 
 DRAFT = re.compile(r"\..+\.(?:[0-9a-f]{12}|([0-9a-f]{6})-(\d+)-[0-9a-f]{6})(?:\.wrong)?", re.ASCII)  # names of drafts
@@ -102,8 +104,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def write_atomic(path: Path, value: object) -> None:
-    """Replace a file by a value as JSON. Raises OSError, and ValueError for NaN and infinity."""
-    write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    """Replace a file by a value as JSON, without secrets. Raises OSError, and ValueError for NaN and
+    infinity."""
+    write_whole(path, json.dumps(without_secrets_in(value), indent=1, allow_nan=False) + "\n")
 
 
 def read_file(path: Path) -> bytes | None:
@@ -113,15 +116,20 @@ def read_file(path: Path) -> bytes | None:
     for the writer of a pipe.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise OSError(errno.EINVAL, "this is no regular file", str(path))
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = open_file(path)
     except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
             raise OSError(errno.ENOENT, "this link leads nowhere", str(path)) from None
         return None
-    with open(descriptor, "rb", buffering=0) as file:
+    with file:
         return file.readall()
+
+
+def open_file(path: Path) -> io.FileIO:
+    """Open a regular file for reading bytes. Raises OSError for anything else."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "this is no regular file", str(path))
+    return io.FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
 
 def parse_json(text: bytes) -> Any:

@@ -9,6 +9,8 @@ import select
 import sys
 from typing import IO, TextIO, cast
 
+from harness.common.secrets import without_secrets
+
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -16,7 +18,7 @@ def steady_streams() -> None:
     """Let no stdout and stderr fail a command.
 
     A reader that has left and a full disk under a log are no errors; characters that an encoding
-    lacks are escaped.
+    lacks are escaped. Secrets are left out.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -37,6 +39,10 @@ class _Steady(io.TextIOWrapper):
         buffered = cast(IO[bytes], io.BufferedWriter(descriptor))
         lines = getattr(other, "line_buffering", False)
         super().__init__(buffered, other.encoding, errors="backslashreplace", line_buffering=lines)
+
+    def write(self, text: str) -> int:
+        super().write(without_secrets(text))
+        return len(text)
 
 
 class _Descriptor(io.FileIO):
@@ -61,8 +67,9 @@ class _Descriptor(io.FileIO):
 
 
 def printable(text: str) -> str:
-    """Escape control characters and marks of writing direction; tabs and line ends stay."""
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """Escape control characters and marks of writing direction, and leave out secrets; tabs and
+    line ends stay."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), without_secrets(text))
 
 
 @functools.cache

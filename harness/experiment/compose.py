@@ -7,11 +7,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
-from hydra.errors import HydraException
 from hydra.version import VersionBase
 from omegaconf import DictConfig
 from omegaconf.basecontainer import BaseContainer
-from omegaconf.errors import OmegaConfBaseException
 
 from harness.common.errors import UserError
 from harness.common.paths import CONF
@@ -55,7 +53,9 @@ def compose_config(words: Sequence[str]) -> DictConfig:
         try:
             with initialize_config_dir(str(CONF), version_base="1.3"):
                 return compose("config", overrides=[normalize_override(word) for word in words])
-        except (HydraException, OmegaConfBaseException) as error:
+        except UserError:
+            raise
+        except Exception as error:  # of Hydra and its libraries, which the words have caused
             raise UserError(explain(error, list(words))) from None
 
 

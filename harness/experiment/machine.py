@@ -21,7 +21,7 @@ def results_dir(folder: str) -> Path:
     """
     if not folder.strip():
         raise UserError("results must name a folder: set results=FOLDER.")
-    path = Path(folder).expanduser()
+    path = Path(os.path.expanduser(folder))
     try:
         os.scandir(path).close()
     except FileNotFoundError:

@@ -5,7 +5,9 @@ import shlex
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from harness.common.errors import UserError, nearest
 from harness.common.paths import CONF
@@ -33,7 +35,9 @@ def explain(error: Exception, arguments: list[str]) -> str:
     if match := re.search(r"Ambiguous value for argument '(.+)'", message):
         single = shlex.quote(overrides.override_word(*match[1].split("=", 1)))
         return f"{lines[0]}: several values need -m (one cell each), a list is written key=[a,b], one value {single}."
-    return lines[0] if lines else type(error).__name__
+    if isinstance(error, HydraException | OmegaConfBaseException) and lines:
+        return lines[0]
+    return f"These options cannot be composed: {type(error).__name__}{': ' * bool(lines)}{''.join(lines[:1])}"
 
 
 FLAGS: tuple[str, ...] = (

@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 
 from harness.common.errors import UserError, nearest
 from harness.common.paths import CONF
+from harness.common.secrets import learn, learn_value
 from harness.experiment.config import GROUPS, RunConfig
 
 # one or several values without quotes or brackets
@@ -70,7 +71,9 @@ def normalize_override(argument: str) -> str:
         UserError: if the override cannot be read, deletes an option, or chooses in a group
             something that is not a name.
     """
+    learn([argument])
     override = _parse(argument)
+    learn_value(override.key_or_group, override.value() if not override.is_sweep_override() else None)
     name, text = override.key_or_group, argument.partition("=")[2]
     if override.is_delete() and not name.startswith("hydra"):
         choices = nearest("", _choices(name)) if name in GROUPS else ""

@@ -15,6 +15,7 @@ from harness.cell import DRAWS, Cell
 from harness.common import environment
 from harness.common.errors import CannotLoad, UserError, choose, nearest
 from harness.common.paths import CONF
+from harness.common.secrets import without_secrets
 from harness.experiment.config import RunConfig, attn_config
 from harness.experiment.machine import make_results_dir, memory_sentence, resolve_device, results_dir
 from harness.experiment.refusals import refuse_draws, refuse_kernel, refuse_length, refuse_model, refuse_ranks
@@ -154,6 +155,11 @@ class Planner:
         for planned in tasks:
             check_key = (id(planned), *model_key, attention, kernel, config.context)
             self._cached(("check", *check_key), functools.partial(self._check_task, planned, cell, model_key))
+        question = repr((cell.identity, [planned.asked for planned in tasks]))
+        if (clean := without_secrets(question)) != question:
+            raise UserError(
+                f"A secret would become a part of what is computed and recorded: {_around(clean, question)}."
+            )
         attentions = {}
         if mode != "none":
             key = ("references", *model_key, attention, config.context)
@@ -194,6 +200,12 @@ class Planner:
         if mistake is not None:
             raise UserError(str(mistake))
         return result
+
+
+def _around(clean: str, question: str) -> str:
+    """The beginning of what stands in a secret's place, with a few letters before it."""
+    place = next(i for i, (a, b) in enumerate(zip(clean, question, strict=False)) if a != b)
+    return clean[max(0, place - 30) : place + 20]
 
 
 def _tasks(families: dict[str, dict | None], device: torch.device) -> list[PlannedTask]:

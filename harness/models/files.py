@@ -3,6 +3,8 @@
 import functools
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from harness.common.errors import UserError
+from harness.common.files import parse_json, read_file
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 # transformers applies them silently
@@ -87,9 +90,9 @@ def read_tensors(files: Iterable[Path]) -> dict[str, TensorInfo]:
 def _shards(folder: Path) -> list[Path]:
     """The files of the index, after a check that they are present and agree with it."""
     try:
-        weight_map = json.loads((folder / INDEX_FILE).read_text())["weight_map"]
+        weight_map = (read_settings(folder / INDEX_FILE) or {})["weight_map"]
         names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (UserError, KeyError, TypeError, AttributeError):
         raise UserError(f"{folder / INDEX_FILE} is not an index of weights: fetch it again.") from None
     invalid = [name for name in names if not isinstance(name, str) or not _is_file_name(name)]
     if invalid:
@@ -97,7 +100,7 @@ def _shards(folder: Path) -> list[Path]:
             f"{folder / INDEX_FILE} names {invalid[0]!r}: weights are read from .safetensors files of the same "
             "folder alone."
         )
-    absent = [name for name in names if not (folder / name).is_file()]
+    absent = [name for name in names if not os.path.isfile(folder / name)]
     if absent:
         raise UserError(f"{folder} lacks {_first_names(absent)} of its {len(names)} shards: fetch the rest of it.")
     files = [folder / name for name in names]
@@ -166,16 +169,50 @@ def tokenizer_settings_hash(folder: Path) -> str | None:
     listed = [folder / name for name in TOKENIZER_FILES if name not in ("tokenizer.json", "tokenizer.model")]
     for file in [*listed, *folder.glob("additional_chat_templates/*")]:
         if file.is_file():
-            content[file.name] = _settings(file) if file.name == "tokenizer_config.json" else digest([file])
+            content[file.name] = _relevant(file) if file.name == "tokenizer_config.json" else digest([file])
     text = json.dumps(content, sort_keys=True)
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest() if content else None
 
 
-def _settings(file: Path) -> dict:
+def read_settings(file: Path) -> dict | None:
+    """Return the content of a JSON file of settings; None if there is no such file.
+
+    Raises:
+        UserError: if it is no regular file, cannot be read, or is not a JSON object.
+    """
     try:
-        return {key: value for key, value in json.loads(file.read_text()).items() if key not in IRRELEVANT_SETTINGS}
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file} is not valid JSON ({error}): fetch it again.") from None
+        content = read_file(file)
+        raw = None if content is None else parse_json(content)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON: {error}.") from None
+    if raw is not None and not isinstance(raw, dict):
+        raise UserError(f"{file} holds a {type(raw).__name__} in place of settings: fetch it again.")
+    if raw is None and content is not None:
+        raise UserError(f"{file} holds null in place of settings: fetch it again.")
+    return raw
+
+
+def refuse_odd_files(folder: Path) -> None:
+    """Check that the files that transformers will read are regular files.
+
+    It would wait for the writer of a pipe, and read a device to no end.
+
+    Raises:
+        UserError: for any other file of these names.
+    """
+    for name in (*TOKENIZER_FILES, "config.json", "generation_config.json"):
+        file = folder / name
+        try:
+            if os.path.lexists(file) and not stat.S_ISREG(file.stat().st_mode):
+                raise UserError(f"{file} is no regular file: put a copy of the model's own in its place.")
+        except OSError as error:
+            raise UserError(f"{file} cannot be read: {error.strerror}.") from None
+
+
+def _relevant(file: Path) -> dict:
+    return {key: value for key, value in (read_settings(file) or {}).items() if key not in IRRELEVANT_SETTINGS}
 
 
 def digest(files: list[Path]) -> str:

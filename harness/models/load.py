@@ -13,7 +13,7 @@ from harness.common.errors import CannotLoad, UserError
 from harness.common.preflight import refuse_foreign_kernels
 from harness.models.families import model_family
 from harness.models.family import Architecture
-from harness.models.files import weight_files
+from harness.models.files import refuse_odd_files, weight_files
 from harness.models.hub import HUB_ERRORS, fetch
 from harness.models.settings import coerce_numbers
 from harness.models.spec import (
@@ -82,10 +82,16 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
         folder = spec.tokenizer_folder or _fetch_files(spec, weights=False)
         # with our configuration, because transformers would read the folder's own, unmended one
         options = {} if spec.random else {"config": _config(spec, folder)}
+        refuse_odd_files(folder)
         loaded = _explain_errors(spec, lambda: _make_tokenizer(folder, options))
         if spec.random and vocabulary < len(loaded):
             raise UserError(f"model.weights=random needs a vocabulary of at least {len(loaded)} tokens.")
-        _TOKENIZERS[key] = prepare_tokenizer(loaded, source=spec.source, vocabulary=vocabulary, folder=folder)
+        try:
+            _TOKENIZERS[key] = prepare_tokenizer(loaded, source=spec.source, vocabulary=vocabulary, folder=folder)
+        except UserError:
+            raise
+        except Exception as error:
+            raise CannotLoad(f"{folder} could not be loaded: {_no_tokenizer(error)}.") from None
     return _TOKENIZERS[key]
 
 
@@ -94,9 +100,14 @@ def _make_tokenizer(folder: Path, options: dict) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **options)
     except HUB_ERRORS:
         raise
-    except Exception as error:  # unchecked values in the files may raise anything
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise CannotLoad(f"no tokenizer can be made from its files ({reason})") from None
+    except Exception as error:
+        raise CannotLoad(_no_tokenizer(error)) from None
+
+
+def _no_tokenizer(error: Exception) -> str:
+    # unchecked values in the files may raise anything
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"no tokenizer can be made from its files ({reason})"
 
 
 def download(spec: ModelSpec) -> Path:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -168,8 +169,8 @@ def _hub_architecture(repo: str, commit: str) -> Architecture:
 
 def _local(config: ModelConfig, dtype: str, kind: str) -> ModelSpec:
     assert config.path is not None
-    folder = Path(config.path).expanduser()
-    path = next((p.resolve() for p in (folder, ROOT / folder) if p.is_dir()), None)
+    folder = Path(os.path.expanduser(config.path))
+    path = next((p.resolve() for p in (folder, ROOT / folder) if os.path.isdir(p)), None)
     if path is None:
         raise UserError(f"model.path={config.path}: there is no such folder.")
     architecture = parse_architecture(read_config(path))
@@ -187,6 +188,7 @@ def content_identity(folder: Path, *, weights: bool) -> dict:
     Raises:
         UserError: for missing or invalid files.
     """
+    files.refuse_odd_files(folder)
     settings = {key: value for key, value in read_config(folder).items() if key not in IRRELEVANT_SETTINGS}
     config = json.dumps(settings, sort_keys=True)
     if weights and not files.has_tokenizer(folder):
@@ -258,15 +260,7 @@ def read_config(path: Path) -> dict:
     Raises:
         UserError: if there is no such file, or it is not a JSON object.
     """
-    file = path / "config.json"
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} holds no config.json: it is not a transformers checkpoint.") from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not valid JSON: {error}.") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{file} holds {type(raw).__name__} in place of settings: it is no transformers configuration.")
+    raw = files.read_settings(path / "config.json")
+    if raw is None:
+        raise UserError(f"{path} holds no config.json: it is not a transformers checkpoint.")
     return raw

@@ -2,36 +2,36 @@
 
 import argparse
 import json
+import os
 import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from harness.common.errors import UserError, report_mistake
+from harness.common.command import Parser, command
+from harness.common.errors import UserError
 from harness.common.files import write_whole
-from harness.common.streams import printable, steady_streams
+from harness.common.secrets import without_secrets
+from harness.common.streams import printable
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> int:
     """Return the exit code: 0, 1 if --compare finds a regression, 2 for invalid arguments."""
-    steady_streams()
-    arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
-    try:
-        if options.compare:
-            return _compare(options)
-        if not options.results.is_dir():
-            raise UserError(f"There is no folder {options.results}: run python -m harness.run first, or name another.")
-        if options.markdown:
-            return _markdown(options)
-        return _wandb(options) if options.wandb else _page(options, arguments)
-    except UserError as error:
-        return report_mistake(str(error))
+    if options.compare:
+        return _compare(options)
+    if not os.path.isdir(options.results):
+        raise UserError(f"There is no folder {options.results}: run python -m harness.run first, or name another.")
+    if options.markdown:
+        return _markdown(options)
+    return _wandb(options) if options.wandb else _page(options, arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m harness.report", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m harness.report", description=__doc__)
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="results folder (results)")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the page (report)")
     modes = parser.add_mutually_exclusive_group()
@@ -44,11 +44,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _page(options: argparse.Namespace, arguments: list[str]) -> int:
+def _page(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     from harness.report import build, page
 
     now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    drawn_by = f"Drawn by {shlex.join(['python', '-m', 'harness.report', *arguments])} on {now}."
+    drawn_by = f"Drawn by {shlex.join(['python', '-m', 'harness.report', *map(without_secrets, arguments)])} on {now}."
     description = build.build_page(options.results)
     text = page.draw(description, drawn_by=drawn_by)
     path = options.out / "index.html"

@@ -1,6 +1,7 @@
 """Compare two stores, or one store at two commits, sample by sample, and list regressions."""
 
 import io
+import os
 import subprocess
 import tarfile
 from collections import Counter
@@ -55,19 +56,25 @@ def open_store(source: str, results: Path, scratch: Path) -> Path:
     Raises:
         UserError: if there is no such folder or commit.
     """
-    if Path(source).is_dir():
+    if os.path.isdir(source):
         return Path(source)
     commit, _, folder = source.partition(":")
     resolved = _git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}") if commit and commit[0] != "-" else None
     if resolved is None:
         raise UserError(f"{source!r} is neither a folder nor a commit: give a results folder, COMMIT or COMMIT:FOLDER.")
-    folder = folder or str(results.resolve().relative_to(ROOT) if results.resolve().is_relative_to(ROOT) else results)
+    folder = folder or _within_clone(results)
     archive = _git("archive", "--format=tar", f"{commit}:{folder}")
     if archive is None:
         raise UserError(f"Commit {commit} has no folder {folder}: give COMMIT:FOLDER with a folder that git keeps.")
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(scratch, filter="data")
     return scratch
+
+
+def _within_clone(folder: Path) -> str:
+    """Return the name of a folder as git knows it."""
+    place = Path(os.path.realpath(folder))
+    return str(place.relative_to(ROOT) if place.is_relative_to(ROOT) else folder)
 
 
 def changes(before: Iterable[Record], after: Iterable[Record]) -> list[Change]:

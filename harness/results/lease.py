@@ -81,4 +81,4 @@ class Lease:
     def _dead(self) -> bool:
         """Whether the holder was a process of this machine that has ended."""
         holder = read_json(self._path, quiet=True) or {}
-        return holder.get("host") == self._own["host"] and not Path(f"/proc/{holder.get('pid')}").exists()
+        return holder.get("host") == self._own["host"] and not os.path.exists(f"/proc/{holder.get('pid')}")

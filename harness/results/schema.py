@@ -8,10 +8,9 @@ docs/schema anew:
     python -m harness.results.schema --write
 """
 
-import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -19,6 +18,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from harness.common.command import Parser, command
 from harness.common.paths import ROOT
 from harness.common.stats import Metric
 from harness.common.streams import say_once
@@ -132,6 +132,8 @@ class Environment(Stored):
     """Code and machine of an outcome.
 
     Attributes:
+        no_commit: reason why git did not tell the commit.
+        source: hash of the source files, in place of the commit.
         start: UTC, as 2026-01-31T23:59:59Z.
         ranks: number of processes that shared the work, if there were several.
         earlier_packages: other package versions under which some of the rows were computed.
@@ -141,6 +143,8 @@ class Environment(Stored):
 
     commit: str | None = None
     dirty: StrictBool | None = None
+    no_commit: str | None = None
+    source: str | None = None
     python: str | None = None
     packages: Packages = {}
     device: str | None = None
@@ -158,6 +162,11 @@ class Environment(Stored):
 
     def __bool__(self) -> bool:
         return bool(self.model_fields_set)
+
+    @property
+    def code(self) -> str:
+        """The commit, or what stands in its place."""
+        return self.commit or (f"source:{self.source}" if self.source else "unknown")
 
 
 class TaskOutcome(StoredFile):
@@ -369,9 +378,10 @@ def later(raw: Mapping[str, Any], kind: type[Stored]) -> str | None:
     return None
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> int:
     """Print the JSON schemas, or write them into docs/schema. Returns 0."""
-    parser = argparse.ArgumentParser(prog="python -m harness.results.schema", description="JSON schemas of records.")
+    parser = Parser(prog="python -m harness.results.schema", description="JSON schemas of records.")
     parser.add_argument("--write", action="store_true", help="write docs/schema/NAME.json instead of printing")
     parser.add_argument("--out", type=Path, default=FOLDER, help="another folder than docs/schema")
     given = parser.parse_args(arguments)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from harness.common.files import listed, read_file, read_json, say_odd, short_hash, write_atomic
+from harness.common.secrets import without_secrets_in
 from harness.results.rows import Found, line_of, read_rows
 from harness.results.schema import CellDescription, CellIdentity, TaskOutcome, later
 
@@ -244,7 +245,7 @@ class Part:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab")
-        self._file.write(b"".join(line_of(row) + b"\n" for row in rows))
+        self._file.write(b"".join(line_of(without_secrets_in(row)) + b"\n" for row in rows))
         self._file.flush()
         if time.monotonic() - self._synced > self.SYNC_SECONDS:
             self._sync()

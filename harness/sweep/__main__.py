@@ -10,6 +10,7 @@ or incomplete.
 
 import argparse
 import json
+import os
 import shlex
 import sys
 import time
@@ -19,13 +20,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from harness.common.errors import EXIT_RETRY, STATUSES, UserError, report_mistake
+from harness.common.command import Parser, command
+from harness.common.errors import EXIT_RETRY, STATUSES, UserError
 from harness.common.preflight import refuse_foreign_kernels
 from harness.common.ranks import ranks
 from harness.common.signals import StopRequest
-from harness.common.streams import steady_streams
 from harness.experiment.prepare import prepare
-from harness.sweep.cells import Mistakes, expand, plans
+from harness.sweep.cells import expand, plans
 from harness.sweep.grid import Grid, check_override, read_grid
 from harness.sweep.progress import Progress
 from harness.sweep.rows import Rows
@@ -35,14 +36,9 @@ from harness.sweep.status import DONE, FAILED, MISSING, STOPPED, State, json_sum
 REFRESH_INTERVAL = 2.0  # seconds
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message}. See python -m harness.sweep --help.")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the parser of the command line."""
-    result = _Parser(prog="python -m harness.sweep", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    result = Parser(prog="python -m harness.sweep", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     result.add_argument("file", type=Path, help="sweep file, for example sweeps/tiny.yaml")
     result.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of harness.run for all rows")
     result.add_argument("--results", default="results", metavar="DIR", help="results folder (results)")
@@ -56,26 +52,23 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code."""
-    steady_streams()
-    try:
-        options = parser().parse_intermixed_args(arguments)
-        if options.jobs < 1:
-            raise UserError(f"-j must be at least 1, not {options.jobs}.")
-        refuse_foreign_kernels()
-        if ranks() > 1:
-            raise UserError("A sweep runs one process for each cell: start it without torchrun and accelerate launch.")
-        grid = read_grid(options.file).with_overrides(_overrides(options.overrides))
-        if options.prepare and (options.retry or options.jobs > 1):
-            raise UserError("--prepare makes each piece once, whatever is done: leave out --retry and -j.")
-        if options.prepare:
-            planned = (plan for _, plan in plans(grid, results=options.results, on_this_machine=False))
-            return prepare(planned, results=options.results, models=True)
-        inspect_only = options.dry_run or options.status or options.missing
-        rows = expand(grid, results=options.results, on_this_machine=not inspect_only)
-    except UserError as error:
-        return _invalid(error)
+    options = parser().parse_intermixed_args(arguments)
+    if options.jobs < 1:
+        raise UserError(f"-j must be at least 1, not {options.jobs}.")
+    refuse_foreign_kernels()
+    if ranks() > 1:
+        raise UserError("A sweep runs one process for each cell: start it without torchrun and accelerate launch.")
+    grid = read_grid(options.file).with_overrides(_overrides(options.overrides))
+    if options.prepare and (options.retry or options.jobs > 1):
+        raise UserError("--prepare makes each piece once, whatever is done: leave out --retry and -j.")
+    if options.prepare:
+        planned = (plan for _, plan in plans(grid, results=options.results, on_this_machine=False))
+        return prepare(planned, results=options.results, models=True)
+    inspect_only = options.dry_run or options.status or options.missing
+    rows = expand(grid, results=options.results, on_this_machine=not inspect_only)
     try:
         return _work(options, grid, rows)
     except KeyboardInterrupt:  # a second Ctrl-C
@@ -85,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _work(options: argparse.Namespace, grid: Grid, rows: Rows) -> int:
     """Inspect or run the rows as the options ask, and return the exit code."""
-    results = Path(options.results).expanduser()
+    results = Path(os.path.expanduser(options.results))
     if options.missing:
         for row in rows_to_run(rows, states(rows, results), retry=options.retry):
             print(row.number, shlex.join(run_arguments(row, options.results)))
@@ -166,12 +159,6 @@ def _overrides(arguments: Sequence[str]) -> dict[str, str]:
         check_override(name, text)
         values[name] = text
     return values
-
-
-def _invalid(error: UserError) -> int:
-    rows = error.rows if isinstance(error, Mistakes) else {}
-    mistakes = [{"message": sentence, "rows": list(numbers)} for sentence, numbers in rows.items()]
-    return report_mistake(str(error), **({"mistakes": mistakes} if mistakes else {}))
 
 
 def _print_json(content: dict) -> None:

@@ -11,9 +11,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from harness.common.errors import UserError
 from harness.common.paths import CONF
@@ -33,6 +31,7 @@ class Mistakes(UserError):
 
     def __init__(self, rows: Mapping[str, Sequence[int]]):
         self.rows = rows
+        self.fields = {"mistakes": [{"message": text, "rows": list(numbers)} for text, numbers in rows.items()]}
         super().__init__("\n".join(f"{_numbers(numbers)}: {sentence}" for sentence, numbers in rows.items()))
 
 
@@ -88,7 +87,7 @@ class Composer:
                 self._composed[overrides] = to_run_config(config)
             except UserError as error:
                 self._composed[overrides] = error
-            except (HydraException, OmegaConfBaseException) as error:
+            except Exception as error:  # of Hydra and its libraries, which the words have caused
                 self._composed[overrides] = UserError(explain(error, list(overrides)))
                 self._open()  # `explain` composes a configuration, which ends this one
         composed = self._composed[overrides]
@@ -114,7 +113,7 @@ class Composer:
                 self._set[override] = OmegaConf.select(self._schema, parsed.key_or_group)
             except UserError as error:
                 self._set[override] = error
-            except OmegaConfBaseException as error:
+            except Exception as error:  # as above
                 self._set[override] = UserError(explain(error, [override]))
                 self._open()
         value = self._set[override]

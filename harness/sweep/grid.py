@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from harness.common.errors import UserError, nearest
+from harness.common.files import read_file
 from harness.experiment.overrides import is_readable, parse_override, quote_value
 
 KEYS = ("program", "method", "name", "description", "project", "entity", "metric", "command", "parameters")
@@ -50,10 +51,13 @@ class Grid:
 def read_grid(file: Path) -> Grid:
     """Read a sweep file; raise UserError with a line for each of its mistakes."""
     try:
-        content = yaml.safe_load(file.read_text())
+        text = read_file(file)
+        if text is None:
+            raise UserError(f"There is no file {file}.")
+        content = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} holds no sweep: see docs/sweeps.md for its form.")

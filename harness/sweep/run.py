@@ -57,7 +57,7 @@ def run_rows(
                 row = rows[started]
                 started += 1
                 report(row, None)
-                log = Path(results).expanduser() / "logs" / name / f"{row.number:04d}-{row.cell_id}.log"
+                log = Path(os.path.expanduser(results)) / "logs" / name / f"{row.number:04d}-{row.cell_id}.log"
                 try:
                     running[row.number] = (row, log, _start(run_arguments(row, results), log, jobs))
                 except OSError as error:

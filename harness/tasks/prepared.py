@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.common.errors import UserError
-from harness.common.files import draft_of, read_json, write_atomic
+from harness.common.files import draft_of, open_file, read_json, write_atomic
 from harness.tasks.base import Prepared
 
 MANIFEST = "manifest.json"
@@ -85,7 +85,7 @@ def _verified(place: Path, recipe: Mapping) -> Prepared | None:
 
 
 def _hash(file: Path) -> str:
-    with file.open("rb") as opened:
+    with open_file(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 

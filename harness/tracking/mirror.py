@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from harness.common.files import draft_of, read_json, write_atomic
 from harness.common.paths import ROOT
-from harness.common.secrets import without_secrets
+from harness.common.secrets import without_secrets, without_secrets_in
 from harness.tracking.content import content_of, duplicate_of, hash_of, row_hash
 
 MARKER = "wandb.json"
@@ -174,7 +174,8 @@ def _request(results: Path, cell_id: str, overrides: dict) -> dict | None:
     content["tags"] = list(dict.fromkeys([*content["tags"], *destination.get("tags", ())]))
     if original := destination.get("duplicates"):
         content = duplicate_of(content, original)
-    return {
+    content = without_secrets_in(content)  # records of earlier versions may hold some
+    request = {
         "content": content,
         "hash": hash_of(content),
         "row_hash": row_hash(content),
@@ -185,6 +186,7 @@ def _request(results: Path, cell_id: str, overrides: dict) -> dict | None:
         "sweep_id": destination.get("sweep_id"),
         "offline": None,
     }
+    return without_secrets_in(request)
 
 
 def _uploaded_entry(results: Path, run: dict) -> dict | None:

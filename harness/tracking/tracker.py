@@ -41,6 +41,9 @@ def check(config: TrackingConfig) -> TrackingConfig:
             f"tracking.project={config.project!r} is no W&B project: use at most 128 characters, none of / \\ # ? % : "
             "(a team goes into tracking.entity or WANDB_ENTITY)."
         )
+    for name in ("project", "entity"):
+        if without_secrets(value := getattr(config, name) or "") != value:
+            raise UserError(f"tracking.{name} holds {without_secrets(value)}, a secret that W&B would show.")
     return config
 
 

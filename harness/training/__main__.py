@@ -6,19 +6,20 @@ For the model that reads novels: `python -m harness.training --only tiny-books -
 import argparse
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from harness.common.errors import UserError
+from harness.common.command import Parser, command
+from harness.common.errors import EXIT_OK
 from harness.common.files import write_atomic
 from harness.common.paths import EMBEDDED
-from harness.common.streams import steady_streams
 from harness.training import books, books_card, books_measure, books_train, card, evaluate, recipe
 
 
-def main() -> None:
-    """Run the command."""
-    steady_streams()
-    parser = argparse.ArgumentParser(prog="python -m harness.training", description=__doc__)
+@command
+def main(arguments: Sequence[str]) -> int:
+    """Run the command and return the exit code: 0, or 2 for a mistake."""
+    parser = Parser(prog="python -m harness.training", description=__doc__)
     models = [*sorted(recipe.FINAL_PHASES), books_train.NAME]
     parser.add_argument("--only", choices=models, help="train only this model; default: the models that need no novels")
     parser.add_argument(
@@ -38,18 +39,16 @@ def main() -> None:
     parser.add_argument(
         "--measure", action="store_true", help=f"train nothing: measure the {books_train.NAME} that is in --out again"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.measure and options.books is None:
         parser.error(f"--measure is for {books_train.NAME} alone: give --only {books_train.NAME} --books FOLDER")
     if (options.only == books_train.NAME) != (options.books is not None):
         parser.error(f"--only {books_train.NAME} and --books FOLDER go together")
     if options.books is None:
         train_prompt_models(options)
-        return
-    try:
+    else:
         train_novel_model(options)
-    except UserError as error:
-        parser.error(str(error))
+    return EXIT_OK
 
 
 def train_prompt_models(options: argparse.Namespace) -> None:
@@ -83,4 +82,4 @@ def train_novel_model(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from kernels.common.facts import cpu_name, git, of_gpu, version
+from kernels.common.facts import cpu_name, git, no_commit, of_gpu, version
 
 
 def environment(device: str, program: str, commit: str | None = None) -> dict:
@@ -25,6 +25,9 @@ def environment(device: str, program: str, commit: str | None = None) -> dict:
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
     status = git("status", "--porcelain", "--untracked-files=no")
     cuda = device == "cuda"
+    why = None if commit else no_commit()
+    if why:
+        print(f"The commit of this code is not known, its hash is recorded: {why}", file=sys.stderr)
     clock = of_gpu("clocks.max.sm") if cuda else None
     return {
         "device": device,
@@ -40,6 +43,7 @@ def environment(device: str, program: str, commit: str | None = None) -> dict:
         "triton": version("triton"),
         "python": platform.python_version(),
         "commit": commit or git("rev-parse", "HEAD"),
+        **({"no_commit": why} if why else {}),
         "dirty": None if status is None else bool(status),
         "code": hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12],
         "command": " ".join([f"python -m {program}", *sys.argv[1:]]),

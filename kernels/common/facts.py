@@ -1,6 +1,7 @@
 """Facts about this machine and this checkout for the record of a measurement."""
 
 import functools
+import hashlib
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError
@@ -16,6 +17,33 @@ def git(*arguments: str) -> str | None:
     """Output of a git command on this checkout; None if this is no checkout, as in an installed
     package, which may lie within somebody else's repository."""
     return answer_of("git", "-C", str(ROOT), *arguments) if (ROOT / ".git").exists() else None
+
+
+@functools.cache
+def no_commit() -> str | None:
+    """Why git does not tell the commit of this code; None if it does."""
+    if git("rev-parse", "HEAD"):
+        return None
+    if not (ROOT / ".git").exists():
+        return "this is no clone"
+    try:
+        asked = ("git", "-C", str(ROOT), "rev-parse", "HEAD")
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"git does not run ({error})"
+    return " ".join(done.stderr.split())[:300] or "git says nothing"
+
+
+@functools.cache
+def source_hash() -> str:
+    """16 hexadecimal digits over names and contents of this code: the .py and .yaml files of kernels,
+    harness and conf."""
+    total = hashlib.sha256()
+    folders = (ROOT / name for name in ("conf", "harness", "kernels"))
+    for file in sorted(f for folder in folders for f in folder.rglob("*") if f.suffix in (".py", ".yaml")):
+        name = file.relative_to(ROOT).as_posix()
+        total.update(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()[:16]
 
 
 @functools.cache

@@ -24,6 +24,7 @@ MEASURED = {
     "scale.json": "tests.measure.scale",
     "faults.json": "tests.faults.table",
     "odd.json": "tests.odd.table",
+    "fuzz.json": "tests.fuzz.table",
     "h200_first.json": "tests.measure.gpu_first",
     "measured.json": "harness.training.books_card",
     "overhead.json": "tests.measure.overhead",

@@ -105,7 +105,7 @@ def _details(r: Record) -> list[tuple[str, str]]:
     details.append(("command", recorded) if recorded else ("command to go on", command.neighbour_command(r, r.method)))
     details.append(("started", environment.start))
     dirty = ", with uncommitted changes" if environment.dirty else ""
-    details.append(("commit", f"{environment.commit or 'unknown'}{dirty}" if environment else None))
+    details.append(("commit", f"{environment.code}{dirty}" if environment else None))
     libraries = ", ".join(f"{n} {v}" for n, v in environment.packages.items() if v)
     details += [("versions", libraries), ("device", environment.device), ("host", environment.host)]
     details.append(("options", ", ".join(f"{k}={v}" for k, v in r.options.items() if v is not None)))

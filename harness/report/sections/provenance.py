@@ -42,5 +42,5 @@ def _provenance(environment: Environment) -> tuple[str, str, str]:
     versions = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
     driver = f", driver {environment.driver}" if environment.driver else ""
     tf32 = ", TF32 on" if environment.tf32 else ""
-    commit = (environment.commit or "unknown")[:12]
+    commit = environment.commit[:12] if environment.commit else environment.code
     return f"{commit}{dirty}", f"{environment.device}{driver}{tf32}", versions

@@ -103,7 +103,7 @@ class Leaf:
 
         path = str(config.get("dataset_path"))
         remote = "://" in str(config.get("dataset_kwargs"))
-        return Path(path).expanduser().exists() or (path in _PACKAGED_DATASETS_MODULES and not remote)
+        return os.path.exists(os.path.expanduser(path)) or (path in _PACKAGED_DATASETS_MODULES and not remote)
 
     @functools.cached_property
     def identity(self) -> dict:
@@ -129,8 +129,8 @@ def _by_content(value: Any, folder: Path) -> Any:
     if not isinstance(value, str) or "/" not in value or len(value) > 1000 or "\n" in value:
         return value
     code = Path(value.rpartition(".")[0] + ".py")  # a function is given as MODULE_PATH.NAME
-    file = code if code.is_file() else Path(value)
-    if file.is_file():
+    file = code if os.path.isfile(code) else Path(value)
+    if os.path.isfile(file):
         return f"{value.rpartition('.')[2]} {hashlib.sha256(file.read_bytes()).hexdigest()}"
     return value.removeprefix(f"{folder}/")
 
@@ -143,7 +143,7 @@ def _folders(value: Any, folder: Path) -> set[Path]:
         return {folder}.union(*(_folders(v, folder) for v in value))
     path = Path(value) if isinstance(value, str) and "/" in value and len(value) <= 1000 else folder / "."
     module = path.parent / (path.name.rpartition(".")[0].replace(".", "/") + ".py")
-    return {folder, path.parent} if module.is_file() else {folder}
+    return {folder, path.parent} if os.path.isfile(module) else {folder}
 
 
 def _code(folders: Iterable[Path]) -> list[tuple[str, str]]:
@@ -256,8 +256,8 @@ def _index(include_path: str | None, *, defaults: bool) -> dict:
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    folder = Path(include_path).expanduser() if include_path else None
-    if folder and not folder.is_dir():
+    folder = Path(os.path.expanduser(include_path)) if include_path else None
+    if folder and not os.path.isdir(folder):
         raise UserError(f"task.lm_eval.include_path={include_path}: there is no such folder.")
     for file in sorted(folder.rglob("*.yaml")) if folder else ():
         try:

@@ -3,6 +3,7 @@
 import bisect
 import hashlib
 import itertools
+import os
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -91,7 +92,7 @@ def read_text(path: str | None) -> str:
     """
     if not path:
         raise UserError("task.retrieval.haystack=text needs a file: set task.retrieval.text=FILE.")
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     try:
         if not file.is_file():
             raise UserError(f"task.retrieval.text={path}: there is no such file.")

@@ -1,0 +1,52 @@
+"""`python -m tests.fuzz [--examples N] [--seed S] [--out FILE]`: draw odd command lines, checkpoints and
+stores, and hold what the commands answer to what is promised. Writes docs/results/fuzz.json.
+
+Exit codes: 0, or 1 if a promise was broken, which is then on stderr.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_MODE": "disabled"}
+
+import torch
+
+from harness.common import environment
+from harness.common.files import write_atomic
+from tests.conftest import ROOT
+from tests.fuzz import sessions, table
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--examples", type=int, default=10_000, help="of all sessions together (10,000)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "fuzz.json", help="file to write")
+    parser.add_argument("words", nargs="*", help="only sessions with one of them in their names")
+    given = parser.parse_args(arguments)
+    reports = []
+    for session in sessions.SESSIONS:
+        if not given.words or any(word in session.name for word in given.words):
+            examples = round(given.examples * session.share)
+            reports.append(sessions.run(session, examples, start=given.seed, tell=_tell))
+            print(reports[-1].as_dict(), file=sys.stderr, flush=True)
+    about = environment.describe(torch.device("cpu"))
+    about |= {
+        "command": f"python -m tests.fuzz --examples {given.examples} --seed {given.seed}",
+        "cores": os.cpu_count(),
+    }
+    record = {"environment": about, "sessions": [report.as_dict() for report in reports]}
+    if not given.words:
+        write_atomic(given.out, record)
+    print(table.markdown(record))
+    return int(any(report.broken for report in reports))
+
+
+def _tell(broken: Exception) -> None:
+    print(f"BROKEN {broken}\n", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
