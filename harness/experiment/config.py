@@ -88,7 +88,9 @@ class RunConfig:
             return References(given, DEFAULT_REFERENCES)
         names = [given] if isinstance(given, str) else given
         if not isinstance(names, list):
-            raise UserError(f"references={str(given).lower()} is not known: use compute, read, none or a list of names.")
+            raise UserError(
+                f"references={str(given).lower()} is not known: use compute, read, none or a list of names."
+            )
         for name in names:
             choose("references", str(name), REFERENCES if isinstance(given, list) else (*MODES, *REFERENCES))
         return References("compute" if names else "none", tuple(name for name in REFERENCES if name in names))
