@@ -15,6 +15,11 @@ SHOWN: tuple[str, ...] = (
 )
 SHOWN += ("attention_share", "amdahl_limit", "flops", "peak_bytes", "kv_allocated_bytes", "decode_bytes")
 SHOWN += ("error", "error_cached", "alibi_difference")
+EQUAL_COST_LABELS = {
+    "window": "window of equal fused cost",
+    "sliding": "sliding window of equal fused cost",
+    "passes": "window of equal passes cost",
+}
 HEADINGS = {
     "chunked_prefill_speedup": "chunked prefill, times as fast as exact ALiBi",
     "decode_speedup": "decoding, times as fast as exact ALiBi",
@@ -57,7 +62,7 @@ def _label(record: Record, question: Comparison) -> str:
     """The attention's label; of a window that costs as much as masks do, how it was matched,
     because its cutoff changes with the context."""
     for other in (r for r in question.records if r.method.beside_windows):
-        for match, window in question.windows(other).items():
+        for name, window in question.windows(other).items():
             if window is record:
-                return f"window of equal {match} cost" + ", evicting" * record.method.evict
+                return EQUAL_COST_LABELS[name] + ", evicting" * record.method.evict
     return record.cell.label

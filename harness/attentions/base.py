@@ -117,6 +117,11 @@ class Attention(ABC):
         return cls(**{name: value for name, value in values.items() if value is not None})
 
     @classmethod
+    def matched(cls, options: Any) -> bool:
+        """Return whether these attn.* leave an option of the method to the context."""
+        return False
+
+    @classmethod
     def refuse_evict(cls, options: Any) -> None:
         """Raise UserError for attn.evict=true with a method that cannot evict."""
         if options.evict and "evict" not in {f.name for f in fields(cls)}:

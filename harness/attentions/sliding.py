@@ -42,12 +42,16 @@ class Sliding(Attention):
 
     @classmethod
     def from_options(cls, options, *, masks, context, model):
-        if options.tokens is None:
+        if cls.matched(options):
             pairs = matched_pairs(options, masks=masks, context=context, model=model, instead="attn.tokens")
             return cls.of_cost(pairs, model, context, sinks=options.sinks, evict=options.evict)
         if options.tokens < 1:
             raise UserError(f"attn.tokens must be at least 1, the row's own token, not {options.tokens}.")
         return cls(options.tokens, options.sinks, options.evict)
+
+    @classmethod
+    def matched(cls, options):
+        return options.tokens is None
 
     @classmethod
     def of_cost(

@@ -45,7 +45,7 @@ class Window(Attention):
     @classmethod
     def from_options(cls, options, *, masks, context, model):
         shared = {"sinks": options.sinks, "evict": options.evict, "near": options.near}
-        if options.cutoff is None:
+        if cls.matched(options):
             pairs = matched_pairs(options, masks=masks, context=context, model=model, instead="attn.cutoff")
             return cls.of_cost(pairs, model, context, **shared)
         if not 0 <= options.cutoff < math.inf:
@@ -53,6 +53,10 @@ class Window(Attention):
                 f"attn.cutoff must be a number of at least 0, not {options.cutoff}; attn=alibi has no cutoff."
             )
         return cls(options.cutoff, **shared)
+
+    @classmethod
+    def matched(cls, options):
+        return options.cutoff is None
 
     @classmethod
     def of_cost(
