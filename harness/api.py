@@ -35,7 +35,7 @@ class CellRecord:
     cell_id: id of the cell.
     folder: folder of the cell in the store.
     tasks: name of a task -> its record.
-    references: role ("exact", "window fused" or "window passes") -> records of its tasks.
+    references: name ("exact", "window", "sliding" or "passes") -> records of its tasks.
     text: the tables.
     """
 

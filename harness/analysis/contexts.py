@@ -15,6 +15,11 @@ SHOWN: tuple[str, ...] = (
 )
 SHOWN += ("attention_share", "amdahl_limit", "flops", "peak_bytes", "kv_allocated_bytes", "decode_bytes")
 SHOWN += ("error", "error_cached", "alibi_difference")
+EQUAL_COST_LABELS = {
+    "window": "window of equal fused cost",
+    "sliding": "sliding window of equal fused cost",
+    "passes": "window of equal passes cost",
+}
 HEADINGS = {
     "chunked_prefill_speedup": "chunked prefill, times as fast as exact ALiBi",
     "decode_speedup": "decoding, times as fast as exact ALiBi",
@@ -57,7 +62,7 @@ def _label(record: Record, compared: Comparison) -> str:
     """Return the attention's label. A window of equal cost is named by its match, because its
     cutoff changes with the context."""
     for other in (r for r in compared.records if r.method.beside_windows):
-        for match, window in compared.windows(other).items():
+        for name, window in compared.windows(other).items():
             if window is record:
-                return f"window of equal {match} cost" + ", evicting" * record.method.evict
+                return EQUAL_COST_LABELS[name] + ", evicting" * record.method.evict
     return record.cell.label

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.attentions.base import Attention
-from harness.attentions.registry import EXACT, attention_of, table_order
+from harness.attentions.registry import DEFAULT_REFERENCES, EQUAL_COST, EXACT, attention_of, table_order
 from harness.common.files import listed, read_json, say_odd, write_atomic
 from harness.common.stats import Difference, Metric, paired_difference
 from harness.common.streams import say_once
@@ -301,17 +301,27 @@ class Comparison:
         return next((r for r in self.records if r.method == EXACT and r.metrics), None)
 
     def windows(self, masks: Record) -> dict[str, Record]:
-        """The windows that visit as many pairs as these masks: {"fused": ..., "passes": ...}, as
-        far as they are there. A window cannot visit more pairs than there are, and its cutoff is
-        kept with six digits."""
+        """The windows that visit as many pairs as these masks, by the names of
+        `harness.attentions.registry.EQUAL_COST`, as far as they are there. A window cannot visit
+        more pairs than there are."""
         found = {}
-        for match, wanted in masks.pairs.items():
-            wanted = min(wanted, (self.context - 1) / 2)
-            for r in self.records:
+        for name, (kind, match) in EQUAL_COST.items():
+            if match not in masks.pairs:
+                continue
+            wanted = min(masks.pairs[match], (self.context - 1) / 2)
+            for r in self.named(kind.name):
                 pairs = r.pairs.get("fused", math.inf)
-                if r.method.costs_as_much_as(masks.method) and r.metrics and abs(pairs - wanted) < 1e-4 * wanted:
-                    found[match] = r
+                equal = r.method.costs_as_much_as(masks.method, pairs=pairs, wanted=wanted, context=self.context)
+                if equal and r.metrics:
+                    found[name] = r
         return found
+
+    def absent_windows(self, masks: Record) -> list[str]:
+        """The windows of equal cost that masks are compared with by default and that are not
+        there."""
+        known = [name for name, (_, match) in EQUAL_COST.items() if match in masks.pairs]
+        found = self.windows(masks)
+        return [name for name in DEFAULT_REFERENCES if name in known and name not in found]
 
     def named(self, name: str) -> list[Record]:
         """Return the records of an attention method."""

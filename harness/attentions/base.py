@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # the models import torch, which readers of records do not ne
 
 # keys of every identity, null for methods without such an option
 IDENTITY_KEYS = ("masks", "sampler", "weights", "cutoff")
+Near = int | str  # tokens, or a word of `near_tokens`
+TILE = 64  # tokens: the side of the tiles that fused kernels compute whole
 RUN_OPTIONS = ("masks",)  # options of a method that the command line sets without attn.
 
 
@@ -115,6 +117,11 @@ class Attention(ABC):
         return cls(**{name: value for name, value in values.items() if value is not None})
 
     @classmethod
+    def matched(cls, options: Any) -> bool:
+        """Return whether these attn.* leave an option of the method to the context."""
+        return False
+
+    @classmethod
     def refuse_evict(cls, options: Any) -> None:
         """Raise UserError for attn.evict=true with a method that cannot evict."""
         if options.evict and "evict" not in {f.name for f in fields(cls)}:
@@ -176,8 +183,15 @@ class Attention(ABC):
         sinks = f" +{self.sinks} sink{'s' * (self.sinks > 1)}" if self.sinks else ""
         return sinks + f" +{self.near} near" * bool(self.near) + ", evicting" * self.evict
 
-    def costs_as_much_as(self, other: "Attention") -> bool:
-        """Return whether this is a reference of `other` at equal cost, if their pairs are equal."""
+    def costs_as_much_as(self, other: "Attention", *, pairs: float, wanted: float, context: int) -> bool:
+        """Return whether this is the window of equal cost of another method.
+
+        Args:
+            other: the method.
+            pairs: visited pairs per row of this method.
+            wanted: visited pairs per row that it should have.
+            context: tokens.
+        """
         return False
 
 
@@ -200,6 +214,21 @@ class UnknownAttention(Attention):
 
     def pairs(self, model, context):
         return {}
+
+
+def near_tokens(near: Near) -> int:
+    """Return the tokens of attn.near.
+
+    near: a number of at least 0, or "tile", the side of a tile of the fused kernels, within which a
+        near field costs no time.
+
+    Raises:
+        UserError: for anything else.
+    """
+    tokens = TILE if near == "tile" else near
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
+        raise UserError(f"attn.near must be at least 0 tokens, or tile for {TILE}, not {near}.")
+    return tokens
 
 
 def word_option(known: Callable[[], Iterable[str]]) -> Any:

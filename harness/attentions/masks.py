@@ -1,6 +1,6 @@
-"""Options of random masks that several methods share: samplers, and masks on a grid."""
+"""Options of random masks that several methods share: samplers, masks on a grid, and their cost."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.common.errors import UserError
 
@@ -14,6 +14,44 @@ def samplers() -> "dict[str, Sampler]":
     from kernels.methods.samplers import SAMPLERS
 
     return SAMPLERS
+
+
+def matches() -> tuple[str, ...]:
+    """Return the ways to count the pairs of masks (`kernels.methods.samplers`)."""
+    from kernels.methods.samplers import MATCHES
+
+    return MATCHES
+
+
+def matched_pairs(options: Any, *, masks: int, context: int, model: "ModelSpec", instead: str) -> float:
+    """Return the expected pairs of the masks whose cost a window matches.
+
+    Args:
+        options: attn.match, sampler, sinks, align and near, on both sides of the comparison.
+        masks: number of masks.
+        context: tokens.
+        model: the model, for its slopes.
+        instead: the option that makes the match unnecessary, for the error.
+
+    Returns:
+        Pairs of all heads over the context.
+
+    Raises:
+        UserError: if the sampler has no formula, or the masks do not fit on the grid.
+    """
+    from kernels.methods.cost import expected_pairs
+
+    match, sampler = options.match or "fused", options.sampler or "gamma"
+    if match not in samplers()[sampler].matches:
+        usable = " or ".join(name for name, candidate in samplers().items() if match in candidate.matches)
+        raise UserError(
+            f"attn.match={match} needs the expected pairs of the masks, for which attn.sampler={sampler} has no "
+            f"formula: use attn.sampler={usable}, or give {instead}."
+        )
+    if options.align:
+        refuse_align(options.align, sampler, model)
+    shared = {"sinks": options.sinks, "align": options.align, "near": options.near}
+    return expected_pairs(model.slopes, masks, context, match=match, sampler=sampler, **shared)
 
 
 def refuse_align(align: int, sampler: str, model: "ModelSpec", weights: str = "count") -> None:

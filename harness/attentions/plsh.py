@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from harness.attentions.base import Attention, Style, word_option
+from harness.attentions.base import Attention, Near, Style, word_option
 from harness.attentions.masks import refuse_align, samplers
 from harness.common.errors import UserError
 
@@ -24,7 +24,7 @@ class Options:
     sinks: int = 0
     evict: bool = False
     align: int = 0
-    near: int = 0
+    near: Near = 0
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,51 @@ A new method is one file in this folder, one line here and one file in conf/attn
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import MISSING, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.attentions.alibi import EXACT, Alibi
-from harness.attentions.base import Attention, Option, UnknownAttention
+from harness.attentions.base import Attention, Option, UnknownAttention, near_tokens
 from harness.attentions.plsh import Plsh
+from harness.attentions.sliding import Sliding
 from harness.attentions.stock import Stock
-from harness.attentions.window import Window, equal_cost_windows
+from harness.attentions.window import Window
 from harness.common.errors import UserError, choose
 
 if TYPE_CHECKING:
     from harness.models.spec import ModelSpec
 
-ATTENTIONS: dict[str, type[Attention]] = {kind.name: kind for kind in (Alibi, Stock, Plsh, Window)}
+ATTENTIONS: dict[str, type[Attention]] = {kind.name: kind for kind in (Alibi, Stock, Plsh, Window, Sliding)}
 
-__all__ = ["ATTENTIONS", "EXACT", "attention_of", "choose_attention", "options", "table_order", "references"]
+
+class EqualCost(NamedTuple):
+    """A reference that visits as many pairs as a method. match: how these are counted."""
+
+    kind: type[Window] | type[Sliding]
+    match: str
+
+
+# the references of a method by name, besides "exact"
+EQUAL_COST = {
+    "window": EqualCost(Window, "fused"),
+    "sliding": EqualCost(Sliding, "fused"),
+    "passes": EqualCost(Window, "passes"),
+}
+REFERENCES = ("exact", *EQUAL_COST)
+DEFAULT_REFERENCES = ("exact", "window", "sliding")
+
+__all__ = [
+    "ATTENTIONS",
+    "DEFAULT_REFERENCES",
+    "EQUAL_COST",
+    "EXACT",
+    "REFERENCES",
+    "attention_of",
+    "choose_attention",
+    "options",
+    "references",
+    "table_order",
+]
 
 
 def options() -> list[Option]:
@@ -54,20 +83,29 @@ def choose_attention(config: Any, *, masks: int, context: int, model: "ModelSpec
             choose(f"attn.{option.name}", value, option.known())
     if not 0 <= config.sinks <= context:
         raise UserError(f"attn.sinks must be from 0 to context={context}, not {config.sinks}.")
-    if config.near < 0:
-        raise UserError(f"attn.near must be at least 0 tokens, not {config.near}.")
+    config = replace(config, near=near_tokens(config.near))
     return kind.from_options(config, masks=masks, context=context, model=model)
 
 
 def references(attention: Attention, model: "ModelSpec", context: int) -> dict[str, Attention]:
-    """Return the attentions that a method is compared with, by role, besides exact ALiBi.
+    """Return the attentions that a method is compared with, by the names in REFERENCES.
+
+    Windows have its sinks, near field and eviction, and visit as many pairs. An approximation of
+    ALiBi should beat them.
 
     Args:
         attention: the method.
         model: the model.
         context: tokens.
     """
-    return equal_cost_windows(attention, model, context) if attention.beside_windows else {}
+    found: dict[str, Attention] = {"exact": EXACT}
+    if attention.beside_windows:
+        shared: dict[str, Any] = {"sinks": attention.sinks, "evict": attention.evict, "near": attention.near}
+        counts = attention.pairs(model, context)
+        for name, (kind, match) in EQUAL_COST.items():
+            if match in counts:
+                found[name] = kind.of_cost(counts[match], model, context, **shared)
+    return found
 
 
 def attention_of(identity: Mapping) -> Attention:

@@ -3,7 +3,7 @@
 import functools
 import math
 from dataclasses import dataclass, field, make_dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -13,7 +13,7 @@ from harness.models.options import ArchitectureConfig, ModelConfig
 from harness.tracking.options import TrackingConfig
 
 MIN_VALUES = {"masks": 1, "context": 2, "samples": 1, "batch": 1, "seed": 0, "data_seed": 0, "draws": 1}
-REFERENCES = ("compute", "read", "none")
+MODES = ("compute", "read", "none")  # of references
 # options whose value is the name of a file in CONF
 GROUPS = {"model", "attn", "kernel", "task", "tracking"}
 
@@ -23,6 +23,13 @@ class AttnConfig:
     """Base of the type that `attn_config` returns, which has the options of all methods."""
 
     name: str = MISSING
+
+
+class References(NamedTuple):
+    """What the option references says. mode: one of MODES, or None for the model's default."""
+
+    mode: str | None
+    names: tuple[str, ...]
 
 
 @dataclass
@@ -49,7 +56,7 @@ class RunConfig:
     device: str = "auto"
     results: str = "results"
     lease: float = 0.0
-    references: str | None = None
+    references: Any = None  # one of MODES, or names of references
 
     def check(self) -> None:
         """Check each top-level value by itself.
@@ -66,8 +73,27 @@ class RunConfig:
                 raise UserError(f"{name} must be at least {minimum} and below 2**63, not {value}.")
         if not 0 <= self.lease < math.inf:
             raise UserError(f"lease must be a number of seconds, or 0 for none, not {self.lease}.")
-        if self.references is not None:
-            choose("references", self.references, REFERENCES)
+        self.chosen_references()
+
+    def chosen_references(self) -> References:
+        """Return the mode and the names of the references. Names alone are computed.
+
+        Raises:
+            UserError: for a word that is neither.
+        """
+        from harness.attentions.registry import DEFAULT_REFERENCES, REFERENCES
+
+        given = self.references
+        if given is None or given in MODES:
+            return References(given, DEFAULT_REFERENCES)
+        names = [given] if isinstance(given, str) else given
+        if not isinstance(names, list):
+            raise UserError(
+                f"references={str(given).lower()} is not known: use compute, read, none or a list of names."
+            )
+        for name in names:
+            choose("references", str(name), REFERENCES if isinstance(given, list) else (*MODES, *REFERENCES))
+        return References("compute" if names else "none", tuple(name for name in REFERENCES if name in names))
 
 
 def attn_config() -> type[AttnConfig]:

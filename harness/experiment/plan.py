@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.attentions.registry import EXACT, choose_attention, references
+from harness.attentions.registry import choose_attention, references
 from harness.cell import DRAWS, Cell
 from harness.common import environment
 from harness.common.errors import CannotLoad, UserError, choose, nearest
@@ -32,8 +32,10 @@ class Plan:
     """A checked run: one cell, its references and its tasks."""
 
     cell: Cell
-    # role ("exact", "window fused", ...) -> cell, without the main cell
+    # by name ("exact", "window", ...), without the main cell; those that are not asked for are shown
+    # if the store has them
     references: dict[str, Cell]
+    asked_references: tuple[str, ...]
     compute_references: bool
     tasks: list[PlannedTask]
     samples: int
@@ -47,7 +49,8 @@ class Plan:
     @property
     def cells(self) -> list[Cell]:
         """The cells to compute, the main cell first."""
-        return [self.cell, *(self.references.values() if self.compute_references else ())]
+        computed = self.asked_references if self.compute_references else ()
+        return [self.cell, *(self.references[name] for name in computed)]
 
 
 def plan(cfg: DictConfig) -> Plan:
@@ -120,7 +123,8 @@ class Planner:
         draws = (config.draws or DRAWS) if attention.random else 1
         cell = Cell(model, attention, kernel, config.context, config.seed, draws, config.data_seed)
         # random weights serve only to measure speed, and a speed is compared within one run
-        mode = config.references or ("compute" if model.embedded or model.random else "read")
+        mode, asked = config.chosen_references()
+        mode = mode or ("compute" if model.embedded or model.random else "read")
         device_key = ("device", config.device, model.device_map)
         local = self.on_this_machine
         device = self._cached(
@@ -164,11 +168,15 @@ class Planner:
         if mode != "none":
             key = ("references", *model_key, attention, config.context)
             attentions = self._cached(key, lambda: references(attention, model, config.context))
-            attentions = {"exact": EXACT, **attentions}
-        cells = {role: cell.with_attention(reference) for role, reference in attentions.items()}
+        cells = {name: cell.with_attention(reference) for name, reference in attentions.items()}
+        # one cell may stand for several names; then that which is asked for is shown
+        by_id = {cell.cell_id: name for name, cell in cells.items()}
+        by_id |= {cells[name].cell_id: name for name in reversed(asked) if name in cells}
+        by_id.pop(cell.cell_id, None)
         return Plan(
             cell=cell,
-            references={role: reference for role, reference in cells.items() if reference.cell_id != cell.cell_id},
+            references={name: reference for name, reference in cells.items() if name in by_id.values()},
+            asked_references=tuple(name for name in asked if name in by_id.values()),
             compute_references=mode == "compute",
             tasks=tasks,
             samples=config.samples,

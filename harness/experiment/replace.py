@@ -5,7 +5,7 @@ from weakref import WeakSet
 
 import torch
 
-from harness.attentions.registry import choose_attention
+from harness.attentions.registry import ATTENTIONS, choose_attention
 from harness.cell import Cell
 from harness.common.errors import UserError, choose
 from harness.common.preflight import refuse_foreign_kernels
@@ -115,7 +115,7 @@ def attention(
 
     Args:
         model: the model, or a module that contains it.
-        attn: attention method: alibi, plsh, window or stock.
+        attn: attention method: alibi, plsh, window, sliding or stock.
         masks: masks of each layer and head; also the number whose cost a window matches.
         context: tokens at which a window without a cutoff costs as much as the masks; otherwise
             not needed.
@@ -125,7 +125,7 @@ def attention(
             without KV cache, by forwards of a few tokens. Switch it off for weights that are
             sharded or on other devices.
         options: options of the method, as on the command line without "attn.": sampler, weights,
-            match, cutoff, sinks, evict, align.
+            match, cutoff, tokens, sinks, near, evict, align.
 
     Returns:
         The replacement, a context manager.
@@ -139,9 +139,11 @@ def attention(
     words = option_words({"attn": attn, "kernel": kernel, **sizes, **method_options})
     config = to_run_config(compose_config(words))
     config.check()
-    if config.attn.name == "window" and getattr(config.attn, "cutoff", None) is None and context is None:
+    kind = ATTENTIONS.get(config.attn.name)
+    if context is None and kind is not None and kind.matched(config.attn):
         raise UserError(
-            "A window needs a cutoff, or a context at which it costs as much as the masks: give cutoff= or context=."
+            f"attn={kind.name} needs a length, or a context at which it costs as much as the masks: give tokens= to a "
+            "sliding window, cutoff= to another, or context=."
         )
     transformer = _transformer(model)
     spec = _spec(transformer)

@@ -143,7 +143,7 @@ def _report(plan: Plan, statuses: dict, code: int, *, rows_written: int) -> dict
     if len(by_task) > 1:
         table.across_tasks([list(records.values()) for records in by_task]).print()
     say(*table.notes({task.task.rows_are for task in plan.tasks}))
-    missing = [role for role in plan.references if role not in present]
+    missing = [name for name in plan.asked_references if name not in present]
     if missing:
         print(f"Not in {plan.results}: {', '.join(missing)}. Add references=compute to compute what is missing.")
     print(f"Results: {plan.results / main_cell.cell_id}")

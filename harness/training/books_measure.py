@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from harness.attentions.alibi import EXACT
-from harness.attentions.base import Attention
+from harness.attentions.base import TILE, Attention
 from harness.attentions.plsh import Plsh
 from harness.attentions.registry import references
+from harness.attentions.sliding import Sliding
 from harness.cell import Cell
 from harness.common import stats
 from harness.models.load import LoadedModel, load_model
@@ -119,6 +120,8 @@ def _weights(cell: Cell, draw: int) -> Sequence[Weights]:
 
 
 def attentions(spec: ModelSpec) -> list[Attention]:
-    """Return exact ALiBi, Positional LSH with both weights, and its windows of equal cost."""
-    random = [Plsh(MASKS, "gamma", weights) for weights in ("count", "rb")]
-    return [EXACT, *random, *references(random[0], spec, CONTEXT).values()]
+    """Return exact ALiBi, Positional LSH and its windows of equal cost, without and with a near
+    field, and the sliding window of a tile."""
+    count, rb, near = Plsh(MASKS, "gamma", "count"), Plsh(MASKS, "gamma", "rb"), Plsh(MASKS, "gamma", "rb", near=TILE)
+    windows = [references(masks, spec, CONTEXT)[name] for name in ("window", "sliding") for masks in (rb, near)]
+    return [EXACT, count, rb, near, *windows, Sliding(TILE)]

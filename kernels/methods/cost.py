@@ -201,7 +201,8 @@ def sliding_tokens(heads: int, pairs: float, tokens: int, *, sinks: int = 0) -> 
     of every head sees the W nearest keys, itself included, and the sinks.
 
     With w = W - 1 and N tokens beyond the sinks a head has ``w (w + 1) / 2 + (N - 1 - w) w`` pairs,
-    which increases up to w = N - 1 and is solved for w.
+    which increases up to w = N - 1 and is solved for w. Of two widths equally near it is the
+    smaller.
 
     Args:
         heads: number of heads.
@@ -210,12 +211,13 @@ def sliding_tokens(heads: int, pairs: float, tokens: int, *, sinks: int = 0) -> 
         sinks: first tokens that every row sees.
     """
     length = max(tokens - sinks, 1)
-    per_head = (pairs - sink_pairs(heads, tokens, sinks)) / heads
-    most = length * (length - 1) / 2
-    if per_head >= most:
+    per_head = max(pairs / heads - sink_pairs(1, tokens, sinks), 0.0)
+    if per_head >= length * (length - 1) / 2:
         return length
     half = length - 0.5
-    return 1 + round(half - max(half * half - 2 * max(per_head, 0.0), 0.25) ** 0.5)
+    width = max(round(half - (half * half - 2 * per_head) ** 0.5), 0)
+    near = range(max(width - 1, 0), min(width + 1, length - 1) + 1)
+    return 1 + min(near, key=lambda w: abs(w * (2 * length - 1 - w) / 2 - per_head))
 
 
 def _check(masks: int, tokens: int, match: str) -> None:

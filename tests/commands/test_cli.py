@@ -46,6 +46,10 @@ MISTAKES = [
     (("attn=window", "attn.cutoff=inf"), "attn.cutoff must be a number of at least 0", "attn=alibi"),
     (("attn.sinks=-1",), "attn.sinks must be from 0 to context=512", ""),
     (("attn=window", "attn.sinks=513"), "attn.sinks must be from 0 to context=512", ""),
+    (("attn.near=-1",), "attn.near must be at least 0 tokens", "tile for 64"),
+    (("attn.near=1.5",), "attn.near", "1.5"),
+    (("attn=sliding", "attn.tokens=0"), "attn.tokens must be at least 1", ""),
+    (("attn=sliding", "attn.sampler=fixed", "attn.match=fusd"), "'fusd' is not known", "fused"),
     (("attn.align=1",), "attn.align must be 0 or at least 2 tokens", ""),
     (("attn.align=64", "attn.weights=rb"), "attn.align is for counts", "attn.weights=count"),
     (("attn=window", "attn.align=64", "attn.sampler=fixed"), "attn.align needs random masks", "attn.sampler=gamma"),
@@ -74,6 +78,8 @@ MISTAKES = [
     (("device=gpu",), "is not a device", "cuda"),
     (("device=cuda:7",), "CUDA devices", "device=cpu"),
     (("references=al",), "'al' is not known", "compute"),
+    (("references=[exact,sliding,pases]",), "'pases' is not known", "Did you mean passes?"),
+    (("references=false",), "references=false is not known", "none or a list of names"),
     (("model.path=nowhere",), "no such folder", "model.path=nowhere"),
     (("kernel=exact", "context=60000"), "does not fit", "kernel=sdpa"),
     (("attn=stock", "context=8190"), "max_seq_len of 8192", "attn=alibi"),
@@ -159,11 +165,11 @@ def test_a_run_ends_with_its_table_and_one_json_line(tmp_path):
     document = json.loads(done.stdout.splitlines()[-1])
     assert document["status"] == "ok"
     assert document["tasks"] == {"retrieval": "ok"}
-    assert set(document["references"]) == {"exact", "window fused", "window passes"}
+    assert set(document["references"]) == {"exact", "window", "sliding"}
     metric = document["metrics"]["retrieval/accuracy"]
     assert set(metric) == {"value", "low", "high", "n", "unit"}
     assert metric["n"] == 8
-    for label in ("exact ALiBi", "PLSH S=4 gamma count", "window T="):
+    for label in ("exact ALiBi", "PLSH S=4 gamma count", "window T=", "sliding window W="):
         assert label in done.stdout
     assert "samples" in done.stderr
     assert "Memory: about" in done.stderr

@@ -103,7 +103,7 @@ def test_cost_is_pairs_per_row_and_head():
     slopes, rows = base.model.slopes, 1024 * 8
     assert base.cost()["fused"] == pytest.approx(expected_pairs(slopes, 16, 1024) / rows)
     assert cell("attn=alibi").cost() == {"fused": 255.5}
-    window = planned("context=1024").references["window fused"]
+    window = planned("context=1024").references["window"]
     assert window.cost()["fused"] == pytest.approx(base.cost()["fused"], rel=1e-4)
     assert window.cost()["fused"] == pytest.approx(window_pairs(slopes, window.attention.cutoff, 1024) / rows)
 
@@ -124,7 +124,7 @@ def test_sinks_are_in_the_weights_the_label_and_only_then_in_the_identity(attn):
 
 def test_windows_of_equal_cost_have_the_sinks_of_the_masks():
     found = planned("attn.sinks=4", "context=1024")
-    fused = found.references["window fused"]
+    fused = found.references["window"]
     assert {c.attention.sinks for role, c in found.references.items() if role != "exact"} == {4}
     assert fused.cost()["fused"] == pytest.approx(found.cell.cost()["fused"], rel=1e-4)
     assert fused.cell_id == cell("attn=window", "attn.sinks=4", "context=1024").cell_id
@@ -142,7 +142,7 @@ def test_a_grid_is_in_the_weights_the_label_and_what_is_told_of_the_cell():
     assert found.weights(1)[1].masks.grid[:, 0].tolist() == [1.0] * 7 + [64.0]  # of slopes down to 1/256
     assert describe_cell(found).more["alignment"] == {"heads": 1, "bias": pytest.approx((64 / 256) ** 2 / 8)}
     assert "alignment" not in describe_cell(base).more
-    fused = planned("attn.align=64").references["window fused"]
+    fused = planned("attn.align=64").references["window"]
     assert fused.cost()["fused"] == pytest.approx(found.cost()["fused"], rel=1e-5)
     assert found.cost()["fused"] != base.cost()["fused"]
     assert fused.cell_id == cell("attn=window", "attn.align=64").cell_id
@@ -236,7 +236,7 @@ def test_a_near_field_is_in_the_cell_and_in_its_windows():
     masks = planned("attn=plsh", "masks=16", "attn.near=64", "attn.sinks=2", "context=400", "references=compute")
     layers = masks.cell.weights(0)
     assert {(layer.near, layer.sinks) for layer in layers} == {(64, 2)}
-    window = masks.references["window fused"]
+    window = masks.references["window"]
     assert window.attention.near == 64
     assert window.cost()["fused"] == pytest.approx(masks.cell.cost()["fused"], rel=1e-4)
     assert "+64 near" in masks.cell.attention.label

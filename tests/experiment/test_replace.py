@@ -264,8 +264,9 @@ class TestRefusals:
         assert str(refused.value) == document["message"]
 
     def test_a_window_of_no_size(self):
-        with pytest.raises(UserError, match="cutoff= or context="):
-            attention(mpt(), "window", masks=4)
+        for name in ("window", "sliding"):
+            with pytest.raises(UserError, match="or context="):
+                attention(mpt(), name, masks=4)
 
     def test_models_without_alibi(self):
         with pytest.raises(UserError, match="alibi=False"):

@@ -42,13 +42,13 @@ def test_a_method_runs_from_the_command_to_the_table_the_page_and_tracking(run, 
     options = ("--config-dir", str(ROOT / "tests" / "extension" / "conf"), "attn=layered", "attn.reach=0.75")
     code, document, out, err = run(*options, *FAST, f"results={tmp_path / 'store'}")
     assert code == 0, err
-    assert set(document["references"]) == {"exact", "window fused"}
+    assert set(document["references"]) == {"exact", "window", "sliding"}
     cell = json.loads((tmp_path / "store" / document["cell_id"] / "cell.json").read_text())
     own = {"name": "layered", "masks": None, "sampler": None, "weights": None, "cutoff": None, "reach": 0.75}
     assert cell["identity"]["attn"] == own
     assert cell["identity"]["draws"] is None
     exact, window = (json.loads((tmp_path / "store" / document["references"][r] / "cell.json").read_text())
-                     for r in ("exact", "window fused"))  # fmt: skip
+                     for r in ("exact", "window"))  # fmt: skip
     slopes = cell["identity"]["model"]["slopes"]
     seen = Window(slopes, 0.75).pairs(160).sum() / (160 * len(slopes))  # its edge is rounded to a token
     visited = cell["pairs_per_row"]["fused"]

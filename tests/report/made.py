@@ -31,6 +31,16 @@ def window(cutoff: float) -> dict:
     return {"name": "window", "masks": None, "sampler": None, "weights": None, "cutoff": cutoff}
 
 
+def sliding(tokens: int) -> dict:
+    return {"name": "sliding", "masks": None, "sampler": None, "weights": None, "cutoff": None, "tokens": tokens}
+
+
+def sliding_of(pairs: float, context: int) -> tuple[int, float]:
+    """The tokens of the sliding window of nearest cost, and its pairs per row."""
+    costs = {w: sum(min(i, w - 1) for i in range(context)) / context for w in range(1, context + 1)}
+    return min(costs.items(), key=lambda item: abs(item[1] - pairs))
+
+
 def write(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))
@@ -54,7 +64,8 @@ def cell(
     identity |= {"made": seed} if seed and not draws else {}
     name = short_hash(identity)
     pairs = {"fused": fused} | ({"passes": passes} if passes else {})
-    told = label or {"alibi": "exact ALiBi", "window": f"window T={attn['cutoff']}"}.get(
+    windows = {"window": f"window T={attn['cutoff']}", "sliding": f"sliding window W={attn.get('tokens')}"}
+    told = label or {"alibi": "exact ALiBi", **windows}.get(
         attn["name"], f"PLSH S={attn['masks']} {attn['sampler']} {attn['weights']}"
     )
     about = {"cell_id": name, "identity": identity, "model": model, "label": told, "pairs_per_row": pairs}
@@ -135,7 +146,7 @@ def timed(folder: Path, scale: float, *, commit: str = "c", device: str = "cpu",
 
 
 def sweep(results: Path, *, models: Iterable[str], contexts: Iterable[int], masks: Iterable[int], samples: int) -> int:
-    """A sweep: exact ALiBi, PLSH with two weights, both windows of each number of masks. Returns
+    """A sweep: exact ALiBi, PLSH with two weights, the three windows of each number of masks. Returns
     how many cells."""
     chance = random.Random(0)
     todo: list[tuple[str, int, dict, float, dict]] = []
@@ -148,6 +159,8 @@ def sweep(results: Path, *, models: Iterable[str], contexts: Iterable[int], mask
                 for weights in ("count", "rb"):
                     todo.append((model, context, plsh(s, weights), s / (s + 6), {"fused": fused, "passes": passes}))
                 todo.append((model, context, window(float(s)), s / (s + 5), {"fused": fused}))
+                tokens, pairs = sliding_of(fused, context)
+                todo.append((model, context, sliding(tokens), s / (s + 5), {"fused": pairs}))
                 todo.append((model, context, window(100.0 * s), 0.97, {"fused": min(passes, whole)}))
     for model, context, attn, rate, cost in todo:
         hits = [float(chance.random() < rate) for _ in range(samples)]

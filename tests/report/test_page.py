@@ -63,6 +63,17 @@ def test_verdict_counts_what_the_paired_differences_say(tmp_path):
     assert counts["exact ALiBi"] == ["0", "1", "0"]
     assert counts["window of equal fused pairs"] == ["1", "0", "0"]  # matched within six digits
     assert counts["window of equal pairs in passes"] == ["0", "1", "0"]  # no window visits more pairs than there are
+    assert "sliding window of equal fused pairs" not in counts
+    ((told, command),) = described.missing
+    assert "sliding window of equal fused pairs not in the store" in told
+    assert "references=compute" in command
+    made.record(made.cell(tmp_path, made.sliding(31), fused=28.2), lambda k: 1.0)
+    made.record(
+        made.cell(tmp_path, made.sliding(33), fused=29.96), lambda k: 0.0
+    )  # 32 windows visit less than 30 pairs
+    described = verdict.section(reader.comparisons(reader.records(tmp_path)))
+    counts = {row[2]: row[3:6] for row in described.blocks[1].table.rows}
+    assert counts["sliding window of equal fused pairs"] == ["1", "0", "0"]
     assert described.missing == []
 
 
@@ -176,12 +187,12 @@ def test_nothing_is_loaded_from_elsewhere(store):
     assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=", text.replace("plotly", ""))
 
 
-def test_five_hundred_cells_fit(tmp_path, capsys):
+def test_six_hundred_cells_fit(tmp_path, capsys):
     models = [f"model-{i}" for i in range(5)]
     cells = made.sweep(
         tmp_path / "r", models=models, contexts=[512, 1024, 2048, 4096], masks=[2, 4, 8, 16, 32, 64], samples=40
     )
-    assert cells == 500
+    assert cells == 5 * 4 * (1 + 6 * 5)
     assert main([str(tmp_path / "r"), "--out", str(tmp_path / "o")]) == 0
     assert json.loads(capsys.readouterr().out)["bytes"] < 10e6
 

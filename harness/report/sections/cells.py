@@ -6,9 +6,8 @@ from harness.attentions.alibi import Alibi
 from harness.common.table import Table
 from harness.experiment import command
 from harness.report.describe import Grid, Section, Tags
-from harness.report.methods import EXACT
+from harness.report.methods import EXACT, WINDOWS
 from harness.report.sections import common
-from harness.report.sections.verdict import REFERENCES
 
 MAX_MESSAGE = 400  # characters of an error message
 
@@ -88,8 +87,8 @@ def _missing(group: list[Comparison]) -> list[tuple[list[str], Tags, str]]:
             row = ["", q.model, label, str(q.context), q.task, "missing", "0", "", "", ""]
             gaps.append((row, tags, gap_command))
         for r in (r for r in q.records if r.method.beside_windows):
-            if r.score and (absent := [m for m in r.pairs if m not in q.windows(r)]):
-                names = " and ".join(REFERENCES[m].name for m in absent)
+            if r.score and (absent := q.absent_windows(r)):
+                names = " and ".join(WINDOWS[name].name for name in absent)
                 masks = f"S={r.attention.masks}" if r.attention.masks else r.cell.label
                 row = ["", q.model, f"{names}, {masks}", str(q.context), q.task, "missing"]
                 gap_command = command.neighbour_command(r, r.method) + " references=compute"

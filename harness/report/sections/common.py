@@ -10,9 +10,8 @@ from harness.analysis.table import heading, interval
 from harness.common.stats import Metric
 from harness.experiment import command
 from harness.report.describe import Axis, Group, Heat, Live, Panel, Point, Series, Tags, finite, points
-from harness.report.methods import EXACT, WINDOW_FUSED, WINDOW_PASSES, Method
+from harness.report.methods import EXACT, Method
 
-WINDOWS: dict[str, Method] = {"fused": WINDOW_FUSED, "passes": WINDOW_PASSES}
 MAX_COMMANDS = 3  # shown with a figure
 VARYING = ("kernel", "seed", "draws")  # may differ between cells of one attention
 
@@ -86,14 +85,14 @@ def masks_series(q: Comparison) -> dict[tuple[Method, str], list[Record]]:
 def matched_windows(q: Comparison) -> dict[tuple[str, Tags, str], dict[int, Record]]:
     """Return the windows of equal cost by number of masks.
 
-    Keys: the way to match (fused, passes), tags of the sampler, and a remark on sampler and
+    Keys: the reference (window, sliding, passes), tags of the sampler, and a remark on sampler and
     variant.
     """
     matched: dict[tuple[str, Tags, str], dict[int, Record]] = defaultdict(dict)
     for r in (r for records in masks_series(q).values() for r in records):
         remark = ", ".join([*sampler_remark(r), *r.method.variant])
-        for match, window in q.windows(r).items():
-            matched[match, Tags(sampler=r.attention.sampler or ""), remark][mask_count(r)] = window
+        for name, window in q.windows(r).items():
+            matched[name, Tags(sampler=r.attention.sampler or ""), remark][mask_count(r)] = window
     return matched
 
 

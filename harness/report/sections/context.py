@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from harness.analysis.reader import Comparison, Record
 from harness.experiment import command
 from harness.report.describe import QUARTILES, Axis, Group, Guide, Live, Panel, Section, Series, Tags, points
-from harness.report.methods import Method
+from harness.report.methods import WINDOWS, Method
 from harness.report.sections import common
 
 MEASURES = {
@@ -57,9 +57,9 @@ def _lines(q: Comparison) -> Iterator[tuple[Record, Line]]:
     window may match several numbers of masks, and then is a point of several lines.
     """
     matched: dict[str, list[Line]] = defaultdict(list)
-    for (match, tags, remark), windows in common.matched_windows(q).items():
+    for (name, tags, remark), windows in common.matched_windows(q).items():
         for masks, window in windows.items():
-            method = common.method_style(common.WINDOWS[match], window)
+            method = common.method_style(WINDOWS[name], window)
             remarks = ", ".join(filter(None, [f"S={masks}", remark]))
             matched[window.cell_id].append((method, remarks, tags, masks))
     for r in q.records:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from harness.analysis.reader import DEPTH, Comparison, Record, depth_of
 from harness.report.describe import Heat, Live, Section, Tags, points
+from harness.report.methods import WINDOWS
 from harness.report.sections import common
 
 
@@ -26,18 +27,19 @@ def section(questions: list[Comparison]) -> Section:
 
 
 def _heats(model: str, group: list[Comparison]) -> list[Heat]:
-    """Return heat maps of exact ALiBi, and of each setting of masks with its window."""
+    """Return heat maps of exact ALiBi, and of each setting of masks with its windows."""
     names = common.titles(group)
     exact = {name: q.exact for q, name in zip(group, names, strict=True) if q.exact}
     masks: dict[tuple, dict[str, Record]] = defaultdict(dict)
-    windows: dict[tuple[int, str], dict[str, dict[str, Record]]] = defaultdict(lambda: defaultdict(dict))
+    windows: dict[tuple[int, str], dict[tuple[str, str], dict[str, Record]]] = defaultdict(lambda: defaultdict(dict))
     for q, name in zip(group, names, strict=True):
         for (method, remark), records in common.masks_series(q).items():
             for r in records:
                 masks[common.mask_count(r), method.name, remark][name] = r
-        for (match, tags, remark), matched in common.matched_windows(q).items():
-            for count, window in matched.items() if match == "fused" else ():
-                windows[count, tags.sampler][remark][name] = window
+        for (reference, tags, remark), matched in common.matched_windows(q).items():
+            # that of equal passes often is exact ALiBi
+            for count, window in matched.items() if reference != "passes" else ():
+                windows[count, tags.sampler][reference, remark][name] = window
     heats = [_heat("exact ALiBi", exact, Tags())]
     for setting in sorted(masks):
         count, method, remark = setting
@@ -46,8 +48,9 @@ def _heats(model: str, group: list[Comparison]) -> list[Heat]:
         title = ", ".join(filter(None, [f"S={count} {method}", remark]))
         heats.append(_heat(title, by_name, tags))
         # each window once, after its first masks
-        for remark, window_records in windows.pop((count, tags.sampler), {}).items():
-            title = ", ".join(filter(None, [f"window, pairs of S={count}", remark]))
+        for (reference, remark), window_records in windows.pop((count, tags.sampler), {}).items():
+            shape = WINDOWS[reference].name.split(" of ")[0]
+            title = ", ".join(filter(None, [f"{shape}, pairs of S={count}", remark]))
             heats.append(_heat(title, window_records, Tags(sampler=tags.sampler)))
     return [heat for heat in heats if heat]
 

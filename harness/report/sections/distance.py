@@ -5,7 +5,7 @@ import re
 
 from harness.analysis.reader import Comparison, Record
 from harness.report.describe import Axis, Live, Panel, Point, Section, Series, Tags, points
-from harness.report.methods import EXACT, Method
+from harness.report.methods import EXACT, WINDOWS, Method
 from harness.report.sections import common
 
 BIN = re.compile(r"/accuracy_distance_(\d+)_(\d+)$")
@@ -44,9 +44,9 @@ def _panels(q: Comparison, title: str) -> list[Panel]:
             for r in records:
                 if common.mask_count(r) == masks:
                     curves.append((method, r, common.tags_of(r, q.model), remark))
-        for (match, tags, remark), windows in matched.items():
+        for (name, tags, remark), windows in matched.items():
             if masks in windows:
-                curves.append((common.WINDOWS[match], windows[masks], tags, remark))
+                curves.append((WINDOWS[name], windows[masks], tags, remark))
         series = [
             Series(method, _points(r, SPREAD ** (position - len(curves) / 2)), "line", tags, remark)
             for position, (method, r, tags, remark) in enumerate(curves)

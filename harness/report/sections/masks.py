@@ -1,7 +1,8 @@
-"""Accuracy against the number of masks, beside exact ALiBi and both windows of equal cost."""
+"""Accuracy against the number of masks, beside exact ALiBi and the windows of equal cost."""
 
 from harness.analysis.reader import Comparison
 from harness.report.describe import Axis, Live, Panel, Section, Series, points
+from harness.report.methods import WINDOWS
 from harness.report.sections import common
 
 SPREAD = 1.045  # ratio between neighbouring methods, so that intervals do not overlap
@@ -34,12 +35,12 @@ def _panel(q: Comparison, title: str) -> Panel | None:
     for position, ((method, remark), records) in enumerate(by_method.items()):
         dots = points(common.point(common.mask_count(r) * SPREAD**position, r.score, r.cell.label) for r in records)
         series.append(Series(method, dots, tags=common.tags_of(records[0], q.model), remark=remark))
-    for position, ((match, tags, remark), windows) in enumerate(common.matched_windows(q).items(), start=1):
+    for position, ((name, tags, remark), windows) in enumerate(common.matched_windows(q).items(), start=1):
         dots = points(
             common.point(masks / SPREAD**position, w.score, f"{w.cell.label}, matched to S={masks}")
             for masks, w in sorted(windows.items())
         )
-        series.append(Series(common.WINDOWS[match], dots, tags=tags, remark=remark))
+        series.append(Series(WINDOWS[name], dots, tags=tags, remark=remark))
     series = [s for s in series if s.points]
     if not series:
         return None

@@ -1,4 +1,4 @@
-"""The verdict: Positional LSH minus exact ALiBi and both windows of equal cost, by prompt."""
+"""The verdict: Positional LSH minus exact ALiBi and the windows of equal cost, by prompt."""
 
 import statistics
 from collections import Counter
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from harness.analysis import table
 from harness.analysis.reader import Comparison, Record, difference
+from harness.attentions.registry import DEFAULT_REFERENCES
 from harness.common.stats import Difference
 from harness.common.table import Table
 from harness.experiment import command
@@ -25,7 +26,7 @@ from harness.report.describe import (
     finite,
     points,
 )
-from harness.report.methods import EXACT, Method
+from harness.report.methods import EXACT, WINDOWS, Method
 from harness.report.sections import common
 
 CAVEATS = {  # notes on models that were trained to favour a method
@@ -33,7 +34,13 @@ CAVEATS = {  # notes on models that were trained to favour a method
     "knows one grammar of prompts: no claim about real models rests on it.",
     "tiny-plain": "tiny-plain knows one grammar of prompts: no claim about real models rests on it.",
 }
-REFERENCES: dict[str, Method] = {"exact": EXACT, **common.WINDOWS}
+REFERENCES: dict[str, Method] = {"exact": EXACT, **WINDOWS}
+HEADINGS = {
+    "exact": "minus exact ALiBi",
+    "window": "minus window, equal fused pairs",
+    "sliding": "minus sliding window, equal fused pairs",
+    "passes": "minus window, equal pairs in passes",
+}
 
 
 @dataclass(frozen=True)
@@ -140,13 +147,10 @@ def _match(q: Comparison, title: str, record: Record) -> Match:
 
 def _gap(q: Comparison, matches: Sequence[Match]) -> tuple[str, str] | None:
     """Return a sentence on the missing references of these cells, and a command for the first."""
+    wanted = [{"exact", *q.windows(m.record), *q.absent_windows(m.record)} for m in matches]
     absent = [
-        [
-            method.name
-            for reference, method in REFERENCES.items()
-            if reference in {"exact", *m.record.pairs} - {*m.against}
-        ]
-        for m in matches
+        [method.name for name, method in REFERENCES.items() if name in names - {*m.against}]
+        for m, names in zip(matches, wanted, strict=True)
     ]
     lacking = [(m.record, names) for m, names in zip(matches, absent, strict=True) if names]
     if not lacking:
@@ -159,17 +163,21 @@ def _gap(q: Comparison, matches: Sequence[Match]) -> tuple[str, str] | None:
 
 
 def _forest(title: str, matches: list[Match], limit: float) -> Panel | None:
-    """Return a forest plot with one row for each cell and its three differences."""
+    """Return a forest plot with one row for each cell and its differences."""
     matches = sorted(matches, key=lambda m: (m.tags.sampler, m.tags.weights, common.mask_count(m.record)), reverse=True)
     varying = [n for n in common.VARYING if len({getattr(m.record.identity, n) for m in matches}) > 1]
     ticks = {float(row): _row_label(m.record, varying) for row, m in enumerate(matches)}
     series = []
-    for position, (reference, method) in enumerate(REFERENCES.items()):
+    shown = [reference for reference in REFERENCES if any(reference in m.against for m in matches)]
+    for position, reference in enumerate(shown):
+        method = REFERENCES[reference]
         candidates: list[Point] = []
         for row, m in enumerate(matches):
             if change := m.against.get(reference):
                 note = f"{m.record.cell.label} minus {method.name}\n{table.signed(change)}, n = {change.n}"
-                candidates.append(Point(change.value, row + 0.22 * (1 - position), change.low, change.high, note))
+                candidates.append(
+                    Point(change.value, row + 0.22 * ((len(shown) - 1) / 2 - position), change.low, change.high, note)
+                )
         for tags in dict.fromkeys(m.tags for m in matches):
             tagged = [p for p in points(candidates) if matches[round(p.y)].tags == tags]
             if tagged:
@@ -194,11 +202,11 @@ def _axis_limit(matches: list[Match]) -> float:
 
 
 def _grid(model: str, task: str, matches: list[Match]) -> Grid:
-    columns = ["cell", "context", "pairs per row", "accuracy", "minus exact ALiBi"]
-    columns += ["minus window, equal fused pairs", "minus window, equal pairs in passes", "detectable"]
+    shown = [name for name in REFERENCES if name in DEFAULT_REFERENCES or any(name in m.against for m in matches)]
+    columns = ["cell", "context", "pairs per row", "accuracy", *(HEADINGS[name] for name in shown), "detectable"]
     rows = []
     for m in matches:
-        changes = [table.signed(m.against.get(reference)) for reference in REFERENCES]
+        changes = [table.signed(m.against.get(reference)) for reference in shown]
         exact = m.against.get("exact")
         detectable = f"{exact.detectable:.3f}" if exact and exact.detectable is not None else ""
         rows.append(

@@ -1,4 +1,4 @@
-"""8k tokens in one process: masks and both windows of equal cost beside exact ALiBi, on a random
+"""8k tokens in one process: masks and the windows of equal cost beside exact ALiBi, on a random
 model of one layer."""
 
 import numpy as np
@@ -30,7 +30,8 @@ def methods(loaded, tokens: int) -> dict:
     # any model of two heads has these slopes
     model = spec("model=random", *(f"model.architecture.{n}={v}" for n, v in (("heads", 2), ("width", 32))))
     beside = references(Plsh(MASKS, "gamma", "count"), model, tokens)
-    windows = {m: Window(slopes, beside[f"window {m}"].cutoff) for m in ("fused", "passes")}
+    windows = {name: Window(slopes, beside[name].cutoff) for name in ("window", "passes")}
+    windows["sliding"] = Window(slopes, 0.0, near=beside["sliding"].tokens)
     masks = {f"plsh {w}": PositionalLSH.draw(slopes, MASKS, seed=0, weights=w) for w in ("count", "rb")}
     return {"exact": Alibi(slopes), **masks, **windows}
 
@@ -84,7 +85,7 @@ def test_ratios_errors_and_operations_beside_exact_alibi(loaded):
     assert facts["plsh rb"]["alibi_difference"] < facts["plsh count"]["alibi_difference"]
 
 
-@pytest.mark.parametrize("name", ["plsh count", "plsh rb", "fused", "passes"])
+@pytest.mark.parametrize("name", ["plsh count", "plsh rb", "window", "sliding", "passes"])
 def test_memory_grows_with_the_tokens_not_with_their_square(loaded, name):
     """Every byte that torch hands out during the prefill is counted; pieces of the kernel's own are
     of bounded size, so that twice the tokens take at most twice the memory."""
