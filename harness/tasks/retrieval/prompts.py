@@ -3,7 +3,6 @@
 import bisect
 import hashlib
 import itertools
-import os
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 import datasets
 
 from harness.common.errors import UserError
+from harness.tasks import texts
 from harness.tasks.base import Prepared
 from harness.tasks.prepared import prepare_once
 from harness.tasks.retrieval import needles
@@ -85,23 +85,14 @@ def overhead(encode: Encode) -> int:
 
 
 def read_text(path: str | None) -> str:
-    """Return a user's text, stripped of white space at both ends.
+    """Return a user's text with Unix line ends, stripped of white space at both ends.
 
     Raises:
-        UserError: without a path, or if the file is missing, unreadable or empty.
+        UserError: without a path, or if the file is missing, unreadable or blank.
     """
     if not path:
         raise UserError("task.retrieval.haystack=text needs a file: set task.retrieval.text=FILE.")
-    file = Path(os.path.expanduser(path))
-    try:
-        if not file.is_file():
-            raise UserError(f"task.retrieval.text={path}: there is no such file.")
-        text = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"task.retrieval.text={path} cannot be read as UTF-8 text: {error}.") from None
-    if not text:
-        raise UserError(f"task.retrieval.text={path} holds no text.")
-    return text
+    return texts.read_text("task.retrieval.text", path).replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
 def text_hash(path: str) -> str:

@@ -21,6 +21,7 @@ from harness.common.errors import UserError
 from harness.models.load import load_tokenizer
 from harness.tasks.base import Prepared, TaskContext
 from harness.tasks.prepared import prepare_once
+from harness.tasks.texts import read_text
 
 VERSION = 1  # of the windows; part of the tasks' ids
 QUARTERS = 4  # of the scored tokens of a window, by position
@@ -61,28 +62,6 @@ class Window:
         return len(self.sizes)
 
 
-def read_text(path: str | None, option: str) -> str:
-    """Return the content of a text file, unchanged.
-
-    option: name of the option, for errors.
-
-    Raises:
-        UserError: without a path, or if the file is missing, not UTF-8 or empty.
-    """
-    if not path:
-        raise UserError(f"{option} is missing: name a text file, {option}=FILE.")
-    file = Path(path).expanduser()
-    try:
-        if not file.is_file():
-            raise UserError(f"{option}={path}: there is no such file.")
-        text = file.read_bytes().decode("utf-8")  # read_text would change line ends
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{option}={path} cannot be read as UTF-8 text: {error}.") from None
-    if not text.strip():
-        raise UserError(f"{option}={path} holds no text.")
-    return text
-
-
 def stride_of(options: TextOptions, context: int) -> int:
     """Return the number of scored tokens of a window."""
     return max(1, context // 2) if options.stride is None else options.stride
@@ -93,7 +72,7 @@ def identity(options: TextOptions, prefix: str) -> dict:
 
     prefix: of the options' names, for errors.
     """
-    text = read_text(options.text, f"{prefix}.text")
+    text = read_text(f"{prefix}.text", options.text)
     return {"text": hashlib.sha256(text.encode()).hexdigest(), "windows": VERSION}
 
 
@@ -108,7 +87,7 @@ def check(options: TextOptions, cell: Cell, prefix: str) -> None:
     Raises:
         UserError: if they are invalid.
     """
-    read_text(options.text, f"{prefix}.text")
+    read_text(f"{prefix}.text", options.text)
     if not 1 <= stride_of(options, cell.context) <= cell.context:
         raise UserError(f"{prefix}.stride must be from 1 to context={cell.context}, not {options.stride}.")
     if not load_tokenizer(cell.model).is_fast:
@@ -130,7 +109,7 @@ def prepare(options: TextOptions, cell: Cell, folder: Path, prefix: str) -> Prep
     Raises:
         UserError: if the text is shorter than one window, or cannot be stored.
     """
-    text = read_text(options.text, f"{prefix}.text")
+    text = read_text(f"{prefix}.text", options.text)
     recipe = {**identity(options, prefix), "tokenizer": cell.model.tokenizer}
 
     def make(draft: Path) -> Prepared:

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from harness.common.errors import UserError
 from harness.tasks.text import windows
+from harness.tasks.texts import read_text
 from tests.conftest import EMBEDDED
 
 TEXT = "Rain fell on the slates; nobody spoke.\nWhy had she come back? — „Für Elise“, 海上起了大风。\n\n" * 12
@@ -80,10 +81,10 @@ def test_a_text_that_is_none_is_a_mistake(tmp_path, content, said):
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(UserError, match=said):
-        windows.read_text(str(file), "task.perplexity.text")
+        read_text("task.perplexity.text", str(file))
 
 
 def test_line_ends_are_left_as_they_are(tmp_path):
     file = tmp_path / "text.txt"
     file.write_bytes(b"one\r\ntwo\r")
-    assert windows.read_text(str(file), "task.perplexity.text") == "one\r\ntwo\r"
+    assert read_text("task.perplexity.text", str(file)) == "one\r\ntwo\r"
