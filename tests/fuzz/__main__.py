@@ -5,6 +5,8 @@ Exit codes: 0, or 1 if a promise was broken, which is then on stderr.
 """
 
 import argparse
+import concurrent.futures
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -26,22 +28,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "fuzz.json", help="file to write")
     parser.add_argument("words", nargs="*", help="only sessions with one of them in their names")
     given = parser.parse_args(arguments)
-    reports = []
-    for session in sessions.SESSIONS:
-        if not given.words or any(word in session.name for word in given.words):
-            examples = round(given.examples * session.share)
-            reports.append(sessions.run(session, examples, start=given.seed, tell=_tell))
-            print(reports[-1].as_dict(), file=sys.stderr, flush=True)
+    chosen = [s.name for s in sessions.SESSIONS if not given.words or any(word in s.name for word in given.words)]
+    # processes of their own, since a session changes its current folder and its environment
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(len(chosen), mp_context=spawn) as pool:
+        reports = list(pool.map(_report, chosen, [given.examples] * len(chosen), [given.seed] * len(chosen)))
     about = environment.describe(torch.device("cpu"))
     about |= {
         "command": f"python -m tests.fuzz --examples {given.examples} --seed {given.seed}",
         "cores": os.cpu_count(),
     }
-    record = {"environment": about, "sessions": [report.as_dict() for report in reports]}
+    record = {"environment": about, "sessions": reports}
     if not given.words:
         write_atomic(given.out, record)
     print(table.markdown(record))
-    return int(any(report.broken for report in reports))
+    return int(any(report["broken"] for report in reports))
+
+
+def _report(name: str, examples: int, start: int) -> dict:
+    session = next(session for session in sessions.SESSIONS if session.name == name)
+    report = sessions.run(session, round(examples * session.share), start=start, tell=_tell).as_dict()
+    print(report, file=sys.stderr, flush=True)
+    return report
 
 
 def _tell(broken: Exception) -> None:
