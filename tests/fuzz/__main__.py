@@ -28,32 +28,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "fuzz.json", help="file to write")
     parser.add_argument("words", nargs="*", help="only sessions with one of them in their names")
     given = parser.parse_args(arguments)
-    chosen = [s.name for s in sessions.SESSIONS if not given.words or any(word in s.name for word in given.words)]
-    # processes of their own, since a session changes its current folder and its environment
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(len(chosen), mp_context=spawn) as pool:
-        reports = list(pool.map(_report, chosen, [given.examples] * len(chosen), [given.seed] * len(chosen)))
     about = environment.describe(torch.device("cpu"))
     about |= {
         "command": f"python -m tests.fuzz --examples {given.examples} --seed {given.seed}",
         "cores": os.cpu_count(),
     }
+    chosen = [s.name for s in sessions.SESSIONS if not given.words or any(word in s.name for word in given.words)]
+    # processes of their own, since a session changes its current folder and its environment
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(len(chosen), mp_context=spawn) as pool:
+        reports = list(pool.map(sessions.report_of, chosen, [given.examples] * len(chosen), [given.seed] * len(chosen)))
     record = {"environment": about, "sessions": reports}
     if not given.words:
         write_atomic(given.out, record)
     print(table.markdown(record))
     return int(any(report["broken"] for report in reports))
-
-
-def _report(name: str, examples: int, start: int) -> dict:
-    session = next(session for session in sessions.SESSIONS if session.name == name)
-    report = sessions.run(session, round(examples * session.share), start=start, tell=_tell).as_dict()
-    print(report, file=sys.stderr, flush=True)
-    return report
-
-
-def _tell(broken: Exception) -> None:
-    print(f"BROKEN {broken}\n", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
