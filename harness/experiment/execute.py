@@ -1,7 +1,9 @@
 """Run the tasks of a cell against the store: rows are never lost, every end is an outcome."""
 
 import contextlib
+import errno
 import itertools
+import re
 import time
 import traceback
 from collections.abc import Callable
@@ -316,8 +318,10 @@ def failure_status(error: Exception) -> str:
     """Return the status of a task that ended with this exception: oom, unsupported or error."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return "oom"
-    # torch's allocator on a CPU
-    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+    # torch's allocator on a CPU, C++, the system, and C code that does not say what it was refused
+    if isinstance(error, RuntimeError) and re.search("can't allocate memory|bad_alloc", str(error)):
+        return "oom"
+    if isinstance(error, SystemError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return "oom"
     return "unsupported" if isinstance(error, NotImplementedError) else "error"
 

@@ -123,7 +123,7 @@ def _parse(argument: str) -> Override:
 def _parse_or_none(argument: str) -> Override | None:
     try:
         return OverridesParser.create().parse_override(argument)
-    except HydraException:
+    except (HydraException, ValueError, RecursionError):  # of a number or a nesting without end, too
         return None
 
 

@@ -53,7 +53,7 @@ def read_grid(file: Path) -> Grid:
     try:
         text = read_file(file)
         if text is None:
-            raise UserError(f"There is no file {file}.")
+            raise UserError(f"{file} cannot be read: there is no such file.")
         content = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}.") from None

@@ -5,6 +5,8 @@ Exit codes: 0, or 1 if a promise was broken, which is then on stderr.
 """
 
 import argparse
+import concurrent.futures
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -26,26 +28,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "fuzz.json", help="file to write")
     parser.add_argument("words", nargs="*", help="only sessions with one of them in their names")
     given = parser.parse_args(arguments)
-    reports = []
-    for session in sessions.SESSIONS:
-        if not given.words or any(word in session.name for word in given.words):
-            examples = round(given.examples * session.share)
-            reports.append(sessions.run(session, examples, start=given.seed, tell=_tell))
-            print(reports[-1].as_dict(), file=sys.stderr, flush=True)
     about = environment.describe(torch.device("cpu"))
     about |= {
         "command": f"python -m tests.fuzz --examples {given.examples} --seed {given.seed}",
         "cores": os.cpu_count(),
     }
-    record = {"environment": about, "sessions": [report.as_dict() for report in reports]}
+    chosen = [s.name for s in sessions.SESSIONS if not given.words or any(word in s.name for word in given.words)]
+    # processes of their own, since a session changes its current folder and its environment
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(len(chosen), mp_context=spawn) as pool:
+        reports = list(pool.map(sessions.report_of, chosen, [given.examples] * len(chosen), [given.seed] * len(chosen)))
+    record = {"environment": about, "sessions": reports}
     if not given.words:
         write_atomic(given.out, record)
     print(table.markdown(record))
-    return int(any(report.broken for report in reports))
-
-
-def _tell(broken: Exception) -> None:
-    print(f"BROKEN {broken}\n", file=sys.stderr, flush=True)
+    return int(any(report["broken"] for report in reports))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -94,6 +95,19 @@ def run(session: Session, examples: int, *, start: int | None = None, tell: Call
         wanted = given(strategy)(example)
         limits(wanted if start is None else seed(start)(wanted))()
     report.seconds = time.monotonic() - began
+    return report
+
+
+def report_of(name: str, examples: int, start: int) -> dict:
+    """Run a session of this name with its share of the examples, and tell on stderr what comes of
+    it."""
+    session = next(session for session in SESSIONS if session.name == name)
+
+    def tell(broken: object) -> None:
+        print(f"BROKEN {broken}\n", file=sys.stderr, flush=True)
+
+    report = run(session, round(examples * session.share), start=start, tell=tell).as_dict()
+    print(report, file=sys.stderr, flush=True)
     return report
 
 
