@@ -76,16 +76,16 @@ def _fused(
     )
 
 
-def probe_weights(kind: Kind, heads: int, *, near: bool) -> Weights:
+def probe_weights(kind: Kind, heads: int, *, steep: bool) -> Weights:
     """Returns weights on which a kernel is checked.
 
     Args:
         kind: of the weights.
         heads: number of heads.
-        near: whether they reach a few tokens only.
+        steep: whether they reach a few tokens beyond sinks and near field only.
     """
     slopes = alibi_slopes(heads)
-    return CLASSES[kind.method].example(slopes / slopes.min() if near else slopes, kind)
+    return CLASSES[kind.method].example(slopes / slopes.min() if steep else slopes, kind)
 
 
 def context_is_broken(device: str) -> bool:
@@ -120,10 +120,10 @@ def _self_check(
     gap: bool,
 ) -> bool:
     options = {"queries": queries, "causal": causal, "gap": gap, "gradients": differentiated}
-    torch_dtype, weights = getattr(torch, dtype), probe_weights(Kind(*kind), accuracy.HEADS, near=gap)
+    torch_dtype, weights = getattr(torch, dtype), probe_weights(Kind(*kind), accuracy.HEADS, steep=gap)
     try:
         with torch.enable_grad():
-            tokens = CASE_TOKENS + weights.sinks
+            tokens = CASE_TOKENS + weights.sinks + weights.near
             errors = accuracy.errors(attend, weights, "triton", device, tokens, dim, torch_dtype, options)
     except torch.OutOfMemoryError:
         raise

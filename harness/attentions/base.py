@@ -154,11 +154,6 @@ class Attention(ABC):
         return 1
 
     @property
-    def near_over_masks(self) -> bool:
-        """Whether a near field replaces weights of masks, which the fused kernel does not compute."""
-        return False
-
-    @property
     def masks_counted(self) -> int:
         """Number of masks that a kernel counts for each pair; 0 if a formula gives the weight."""
         return 0

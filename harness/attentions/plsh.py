@@ -112,10 +112,6 @@ class Plsh(Attention):
         return self.masks
 
     @property
-    def near_over_masks(self):
-        return self.near > 0
-
-    @property
     def masks_counted(self):
         return self.masks if self.weights == "count" else 0
 

@@ -32,8 +32,8 @@ def refuse_kernel(kernel: str, attention: Attention, model: ModelSpec, device: t
             raise UserError(
                 "kernel=triton needs the package triton, which is not installed: use kernel=sdpa."
             ) from None
-        call = (device, model.torch_dtype, model.architecture.head_dim, attention.masks_counted)
-        reason = unsupported_reason(*call, masks_near=attention.near_over_masks)
+        head_dim = model.architecture.head_dim
+        reason = unsupported_reason(device, model.torch_dtype, head_dim, attention.masks_counted)
     elif kernel == "flex":
         from kernels.impl import flex  # its import takes seconds
 

@@ -46,6 +46,7 @@ USED_BY_LAW = {"Bias": Law.DISTANCE, "ByteWeights": Law.SUM}
 # of a multiprocessor of sm_90: registers, and bytes of shared memory, 1 KiB of which each block
 # reserves for the system
 REGISTERS, SHARED = 65536, 233472
+NEAR = 64  # tokens of the near field that is recorded: a tile of sm_90
 TOLERANCE = {"registers": 0.05, "shared": 0.0, "instructions": 0.1, "mma": 0.0}
 
 
@@ -63,15 +64,17 @@ class Configuration:
     causal: bool = True
     sinks: int = 0
     gaps: bool = False
+    near: int = 0
 
     @property
     def id(self) -> str:
         """Name of the configuration in the record."""
         masks = f"-S{self.masks}" if self.law.uses_mask_count else ""
         rows = "" if self.causal else "-both"
-        sinks = (f"-sinks{self.sinks}" if self.sinks else "") + "-gap" * self.gaps
+        near = f"-near{self.near}" if self.near else ""
+        sinks = (f"-sinks{self.sinks}" if self.sinks else "") + near + "-gap" * self.gaps
         if self.kernel in TABLES:
-            return f"{self.kernel}-sm{self.cap}-{self.law}{rows}"
+            return f"{self.kernel}-sm{self.cap}-{self.law}{rows}{near}"
         if self.kernel in LAWLESS:
             return f"{self.kernel}-sm{self.cap}-d{self.dim}-{self.dtype}{rows}"
         return f"{self.kernel}-sm{self.cap}-{self.law}{masks}-d{self.dim}-{self.dtype}{rows}{sinks}"
@@ -121,6 +124,14 @@ def every() -> list[Configuration]:
         chosen.append(Configuration("causal_dq", 90, law, sinks=4))
     for cap, law, causal in itertools.product(caps, (rao_blackwell, count), both):
         chosen.append(Configuration("tables", cap, law, causal=causal))
+    for law in (rao_blackwell, count):
+        chosen += [Configuration(kernel, 90, law, near=NEAR) for kernel in STREAMED]
+        chosen += [Configuration("causal", 90, law, 64, near=NEAR), Configuration("causal", 90, law, near=16)]
+        chosen += [Configuration(kernel, 90, law, causal=False, near=NEAR) for kernel in ("forward", "dq", "dkdv")]
+        chosen.append(Configuration("tables", 90, law, near=NEAR))
+    for cap, law in itertools.product(caps, (rao_blackwell, count, sums)):
+        chosen += [Configuration(kernel, cap, law, near=NEAR) for kernel in KERNELS]
+        chosen.append(Configuration("forward", cap, law, sinks=4, gaps=True, near=NEAR))
     return chosen
 
 
@@ -140,15 +151,15 @@ def compiled(configuration: Configuration) -> CompiledKernel:
     c = configuration
     kernel, tile = ALL_KERNELS[c.kernel], tile_of(DTYPES[c.dtype], c.cap // 10)
     if c.kernel in TABLES:
-        fixed = table_constants(c.law, c.masks, c.causal, tile)
+        fixed = table_constants(c.law, c.masks, c.near, c.causal, tile)
     elif c.kernel == "causal":
-        fixed = causal_constants(c.law, c.masks, c.sinks, c.dim, DTYPES[c.dtype], tile)
+        fixed = causal_constants(c.law, c.masks, c.sinks, c.near, c.dim, DTYPES[c.dtype], tile)
     elif c.kernel in STREAMED:
-        fixed = backward_constants(c.kernel, c.law, c.masks, c.sinks, c.dim, DTYPES[c.dtype], tile)
+        fixed = backward_constants(c.kernel, c.law, c.masks, c.sinks, c.near, c.dim, DTYPES[c.dtype], tile)
     else:
-        fixed = constants(c.kernel, c.law, c.masks, c.sinks, c.causal, c.dim, DTYPES[c.dtype], tile, c.gaps)
+        fixed = constants(c.kernel, c.law, c.masks, c.sinks, c.near, c.causal, c.dim, DTYPES[c.dtype], tile, c.gaps)
     if c.kernel == "decode":
-        fixed |= tile_constants(DTYPES[c.dtype]) | {"MASKS": 0 if c.law is Law.LINEAR else c.masks}
+        fixed |= tile_constants(DTYPES[c.dtype]) | {"MASKS": 0 if c.law is Law.LINEAR else c.masks, "NEAR": c.near}
     elif c.kernel == "delta":
         fixed |= {"ROWS": DELTA_ROWS, "num_warps": 4, "num_stages": 3}
     elif c.kernel == "merge":
@@ -208,11 +219,14 @@ def table(kernels: dict) -> str:
     ]
     chosen = [Configuration(kernel, 90, law) for kernel in KERNELS for law in Law]
     chosen += [Configuration("causal", 90, law) for law in LAWS]
-    for c in [*chosen, *(Configuration("tables", 90, law) for law in (Law.RAO_BLACKWELL, Law.COUNT))]:
+    masked = (Law.RAO_BLACKWELL, Law.COUNT)
+    chosen += [Configuration(kernel, 90, law, near=NEAR) for kernel in STREAMED for law in masked]
+    for c in [*chosen, *(Configuration("tables", 90, law) for law in masked)]:
         k = kernels[c.id]
+        near = f", near {c.near}" if c.near else ""
         lines.append(
-            f"| {c.kernel} | {c.law} | {k['registers']} | {k['spilled']} B | {k['shared'] // 1024} KB | {k['warps']} | "
-            f"{blocks_per_sm(k)} | {k['instructions']} |"
+            f"| {c.kernel}{near} | {c.law} | {k['registers']} | {k['spilled']} B | {k['shared'] // 1024} KB | "
+            f"{k['warps']} | {blocks_per_sm(k)} | {k['instructions']} |"
         )
     return "\n".join(lines)
 

@@ -11,11 +11,11 @@ import json
 
 import torch
 
-from kernels.aot.configurations import RECORD, Configuration
+from kernels.aot.configurations import NEAR, RECORD, Configuration
 from kernels.common.gpus import CAPABILITY, SCHEDULERS
-from kernels.impl.tables import law_of
+from kernels.impl.tables import law_of, near_of
 from kernels.impl.triton.causal import STEP
-from kernels.impl.triton.launch import tile_of
+from kernels.impl.triton.launch import near_constant, tile_of
 from kernels.impl.triton.tables import BLOCK
 from kernels.methods.laws import Law
 from kernels.methods.plsh import PositionalLSH
@@ -35,9 +35,10 @@ def issued(weights: Weights, tokens: int, dim: int, dtype: torch.dtype) -> dict[
         their machine code is not recorded.
     """
     law, masks = law_of(weights), weights.count
-    causal = Configuration("causal", 90, law, dim, NAMES[dtype], masks)
+    near = near_of(weights)
+    causal = Configuration("causal", 90, law, dim, NAMES[dtype], masks, near=near_constant(law, near))
     # without masks the kernel that builds the tables does the same under every law
-    of_tables = Configuration("tables", 90, law if law is Law.COUNT else Law.RAO_BLACKWELL)
+    of_tables = Configuration("tables", 90, law if law is Law.COUNT else Law.RAO_BLACKWELL, near=near)
     forward, tables = (_recorded().get(c.id) for c in (causal, of_tables))
     if not forward or not tables or weights.sinks:
         return None
@@ -77,9 +78,14 @@ def table(slopes: torch.Tensor, tokens: int, *, multiprocessors: int = 132, mhz:
         multiprocessors, mhz: of the GPU; by default an H100's.
     """
     rate = multiprocessors * SCHEDULERS * mhz * 1e3
-    plsh = {kind: PositionalLSH.draw(slopes, 16, seed=0, weights=kind) for kind in ("count", "rb")}
+    plsh = {
+        kind + (f", near {near}" if near else ""): PositionalLSH.draw(slopes, 16, seed=0, weights=kind, near=near)
+        for kind in ("count", "rb")
+        for near in (0, NEAR)
+    }
     lines = ["| weights | forward | tables |", "|---|---:|---:|"]
-    for name, weights in (plsh | {"window T=2": Window(slopes, 2.0)}).items():
+    windows = {"window T=2": Window(slopes, 2.0), f"window T=2, near {NEAR}": Window(slopes, 2.0, 0, NEAR)}
+    for name, weights in (plsh | windows).items():
         floors = issued(weights, tokens, 128, torch.bfloat16)
         cells = ["", ""] if floors is None else [f"{floors[part] / rate:.2f} ms" for part in ("forward", "tables")]
         lines.append(f"| {name} | {' | '.join(cells)} |")

@@ -17,6 +17,7 @@ from kernels.methods.weights import Weights, Window
 # other fast methods, slow methods
 FIRST, OURS, REST, LAST = range(4)
 SDPA = {"cuDNN": "CUDNN_ATTENTION", "FlashAttention": "FLASH_ATTENTION", "memory-efficient": "EFFICIENT_ATTENTION"}
+NEAR_TOKENS = 64  # nearest keys that have the exact weight, in the rows with a near field
 GRID_TOKENS = 64  # per cell of the grid on which the blocks of flat heads begin and end
 
 
@@ -67,11 +68,12 @@ def maskless(problem: Problem, kernel: str) -> list[Method]:
 
 def masked(problem: Problem, kernel: str, masks: int) -> list[Method]:
     """PLSH with this many masks, and the windows to compare it with: of equal expected pairs, and
-    of equal error."""
+    of equal error, with the near field of the masks."""
     slopes = problem.heads.slopes
     methods: list[Method] = []
     kinds: dict[str, dict[str, Any]] = {kind: {"weights": kind} for kind in UNION_WEIGHTS}
     if masks == 16:
+        kinds |= {f"{kind}, near {NEAR_TOKENS}": {"weights": kind, "near": NEAR_TOKENS} for kind in ("count", "rb")}
         kinds |= {f"{kind}, systematic": {"weights": kind, "sampler": "systematic"} for kind in ("count", "rb")}
         kinds[f"count, grid of {GRID_TOKENS}"] = {"align": GRID_TOKENS}
     for kind, options in kinds.items():
@@ -79,13 +81,14 @@ def masked(problem: Problem, kernel: str, masks: int) -> list[Method]:
         name = f"plsh {kind}, S={masks}"
         prepare = partial(ours.one_pass, problem, weights, kernel)
         methods.append(Method(name, "plsh", weights, prepare, masks, rank=FIRST))
-        cutoff = problem.equal_error_cutoff(problem.output_error(weights))
-        title = f"window T={cutoff:.2f}, as {kind}, S={masks}"
-        methods += windows(problem, kernel, cutoff, title, masks, name, rank=FIRST, others=kind in ("count", "rb"))
-    for match in ("fused", "passes"):
-        cutoff = equal_cost_cutoff(slopes, masks, problem.tokens, match=match)
-        title = f"window T={cutoff:.2f}, equal {match}, S={masks}"
-        methods += windows(problem, kernel, cutoff, title, masks, match, others=False)
+        cutoff = problem.equal_error_cutoff(problem.output_error(weights), weights.near)
+        title, others = f"window T={cutoff:.2f}, as {kind}, S={masks}", kind in ("count", "rb")
+        methods += windows(problem, kernel, cutoff, title, masks, name, weights.near, rank=FIRST, others=others)
+    equal_cost = [("fused", 0), *[("fused", NEAR_TOKENS)] * (masks == 16), ("passes", 0)]
+    for match, near in equal_cost:
+        cutoff = equal_cost_cutoff(slopes, masks, problem.tokens, match=match, near=near)
+        title = f"window T={cutoff:.2f}, equal {match}" + f", near {near}" * (near > 0) + f", S={masks}"
+        methods += windows(problem, kernel, cutoff, title, masks, match, near, others=False)
     count = PositionalLSH.draw(slopes, masks, seed=0)
     prepare = partial(separate, problem, count, kernel)
     name = f"plsh count, merged passes, S={masks}"
@@ -94,11 +97,11 @@ def masked(problem: Problem, kernel: str, masks: int) -> list[Method]:
 
 def windows(
     problem: Problem, kernel: str, cutoff: float, name: str, masks: int | None = None, match: str | None = None,
-    rank: int = REST, others: bool = True,
+    near: int = 0, rank: int = REST, others: bool = True,
 ) -> list[Method]:  # fmt: skip
     """One window by our kernel and, with `others` on a GPU, by other implementations, so that a
     slow kernel of ours cannot flatter the masks."""
-    weights = Window(problem.heads.slopes, cutoff)
+    weights = Window(problem.heads.slopes, cutoff, 0, near)
     ways: dict[str | None, tuple[int, Callable[[], Prepared]]] = {
         None: (rank, partial(ours.one_pass, problem, weights, kernel))
     }

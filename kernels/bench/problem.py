@@ -86,17 +86,17 @@ class Problem:
         exact = self.truth(self.exact)[0] if not self.backward else self.output(self.exact)
         return float((self.output(weights) - exact).norm() / exact.norm())
 
-    def equal_error_cutoff(self, error: float) -> float:
-        """The smallest cutoff T, in units of 1/slope, of a window whose `output_error` is at most
-        `error`: by bisection, exact at the sampled rows because the error of each head is known for
-        every window length."""
+    def equal_error_cutoff(self, error: float, near: int = 0) -> float:
+        """The smallest cutoff T, in units of 1/slope, of a window with this near field whose
+        `output_error` is at most `error`: by bisection, exact at the sampled rows because the error
+        of each head is known for every window length."""
         if self._curve is None:
             self._curve = self._window_errors()
         (curve, whole), slopes = self._curve, self.heads.slopes
         target = error**2 * whole
 
         def square(cutoff: float) -> float:
-            farthest = torch.floor(cutoff / slopes).clamp_max(self.tokens - 1).long().to(curve.device)
+            farthest = torch.floor(cutoff / slopes).clamp(max(near - 1, 0), self.tokens - 1).long().to(curve.device)
             return float(curve.gather(1, farthest[:, None]).sum())
 
         low, high = 0.0, float(slopes.max()) * self.tokens

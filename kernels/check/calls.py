@@ -20,17 +20,20 @@ GAP_LENGTH_FACTOR = 16  # calls with a gap have this many times as many keys bef
 
 
 def all_weights() -> dict[str, Weights]:
-    """The weights that the bench measures, some with sinks: every law, and counts in one word and
-    in two."""
+    """The weights that the bench measures, some with sinks or a near field: every law, and counts in
+    one word and in two."""
     slopes = alibi_slopes(HEADS)
     named = {"alibi": Alibi(slopes), "window": Window(slopes, 5.0), "window, 4 sinks": Window(slopes, 5.0, 4)}
-    for kind, sampler, masks, sinks in [
-        ("rb", "gamma", 16, 0), ("rb", "gamma", 16, 70), ("count", "gamma", 16, 0), ("count", "gamma", 16, 4),
-        ("count", "gamma", 1, 0), ("count", "gamma", 64, 0), ("rb", "systematic", 16, 0),
-        ("count", "systematic", 16, 0),
+    named["window, near 64"] = Window(slopes, 5.0, 0, 64)
+    for kind, sampler, masks, sinks, near in [
+        ("rb", "gamma", 16, 0, 0), ("rb", "gamma", 16, 70, 0), ("rb", "gamma", 16, 0, 64), ("count", "gamma", 16, 0, 0),
+        ("count", "gamma", 16, 4, 0), ("count", "gamma", 16, 0, 64), ("count", "gamma", 1, 0, 0),
+        ("count", "gamma", 64, 0, 0), ("rb", "systematic", 16, 0, 0), ("count", "systematic", 16, 0, 0),
+        ("count", "systematic", 16, 4, 64),
     ]:  # fmt: skip
-        weights = PositionalLSH.draw(slopes, masks, seed=1, sampler=sampler, weights=kind, sinks=sinks)
-        named[f"{kind} {sampler} S={masks}" + (f", {sinks} sinks" if sinks else "")] = weights
+        exact = {"sinks": sinks, "near": near}
+        parts = [f"{kind} {sampler} S={masks}"] + [f"{sinks} sinks"] * (sinks > 0) + [f"near {near}"] * (near > 0)
+        named[", ".join(parts)] = PositionalLSH.draw(slopes, masks, seed=1, sampler=sampler, weights=kind, **exact)
     # a draw with visited pairs whose ranks in some mask differ by 32: the highest bitplane of a
     # tile
     named[COUNT_32_HEADS] = PositionalLSH.draw(alibi_slopes(32), 16, seed=9)

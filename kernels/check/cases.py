@@ -30,6 +30,7 @@ FACTORS: dict[str, list] = {
     "causal": [True, False],
     "layout": ["plain", "transposed", "poisoned"],
     "sinks": [0, 3, 140],  # 140: a row may lie among the sinks, and they fill more than one tile
+    "near": [0, 16, 64, 100],  # within a tile, a tile of 64, and beyond the tile before it
 }
 
 
@@ -48,7 +49,8 @@ class Case:
     causal: bool = True
     layout: str = "plain"
     dim: int = 16
-    sinks: int = 0  # not used by rule "alibi"
+    sinks: int = 0  # not used by rule "alibi", nor is `near`
+    near: int = 0
 
     @property
     def id(self) -> str:
@@ -57,7 +59,7 @@ class Case:
         shape = f"{queries}of{keys}" + ("" if offset is None else f"at{offset}")
         parts = [self.rule, f"S{self.masks}", f"{self.heads[0]}x{self.heads[1]}", self.slopes, shape, self.padding]
         parts += [dtype_name(self.dtype), "causal" if self.causal else "both", self.layout]
-        parts += [f"sinks{self.sinks}"] * (self.sinks > 0)
+        parts += [f"sinks{self.sinks}"] * (self.sinks > 0) + [f"near{self.near}"] * (self.near > 0)
         return "-".join(parts).replace("/", ".")
 
     def slope_list(self) -> torch.Tensor:
@@ -77,10 +79,10 @@ class Case:
         if self.rule == "alibi":
             return Alibi(slopes)
         if self.rule == "window":
-            return Window(slopes, 3.0, self.sinks)
+            return Window(slopes, 3.0, self.sinks, self.near)
         kind, sampler = self.rule.split("/")
-        key = {"seed": 11, "draw": 2, "layer": 3}
-        return PositionalLSH.draw(slopes, self.masks, **key, sampler=sampler, weights=kind, sinks=self.sinks)
+        key, exact = {"seed": 11, "draw": 2, "layer": 3}, {"sinks": self.sinks, "near": self.near}
+        return PositionalLSH.draw(slopes, self.masks, **key, sampler=sampler, weights=kind, **exact)
 
     def pads(self) -> torch.Tensor | None:
         """Padding slots of each sequence, (batch,); None without padding."""

@@ -15,7 +15,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from kernels.impl.tables import bias_by_distance, distances_of, law_of
+from kernels.impl.tables import bias_by_distance, distances_of, law_of, near_of
 from kernels.methods.laws import Law
 from kernels.methods.weights import Weights
 
@@ -132,7 +132,7 @@ def score_of(weights: Weights, row: torch.Tensor, keys: int, gap: int):
         ValueError: for weights without a law.
     """
     slope, sinks = weights.slopes.float().to(row.device), weights.sinks
-    near = weights.near if weights.count else 0  # other weights are L in their near field by themselves
+    near = near_of(weights)
     beyond = score_by_law(weights, row, -(-(-(-keys // BLOCK) * BLOCK + gap) // BLOCK) * BLOCK)
     if not sinks and not gap and not near:
         return beyond
@@ -156,7 +156,8 @@ def score_by_law(weights: Weights, row: torch.Tensor, tokens: int):
     heads = torch.arange(weights.heads, device=device)
     if not law.per_mask:
         width = distances_of(weights, tokens)
-        bias = bias_by_distance(weights.slopes.to(device), weights.count, weights.kind.sampler, width) * math.log(2)
+        options = (weights.count, weights.kind.sampler, width, near_of(weights))
+        bias = bias_by_distance(weights.slopes.to(device), *options) * math.log(2)
         bias = F.pad(bias, (0, -bias.shape[1] % BLOCK))
         farthest = bias.shape[1] - 1
         return lambda score, b, h, i, j: score + bias[h, (row[i] - j).abs().clamp_max(farthest)]

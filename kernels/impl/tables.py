@@ -48,6 +48,8 @@ class Tables:
       other tables describe the columns after them.
     * `first`, `last`: (H, N) int32, the first and last visited column of each row, non-decreasing
       in the row. With `causal` the row itself is the last column, and `last` is empty.
+    * `near`: number of nearest keys that have ALiBi's weight whatever the masks say, 0 without masks:
+      the other weights know their near field by themselves.
     * `order`: (H,) int32, the heads by falling number of visited pairs, as expected from the
       slopes.
     * `slope`: (H,) float32, for base-2 exponentials.
@@ -65,6 +67,7 @@ class Tables:
     tile: int
     masks: int
     sinks: int
+    near: int
     origin: int
     first: torch.Tensor
     last: torch.Tensor
@@ -101,6 +104,11 @@ def law_of(weights: Weights) -> Law:
     return weights.law
 
 
+def near_of(weights: Weights) -> int:
+    """`Tables.near`."""
+    return weights.near if weights.count else 0
+
+
 def distances_of(weights: Weights, tokens: int) -> int:
     """Number of distances, from 0 on, that a pair without a sink may have among `tokens`."""
     return tokens if weights.span is None else min(tokens, weights.span + 1)
@@ -134,8 +142,8 @@ def build_tables(
     mask_weights = weights.mask_set().log_weight.exp().to(device) if masks else slopes[:, None]
     order, slope, byte_weights = fixed_tables(law, slopes, mask_weights)
     tables = Tables(
-        law=law, tile=tile, masks=masks, sinks=weights.sinks, origin=origin, order=order, slope=slope,
-        byte_weights=byte_weights, bias=bias_of(weights, whole_tiles(tokens, tile), slopes),
+        law=law, tile=tile, masks=masks, sinks=weights.sinks, near=near_of(weights), origin=origin, order=order,
+        slope=slope, byte_weights=byte_weights, bias=bias_of(weights, whole_tiles(tokens, tile), slopes),
         **empty_tables(law, masks, origin, tokens, tile, causal, weights.heads, device),
     )  # fmt: skip
     rows = origin + torch.arange(tables.first.shape[1], device=device)
@@ -218,11 +226,11 @@ def bias_of(weights: Weights, tokens: int, slopes: torch.Tensor) -> torch.Tensor
     width = 1 << (distances_of(weights, tokens) - 1).bit_length()  # few lengths for a context that grows
     kept, place = vars(weights).setdefault("_bias", {}), (slopes.device, width)
     if place not in kept:
-        key = (*place, weights.kind.sampler, weights.count, *weights.slopes.tolist())
+        key = (*place, weights.kind.sampler, weights.count, weights.near, *weights.slopes.tolist())
         bias = _SHARED.get(key)
         if bias is None:
             with torch.inference_mode(False), torch.no_grad():
-                bias = bias_by_distance(slopes, weights.count, weights.kind.sampler, width)
+                bias = bias_by_distance(slopes, weights.count, weights.kind.sampler, width, weights.near)
             if capturing(slopes.device):
                 return bias
             _SHARED[key] = bias
@@ -235,11 +243,14 @@ def capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def bias_by_distance(slopes: torch.Tensor, masks: int, sampler: str, width: int) -> torch.Tensor:
-    """log2 of the "rb" weight at distances 0 .. width - 1, for slopes (H,) float64: (H, width)
-    float32. Raises ValueError for a sampler without `log_coverage`."""
+def bias_by_distance(slopes: torch.Tensor, masks: int, sampler: str, width: int, near: int) -> torch.Tensor:
+    """log2 of the "rb" weight at distances 0 .. width - 1, and of ALiBi's at those below `near`, for
+    slopes (H,) float64: (H, width) float32. Raises ValueError for a sampler without
+    `log_coverage`."""
     t = slopes[:, None] * torch.arange(width, device=slopes.device)
-    return ((-t - log_coverage(t, masks, sampler)) * LOG2E).float()
+    log_covered = log_coverage(t, masks, sampler)
+    log_covered[:, :near] = 0.0
+    return ((-t - log_covered) * LOG2E).float()
 
 
 def _fill_bitplanes(bitplanes: torch.Tensor, masks: Masks, rows: torch.Tensor, tile: int) -> None:

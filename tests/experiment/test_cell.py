@@ -245,8 +245,6 @@ def test_a_near_field_is_in_the_cell_and_in_its_windows():
     assert masks.cell.cell_id != without.cell.cell_id
 
 
-def test_a_near_field_of_masks_is_refused_by_the_fused_kernel_before_anything_is_loaded():
-    with pytest.raises(UserError, match="computes no near field of masks"):
-        planned("attn=plsh", "attn.near=64", "kernel=triton", "context=64")
+def test_a_near_field_below_zero_is_refused():
     with pytest.raises(UserError, match="attn.near must be at least 0"):
         planned("attn=window", "attn.near=-1", "context=64")

@@ -14,7 +14,7 @@ ALL = [
     Window(SLOPES, 2.0, 3),
     PositionalLSH.draw(SLOPES, 5, seed=4, weights="exact"),
     PositionalLSH.draw(SLOPES, 5, seed=4, sampler="systematic", weights="rb", sinks=20),
-    PositionalLSH.draw(SLOPES, 3, seed=4, sampler="fixed"),
+    PositionalLSH.draw(SLOPES, 3, seed=4, sampler="fixed", near=70),
 ]
 
 
@@ -29,8 +29,8 @@ def small(monkeypatch):
 @pytest.mark.parametrize("weights", ALL)
 def test_the_short_case_is_of_the_same_kind_and_right(weights):
     kind = weights.kind
-    own = auto.probe_weights(kind, 2, near=True)
-    first, _ = own.reach(torch.arange(2), torch.full((2, 1), own.sinks + 2 * auto.CASE_GAP))
+    own = auto.probe_weights(kind, 2, steep=True)
+    first, _ = own.reach(torch.arange(2), torch.full((2, 1), own.sinks + own.near + 2 * auto.CASE_GAP))
     assert type(own) is Alibi or bool((first >= own.sinks + auto.CASE_GAP).all())  # no row reaches what is left out
     assert own.kind == kind and type(own) is type(weights)
     gap = weights.span is not None

@@ -14,7 +14,7 @@ from kernels.bench.methods import masked, maskless
 from kernels.bench.plan import CALLS, HeadSet
 from kernels.bench.problem import Problem
 from kernels.check import calls as check
-from kernels.check.compare import oracle_per_sequence
+from kernels.check.compare import case_errors, oracle_per_sequence
 from kernels.impl import accuracy
 from kernels.impl.tables import law_of
 from kernels.impl.triton import attend as triton_attend
@@ -101,22 +101,24 @@ def test_a_chunk_builds_tables_for_its_own_rows(rule: str, monkeypatch):
     assert 0 < tables.origin <= 250 and tables.origin + tables.first.shape[1] < 400 + tables.tile
 
 
-@pytest.mark.parametrize("rule", ["window", "count/gamma", "rb/gamma"])
-def test_decoding_reads_no_key_out_of_reach(rule: str):
-    case = Case(rule=rule, heads=(2, 2), masks=4, shape=(187, 3, None))
+@pytest.mark.parametrize("near", [0, 64])
+@pytest.mark.parametrize("rule", ["window", "count/gamma", "rb/gamma", "rb/systematic"])
+def test_decoding_reads_no_key_out_of_reach(rule: str, near: int):
+    case = Case(rule=rule, heads=(2, 2), masks=4, slopes="steep", shape=(187, 3, None), near=near)
     weights = case.weights()
     q, k, v = case.inputs()
     true = attend(q, k, v, weights, kernel="exact")
     first, _ = weights.reach(torch.arange(2), torch.full((2, 1), 184))
-    assert bool((first > 0).any())
+    assert bool((first > 0).any()) and bool((first[:1] == 184 - near + 1).all()) == (near > 0)
     for head in range(2):
         k[:, head, : first[head, 0]] = math.nan
         v[:, head, : first[head, 0]] = math.nan
     assert (attend(q, k, v, weights, kernel="triton") - true).abs().max() < 2e-5
 
 
-def test_prefill_in_chunks_is_prefill():
-    case = Case(heads=(3, 3), shape=(131, 131, None))
+@pytest.mark.parametrize("near", [0, 40])
+def test_prefill_in_chunks_is_prefill(near: int):
+    case = Case(heads=(3, 3), shape=(131, 131, None), near=near)
     q, k, v = case.inputs()
     weights = case.weights()
     whole = attend(q, k, v, weights, kernel="triton")
@@ -137,6 +139,7 @@ BACKWARD = pairwise(
         "layout": ["plain", "transposed", "poisoned"],
         "dim": [16, 80],  # half a tile at a time from 65 upwards
         "sinks": [0, 3, 40],
+        "near": [0, 16, 64, 100],
     }
 )
 
@@ -157,13 +160,29 @@ def test_gradients(case: Case):
             assert (gradient[i, :, part] - expected[0]).abs().max() < 2e-5
 
 
+@pytest.mark.parametrize("rule, near", [("window", 0), *itertools.product(["rb/gamma", "count/gamma"], [0, 16, 64])])
+def test_gradients_of_the_kernels_for_hopper(rule: str, near: int):
+    """In half precision, which they ask for: beside a float64 oracle of the same rounded inputs."""
+    case = Case(rule=rule, masks=5, heads=(2, 1), slopes="spread", shape=(75, 75, None), padding="left",
+                dtype=torch.float16, sinks=3, near=near)  # fmt: skip
+    found = case_errors(case, "triton", "cpu")
+    assert found.pop("padding") == 0.0 and found.pop("lse") < accuracy.LSE_LIMIT
+    assert set(found) == {"out", "dq", "dk", "dv"} and max(found.values()) < accuracy.LIMITS[torch.float16]
+
+
+def test_a_near_field_of_many_tiles():
+    for queries in (150, 3):
+        agree(Case(heads=(2, 1), masks=3, slopes="steep", shape=(150, queries, None), near=140), "triton")
+
+
 @pytest.mark.parametrize("rule", LAWS)
 def test_tiles_of_64_in_halves_and_quarters(rule: str, monkeypatch):
     """As on sm_90: a quarter of the interpreter's tiles would be less than the least step."""
     monkeypatch.setattr(triton_attend, "tile_of", lambda dtype, capability: 64)
-    case = Case(rule=rule, masks=33, heads=(2, 1), shape=(131, 131, None), causal=False, dim=80, sinks=3)
+    case = Case(rule=rule, masks=33, heads=(2, 1), shape=(131, 131, None), causal=False, dim=80, sinks=3, near=70)
     law, quarter = law_of(case.weights()), ("rb", "distance", "sum")
-    steps = [step_of(kernel, law, 33, False, 80, torch.float32, 64, 3, False) for kernel in ("forward", "dq", "dkdv")]
+    options = (law, 33, False, 80, torch.float32, 64, 3, 0, False)
+    steps = [step_of(kernel, *options) for kernel in ("forward", "dq", "dkdv")]
     assert steps[0] == (16 if law == "sum" else 32) and steps[1] == (16 if law in quarter else 32)
     agree(case, "triton")
     test_gradients(case)

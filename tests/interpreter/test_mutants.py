@@ -102,6 +102,16 @@ def test_wrong_tables_fail(mutant, verdict, monkeypatch):
     assert verdict() == ["causal"]
 
 
+@pytest.mark.parametrize("near", [15, 17])
+def test_a_near_field_that_is_one_token_off_fails(near: int, verdict, monkeypatch):
+    """Forward, and in decoding, which has no tables."""
+    monkeypatch.setattr(check, "all_weights", lambda: {"count": replace(RIGHT, near=16)})
+    right_tables, right_weights = triton_attend.tables_on_device, triton_attend.packed_on_device
+    monkeypatch.setattr(triton_attend, "tables_on_device", lambda *a, **k: replace(right_tables(*a, **k), near=near))
+    monkeypatch.setattr(triton_attend, "packed_on_device", lambda *a: replace(right_weights(*a), near=near))
+    assert verdict() == ["causal", "decoding 3"]
+
+
 def test_rows_of_the_step_before_fail(verdict, monkeypatch):
     """In decoding: a place that was not brought up to date."""
     right = triton_attend.attend_decoding

@@ -21,7 +21,8 @@ CPU = torch.device("cpu")
 
 
 def case_of(rule: str, **options) -> Case:
-    return Case(**{"rule": rule, "masks": 5, "heads": (2, 1), "shape": (41, 41, None), "sinks": 3, **options})
+    fixed = {"masks": 5, "heads": (2, 1), "shape": (41, 41, None), "sinks": 3, "near": 7}
+    return Case(**{"rule": rule, **fixed, **options})
 
 
 @pytest.mark.parametrize("rule", ["rb/systematic", "count/systematic"])  # between them every table
@@ -31,9 +32,9 @@ def test_torch_finds_nothing_wrong_with_the_operators(rule: str):
     own = packed_on_device(weights, CPU)
     tables = tables_on_device(weights, 20, tile=16, causal=causal, device=CPU)
     places = torch.stack([case.pads(), -case.pads()])
-    rest = (tables.law, tables.masks, tables.sinks, 16, 0, 0.25)
+    rest = (tables.law, tables.masks, tables.sinks, tables.near, 16, 0, 0.25)
     torch.library.opcheck(tables_op, (own.numbers, *own.kind.values(), 16, 20, 16, causal))
-    torch.library.opcheck(bias_op, (own.numbers, weights.count, weights.sampler, 32))
+    torch.library.opcheck(bias_op, (own.numbers, weights.count, weights.sampler, 32, own.near))
     out, lse = forward_op(*inputs, tables.tensors, places, *rest)
     grad_out, grad_lse = torch.ones_like(out), torch.ones_like(lse)
     torch.library.opcheck(backward_op, (*inputs, out, lse, grad_out, grad_lse, tables.tensors, places, *rest))
@@ -124,8 +125,8 @@ def test_weights_by_distance_are_kept_for_all_draws_while_one_lives():
     assert not isinstance(kept, FakeTensor)  # what is only traced is not kept
     with torch.inference_mode():
         assert bias_on_device(other, 40, packed_on_device(other, CPU)) is kept is bias_on_device(one, 33, numbers)
-    assert kept.shape == (2, 64) and torch.equal(kept[:, :40], bias_op(numbers.numbers, 4, "systematic", 40))
-    assert torch.equal(kept, bias_by_distance(slopes, 4, "systematic", 64))
+    assert kept.shape == (2, 64) and torch.equal(kept[:, :40], bias_op(numbers.numbers, 4, "systematic", 40, 0))
+    assert torch.equal(kept, bias_by_distance(slopes, 4, "systematic", 64, 0))
     assert bias_on_device(one, 65, numbers).shape == (2, 128)
     assert bias_on_device(one, 40, numbers) is kept
     kept = weakref.ref(kept)

@@ -18,8 +18,8 @@ SLOPES = torch.logspace(3, -9, 3, base=2.0, dtype=torch.float64)
 TOKENS = 141
 
 
-def lsh(masks: int, sampler: str, weights: str, sinks: int = 0) -> PositionalLSH:
-    return PositionalLSH.draw(SLOPES, masks, seed=3, sampler=sampler, weights=weights, sinks=sinks)
+def lsh(masks: int, sampler: str, weights: str, sinks: int = 0, near: int = 0) -> PositionalLSH:
+    return PositionalLSH.draw(SLOPES, masks, seed=3, sampler=sampler, weights=weights, sinks=sinks, near=near)
 
 
 ALL = {
@@ -33,6 +33,9 @@ ALL = {
     "count 64": lsh(64, "gamma", "count"),
     "sum": lsh(16, "systematic", "count", 40),
     "fixed": lsh(4, "fixed", "count"),
+    "near, exact": lsh(5, "gamma", "exact", near=16),
+    "near, count": lsh(5, "gamma", "count", 3, 100),
+    "near, distance": lsh(6, "systematic", "rb", near=64),
     "grid": PositionalLSH.draw(SLOPES, 33, seed=3, sinks=3, align=24),
     "grid, sum": PositionalLSH.draw(SLOPES, 16, seed=3, sampler="systematic", align=32),
 }

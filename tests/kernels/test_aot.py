@@ -1,6 +1,7 @@
 """What the compiler says to the kernels, for GPUs that are not at hand, against
 docs/results/aot.json."""
 
+import itertools
 import json
 import re
 
@@ -18,6 +19,7 @@ from kernels.methods.laws import Law
 RECORD = json.loads(aot.RECORD.read_text())
 CHOSEN = [
     *(Configuration("causal", 90, law) for law in (Law.LINEAR, Law.RAO_BLACKWELL, Law.COUNT)),
+    *(Configuration("causal", 90, law, near=aot.NEAR) for law in (Law.RAO_BLACKWELL, Law.COUNT)),
     Configuration("causal_dq", 90, Law.COUNT),
     *(Configuration("causal_dkdv", 90, law) for law in (Law.RAO_BLACKWELL, Law.COUNT)),
     *(Configuration("forward", 90, law) for law in (Law.DISTANCE, Law.COUNT, Law.SUM)),
@@ -103,7 +105,16 @@ def test_contraction_would_show(monkeypatch):
 
 
 def test_the_suite_compiles_a_few_of_the_recorded_configurations():
-    assert len(CHOSEN) <= 25 and {c.id for c in CHOSEN} <= {c.id for c in every()} == set(RECORD["kernels"])
+    assert len(CHOSEN) <= 27 and {c.id for c in CHOSEN} <= {c.id for c in every()} == set(RECORD["kernels"])
+
+
+def test_a_near_field_leaves_the_rest_of_the_loop_as_it_is():
+    """And as many blocks on a multiprocessor."""
+    for kernel, law in itertools.product(aot.STREAMED, (Law.RAO_BLACKWELL, Law.COUNT)):
+        near, without = (RECORD["kernels"][Configuration(kernel, 90, law, near=n).id] for n in (aot.NEAR, 0))
+        assert blocks_per_sm(near) >= blocks_per_sm(without)
+        ((turn, _),), ((turn_without, _),) = near["path"]["loops"], without["path"]["loops"]
+        assert turn <= 1.03 * turn_without
 
 
 def test_the_page_has_the_table_of_the_record():

@@ -17,6 +17,7 @@ from kernels.bench.plan import HeadSet
 from kernels.bench.problem import Problem
 
 SMALL = HeadSet(4, 16)
+NEAR = ("count, near 64", "rb, near 64")
 ROWS = [r for quarter in (1, 2, 3, 4) for r in range(64 * quarter - 8, 64 * quarter)]
 
 
@@ -56,9 +57,9 @@ def test_report_has_every_method_side_by_side(tmp_path, capsys):
     assert 0.1 < report["environment"]["memory_gb_s"] < 1e4
     assert [run["call"] for run in report["runs"]] == ["forward", "decode-1", "decode-16"]
     starts = []  # PLSH and the windows of equal error first, what is slow last
-    for kind in ("count", "rb", "exact", "count, systematic", "rb, systematic", "count, grid of 64"):
+    for kind in ("count", "rb", "exact", *NEAR, "count, systematic", "rb, systematic", "count, grid of 64"):
         starts += [f"plsh {kind}, S=16", "window T="]
-    starts += ["alibi, sdpa", "alibi, augmented", "window T=20", "window T=", "window T="]
+    starts += ["alibi, sdpa", "alibi, augmented", "window T=20", "window T=", "window T=", "window T="]
     starts += ["alibi, bias", "plsh count, merged passes"]
     printed = capsys.readouterr().out
     for run in report["runs"]:
@@ -121,8 +122,8 @@ def test_window_of_equal_error_errs_as_much_and_no_narrower_one_does():
     p = problem()
     exact = attention(p, explicit_alibi())
 
-    def error(cutoff: float) -> float:
-        window = Window(SMALL.slopes, cutoff).matrix(256)
+    def error(cutoff: float, near: int = 0) -> float:
+        window = Window(SMALL.slopes, cutoff, 0, near).matrix(256)
         return float((attention(p, window) - exact).norm() / exact.norm())
 
     for wanted in (0.02, 0.2, 0.5):
@@ -130,6 +131,9 @@ def test_window_of_equal_error_errs_as_much_and_no_narrower_one_does():
         assert error(cutoff) <= wanted < error(cutoff - 1e-6)
         assert error(cutoff) > 0.7 * wanted  # the steps of 256 tokens and 4 heads
     assert p.equal_error_cutoff(5.0) == 0.0
+    cutoff = p.equal_error_cutoff(0.02, 40)
+    assert error(cutoff, 40) <= 0.02 < error(cutoff - 1e-6, 40) and cutoff > 0.0
+    assert p.equal_error_cutoff(error(0.0, 40) * 1.001, 40) == 0.0
     lsh = PositionalLSH.draw(SMALL.slopes, 16, seed=0)
     assert p.output_error(lsh) == pytest.approx(
         float((attention(p, lsh.matrix(256)) - exact).norm() / exact.norm()), abs=1e-12
@@ -304,7 +308,7 @@ def test_flash_attn_takes_each_window_with_its_heads(monkeypatch):
 
 def test_on_a_gpu_rows_are_in_the_order_of_their_worth():
     p = problem()
-    p.device, p.output_error, p.equal_error_cutoff = SimpleNamespace(type="cuda"), lambda _: 0.1, lambda _: 2.0
+    p.device, p.output_error, p.equal_error_cutoff = SimpleNamespace(type="cuda"), lambda _: 0.1, lambda *_: 2.0
     some = sorted(methods.maskless(p, "triton") + methods.masked(p, "triton", 4), key=lambda m: m.rank)
     names = [m.name for m in some]
     assert names[0] == "plsh count, S=4" and names.index("alibi, triton") == 6

@@ -12,10 +12,11 @@ BASE = Case(heads=(4, 2), masks=4, shape=(301, 20, None), slopes="steep")
 GAPS = [
     replace(BASE, rule="window", sinks=3, padding="left"),
     replace(BASE, rule="count/gamma", sinks=3, padding="left"),
-    replace(BASE, rule="rb/gamma", sinks=40),
+    replace(BASE, rule="rb/gamma", sinks=40, near=100),
     replace(BASE, rule="exact/gamma"),
-    replace(BASE, rule="count/systematic", sinks=3, shape=(301, 5, None), padding="left"),
-    replace(BASE, rule="rb/systematic", sinks=70, shape=(301, 1, None)),
+    replace(BASE, rule="count/systematic", sinks=3, shape=(301, 5, None), padding="left", near=64),
+    replace(BASE, rule="rb/systematic", sinks=70, shape=(301, 1, None), near=16),
+    replace(BASE, rule="count/gamma", sinks=3, near=16),
 ]
 
 

@@ -68,12 +68,16 @@ def test_a_wait_and_code_out_of_line_are_no_loops():
     assert path(waits) == {"straight": [9, 1], "none": [7, 1], "loops": [[6, 1]]}
 
 
+NEAR = ("", "-near64")
+
+
 def record(loops: list[list[int]]) -> dict:
     way = {"straight": [100, 0], "none": [90, 0], "loops": [[5, 0], [30, 8]]}
     tables = {"straight": [70, 0], "none": [3, 0], "loops": loops}
     laws = ("count-S16", "rb-S16", "linear")
-    found = {f"causal-sm90-{law}-d64-bf16": {"warps": 4, "path": way} for law in laws}
-    return found | {f"tables-sm90-{law}": {"warps": 8, "path": tables} for law in ("count", "rb")}
+    found = {f"causal-sm90-{law}-d64-bf16{near}": {"warps": 4, "path": way} for law in laws for near in NEAR}
+    of_tables = {"warps": 8, "path": tables}
+    return found | {f"tables-sm90-{law}{near}": of_tables for law in ("count", "rb") for near in NEAR}
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,8 @@ def test_instructions_are_those_of_the_tiles_that_are_visited(loops, of_masks: i
     monkeypatch.setattr(issue, "_recorded", lambda: record(loops))
     slopes = alibi_slopes(4)
     for weights in (PositionalLSH.draw(slopes, 16, seed=2), PositionalLSH.draw(slopes, 16, seed=2, weights="rb"),
-                    Window(slopes, 1.0)):  # fmt: skip
+                    PositionalLSH.draw(slopes, 16, seed=2, near=64), Window(slopes, 1.0), Window(slopes, 1.0, 0, 64),
+                    ):  # fmt: skip
         first = (weights.matrix(640).tril() > 0).int().argmax(-1)[:, ::64]  # of the first row of each tile of 64
         steps = 2 * (torch.arange(10) + 1) - first // 32
         found = issue.issued(weights, 640, 64, torch.bfloat16)
@@ -98,6 +103,7 @@ def test_what_is_not_recorded_has_no_floor(monkeypatch):
     monkeypatch.setattr(issue, "_recorded", lambda: found)
     slopes = alibi_slopes(4)
     assert issue.issued(PositionalLSH.draw(slopes, 4, seed=0), 640, 64, torch.bfloat16) is None
+    assert issue.issued(PositionalLSH.draw(slopes, 16, seed=0, near=63), 640, 64, torch.bfloat16) is None
     assert issue.issued(Window(slopes, 1.0), 640, 80, torch.float16) is None
     assert issue.issued(Window(slopes, 1.0), 640, 64, torch.bfloat16) is not None
     found["causal-sm90-linear-d64-bf16"]["path"]["loops"] = []  # without a loop over tiles

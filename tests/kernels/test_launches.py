@@ -74,7 +74,7 @@ def launched(monkeypatch) -> list:
             cached.cache_clear()
 
     monkeypatch.setattr(JITFunction, "_do_compile", compile_nothing)
-    monkeypatch.setattr(triton_attend, "unsupported_reason", lambda *_, **__: None)
+    monkeypatch.setattr(triton_attend, "unsupported_reason", lambda *_: None)
     monkeypatch.setattr(triton_attend, "capability", lambda q: 9)
     forget()
     monkeypatch.setattr(driver, "_active", Idle())

@@ -167,15 +167,6 @@ def test_the_sliding_window_of_equal_cost_by_brute_force(sinks: int):
         assert width == min(costs, key=lambda w: (abs(costs[w] - pairs), w)), pairs
 
 
-def test_a_near_field_of_masks_is_refused_by_the_fused_kernel(monkeypatch):
-    pytest.importorskip("triton", reason="Triton exists on Linux only")
-    from kernels.impl.triton.attend import unsupported_call
-
-    q = torch.zeros(1, 4, 8, 64)
-    assert "near field" in unsupported_call(q, WEIGHTS["rb"](near=64))
-    assert "near field" not in (unsupported_call(q, Window(SLOPES, 1.0, near=64)) or "")
-
-
 def test_a_near_field_below_zero_is_refused():
     for make in WEIGHTS.values():
         with pytest.raises(ValueError, match="near must be"):

@@ -84,18 +84,12 @@ def unsupported_call(q: torch.Tensor, weights: Weights) -> str | None:
     if it does."""
     if weights.law is None:
         return no_tables(weights)
-    masks_near = weights.near > 0 and weights.count > 0
-    return unsupported_reason(q.device, q.dtype, q.shape[3], weights.counted, masks_near=masks_near)
+    return unsupported_reason(q.device, q.dtype, q.shape[3], weights.counted)
 
 
-def unsupported_reason(
-    device: torch.device, dtype: torch.dtype, dim: int, counted: int, *, masks_near: bool = False
-) -> str | None:
-    """Returns why this kernel supports no call with this head dimension, number of masks counted
-    pair by pair (`Weights.counted`) and near field over masks, in a sentence that says what to do;
-    None if it does."""
-    if masks_near:
-        return "kernel='triton' computes no near field of masks: use kernel='sdpa'."
+def unsupported_reason(device: torch.device, dtype: torch.dtype, dim: int, counted: int) -> str | None:
+    """Returns why this kernel supports no call with this head dimension and number of masks counted
+    pair by pair (`Weights.counted`), in a sentence that says what to do; None if it does."""
     if device.type != "cuda" and not INTERPRETED:
         return (
             "kernel='triton' needs a CUDA GPU: use kernel='sdpa' on the CPU, or set TRITON_INTERPRET=1 before Python "

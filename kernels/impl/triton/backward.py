@@ -60,7 +60,7 @@ def backward(
         strides = [stride for x in inputs for stride in x.stride()[:3]]
         sizes = (heads, heads // kv_heads, queries, keys, tables.first.shape[1], tables.bias.shape[-1])
         common = (geometry, *pointers(tables), *strides, *sizes, scale, scale * LOG2E)
-        kind = (tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tile)
+        kind = (tables.law, tables.masks, tables.sinks, tables.near, tables.causal, dim, q.dtype, tile)
         query_kernel[((queries + 2 * tile - 2) // tile, batch, heads)](
             *inputs, dq, lse, delta, *common, **constants("dq", *kind)
         )

@@ -25,7 +25,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.impl.tables import LOG2E, WORD, Tables
-from kernels.impl.triton.launch import Launcher, capability, pointers, precision_of, strides_of, width_of
+from kernels.impl.triton.launch import Launcher, capability, near_constant, pointers, precision_of, strides_of, width_of
 from kernels.impl.triton.tiles import absorb, clear_padding, sequence_geometry
 from kernels.impl.triton.weights import (
     INTERPRETED,
@@ -34,10 +34,11 @@ from kernels.impl.triton.weights import (
     UNSPECIALIZED,
     counts,
     diagonal_word_weights,
+    full_factor,
     head_tables,
     lanes,
     signed_distance,
-    weigh_sinks,
+    weigh_exact,
 )
 from kernels.methods.laws import Law
 
@@ -112,22 +113,50 @@ def position_factors(
 
 
 @triton.jit
+def tile_counts(tile_factors, limits, positions, ROWS: tl.constexpr, PRECISION: tl.constexpr):
+    """Number of masks that cover the pairs (tile, step) of two tiles, from the `position_factors`
+    and limits of one and the positions of the other."""
+    step_factors = limits[:, None] <= positions[None, :] if ROWS else limits[:, None] > positions[None, :]
+    return tl.dot(tile_factors, step_factors.to(tile_factors.dtype), input_precision=PRECISION)
+
+
+@triton.jit
+def override_near(
+    score, factor, offsets, positions, base, slope, LAW: tl.constexpr, MASKS: tl.constexpr, NEAR: tl.constexpr
+):  # fmt: skip
+    """Scores and factors with those of ALiBi where a pair is less than NEAR tokens apart."""
+    distance = tl.abs(offsets.to(tl.float32)[:, None] - (positions - base).to(tl.float32)[None, :])
+    near = distance < NEAR
+    return tl.where(near, score - slope * distance, score), tl.where(near, full_factor(LAW, MASKS), factor)
+
+
+@triton.jit
 def weigh_step(
-    score, pair_mask, diagonal, tile_factors, limits, offsets, positions, base, slope, bitplanes, byte_weights,
-    LAW: tl.constexpr, MASKS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr,
-    ASM: tl.constexpr,
+    score, pair_mask, diagonal, nearby, tile_factors, limits, offsets, positions, base, slope, bitplanes, byte_weights,
+    LAW: tl.constexpr, MASKS: tl.constexpr, NEAR: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
+    PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Returns scores (tile, step), MASKED_SCORE outside `pair_mask`, and factors of their
     exponentials. `base`: first position of the tile, which holds rows if ROWS. `tile_factors`,
-    `limits`: its `position_factors`. `positions`: of the step, within the tile if `diagonal`."""
+    `limits`: its `position_factors`. `positions`: of the step, within the tile if `diagonal`. Pairs
+    less than NEAR tokens apart have ALiBi's weight; without `nearby` there are none."""
     factor = score
     if LAW == "count":
-        if diagonal:
-            weight = diagonal_word_weights(bitplanes, offsets, positions - base, byte_weights, LAW, MASKS, TILE, ASM)
-            factor = tl.where(pair_mask, weight, 0.0)
+        if nearby if NEAR > 0 else diagonal:
+            if NEAR >= TILE:  # the near field replaces all counts within the tile
+                factor = tile_counts(tile_factors, limits, positions, ROWS, PRECISION)
+            else:
+                if diagonal if NEAR > 0 else True:
+                    factor = diagonal_word_weights(
+                        bitplanes, offsets, positions - base, byte_weights, LAW, MASKS, TILE, ASM
+                    )  # fmt: skip
+                else:
+                    factor = tile_counts(tile_factors, limits, positions, ROWS, PRECISION)
+            if NEAR > 0:
+                score, factor = override_near(score, factor, offsets, positions, base, slope, LAW, MASKS, NEAR)
+            factor = tl.where(pair_mask, factor, 0.0)
         else:
-            step_factors = limits[:, None] <= positions[None, :] if ROWS else limits[:, None] > positions[None, :]
-            factor = tl.dot(tile_factors, step_factors.to(tile_factors.dtype), input_precision=PRECISION)
+            factor = tile_counts(tile_factors, limits, positions, ROWS, PRECISION)
         score = tl.where(factor > 0, score, MASKED_SCORE)
     else:
         if LAW == "rb":
@@ -139,6 +168,8 @@ def weigh_step(
                 alibi = tl.exp2(ahead[None, :] - (offsets.to(tl.float32) * (slope if ROWS else -slope))[:, None])
             factor = reciprocal(geometric(tl.maximum(1.0 - alibi, 0.0), MASKS), ASM)
         score = tl.where(pair_mask, score, MASKED_SCORE)
+        if nearby if NEAR > 0 else False:
+            score, factor = override_near(score, factor, offsets, positions, base, slope, LAW, MASKS, NEAR)
     return score, factor
 
 
@@ -146,8 +177,8 @@ def weigh_step(
 def key_step(
     q, K, V, sequence, head, slot_offset, j0, step, i0, offsets, first, visited, row_factors, block_starts, slope,
     bitplanes, byte_weights, scale2,
-    LAW: tl.constexpr, MASKS: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
-    PRECISION: tl.constexpr, ASM: tl.constexpr,
+    LAW: tl.constexpr, MASKS: tl.constexpr, NEAR: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
+    STEP: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Returns the keys and values of STEP columns from `j0` on, and the scores and factors of the
     rows of the tile at `i0`. Under "linear" the scores lack the row's part of the bias. `first`,
@@ -162,8 +193,8 @@ def key_step(
     if LAW == "linear":
         score += (slope * (columns - i0).to(tl.float32))[None, :]
     score, factor = weigh_step(
-        score, pair_mask, j0 >= i0, row_factors, block_starts, offsets, columns, i0, slope, bitplanes, byte_weights,
-        LAW, MASKS, TILE, True, PRECISION, ASM,
+        score, pair_mask, j0 >= i0, j0 > i0 - NEAR - STEP + 1, row_factors, block_starts, offsets, columns, i0, slope,
+        bitplanes, byte_weights, LAW, MASKS, NEAR, TILE, True, PRECISION, ASM,
     )  # fmt: skip
     return k, v, score, factor
 
@@ -174,13 +205,13 @@ def sink_step(
     LAW: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, WIDE: tl.constexpr, STEP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """As `key_step`, for columns that are sinks (`weigh_sinks`)."""
+    """As `key_step`, for columns that are sinks (`weigh_exact`)."""
     columns = j0 + step
     k = K.load([sequence, head, slot_offset + j0, 0]).reshape([STEP, WIDE])
     v = V.load([sequence, head, slot_offset + j0, 0]).reshape([STEP, WIDE])
     score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
     pair_mask = (columns < SINKS)[None, :] & (columns[None, :] <= rows[:, None])
-    score, factor = weigh_sinks(score, signed_distance(rows, columns, i0, j0), pair_mask, slope, LAW, MASKS)
+    score, factor = weigh_exact(score, signed_distance(rows, columns, i0, j0), pair_mask, slope, LAW, MASKS)
     return k, v, score, factor
 
 
@@ -188,8 +219,9 @@ def sink_step(
 def causal_kernel(
     Q, K, V, Out, OutRows, Lse, Geometry, Order, First, Slope, Bias, Bitplanes, PivotBlocks, ByteWeights,
     o_b, o_h, o_t, heads, group, queries, keys, padded, origin, scale2,
-    LAW: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
-    TILE: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+    LAW: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, NEAR: tl.constexpr, DIM: tl.constexpr,
+    WIDE: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of rows, batch, heads). Q, K, V, Out: tensor descriptors of (batch, heads, slots,
     DIM); positions outside are read as 0 and not written. OutRows: the pointer of Out, with strides
@@ -220,7 +252,7 @@ def causal_kernel(
     visited = tl.maximum(rows - first + 1, 0).to(tl.uint32)  # 0 for a row among the sinks
     slope, _, byte_weights, bitplanes, pivot_block = head_tables(
         head.to(tl.int64), tile - origin // TILE, Slope, Bias, ByteWeights, Bitplanes, PivotBlocks, padded // TILE, 0,
-        LAW, MASKS, TILE,
+        LAW, MASKS, NEAR, TILE,
     )  # fmt: skip
     # a mask covers row i and key j before the tile iff its block of row i0, the pivot, ends after i
     # and starts at or before j
@@ -234,7 +266,7 @@ def causal_kernel(
     for t in tl.range(0, (last - lowest) // STEP + 1, num_stages=STAGES, disable_licm=True):
         k, v, score, factor = key_step(
             q, K, V, sequence, kv_head, slot_offset, last - t * STEP, step, i0, offsets, first, visited, row_factors,
-            block_starts, slope, bitplanes, byte_weights, scale2, LAW, MASKS, WIDE, TILE, STEP, PRECISION, ASM,
+            block_starts, slope, bitplanes, byte_weights, scale2, LAW, MASKS, NEAR, WIDE, TILE, STEP, PRECISION, ASM,
         )  # fmt: skip
         acc, row_sum, row_max = absorb(acc, row_sum, row_max, score, factor, v, LAW, PRECISION)
     if LAW == "linear":  # the row's part of the bias, which the softmax did not need
@@ -262,12 +294,13 @@ def causal_kernel(
     tl.store(target, lse * LN2, mask=row_mask)
 
 
-def streamed_constants(law: Law, masks: int, dim: int, dtype: torch.dtype, tile: int, **options) -> dict:
+def streamed_constants(law: Law, masks: int, near: int, dim: int, dtype: torch.dtype, tile: int, **options) -> dict:
     """Constants and launch options of the kernels whose tiles the copy engine fetches; `options` of
     one kernel take precedence."""
     return {
         "LAW": law.value,
         "MASKS": masks if law.uses_mask_count else 0,
+        "NEAR": near_constant(law, near),
         "WIDE": width_of(dim),
         "TILE": tile,
         "STEP": min(STEP, tile),
@@ -280,7 +313,7 @@ def streamed_constants(law: Law, masks: int, dim: int, dtype: torch.dtype, tile:
     } | options
 
 
-def causal_constants(law: Law, masks: int, sinks: int, dim: int, dtype: torch.dtype, tile: int) -> dict:
+def causal_constants(law: Law, masks: int, sinks: int, near: int, dim: int, dtype: torch.dtype, tile: int) -> dict:
     """Constants and launch options of `causal_kernel`, with the register cap and the stages that
     took the least time on an H200. On sm_90, 128 registers leave room for four blocks, 168 for
     three."""
@@ -289,7 +322,7 @@ def causal_constants(law: Law, masks: int, sinks: int, dim: int, dtype: torch.dt
         options["STAGES"] = 3
     if law is Law.LINEAR and not sinks:
         options["maxnreg"] = 128
-    return streamed_constants(law, masks, dim, dtype, tile, **options)
+    return streamed_constants(law, masks, near, dim, dtype, tile, **options)
 
 
 def can_stream(*inputs: torch.Tensor, tables: Tables, gaps: bool) -> bool:
@@ -327,7 +360,7 @@ def causal_forward(
     batch, heads, queries, dim = q.shape
     step, tile = min(STEP, tables.tile), tables.tile
     strides, alike = strides_of(out, geometry=geometry)
-    _launcher(tables.law, tables.masks, tables.sinks, dim, q.dtype, tile)(
+    _launcher(tables.law, tables.masks, tables.sinks, tables.near, dim, q.dtype, tile)(
         ((queries + 2 * tile - 2) // tile, batch, heads), q.device,
         descriptor(q, tile), descriptor(k, step), descriptor(v, step), descriptor(out, tile),
         out, lse, geometry, *pointers(tables, last=False), *strides,
@@ -337,5 +370,5 @@ def causal_forward(
 
 
 @functools.cache
-def _launcher(law: Law, masks: int, sinks: int, dim: int, dtype: torch.dtype, tile: int) -> Launcher:
-    return Launcher(causal_kernel, **causal_constants(law, masks, sinks, dim, dtype, tile))
+def _launcher(law: Law, masks: int, sinks: int, near: int, dim: int, dtype: torch.dtype, tile: int) -> Launcher:
+    return Launcher(causal_kernel, **causal_constants(law, masks, sinks, near, dim, dtype, tile))

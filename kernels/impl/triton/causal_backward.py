@@ -38,8 +38,8 @@ def attention_of(score, factor, lse, LAW: tl.constexpr):
 def causal_query_kernel(
     Q, K, V, Dout, Dq, Lse, Delta, Geometry, Order, First, Slope, Bias, Bitplanes, PivotBlocks, ByteWeights,
     heads, group, queries, keys, padded, scale, scale2,
-    LAW: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
-    STEP: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+    LAW: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, NEAR: tl.constexpr, WIDE: tl.constexpr,
+    TILE: tl.constexpr, STEP: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of rows, batch, heads). Q, K, V, Dout, Dq: tensor descriptors of (batch, heads,
     slots, DIM). Lse, Delta: (batch, heads, queries) dense. Geometry: as in `sequence_geometry`,
@@ -66,8 +66,9 @@ def causal_query_kernel(
     first = tl.load(head_first + rows)
     visited = tl.maximum(rows - first + 1, 0).to(tl.uint32)
     slope, _, byte_weights, bitplanes, pivot_block = head_tables(
-        head.to(tl.int64), tile, Slope, Bias, ByteWeights, Bitplanes, PivotBlocks, padded // TILE, 0, LAW, MASKS, TILE
-    )
+        head.to(tl.int64), tile, Slope, Bias, ByteWeights, Bitplanes, PivotBlocks, padded // TILE, 0,
+        LAW, MASKS, NEAR, TILE,
+    )  # fmt: skip
     row_factors, block_starts = position_factors(rows, i0, slope, pivot_block, LAW, MASKS, TILE, True, q.dtype)
     key_lse = lse
     if LAW == "linear":  # scores of keys that are no sinks lack the row's part of the bias
@@ -79,7 +80,7 @@ def causal_query_kernel(
     for t in tl.range(0, (last - lowest) // STEP + 1, num_stages=STAGES, disable_licm=True):
         k, v, score, factor = key_step(
             q, K, V, sequence, kv_head, slot_offset, last - t * STEP, step, i0, offsets, first, visited, row_factors,
-            block_starts, slope, bitplanes, byte_weights, scale2, LAW, MASKS, WIDE, TILE, STEP, PRECISION, ASM,
+            block_starts, slope, bitplanes, byte_weights, scale2, LAW, MASKS, NEAR, WIDE, TILE, STEP, PRECISION, ASM,
         )  # fmt: skip
         p = attention_of(score, factor, key_lse[:, None], LAW)
         dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
@@ -104,7 +105,7 @@ def causal_query_kernel(
 def causal_key_kernel(
     Q, K, V, Dout, Dk, Dv, Lse, Delta, EndRow, Geometry, Order, First, Slope, Bias, Bitplanes, PivotBlocks, ByteWeights,
     heads, group, queries, keys, padded, scale, scale2,
-    LAW: tl.constexpr, MASKS: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
+    LAW: tl.constexpr, MASKS: tl.constexpr, NEAR: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
     STEP: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid (batch, tiles of keys, heads). Dk, Dv: tensor descriptors of (batch, heads, keys, DIM),
@@ -126,8 +127,9 @@ def causal_key_kernel(
     row_base = (sequence * heads + head).to(tl.int64) * queries - start
     head_first = First + head.to(tl.int64) * padded
     slope, _, byte_weights, bitplanes, pivot_block = head_tables(
-        head.to(tl.int64), tile, Slope, Bias, ByteWeights, Bitplanes, PivotBlocks, padded // TILE, 0, LAW, MASKS, TILE
-    )
+        head.to(tl.int64), tile, Slope, Bias, ByteWeights, Bitplanes, PivotBlocks, padded // TILE, 0,
+        LAW, MASKS, NEAR, TILE,
+    )  # fmt: skip
     pivot_block += 2 * MASKS  # a block that reaches from a row after the tile into it contains the tile's last token
     key_factors, block_ends = position_factors(columns, j0, slope, pivot_block, LAW, MASKS, TILE, False, k.dtype)
     dk = tl.zeros([TILE, WIDE], tl.float32)
@@ -151,8 +153,8 @@ def causal_key_kernel(
             score += (slope * offsets.to(tl.float32))[:, None]
             lse += slope * (rows - j0).to(tl.float32)
         score, factor = weigh_step(
-            score, pair_mask, i0 < j0 + TILE, key_factors, block_ends, offsets, rows, j0, slope, bitplanes,
-            byte_weights, LAW, MASKS, TILE, False, PRECISION, ASM,
+            score, pair_mask, i0 < j0 + TILE, i0 < j0 + TILE + NEAR - 1, key_factors, block_ends, offsets, rows, j0,
+            slope, bitplanes, byte_weights, LAW, MASKS, NEAR, TILE, False, PRECISION, ASM,
         )  # fmt: skip
 
         p = attention_of(score, factor, lse[None, :], LAW)
@@ -164,16 +166,20 @@ def causal_key_kernel(
     Dv.store([sequence, head, slot_offset + j0, 0], dv.to(k.dtype).reshape([1, 1, TILE, WIDE]))
 
 
-def backward_constants(kernel: str, law: Law, masks: int, sinks: int, dim: int, dtype: torch.dtype, tile: int) -> dict:
+def backward_constants(
+    kernel: str, law: Law, masks: int, sinks: int, near: int, dim: int, dtype: torch.dtype, tile: int
+) -> dict:
     """Constants and launch options of the kernel for dq ("causal_dq"), or for dk and dv
     ("causal_dkdv"), whose two accumulators leave registers for two blocks."""
     options = {"SINKS": sinks} if kernel == "causal_dq" else {"maxnreg": 255}
-    return streamed_constants(law, masks, dim, dtype, tile, **options)
+    return streamed_constants(law, masks, near, dim, dtype, tile, **options)
 
 
 @functools.cache
-def _launchers(law: Law, masks: int, sinks: int, dim: int, dtype: torch.dtype, tile: int) -> tuple[Launcher, Launcher]:
-    kind = (law, masks, sinks, dim, dtype, tile)
+def _launchers(
+    law: Law, masks: int, sinks: int, near: int, dim: int, dtype: torch.dtype, tile: int
+) -> tuple[Launcher, Launcher]:
+    kind = (law, masks, sinks, near, dim, dtype, tile)
     return (
         Launcher(causal_query_kernel, **backward_constants("causal_dq", *kind)),
         Launcher(causal_key_kernel, **backward_constants("causal_dkdv", *kind)),
@@ -198,7 +204,7 @@ def causal_gradients(
     tile, step, padded = tables.tile, min(STEP, tables.tile), tables.first.shape[1]
     table_pointers = pointers(tables, last=False)
     sizes = (heads, heads // k.shape[1], queries, k.shape[2], padded, scale, scale * LOG2E)
-    launch_dq, launch_dkdv = _launchers(tables.law, tables.masks, tables.sinks, dim, q.dtype, tile)
+    launch_dq, launch_dkdv = _launchers(tables.law, tables.masks, tables.sinks, tables.near, dim, q.dtype, tile)
     _, alike = strides_of(lse.view(-1), delta.view(-1), geometry=geometry)
     launch_dq(
         ((queries + 2 * tile - 2) // tile, batch, heads), q.device,

@@ -25,9 +25,12 @@ from kernels.impl.triton.weights import (
     UNSPECIALIZED,
     counts,
     lanes,
+    needs_slope,
+    scales,
     signed_distance,
     weigh_by_distance,
-    weigh_sinks,
+    weigh_exact,
+    weigh_near,
     word_weights,
 )
 from kernels.methods.laws import Law
@@ -72,9 +75,9 @@ def decode_kernel(
     Q, K, V, Part, Geometry, Packed, Slope, Bias, ByteWeights,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
     heads, group, queries, reach, scale2,
-    LAW: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, GAPS: tl.constexpr, GRID: tl.constexpr,
-    DIM: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
-    ASM: tl.constexpr,
+    LAW: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, NEAR: tl.constexpr, GAPS: tl.constexpr,
+    GRID: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Attention over the keys of one split; the first split also takes the sinks.
 
@@ -106,6 +109,8 @@ def decode_kernel(
     else:
         positions = tl.maximum(rows, 0).to(tl.float64)
         first = tl.maximum(positions - tl.load(Packed + head * 2 + 1), 0.0).to(tl.int32)
+    if NEAR > 0:
+        first = tl.minimum(first, rows - (NEAR - 1))
     first = tl.where(row_mask, tl.maximum(first, SINKS), FARTHEST)
 
     # the keys of this split
@@ -121,7 +126,7 @@ def decode_kernel(
     key_base = row_pointer(K, sequence, head // group, slot_offset, k_b, k_h, k_t)
     value_base = row_pointer(V, sequence, head // group, slot_offset, v_b, v_h, v_t)
     slope = 0.0
-    if (LAW == "linear") or (LAW == "rb"):
+    if needs_slope(LAW, NEAR):
         slope = tl.load(Slope + head)
     row_max = tl.full([ROWS], MASKED_SCORE, tl.float32)
     row_sum = tl.zeros([ROWS], tl.float32)
@@ -140,7 +145,7 @@ def decode_kernel(
             k, v = load_pair(sink_keys, sink_values, k_t, v_t, j0, key_mask, DIM, WIDE, SINK_STEP)
             score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
             pair_mask = key_mask[None, :] & (columns[None, :] <= rows[:, None])
-            score, factor = weigh_sinks(score, signed_distance(rows, columns, start, j0), pair_mask, slope, LAW, MASKS)
+            score, factor = weigh_exact(score, signed_distance(rows, columns, start, j0), pair_mask, slope, LAW, MASKS)
             acc, row_sum, row_max = absorb(acc, row_sum, row_max, score, factor, v, LAW, PRECISION, pair_mask)
 
     # the pivot is the first row: a block that reaches from a key before it to another row contains
@@ -185,6 +190,12 @@ def decode_kernel(
             score, factor = weigh_by_distance(
                 score, rows, columns, pair_mask, slope, Bias + head * reach, start, j0, LAW, MASKS
             )  # fmt: skip
+        if (NEAR > 0) and scales(LAW):
+            nearby = j0 > start - NEAR - COLUMNS + 1
+            if nearby:
+                score, factor = weigh_near(
+                    score, factor, rows, columns, pair_mask, slope, start, j0, LAW, MASKS, NEAR
+                )  # fmt: skip
         acc, row_sum, row_max = absorb(acc, row_sum, row_max, score, factor, v, LAW, PRECISION, pair_mask)
 
     # a row may have seen no key in this split
@@ -279,7 +290,7 @@ def decode(
     assert queries <= MAX_QUERIES
     gaps, device = len(geometry) == 3, q.device
     launch_parts, launch_merge = _launchers(
-        packed.law, packed.masks, packed.sinks, gaps, has_grid(packed.numbers, packed.masks), dim, q.dtype
+        packed.law, packed.masks, packed.sinks, packed.near, gaps, has_grid(packed.numbers, packed.masks), dim, q.dtype
     )
     if splits is None:
         splits = min(-(-k.shape[2] // launch_parts.fixed["COLUMNS"]), -(-MIN_PROGRAMS // (batch * heads)))
@@ -303,11 +314,11 @@ def decode(
 
 @functools.cache
 def _launchers(
-    law: Law, masks: int, sinks: int, gaps: bool, grid: bool, dim: int, dtype: torch.dtype
+    law: Law, masks: int, sinks: int, near: int, gaps: bool, grid: bool, dim: int, dtype: torch.dtype
 ) -> tuple[Launcher, Launcher]:
     """Launchers of the parts and of their merging."""
     parts = Launcher(
-        decode_kernel, LAW=law.value, MASKS=masks, SINKS=sinks, GAPS=gaps, GRID=grid, DIM=dim, WIDE=width_of(dim),
-        PRECISION=precision_of(dtype), ASM=not INTERPRETED, **tile_constants(dtype),
+        decode_kernel, LAW=law.value, MASKS=masks, SINKS=sinks, NEAR=near, GAPS=gaps, GRID=grid, DIM=dim,
+        WIDE=width_of(dim), PRECISION=precision_of(dtype), ASM=not INTERPRETED, **tile_constants(dtype),
     )  # fmt: skip
     return parts, Launcher(merge_kernel, DIM=dim, WIDE=width_of(dim), STEP=MERGE_STEP, enable_fp_fusion=True)

@@ -11,6 +11,7 @@ from kernels.impl.triton.weights import (
     diagonal_stages,
     head_tables,
     load_words,
+    near_span,
     needs_pair_mask,
     scales,
     spills_if_hoisted,
@@ -47,8 +48,9 @@ def query_kernel(
     Q, K, V, Dout, Dq, Lse, Delta, Geometry, Order, First, Last, Slope, Bias, Bitplanes, PivotBlocks, ByteWeights,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, d_b, d_h, d_t,
     heads, group, queries, keys, padded, reach, scale, scale2,
-    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, DIM: tl.constexpr,
-    WIDE: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, ASM: tl.constexpr,
+    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, NEAR: tl.constexpr,
+    DIM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
+    ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid and arguments as in the forward pass; Dq (batch, heads, queries, DIM) dense, Dout with
     strides d_. Keys are taken STEP at a time."""
@@ -77,7 +79,7 @@ def query_kernel(
         last = tl.load(Last + head * padded + rows)
         highest = tl.minimum(tl.load(Last + head * padded + i0 + TILE - 1), tokens - 1)
     slope, bias, byte_weights, bitplanes, pivot_block = head_tables(
-        head, tile, Slope, Bias, ByteWeights, Bitplanes, PivotBlocks, padded // TILE, reach, LAW, MASKS, TILE
+        head, tile, Slope, Bias, ByteWeights, Bitplanes, PivotBlocks, padded // TILE, reach, LAW, MASKS, NEAR, TILE
     )
     dq = tl.zeros([TILE, WIDE], tl.float32)
 
@@ -93,41 +95,50 @@ def query_kernel(
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         pair_mask = key_mask[None, :] & (columns[None, :] <= last[:, None]) & (columns[None, :] >= first[:, None])
         score, factor = weigh_diagonal(
-            score, rows, columns, pair_mask, slope, bias, bitplanes, byte_weights, i0, LAW, MASKS, TILE, ASM
+            score, rows, columns, pair_mask, slope, bias, bitplanes, byte_weights, i0, LAW, MASKS, NEAR, TILE, ASM
         )  # fmt: skip
         dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
 
-    # tiles before it: every key is a token, and no key lies after a row
+    # tiles before it: every key is a token, and no key lies after a row. Those that the near field
+    # reaches are a loop of their own
     word, word_2 = load_words(pivot_block, rows, LAW, MASKS, False)
-    for j0 in tl.range(lowest, i0, STEP, disable_licm=spills_if_hoisted(LAW, MASKS, CAUSAL)):
-        columns = j0 + step
-        k, v = load_pair(key_base, value_base, k_t, v_t, j0, None, DIM, WIDE, STEP)
+    for NEARBY in tl.static_range(2 if NEAR > 1 else 1):
+        begin, stop = lowest, i0 - near_span(NEAR, STEP)
+        if NEARBY:
+            begin, stop = tl.maximum(lowest, stop), i0
+        for j0 in tl.range(begin, stop, STEP, disable_licm=spills_if_hoisted(LAW, MASKS, CAUSAL)):
+            columns = j0 + step
+            k, v = load_pair(key_base, value_base, k_t, v_t, j0, None, DIM, WIDE, STEP)
 
-        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-        score, factor = weigh_off_diagonal(
-            score, rows, columns, columns[None, :] >= first[:, None], slope, bias, byte_weights, word, word_2,
-            pivot_block, i0, j0, LAW, MASKS, True, needs_pair_mask(SINKS, CAUSAL), ASM,
-        )  # fmt: skip
-        dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
+            score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+            score, factor = weigh_off_diagonal(
+                score, rows, columns, columns[None, :] >= first[:, None], slope, bias, byte_weights, word, word_2,
+                pivot_block, i0, j0, LAW, MASKS, NEAR * NEARBY, True, needs_pair_mask(SINKS, CAUSAL), ASM,
+            )  # fmt: skip
+            dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
 
     # tiles after it
     if not CAUSAL:
         pivot_block += 2 * MASKS
         word, word_2 = load_words(pivot_block, rows, LAW, MASKS, True)
-        for j0 in tl.range(i0 + TILE, highest + 1, STEP, disable_licm=spills_if_hoisted(LAW, MASKS, CAUSAL)):
-            columns = j0 + step
-            key_mask = columns < tokens
-            if SINKS > 0:
-                key_mask = key_mask & (columns >= SINKS)
-            k, v = load_pair(key_base, value_base, k_t, v_t, j0, key_mask, DIM, WIDE, STEP)
+        for NEARBY in tl.static_range(2 if NEAR > 1 else 1):
+            begin, stop = i0 + (TILE + near_span(NEAR, STEP)), highest + 1
+            if NEARBY:
+                begin, stop = i0 + TILE, tl.minimum(begin, stop)
+            for j0 in tl.range(begin, stop, STEP, disable_licm=spills_if_hoisted(LAW, MASKS, CAUSAL)):
+                columns = j0 + step
+                key_mask = columns < tokens
+                if SINKS > 0:
+                    key_mask = key_mask & (columns >= SINKS)
+                k, v = load_pair(key_base, value_base, k_t, v_t, j0, key_mask, DIM, WIDE, STEP)
 
-            score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-            pair_mask = key_mask[None, :] & (columns[None, :] <= last[:, None])
-            score, factor = weigh_off_diagonal(
-                score, rows, columns, pair_mask, slope, bias, byte_weights, word, word_2, pivot_block, i0, j0,
-                LAW, MASKS, False, True, ASM,
-            )  # fmt: skip
-            dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
+                score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+                pair_mask = key_mask[None, :] & (columns[None, :] <= last[:, None])
+                score, factor = weigh_off_diagonal(
+                    score, rows, columns, pair_mask, slope, bias, byte_weights, word, word_2, pivot_block, i0, j0,
+                    LAW, MASKS, NEAR * NEARBY, False, True, ASM,
+                )  # fmt: skip
+                dq = _query_gradient(dq, score, factor, k, v, dout, lse, delta, LAW, PRECISION)
 
     # the sinks
     if SINKS > 0:

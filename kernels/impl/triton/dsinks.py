@@ -13,7 +13,7 @@ import triton.language as tl
 from kernels.impl.tables import LOG2E
 from kernels.impl.triton.launch import precision_of, width_of
 from kernels.impl.triton.tiles import key_gradients, load_pair, load_rows, row_pointer, sequence_geometry
-from kernels.impl.triton.weights import SINK_STEP, UNSPECIALIZED, signed_distance, weigh_sinks
+from kernels.impl.triton.weights import SINK_STEP, UNSPECIALIZED, signed_distance, weigh_exact
 
 ROWS = 64  # of a tile; 32 in float32, whose tiles take twice the memory
 MIN_PROGRAMS = 264  # two for each multiprocessor of an H100
@@ -67,7 +67,7 @@ def sink_kernel(
         pair_mask = key_mask[:, None]
         if CAUSAL:
             pair_mask = pair_mask & (columns[:, None] <= rows[None, :])
-        score, factor = weigh_sinks(score, signed_distance(columns, rows, j0, i0), pair_mask, slope, "linear", 0)
+        score, factor = weigh_exact(score, signed_distance(columns, rows, j0, i0), pair_mask, slope, "linear", 0)
         dk, dv = key_gradients(dk, dv, score, factor, q, v, dout, lse, delta, "linear", PRECISION)
 
     dims = tl.arange(0, WIDE)

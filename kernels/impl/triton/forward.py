@@ -33,6 +33,7 @@ from kernels.impl.triton.weights import (
     diagonal_stages,
     head_tables,
     load_words,
+    near_span,
     needs_pair_mask,
     spills_if_hoisted,
     weigh_diagonal,
@@ -46,9 +47,9 @@ def forward_kernel(
     Q, K, V, Out, Lse, Geometry, Order, First, Last, Slope, Bias, Bitplanes, PivotBlocks, ByteWeights,
     q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, o_b, o_h, o_t,
     heads, group, queries, keys, padded, origin, reach, scale2,
-    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, GAPS: tl.constexpr,
-    DIM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
-    ASM: tl.constexpr,
+    LAW: tl.constexpr, CAUSAL: tl.constexpr, MASKS: tl.constexpr, SINKS: tl.constexpr, NEAR: tl.constexpr,
+    GAPS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr,
+    PRECISION: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of rows, batch, heads). Q, K, V, Out come with strides of sequence, head and
     token in elements; their last dimension is dense. Lse (batch, heads, queries) dense. Geometry:
@@ -82,7 +83,7 @@ def forward_kernel(
         last = tl.load(Last + head * padded - origin + rows)
     slope, bias, byte_weights, bitplanes, pivot_block = head_tables(
         head, tile - origin // TILE, Slope, Bias, ByteWeights, Bitplanes, PivotBlocks, padded // TILE, reach,
-        LAW, MASKS, TILE,
+        LAW, MASKS, NEAR, TILE,
     )  # fmt: skip
 
     row_max = tl.full([TILE], MASKED_SCORE, tl.float32)
@@ -100,46 +101,55 @@ def forward_kernel(
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
         pair_mask = key_mask[None, :] & (columns[None, :] <= last[:, None]) & (columns[None, :] >= first[:, None])
         score, factor = weigh_diagonal(
-            score, rows, columns, pair_mask, slope, bias, bitplanes, byte_weights, i0, LAW, MASKS, TILE, ASM
+            score, rows, columns, pair_mask, slope, bias, bitplanes, byte_weights, i0, LAW, MASKS, NEAR, TILE, ASM
         )  # fmt: skip
         acc, row_sum, row_max = absorb(acc, row_sum, row_max, score, factor, v, LAW, PRECISION)
 
-    # tiles before it: every key is a token, and no key lies after a row
+    # tiles before it: every key is a token, and no key lies after a row. Those that the near field
+    # reaches are a loop of their own
     word, word_2 = load_words(pivot_block, rows, LAW, MASKS, False)
-    for j0 in tl.range(lowest, i0, STEP, disable_licm=spills_if_hoisted(LAW, MASKS, CAUSAL)):
-        columns = j0 + step
-        key_mask = None
-        if GAPS:
-            key_mask = columns >= first_kept
-        k, v = load_pair(key_base, value_base, k_t, v_t, j0, key_mask, DIM, WIDE, STEP)
+    for NEARBY in tl.static_range(2 if NEAR > 1 else 1):
+        begin, stop = lowest, i0 - near_span(NEAR, STEP)
+        if NEARBY:
+            begin, stop = tl.maximum(lowest, stop), i0
+        for j0 in tl.range(begin, stop, STEP, disable_licm=spills_if_hoisted(LAW, MASKS, CAUSAL)):
+            columns = j0 + step
+            key_mask = None
+            if GAPS:
+                key_mask = columns >= first_kept
+            k, v = load_pair(key_base, value_base, k_t, v_t, j0, key_mask, DIM, WIDE, STEP)
 
-        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-        pair_mask = columns[None, :] >= first[:, None]
-        score, factor = weigh_off_diagonal(
-            score, rows, columns, pair_mask, slope, bias, byte_weights, word, word_2, pivot_block, i0, j0,
-            LAW, MASKS, True, needs_pair_mask(SINKS, CAUSAL, GAPS), ASM,
-        )  # fmt: skip
-        acc, row_sum, row_max = absorb(acc, row_sum, row_max, score, factor, v, LAW, PRECISION)
+            score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+            pair_mask = columns[None, :] >= first[:, None]
+            score, factor = weigh_off_diagonal(
+                score, rows, columns, pair_mask, slope, bias, byte_weights, word, word_2, pivot_block, i0, j0,
+                LAW, MASKS, NEAR * NEARBY, True, needs_pair_mask(SINKS, CAUSAL, GAPS), ASM,
+            )  # fmt: skip
+            acc, row_sum, row_max = absorb(acc, row_sum, row_max, score, factor, v, LAW, PRECISION)
 
     # tiles after it
     if not CAUSAL:
         pivot_block += 2 * MASKS
         word, word_2 = load_words(pivot_block, rows, LAW, MASKS, True)
         highest = tl.minimum(tl.load(Last + head * padded - origin + i0 + TILE - 1), tokens - 1)
-        for j0 in tl.range(i0 + TILE, highest + 1, STEP, disable_licm=spills_if_hoisted(LAW, MASKS, CAUSAL)):
-            columns = j0 + step
-            key_mask = columns < tokens
-            if SINKS > 0:
-                key_mask = key_mask & (columns >= SINKS)
-            k, v = load_pair(key_base, value_base, k_t, v_t, j0, key_mask, DIM, WIDE, STEP)
+        for NEARBY in tl.static_range(2 if NEAR > 1 else 1):
+            begin, stop = i0 + (TILE + near_span(NEAR, STEP)), highest + 1
+            if NEARBY:
+                begin, stop = i0 + TILE, tl.minimum(begin, stop)
+            for j0 in tl.range(begin, stop, STEP, disable_licm=spills_if_hoisted(LAW, MASKS, CAUSAL)):
+                columns = j0 + step
+                key_mask = columns < tokens
+                if SINKS > 0:
+                    key_mask = key_mask & (columns >= SINKS)
+                k, v = load_pair(key_base, value_base, k_t, v_t, j0, key_mask, DIM, WIDE, STEP)
 
-            score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
-            pair_mask = key_mask[None, :] & (columns[None, :] <= last[:, None])
-            score, factor = weigh_off_diagonal(
-                score, rows, columns, pair_mask, slope, bias, byte_weights, word, word_2, pivot_block, i0, j0,
-                LAW, MASKS, False, True, ASM,
-            )  # fmt: skip
-            acc, row_sum, row_max = absorb(acc, row_sum, row_max, score, factor, v, LAW, PRECISION)
+                score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale2
+                pair_mask = key_mask[None, :] & (columns[None, :] <= last[:, None])
+                score, factor = weigh_off_diagonal(
+                    score, rows, columns, pair_mask, slope, bias, byte_weights, word, word_2, pivot_block, i0, j0,
+                    LAW, MASKS, NEAR * NEARBY, False, True, ASM,
+                )  # fmt: skip
+                acc, row_sum, row_max = absorb(acc, row_sum, row_max, score, factor, v, LAW, PRECISION)
 
     # the sinks: a row that has seen no key so far has a maximum of MASKED_SCORE, and the first sink
     # wipes out its sums
@@ -194,8 +204,9 @@ def forward(
         return out, lse
     strides, alike = strides_of(q, k, v, out, geometry=geometry)
     launcher = _launcher(
-        tables.law, tables.masks, tables.sinks, tables.causal, dim, q.dtype, tables.tile, len(geometry) == 3
-    )
+        tables.law, tables.masks, tables.sinks, tables.near, tables.causal, dim, q.dtype, tables.tile,
+        len(geometry) == 3,
+    )  # fmt: skip
     launcher(
         ((queries + 2 * tables.tile - 2) // tables.tile, batch, heads), q.device,
         q, k, v, out, lse, geometry, *pointers(tables), *strides,
@@ -208,8 +219,8 @@ def forward(
 
 @functools.cache
 def _launcher(
-    law: Law, masks: int, sinks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int, gaps: bool
+    law: Law, masks: int, sinks: int, near: int, causal: bool, dim: int, dtype: torch.dtype, tile: int, gaps: bool
 ) -> Launcher:
     return Launcher(
-        forward_kernel, GAPS=gaps, **constants("forward", law, masks, sinks, causal, dim, dtype, tile, gaps)
+        forward_kernel, GAPS=gaps, **constants("forward", law, masks, sinks, near, causal, dim, dtype, tile, gaps)
     )

@@ -108,7 +108,7 @@ def strides_of(*tensors: torch.Tensor, geometry: torch.Tensor) -> tuple[list[int
 
 
 def constants(
-    kernel: str, law: Law, masks: int, sinks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int,
+    kernel: str, law: Law, masks: int, sinks: int, near: int, causal: bool, dim: int, dtype: torch.dtype, tile: int,
     gaps: bool = False,
 ) -> dict:  # fmt: skip
     """Returns the constants and launch options of a kernel over tiles; other kernels choose step
@@ -116,7 +116,7 @@ def constants(
 
     Args:
         kernel: "forward", "dq" or "dkdv".
-        law, masks, sinks: of the weights.
+        law, masks, sinks, near: of the weights.
         causal, dim, dtype: of the call.
         tile: rows of a tile (`tile_of`).
         gaps: whether tokens were evicted from the keys; the forward kernel only.
@@ -126,10 +126,11 @@ def constants(
         "CAUSAL": causal,
         "MASKS": masks if law.uses_mask_count else 0,
         "SINKS": sinks,
+        "NEAR": near_constant(law, near),
         "DIM": dim,
         "WIDE": width_of(dim),
         "TILE": tile,
-        "STEP": step_of(kernel, law, masks, causal, dim, dtype, tile, sinks, gaps),
+        "STEP": step_of(kernel, law, masks, causal, dim, dtype, tile, sinks, near_constant(law, near), gaps),
         "PRECISION": precision_of(dtype),
         "ASM": not INTERPRETED,
         "num_warps": warps_of(kernel, dim, dtype, tile),
@@ -139,9 +140,16 @@ def constants(
     }
 
 
+def near_constant(law: Law, near: int) -> int:
+    """The near field that the kernels over tiles are compiled for: 0 for laws whose tables alone
+    describe it, by the first key of each row and the weight by distance."""
+    return near if law.uses_mask_count else 0
+
+
 def step_of(
-    kernel: str, law: Law, masks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int, sinks: int, gaps: bool
-) -> int:
+    kernel: str, law: Law, masks: int, causal: bool, dim: int, dtype: torch.dtype, tile: int, sinks: int, near: int,
+    gaps: bool,
+) -> int:  # fmt: skip
     """Inner-loop step. The full tile if scores, weights and accumulators fit into the registers
     available to two programs per multiprocessor; otherwise half or a quarter. Arguments as in
     `constants`."""
@@ -150,11 +158,12 @@ def step_of(
         more = (law is Law.RAO_BLACKWELL or law.uses_lookup) and not causal
         more |= two_words and (law is Law.SUM or kernel == "dkdv")
         more |= law is Law.DISTANCE and sinks > 0
+        more |= near > 0 and kernel == "dq" and (law is Law.SUM or not causal)
         halvings = int(width_of(dim) > 64) + int(more)
     elif dtype == torch.float32 or tile == 64:
         # whether there is a loop over sinks: for fewer, there is one step
-        many = law is Law.RAO_BLACKWELL and sinks > 0 or law is Law.SUM and sinks > MIN_OPERAND
-        more = law is Law.SUM and (not causal or many or gaps)
+        many = law is Law.RAO_BLACKWELL and sinks > 0 or law is Law.SUM and sinks > MIN_OPERAND or near > 0
+        more = law is Law.SUM and (not causal or many or gaps) or near > 0 and not causal
         halvings = int(dtype == torch.float32 or law.uses_lookup or two_words or not causal or gaps or many) + int(more)
     else:
         halvings = 0

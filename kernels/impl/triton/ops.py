@@ -41,28 +41,28 @@ def tables_on_device(
     to time the tables apart from the forward pass.
     """
     packed = packed_on_device(weights, device)
-    shape = (packed.law.value, packed.masks, packed.sinks, origin, tokens, tile, causal)
+    shape = (*packed.kind.values(), origin, tokens, tile, causal)
     if tracing():
         first, last, bitplanes, pivot_blocks = tables_op(packed.numbers, *shape)
     else:
         with on_device_of(packed.numbers):
             first, last, bitplanes, pivot_blocks = build(packed.numbers, packed.law, *shape[1:]).values()
     bias = bias_on_device(weights, whole_tiles(tokens, tile), packed)
-    fixed = (packed.law, tile, packed.masks, packed.sinks, origin)
+    fixed = (packed.law, tile, packed.masks, packed.sinks, packed.near, origin)
     return Tables(*fixed, first, last, packed.order, packed.slope, bias, bitplanes, pivot_blocks, packed.byte_weights)
 
 
 @torch.library.custom_op("positional_lsh::tables", mutates_args=())
 def tables_op(
-    numbers: Tensor, law: str, masks: int, sinks: int, origin: int, tokens: int, tile: int, causal: bool
+    numbers: Tensor, law: str, masks: int, sinks: int, near: int, origin: int, tokens: int, tile: int, causal: bool
 ) -> list[Tensor]:
     """`first`, `last`, `bitplanes` and `pivot_blocks` of `Tables`, on the device of `numbers`."""
     with on_device_of(numbers):
-        return list(build(numbers, Law(law), masks, sinks, origin, tokens, tile, causal).values())
+        return list(build(numbers, Law(law), masks, sinks, near, origin, tokens, tile, causal).values())
 
 
 @tables_op.register_fake
-def _(numbers, law, masks, sinks, origin, tokens, tile, causal):
+def _(numbers, law, masks, sinks, near, origin, tokens, tile, causal):
     return list(empty_tables(Law(law), masks, origin, tokens, tile, causal, len(numbers), numbers.device).values())
 
 
@@ -73,7 +73,7 @@ def attend_on_tables(
     lse."""
     if needs_no_operator(q, k, v):
         return _forward(q, k, v, tables, geometry, scale)
-    kind = (tables.law.value, tables.masks, tables.sinks, tables.tile, tables.origin)
+    kind = (tables.law.value, tables.masks, tables.sinks, tables.near, tables.tile, tables.origin)
     return forward_op(q, k, v, tables.tensors, torch.as_tensor(geometry), *kind, scale)
 
 
@@ -88,33 +88,33 @@ def _forward(
 @torch.library.custom_op("positional_lsh::forward", mutates_args=(), tags=GRAPH_UNSAFE)
 def forward_op(
     q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], geometry: Tensor, law: str, masks: int, sinks: int,
-    tile: int, origin: int, scale: float,
+    near: int, tile: int, origin: int, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """out like q and lse (B, H, Tq) float32. A geometry on the host is checked, one on a device is
     not."""
-    return _forward(q, k, v, Tables(Law(law), tile, masks, sinks, origin, *tables), geometry, scale)
+    return _forward(q, k, v, Tables(Law(law), tile, masks, sinks, near, origin, *tables), geometry, scale)
 
 
 @forward_op.register_fake
-def _(q, k, v, tables, geometry, law, masks, sinks, tile, origin, scale):
+def _(q, k, v, tables, geometry, law, masks, sinks, near, tile, origin, scale):
     return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("positional_lsh::backward", mutates_args=(), tags=GRAPH_UNSAFE)
 def backward_op(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor, tables: list[Tensor],
-    geometry: Tensor, law: str, masks: int, sinks: int, tile: int, origin: int, scale: float,
+    geometry: Tensor, law: str, masks: int, sinks: int, near: int, tile: int, origin: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients like q, k and v."""
     inputs = (dense(q), dense(k), dense(v), dense(out), lse, dense(dout), dlse)
-    all_tables = Tables(Law(law), tile, masks, sinks, origin, *tables)
+    all_tables = Tables(Law(law), tile, masks, sinks, near, origin, *tables)
     pads, starts = geometry[:2].tolist()
     with on_device_of(q):
         return backward(*inputs, all_tables, pads, starts, scale)
 
 
 @backward_op.register_fake
-def _(q, k, v, out, lse, dout, dlse, tables, geometry, law, masks, sinks, tile, origin, scale):
+def _(q, k, v, out, lse, dout, dlse, tables, geometry, law, masks, sinks, near, tile, origin, scale):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
 
 
@@ -153,15 +153,15 @@ def _decode(
 @torch.library.custom_op("positional_lsh::decode", mutates_args=(), tags=GRAPH_UNSAFE)
 def decode_op(
     q: Tensor, k: Tensor, v: Tensor, numbers: list[Tensor], bias: Tensor, geometry: Tensor, law: str, masks: int,
-    sinks: int, scale: float,
+    sinks: int, near: int, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As `forward_op` for a few causal rows, without gradients; `numbers`: the tensors of
     `PackedWeights`."""
-    return _decode(q, k, v, PackedWeights(Law(law), masks, sinks, *numbers), bias, geometry, scale)
+    return _decode(q, k, v, PackedWeights(Law(law), masks, sinks, near, *numbers), bias, geometry, scale)
 
 
 @decode_op.register_fake
-def _(q, k, v, numbers, bias, geometry, law, masks, sinks, scale):
+def _(q, k, v, numbers, bias, geometry, law, masks, sinks, near, scale):
     return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 

@@ -7,19 +7,20 @@ import torch
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensor
 
-from kernels.impl.tables import bias_by_distance, bias_of, distances_of, fixed_tables, law_of
+from kernels.impl.tables import bias_by_distance, bias_of, distances_of, fixed_tables, law_of, near_of
 from kernels.methods.laws import Law
 from kernels.methods.weights import Weights
 
 
 @dataclass(frozen=True)
 class PackedWeights:
-    """`numbers`: `Weights.pack`. `order`, `slope` and `byte_weights`: as in
+    """`numbers`: `Weights.pack`. All others but `law` and `masks`: as in
     `kernels.impl.tables.Tables`."""
 
     law: Law
     masks: int
     sinks: int
+    near: int
     numbers: torch.Tensor
     order: torch.Tensor
     slope: torch.Tensor
@@ -28,7 +29,7 @@ class PackedWeights:
     @property
     def kind(self) -> dict:
         """The constants that the kernels are compiled for."""
-        return {"law": self.law.value, "masks": self.masks, "sinks": self.sinks}
+        return {"law": self.law.value, "masks": self.masks, "sinks": self.sinks, "near": self.near}
 
 
 def pack_weights(weights: Weights, device: torch.device) -> PackedWeights:
@@ -36,7 +37,7 @@ def pack_weights(weights: Weights, device: torch.device) -> PackedWeights:
     law."""
     law, masks, numbers = law_of(weights), weights.count, weights.pack()
     tensors = (numbers, *fixed_tables(law, weights.slopes, numbers[:, 1 + 2 * masks : 1 + 3 * masks]))
-    return PackedWeights(law, masks, weights.sinks, *(x.to(device) for x in tensors))
+    return PackedWeights(law, masks, weights.sinks, near_of(weights), *(x.to(device) for x in tensors))
 
 
 def packed_on_device(weights: Weights, device: torch.device) -> PackedWeights:
@@ -60,17 +61,17 @@ def bias_on_device(weights: Weights, tokens: int, packed: PackedWeights) -> torc
     if packed.law is not Law.DISTANCE:
         return packed.slope.new_empty(0)
     if torch.compiler.is_compiling() or detect_fake_mode(packed.numbers) is not None:
-        return bias_op(packed.numbers, weights.count, weights.kind.sampler, distances_of(weights, tokens))
+        return bias_op(packed.numbers, weights.count, weights.kind.sampler, distances_of(weights, tokens), packed.near)
     return bias_of(weights, tokens, packed.numbers[:, 0])
 
 
 @torch.library.custom_op("positional_lsh::bias", mutates_args=())
-def bias_op(numbers: torch.Tensor, masks: int, sampler: str, width: int) -> torch.Tensor:
+def bias_op(numbers: torch.Tensor, masks: int, sampler: str, width: int, near: int) -> torch.Tensor:
     """`bias_by_distance` on the device of `numbers`, as an operator: torch.compile gains nothing
     from tracing into it."""
-    return bias_by_distance(numbers[:, 0], masks, sampler, width)
+    return bias_by_distance(numbers[:, 0], masks, sampler, width, near)
 
 
 @bias_op.register_fake
-def _(numbers, masks, sampler, width):
+def _(numbers, masks, sampler, width, near):
     return numbers.new_empty(len(numbers), width, dtype=torch.float32)

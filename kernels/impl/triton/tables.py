@@ -90,8 +90,8 @@ def edge_of(bucket, width, shift, size, begin, middle, doubtful, GRID: tl.conste
 def fill_block(
     Packed, First, Last, Bitplanes, PivotBlocks, head, masks, padded, origin, tokens, sinks, row, row_mask,
     doubtful,
-    LAW: tl.constexpr, CAUSAL: tl.constexpr, TILE: tl.constexpr, WORDS: tl.constexpr, GRID: tl.constexpr,
-    EXACT: tl.constexpr,
+    LAW: tl.constexpr, CAUSAL: tl.constexpr, NEAR: tl.constexpr, TILE: tl.constexpr, WORDS: tl.constexpr,
+    GRID: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Writes the tables of the rows origin + `row` within `row_mask`. Returns `doubtful`, true
     where rounding could have decided."""
@@ -156,6 +156,8 @@ def fill_block(
             tl.store(bitplane + 4 * TILE, p4, mask=row_mask & (DEPTH > 4))
             tl.store(bitplane + 5 * TILE, p5, mask=row_mask & (DEPTH > 5))
 
+    if NEAR > 0:
+        first, last = tl.minimum(first, rows - (NEAR - 1)), tl.maximum(last, rows + (NEAR - 1))
     tl.store(First + head * padded + row, tl.maximum(first, sinks).to(tl.int32), mask=row_mask)
     if not CAUSAL:
         tl.store(Last + head * padded + row, tl.minimum(last, tokens - 1).to(tl.int32), mask=row_mask)
@@ -165,8 +167,8 @@ def fill_block(
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def tables_kernel(
     Packed, First, Last, Bitplanes, PivotBlocks, masks, padded, origin, tokens, sinks,
-    LAW: tl.constexpr, CAUSAL: tl.constexpr, TILE: tl.constexpr, WORDS: tl.constexpr, GRID: tl.constexpr,
-    BLOCK: tl.constexpr,
+    LAW: tl.constexpr, CAUSAL: tl.constexpr, NEAR: tl.constexpr, TILE: tl.constexpr, WORDS: tl.constexpr,
+    GRID: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Grid (blocks of rows, heads). Packed: `Weights.pack`. The other pointers are those of
     `Tables` with `padded` rows; a table that the law does not need is never written. WORDS: number
@@ -177,13 +179,13 @@ def tables_kernel(
     doubtful = fill_block(
         Packed, First, Last, Bitplanes, PivotBlocks, head, masks, padded, origin, tokens, sinks, row, row_mask,
         row < 0,
-        LAW, CAUSAL, TILE, WORDS, GRID, False,
+        LAW, CAUSAL, NEAR, TILE, WORDS, GRID, False,
     )  # fmt: skip
     if tl.max(doubtful.to(tl.int32)) > 0:
         fill_block(
             Packed, First, Last, Bitplanes, PivotBlocks, head, masks, padded, origin, tokens, sinks, row, row_mask,
             doubtful,
-            LAW, CAUSAL, TILE, WORDS, GRID, True,
+            LAW, CAUSAL, NEAR, TILE, WORDS, GRID, True,
         )  # fmt: skip
 
 
@@ -196,26 +198,28 @@ def has_grid(numbers: torch.Tensor, masks: int) -> bool:
     return masks > 0 and numbers.shape[1] > 1 + 4 * masks
 
 
-def table_constants(law: Law, masks: int, causal: bool, tile: int, grid: bool = False) -> dict:
+def table_constants(law: Law, masks: int, near: int, causal: bool, tile: int, grid: bool = False) -> dict:
     """Constants and launch options of the kernel."""
     words = triton.cdiv(masks, LANES.value) if law.per_mask else 1
-    return {"LAW": law.value, "CAUSAL": causal, "TILE": tile, "WORDS": words, "GRID": grid, "BLOCK": BLOCK} | LAUNCH
+    fixed = {"LAW": law.value, "CAUSAL": causal, "NEAR": near, "TILE": tile, "WORDS": words, "GRID": grid}
+    return fixed | {"BLOCK": BLOCK} | LAUNCH
 
 
 @functools.cache
-def _launcher(law: Law, masks: int, causal: bool, tile: int, grid: bool) -> Launcher:
-    return Launcher(tables_kernel, **table_constants(law, masks, causal, tile, grid))
+def _launcher(law: Law, masks: int, near: int, causal: bool, tile: int, grid: bool) -> Launcher:
+    return Launcher(tables_kernel, **table_constants(law, masks, near, causal, tile, grid))
 
 
 def build(
-    numbers: torch.Tensor, law: Law, masks: int, sinks: int, origin: int, tokens: int, tile: int, causal: bool
-) -> dict[str, torch.Tensor]:
+    numbers: torch.Tensor, law: Law, masks: int, sinks: int, near: int, origin: int, tokens: int, tile: int,
+    causal: bool,
+) -> dict[str, torch.Tensor]:  # fmt: skip
     """Returns `first`, `last`, `bitplanes` and `pivot_blocks` of `Tables`, on the device of
     `numbers`.
 
     Args:
         numbers: `Weights.pack`.
-        law, masks, sinks: of the weights.
+        law, masks, sinks, near: of the weights, as in `Tables`.
         origin, tokens, tile, causal: as in `kernels.impl.tables.build_tables`.
     """
     tables = empty_tables(law, masks, origin, tokens, tile, causal, len(numbers), numbers.device)
@@ -223,7 +227,7 @@ def build(
     heads, padded = first.shape
     # the first table stands in for a table that the law does not need, and is not written
     pointers = [tables[x] if tables[x].numel() else first for x in ("last", "bitplanes", "pivot_blocks")]
-    _launcher(law, masks, causal, tile, has_grid(numbers, masks))(
+    _launcher(law, masks, near, causal, tile, has_grid(numbers, masks))(
         (triton.cdiv(padded, BLOCK), heads), numbers.device,
         numbers, first, *pointers, masks, padded, origin, tokens, sinks,
     )  # fmt: skip

@@ -4,7 +4,7 @@ softmax, the gradients of keys, and sinks."""
 import triton
 import triton.language as tl
 
-from kernels.impl.triton.weights import counts, scales, signed_distance, weigh_sinks
+from kernels.impl.triton.weights import counts, scales, signed_distance, weigh_exact
 
 
 @triton.jit
@@ -134,7 +134,7 @@ def sink_tile(
     WIDE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Returns the keys and values of STEP sinks from `j0` on, and the scores and factors of the
-    rows (`weigh_sinks`)."""
+    rows (`weigh_exact`)."""
     columns = j0 + tl.arange(0, STEP)
     key_mask = (columns < SINKS) & (columns < tokens)
     k, v = load_pair(key_base, value_base, k_t, v_t, j0, key_mask, DIM, WIDE, STEP)
@@ -143,5 +143,5 @@ def sink_tile(
     pair_mask = key_mask[None, :]
     if CAUSAL:
         pair_mask = pair_mask & (columns[None, :] <= rows[:, None])
-    score, factor = weigh_sinks(score, signed_distance(rows, columns, i0, j0), pair_mask, slope, LAW, MASKS)
+    score, factor = weigh_exact(score, signed_distance(rows, columns, i0, j0), pair_mask, slope, LAW, MASKS)
     return k, v, score, factor

@@ -70,12 +70,12 @@ def load_words(pivot_block, positions, LAW: tl.constexpr, MASKS: tl.constexpr, S
 @triton.jit
 def head_tables(
     head, tile, Slope, Bias, ByteWeights, Bitplanes, PivotBlocks, tiles, reach,
-    LAW: tl.constexpr, MASKS: tl.constexpr, TILE: tl.constexpr,
+    LAW: tl.constexpr, MASKS: tl.constexpr, NEAR: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Returns a head's slope and pointers to its bias and byte weights, and to the bitplanes and
     pivot blocks of one tile. `tiles`: number of tiles in the tables; `reach`: width of the bias."""
     slope = 0.0
-    if (LAW == "linear") or (LAW == "rb"):
+    if needs_slope(LAW, NEAR):
         slope = tl.load(Slope + head)
     words: tl.constexpr = (MASKS + 31) // 32
     at = head * tiles + tile
@@ -156,25 +156,33 @@ def weigh_by_distance(score, rows, columns, pair_mask, slope, bias, i0, j0, LAW:
 @triton.jit
 def weigh_diagonal(
     score, a, b, pair_mask, slope, bias, bitplanes, byte_weights, begin,
-    LAW: tl.constexpr, MASKS: tl.constexpr, TILE: tl.constexpr, ASM: tl.constexpr,
+    LAW: tl.constexpr, MASKS: tl.constexpr, NEAR: tl.constexpr, TILE: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Scores and factors (a, b), as from `weigh_by_distance`, of positions a and b in one tile that
-    starts at `begin`."""
+    starts at `begin`. Pairs less than NEAR tokens apart have ALiBi's weight."""
+    if NEAR >= TILE:  # all of them
+        return weigh_exact(score, signed_distance(a, b, begin, begin), pair_mask, slope, LAW, MASKS)
     if counts(LAW):
         weight = diagonal_word_weights(bitplanes, a - begin, b - begin, byte_weights, LAW, MASKS, TILE, ASM)
         factor = tl.where(pair_mask, weight, 0.0)
+        if NEAR > 0:
+            score, factor = weigh_near(score, factor, a, b, pair_mask, slope, begin, begin, LAW, MASKS, NEAR)
         return tl.where(factor > 0, score, MASKED_SCORE), factor
-    return weigh_by_distance(score, a, b, pair_mask, slope, bias, begin, begin, LAW, MASKS)
+    score, factor = weigh_by_distance(score, a, b, pair_mask, slope, bias, begin, begin, LAW, MASKS)
+    if NEAR > 0:
+        score, factor = weigh_near(score, factor, a, b, pair_mask, slope, begin, begin, LAW, MASKS, NEAR)
+    return score, factor
 
 
 @triton.jit
 def weigh_off_diagonal(
     score, a, b, pair_mask, slope, bias, byte_weights, a_word, a_word_2, pivot_block, a0, b0,
-    LAW: tl.constexpr, MASKS: tl.constexpr, STARTING: tl.constexpr, BOUND: tl.constexpr, ASM: tl.constexpr,
+    LAW: tl.constexpr, MASKS: tl.constexpr, NEAR: tl.constexpr, STARTING: tl.constexpr, BOUND: tl.constexpr,
+    ASM: tl.constexpr,
 ):  # fmt: skip
     """Like `weigh_diagonal`, for off-diagonal tiles that start at a0 and b0. `a_word`, `a_word_2`:
     bitmasks of the masks whose pivot block contains each a. STARTING selects whether b is tested
-    against block starts or ends. With counts, `pair_mask` is needed only if BOUND."""
+    against block starts or ends. With counts, `pair_mask` is needed only if BOUND or NEAR."""
     if counts(LAW):
         word = a_word[:, None] & pivot_words(pivot_block, b, 0, MASKS, STARTING)[None, :]
         factor = word_weights(word, byte_weights, LAW, MASKS, 0, ASM)
@@ -183,19 +191,33 @@ def weigh_off_diagonal(
             factor += word_weights(word_2, byte_weights, LAW, MASKS, 1, ASM)
         if BOUND:
             factor = tl.where(pair_mask, factor, 0.0)
+        if NEAR > 0:
+            score, factor = weigh_near(score, factor, a, b, pair_mask, slope, a0, b0, LAW, MASKS, NEAR)
         return tl.where(factor > 0, score, MASKED_SCORE), factor
-    return weigh_by_distance(score, a, b, pair_mask, slope, bias, a0, b0, LAW, MASKS)
+    score, factor = weigh_by_distance(score, a, b, pair_mask, slope, bias, a0, b0, LAW, MASKS)
+    if NEAR > 0:
+        score, factor = weigh_near(score, factor, a, b, pair_mask, slope, a0, b0, LAW, MASKS, NEAR)
+    return score, factor
 
 
 @triton.jit
-def weigh_sinks(score, ahead, pair_mask, slope, LAW: tl.constexpr, MASKS: tl.constexpr):
-    """Scores and factors, as from `weigh_by_distance`, of pairs with sinks `ahead` tokens away. The
-    weight is ALiBi's whatever the law; for counts the factor is S times 1, like all their
-    factors."""
-    factor = tl.full(score.shape, 1.0, tl.float32)
-    if counts(LAW):
-        factor = tl.full(score.shape, MASKS * 1.0, tl.float32)
+def weigh_exact(score, ahead, pair_mask, slope, LAW: tl.constexpr, MASKS: tl.constexpr):
+    """Scores and factors, as from `weigh_by_distance`, of pairs `ahead` tokens apart that have
+    ALiBi's weight whatever the law: with sinks, and in the near field. For counts the factor is S
+    times 1, like all their factors."""
+    factor = tl.full(score.shape, full_factor(LAW, MASKS), tl.float32)
     return tl.where(pair_mask, score - slope * tl.abs(ahead), MASKED_SCORE), factor
+
+
+@triton.jit
+def weigh_near(
+    score, factor, a, b, pair_mask, slope, a0, b0, LAW: tl.constexpr, MASKS: tl.constexpr, NEAR: tl.constexpr
+):  # fmt: skip
+    """Scores and factors (a, b) with those of `weigh_exact` where a pair within `pair_mask` is less
+    than NEAR tokens apart. The scores of these pairs have no bias yet."""
+    distance = tl.abs(signed_distance(a, b, a0, b0))
+    near = pair_mask & (distance < NEAR)
+    return tl.where(near, score - slope * distance, score), tl.where(near, full_factor(LAW, MASKS), factor)
 
 
 @triton.constexpr_function
@@ -209,6 +231,24 @@ def needs_pair_mask(sinks, causal, gaps=False):
     """Whether counts off the diagonal need the pair mask: to leave out evicted keys, or the sinks.
     In causal tables no pivot block starts among the sinks."""
     return gaps or (sinks > 0 and not causal)
+
+
+@triton.constexpr_function
+def needs_slope(law, near):
+    """Whether pairs without a sink need the slope; `near`: as in `near_constant`."""
+    return law in ("linear", "rb") or near > 0
+
+
+@triton.constexpr_function
+def full_factor(law, masks):
+    """The factor of weight 1."""
+    return float(masks) if law in ("count", "sum") else 1.0
+
+
+@triton.constexpr_function
+def near_span(near, step):
+    """Tokens off the diagonal tile that hold the rest of the near field, in whole steps."""
+    return (max(near - 1, 0) + step - 1) // step * step
 
 
 @triton.constexpr_function
