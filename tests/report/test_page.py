@@ -257,6 +257,7 @@ def test_what_sets_cells_apart_can_be_read_without_pointing(tmp_path):
     decode = next(p for p in panels(described, "context") if p.title.startswith("decode"))
     looks = {(s.method.key, s.method.symbol, s.method.dash) for s in decode.series}
     assert len(looks) == len(decode.series) == 6
+    page.draw(described, drawn_by="x")  # its legend draws every line and marker by itself
     assert {g.label: g.dash for g in decode.guides} == {"constant": "dashdot", "linear": "dot"}
 
 
