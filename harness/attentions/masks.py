@@ -27,7 +27,7 @@ def matched_pairs(options: Any, *, masks: int, context: int, model: "ModelSpec",
     """Return the expected pairs of the masks whose cost a window matches.
 
     Args:
-        options: attn.match, sampler, sinks, align and near, on both sides of the comparison.
+        options: attn.match, sampler, sinks, align and near of the masks.
         masks: number of masks.
         context: tokens.
         model: the model, for its slopes.

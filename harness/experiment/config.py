@@ -56,7 +56,7 @@ class RunConfig:
     device: str = "auto"
     results: str = "results"
     lease: float = 0.0
-    references: Any = None  # one of MODES, or names of references
+    references: Any = None  # one of MODES, or a list of names
 
     def check(self) -> None:
         """Check each top-level value by itself.

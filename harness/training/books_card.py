@@ -73,8 +73,9 @@ The second table is paired: {chunks} chunks of {context} tokens spread evenly ov
 of each the bits per byte of its second half, averaged over chunks. Positional LSH: {draws} independent
 draws of the masks, chunk i read under draw i mod {draws}. Intervals are 95 %: over chunks for a deterministic
 attention, over the draws' means for Positional LSH (differences: never narrower than over chunks).
-"Pairs per row" as in the other tables: the first window visits as many pairs as the union of the masks,
-the second as many as the masks one by one, or all there are."""
+"Pairs per row" as in the other tables: of the windows of one length in units of 1/slope (T) and of one
+length in tokens (W) each has one that visits as many pairs as the masks without a near field, and one
+as with it; the shortest sliding window has the near field alone."""
 
 
 def write(folder: Path, record: dict, figures: dict) -> None:

@@ -243,6 +243,15 @@ def test_references_are_read_where_they_are_and_named_where_not(run, tmp_path):
     assert "exact ALiBi" in out
 
 
+def test_references_that_are_not_asked_for_are_shown_where_the_store_has_them(run, tmp_path):
+    _, document, _, _ = run(*FAST, f"results={tmp_path}", "references=[passes]")
+    assert set(document["references"]) == {"passes"}
+    _, document, out, _ = run(*FAST, f"results={tmp_path}", "references=[exact,sliding]")
+    assert set(document["references"]) == {"exact", "sliding", "passes"}
+    assert out.count("window T=") >= 1
+    assert "sliding window W=" in out
+
+
 def test_multirun_prints_a_line_for_each_cell_and_one_for_all(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     code, last, out, _ = run("-m", *FAST[:3], "masks=2,4", "references=none")

@@ -32,7 +32,7 @@ def test_it_replaces_compares_and_plots(executed):
     assert "n=24" in accuracy["text/plain"]
     assert table["text/html"].count("PLSH S=") == 3
     traces = plot["application/vnd.plotly.v1+json"]["data"]
-    assert [trace["name"] for trace in traces] == ["alibi", "plsh", "window"]
+    assert [trace["name"] for trace in traces] == ["alibi", "plsh", "sliding", "window"]
     assert all(len(trace["y"]) == len(trace["error_y"]["array"]) > 0 for trace in traces)
 
 

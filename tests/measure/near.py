@@ -1,11 +1,11 @@
-"""What a near field is worth, and how far a sliding window gets: `docs/results/near.json`.
+"""What a near field is worth, and how far a sliding window gets.
 
     python -m tests.measure.near text --text FOLDER/test/moby-dick.txt       # bits per byte
     python -m harness.sweep sweeps/near.yaml --results STORE
     python -m tests.measure.near retrieval --results STORE                   # accuracy, from the store
 
-Each command replaces its own part of the file; `text` that of its model, so that several models may
-stand side by side. `python -m tests.measure.near_picture` draws the picture from the file.
+They write docs/results/near_text.json, in which several models may stand side by side, and
+near_retrieval.json. `python -m tests.measure.near_picture` draws the picture from both.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from harness.models.spec import resolve_model
 from harness.training import bits, books, books_measure
 from harness.training.books_train import stream
 
-FILE = ROOT / "docs" / "results" / "near.json"
+FILES = {part: ROOT / "docs" / "results" / f"near_{part}.json" for part in ("text", "retrieval")}
 # what is done to the lines of a text before it is read
 FORMS: dict[str, Callable[[str], str]] = {
     "wrapped": lambda text: text,
@@ -154,10 +154,11 @@ NAMES = {
 
 
 def markdown(figures: dict) -> str:
-    """Return the tables of `near.json`."""
-    parts = [_text_table(model, part) for model, part in figures.get("text", {}).items()]
-    if retrieval := figures.get("retrieval"):
-        parts += _retrieval_tables(retrieval)
+    """Return the tables of one of FILES."""
+    if "models" in figures:
+        parts = [_text_table(model, part) for model, part in figures["models"].items()]
+    else:
+        parts = _retrieval_tables(figures)
     return "\n".join(table.markdown() for table in parts).rstrip()
 
 
@@ -210,7 +211,7 @@ def _retrieval_tables(part: dict) -> list[Table]:
 def main(arguments: list[str] | None = None) -> int:
     """Return 0, or 2 for a mistake."""
     parser = argparse.ArgumentParser(prog="python -m tests.measure.near", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--json", type=Path, default=FILE, metavar="FILE", help="the file of figures")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the file to write, in docs/results by default")
     parts = parser.add_subparsers(dest="part", required=True)
     text = parts.add_parser("text", help="bits per byte of a text")
     text.add_argument("--model", default="tiny-books", help="an embedded model, or a folder (tiny-books)")
@@ -227,16 +228,17 @@ def main(arguments: list[str] | None = None) -> int:
     retrieval = parts.add_parser("retrieval", help="accuracies of the store of sweeps/near.yaml")
     retrieval.add_argument("--results", type=Path, required=True, metavar="STORE")
     given = parser.parse_args(arguments)
-    figures = read_json(given.json) or {}
+    file = given.json or FILES[given.part]
     try:
         if given.part == "text":
             found = measure_text(given.model, given.text, given.forms, given.chunks)
-            figures.setdefault("text", {})[Path(given.model).name] = found
+            models = (read_json(file) or {}).get("models", {})
+            figures = {"models": {**models, Path(given.model).name: found}}
         else:
-            figures["retrieval"] = measure_retrieval(given.results)
+            figures = measure_retrieval(given.results)
     except UserError as error:
         return report_mistake(str(error))
-    write_atomic(given.json, figures)
+    write_atomic(file, figures)
     print(markdown(figures))
     return 0
 

@@ -27,6 +27,8 @@ MEASURED = {
     "fuzz.json": "tests.fuzz.table",
     "h200_first.json": "tests.measure.gpu_first",
     "measured.json": "harness.training.books_card",
+    "near_retrieval.json": "tests.measure.near",
+    "near_text.json": "tests.measure.near",
     "overhead.json": "tests.measure.overhead",
     "flat.json": "tests.measure.flat",
     "bench_cpu.json": "kernels.bench.table",

@@ -242,7 +242,7 @@ def test_what_sets_cells_apart_can_be_read_without_pointing(tmp_path):
     exact = made.cell(tmp_path, made.ALIBI, fused=127.5)
     made.record(exact, lambda k: 1.0)
     made.timed(exact, 2.0)
-    for more in ({}, {"evict": True}, {"sinks": 4}):
+    for more in ({}, {"evict": True}, {"sinks": 4}, {"near": 64}, {"sinks": 4, "near": 64}):
         folder = made.cell(tmp_path, {**made.plsh(4), **more}, fused=30.0, passes=60.0)
         made.record(folder, lambda k: float(k % 2))
         made.timed(folder, 1.0)
@@ -251,10 +251,13 @@ def test_what_sets_cells_apart_can_be_read_without_pointing(tmp_path):
         "S=4 count",
         "S=4 count, evicting",
         "S=4 count, 4 sinks",
+        "S=4 count, near 64",
+        "S=4 count, 4 sinks, near 64",
     }
     decode = next(p for p in panels(described, "context") if p.title.startswith("decode"))
     looks = {(s.method.key, s.method.symbol, s.method.dash) for s in decode.series}
-    assert len(looks) == len(decode.series) == 4
+    assert len(looks) == len(decode.series) == 6
+    page.draw(described, drawn_by="x")  # its legend draws every line and marker by itself
     assert {g.label: g.dash for g in decode.guides} == {"constant": "dashdot", "linear": "dot"}
 
 

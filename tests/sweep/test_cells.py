@@ -15,13 +15,15 @@ from harness.sweep.cells import Composer, Mistakes, expand, work_of
 from harness.sweep.grid import Grid, read_grid
 
 RICH = {
-    "attn": ("alibi", "plsh", "window", "stock"),
+    "attn": ("alibi", "plsh", "window", "sliding", "stock"),
     "attn.align": ("0", "64"),
     "attn.cutoff": ("null", "2.5", "4"),
     "attn.evict": ("false", "true"),
     "attn.match": ("fused", "passes"),
+    "attn.near": ("0", "8", "tile"),
     "attn.sampler": ("gamma", "systematic", "fixed", "null"),
     "attn.sinks": ("0", "3"),
+    "attn.tokens": ("null", "40"),
     "attn.weights": ("count", "exact"),
     "batch": ("1", "5"),
     "context": ("160", "300"),
@@ -32,7 +34,7 @@ RICH = {
     "masks": ("1", "16"),
     "model": ("tiny", "tiny-plain"),
     "model.layers": ("1", "2"),
-    "references": ("none", "compute", "null"),
+    "references": ("none", "compute", "null", "[passes,exact]"),
     "samples": ("8", "24"),
     "seed": ("0", "9007199254740993"),
     "task": ("retrieval", "[retrieval,ruler]"),

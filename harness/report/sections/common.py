@@ -108,10 +108,12 @@ def sampler_remark(masks: Record) -> list[str]:
 
 
 def method_style(method: Method, record: Record) -> Method:
-    """Return the method's style, with open markers for eviction and another line for sinks."""
+    """Return the method's style, with open markers for eviction and other lines for sinks and a near
+    field."""
     options = record.method
     symbol = f"{method.symbol.removesuffix('-open')}-open" if options.evict else method.symbol
-    return replace(method, symbol=symbol, dash="dashdot" if options.sinks else method.dash)
+    dashes = {(False, False): method.dash, (True, False): "dashdot", (False, True): "longdash"}
+    return replace(method, symbol=symbol, dash=dashes.get((options.sinks > 0, options.near > 0), "longdashdot"))
 
 
 def marker_size(masks: int | None) -> float:

@@ -44,7 +44,8 @@ def section(questions: list[Comparison]) -> Section:
         "Accuracy against cost",
         "The method whose curve lies higher and farther left wins. Pairs are those of a query with earlier keys, per "
         "row and head. A fused kernel visits the union of the masks; separate passes visit each mask by itself, which "
-        "is drawn apart. Windows of all cutoffs form one curve. Bars along a time are the quartiles of its repeats.",
+        "is drawn apart. Windows of one kind form a curve, whatever their length. Bars along a time are the quartiles "
+        "of its repeats.",
         groups,
         commands,
         missing,

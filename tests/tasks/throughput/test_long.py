@@ -50,7 +50,7 @@ def visited(weights, tokens: int) -> int:
         if isinstance(weights, Alibi):
             start = np.zeros(tokens, dtype=int)
         elif isinstance(weights, Window):
-            start = np.maximum(0, position - int(weights.cutoff / slope))
+            start = np.maximum(0, position - max(int(weights.cutoff / slope), weights.near - 1))
         else:
             for width, shift in zip(
                 *(x[head].tolist() for x in (weights.masks.width, weights.masks.shift)), strict=True
