@@ -10,10 +10,11 @@ lm_eval.simple_evaluate(model="plsh", ...).
 """
 
 import sys
+import traceback
 from collections.abc import Sequence
 
 from harness.common.command import command, parsers_answer_in_a_sentence
-from harness.common.errors import EXIT_OK
+from harness.common.errors import EXIT_OK, UserError
 from harness.common.preflight import refuse_foreign_kernels
 
 
@@ -34,8 +35,22 @@ def main(arguments: Sequence[str]) -> int:
 
     sys.argv[1:] = arguments
     with parsers_answer_in_a_sentence():
-        cli_evaluate()
+        try:
+            cli_evaluate()
+        except UserError:
+            raise
+        except Exception as error:
+            if _evaluates(error):
+                raise
+            told = " ".join(str(error).split())[:300]
+            raise UserError(f"lm-eval does not begin with these arguments ({type(error).__name__}: {told}).") from None
     return EXIT_OK
+
+
+def _evaluates(error: Exception) -> bool:
+    """Return whether an error was raised by an evaluation, and not while its arguments were read and
+    its model and tasks were made."""
+    return any(frame.f_code.co_name == "evaluate" for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ USAGE = [
     ("data", ("masks=many",), "could not be converted"),
     ("lm_eval", ("--model", "plsh", "--limit", "many"), "invalid float value: 'many'"),
     ("lm_eval", ("--model", "plsh", "--nowhere"), "--nowhere"),
+    ("lm_eval", ("--model", "plsh", "--tasks", "nobody_has_this"), "Tasks not found: nobody_has_this"),
     ("results.schema", ("--nowhere",), "unrecognized arguments: --nowhere"),
     ("training.__main__", ("--only", "nobody"), "invalid choice: 'nobody'"),
     ("training.__main__", ("--only", "tiny-books"), "go together"),

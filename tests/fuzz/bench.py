@@ -97,10 +97,11 @@ def _hold_refusal(words: Sequence[str], out: str, err: str) -> None:
         status = document["status"]
     except (ValueError, TypeError, LookupError):
         raise Broken("no JSON line", words, out + err) from None
-    if status != "invalid" or "message" not in document:
+    cells = 1 + len(document.get("cells", ()))  # of a multirun: each has its answer, and all have a last line
+    if status != "invalid" or "message" not in document and cells == 1:
         raise Broken("no JSON line", words, out + err)
     lines = (out.rstrip("\n") + "\n" + err.strip("\n")).split("\n")
-    if len(lines) > LINES or len(out + err) > LONGEST:
+    if len(lines) > LINES * cells or len(out + err) > LONGEST * cells:
         raise Broken("long answer", words, out + err)
 
 
