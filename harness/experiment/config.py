@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, NamedTuple
 
@@ -87,12 +88,12 @@ class RunConfig:
         if given is None or given in MODES:
             return References(given, DEFAULT_REFERENCES)
         names = [given] if isinstance(given, str) else given
-        if not isinstance(names, list):
+        if not isinstance(names, Sequence):
             raise UserError(
                 f"references={str(given).lower()} is not known: use compute, read, none or a list of names."
             )
         for name in names:
-            choose("references", str(name), REFERENCES if isinstance(given, list) else (*MODES, *REFERENCES))
+            choose("references", str(name), (*MODES, *REFERENCES) if isinstance(given, str) else REFERENCES)
         return References("compute" if names else "none", tuple(name for name in REFERENCES if name in names))
 
 

@@ -46,8 +46,10 @@ RICH = {
 def test_random_rows_are_what_hydra_composes_from_all_overrides(tmp_path):
     rng = random.Random(0)
     picked = [{name: (rng.choice(texts),) for name, texts in RICH.items()} for _ in range(24)]
-    for values in picked:  # with these, evicting is refused
+    for values in picked:  # with these, evicting or a grid is refused
         values |= {"attn.evict": ("false",)} if values["attn"][0] in ("alibi", "stock") else {}
+        if values["attn.weights"][0] != "count" or values["attn.sampler"][0] == "fixed":
+            values["attn.align"] = ("0",)
     assert all({values[name][0] for values in picked} == set(texts) for name, texts in RICH.items())
     grids = [Grid("random", values) for values in picked]
     found = [expand(grid, results=str(tmp_path))[0] for grid in grids]
