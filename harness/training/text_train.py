@@ -1,34 +1,88 @@
-"""Training of tiny-books in one process of one thread: plain ALiBi, next tokens of novels.
+"""Training of the models that read texts: plain ALiBi, next tokens, two processes of one thread each.
 
-A stopped run resumes from its last checkpoint, with the rows that it would have read.
+A stopped run resumes from its last checkpoint, with the rows that it would have read. A longer plan
+may resume from it too, as long as it would have made the same steps so far.
 """
 
 import functools
+import hashlib
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from harness.common import environment
 from harness.common.errors import UserError
 from harness.common.files import write_atomic
-from harness.training import books, tokenizer
+from harness.training import bits, tokenizer
 from harness.training import net as nets
-from harness.training.train import Phase, Stage, optimisers, schedule
+from harness.training.train import RANKS, Phase, Stage, average, optimisers, schedule
 
-NAME = "tiny-books"
 SEED = 0
-VOCABULARY = 2048
-SHAPE = {"d_model": 256, "layers": 3, "heads": 8}
-PHASE = Phase(NAME, (Stage(512, 1100, 4096), Stage(1024, 250, 4096)), decay=0.95)
+TOKENS_PER_STEP = 2048  # of one process
 MAX_LENGTH = 8192
-LOG_EVERY, SAVE_EVERY = 25, 100
+LOG_EVERY, PROBE_EVERY, SAVE_SECONDS = 25, 200, 120.0
+PROBE_ROWS, PROBE_LENGTH = 8, 2048
+PROBE_EDGES = (0, 128, 256, 512, 1024, 2048)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The recipe of a model that reads texts.
+
+    vocabulary: tokens of the byte-pair encoding.
+    shape: arguments of `nets.config` after the vocabulary.
+    """
+
+    name: str
+    vocabulary: int
+    shape: dict[str, int]
+    phase: Phase
+
+
+def phase(name: str, steps: dict[int, int], decay: float) -> Phase:
+    """Return the phase of a model from the number of steps by row length."""
+    return Phase(name, tuple(Stage(length, count, TOKENS_PER_STEP) for length, count in steps.items()), decay)
+
+
+# 16 heads of 16 numbers: four slopes are below 2^-6
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "tiny-books",
+            2048,
+            {"d_model": 256, "layers": 3, "heads": 16},
+            phase("tiny-books", {512: 1100, 1024: 250}, 0.95),
+        ),
+        Recipe(
+            "tiny-code",
+            4096,
+            {"d_model": 256, "layers": 4, "heads": 16},
+            phase("tiny-code", {256: 1500, 2048: 1500}, 0.3),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step: rows of `length` tokens from `starts`, for all processes, at `factor` of the rates."""
+
+    length: int
+    factor: float
+    starts: list[int]
 
 
 def stream(encoder: PreTrainedTokenizerBase, texts: Iterable[str]) -> Tensor:
@@ -54,28 +108,47 @@ def row_starts(tokens: int, length: int, rng: random.Random) -> Iterator[int]:
         yield from positions
 
 
-def batches(tokens: int, stages: Iterable[Stage], seed: int) -> list[tuple[int, list[int]]]:
-    """Return (length, starts of rows) of all steps.
+def plan(tokens: int, phase: Phase, seed: int, ranks: int) -> list[Step]:
+    """Return all steps of a phase.
+
+    The rows of a stage do not depend on the number of steps of any stage.
 
     Args:
         tokens: tokens of the stream.
-        stages: the stages.
-        seed: seed of `row_starts`.
+        phase: the phase.
+        seed: seed of the rows.
+        ranks: number of processes.
     """
-    rng = random.Random(seed)
-    steps = []
-    for stage in stages:
-        positions = row_starts(tokens, stage.length, rng)
-        steps += [
-            (stage.length, [next(positions) for _ in range(stage.tokens // stage.length)]) for _ in range(stage.steps)
-        ]
+    total = sum(stage.steps for stage in phase.stages)
+    steps: list[Step] = []
+    for index, stage in enumerate(phase.stages):
+        positions = row_starts(tokens, stage.length, random.Random(f"{seed} {phase.name} {index}"))
+        rows = ranks * (stage.tokens // stage.length)
+        for _ in range(stage.steps):
+            starts = [next(positions) for _ in range(rows)]
+            steps.append(Step(stage.length, schedule(len(steps), total, phase), starts))
     return steps
 
 
+class Progress:
+    """What a checkpoint holds beside weights: losses (nats per token), probes and the time so far."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.probes: list[dict[str, Any]] = []
+        self.seconds = {"wall": 0.0, "cpu": 0.0}
+
+
 def train(
-    net: nets.Net, data: Tensor, phase: Phase, seed: int, log: Callable[[str], None], checkpoint: Path | None = None
-) -> tuple[list[float], float]:
-    """Run a phase, and return the loss of each step (nats per token) and the CPU seconds.
+    net: nets.Net,
+    data: Tensor,
+    phase: Phase,
+    seed: int,
+    log: Callable[[str], None],
+    checkpoint: Path | None = None,
+    probe: Callable[[nets.Net], dict[str, float]] | None = None,
+) -> Progress:
+    """Run a phase, as one of the processes of the default group if there is one.
 
     Args:
         net: the network, trained in place.
@@ -83,113 +156,283 @@ def train(
         phase: the phase.
         seed: seed of the rows.
         log: prints a line.
-        checkpoint: file to resume from, if it is of the same run, and to save to.
+        checkpoint: file to resume from, if it is there, and to save to.
+        probe: measures the network now and then, in the first process.
+
+    Returns:
+        Losses of each step, probes, and the time of all runs.
 
     Raises:
-        UserError: if the texts are shorter than a row.
+        UserError: if the texts are shorter than a row, or the checkpoint is of another run.
     """
     max_length = max(stage.length for stage in phase.stages)
     if len(data) <= max_length:
         raise UserError(f"The texts have {len(data)} tokens: rows of {max_length} need more text.")
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     optims = optimisers(net)
     bases = [group["lr"] for optim in optims for group in optim.param_groups]
-    biases = functools.cache(functools.partial(nets.alibi_bias, net.shape.n_heads))
-    run = {"phase": repr(phase), "seed": seed, "tokens": len(data), "sum": int(data.sum())}
-    losses, earlier_seconds = restore(checkpoint, run, net, optims)
-    start_time, first_step = time.process_time(), len(losses)
-    plan = batches(len(data), phase.stages, seed)
-    read_tokens = sum(length * len(positions) for length, positions in plan[:first_step])
-    for step, (length, positions) in enumerate(plan[first_step:], first_step):
+    biases = functools.cache(functools.partial(nets.plain_bias, net.shape))
+    loss_of = row_loss if biases(max_length).dim() > 1 else torch.compile(row_loss, dynamic=False)
+    steps = plan(len(data), phase, seed, ranks)
+    run = {"seed": seed, "tokens": len(data), "sum": int(data.sum()), "ranks": ranks}
+    progress = restore(checkpoint, run, steps, net, optims)
+    earlier, wall, cpu = dict(progress.seconds), time.perf_counter(), time.process_time()
+    saved = wall
+    read_tokens = sum(step.length * len(step.starts) for step in steps[: len(progress.losses)])
+    for step in steps[len(progress.losses) :]:
         groups = [group for optim in optims for group in optim.param_groups]
         for group, base in zip(groups, bases, strict=True):
-            group["lr"] = base * schedule(step, len(plan), phase)
-        rows = torch.stack([data[position : position + length + 1] for position in positions])
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = net.logits(net(rows[:, :-1], biases(length)))
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
+            group["lr"] = base * step.factor
+        starts = step.starts[rank::ranks]
+        rows = torch.stack([data[start : start + step.length + 1] for start in starts]).long()
+        loss = loss_of(net, rows, biases(step.length))
         loss.backward()
+        if ranks > 1:
+            average(net)
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         for optim in optims:
             optim.step()
             optim.zero_grad()
-        losses.append(loss.item())
-        read_tokens += length * len(positions)
-        seconds = earlier_seconds + time.process_time() - start_time
-        if (step + 1) % LOG_EVERY == 0:
-            recent = sum(losses[-LOG_EVERY:]) / LOG_EVERY
-            progress = f"{phase.name} {step + 1}/{len(plan)} T={length}"
-            log(f"{progress} loss {recent:.3f} {read_tokens / 1e6:.1f}M {seconds:.0f} s")
-        if checkpoint and (step + 1) % SAVE_EVERY == 0:
-            state = {"run": run, "losses": losses, "seconds": seconds, "net": net.state_dict()}
-            state["optimisers"] = [optim.state_dict() for optim in optims]
-            torch.save(state, checkpoint.with_suffix(".new"))
-            checkpoint.with_suffix(".new").replace(checkpoint)
-    return losses, earlier_seconds + time.process_time() - start_time
+        progress.losses.append(loss.item())
+        done = len(progress.losses)
+        read_tokens += step.length * len(step.starts)
+        progress.seconds = {
+            "wall": earlier["wall"] + time.perf_counter() - wall,
+            "cpu": earlier["cpu"] + ranks * (time.process_time() - cpu),
+        }
+        if done % LOG_EVERY == 0:
+            recent = sum(progress.losses[-LOG_EVERY:]) / LOG_EVERY
+            spent = f"{progress.seconds['wall']:.0f} s, {progress.seconds['cpu']:.0f} s of CPU"
+            log(f"{phase.name} {done}/{len(steps)} T={step.length} loss {recent:.3f} {read_tokens / 1e6:.1f}M {spent}")
+        if rank == 0 and probe and done % PROBE_EVERY == 0:
+            progress.probes.append({"step": done, "tokens": read_tokens} | probe(net))
+            log(f"  {json.dumps(progress.probes[-1])}")
+        if rank == 0 and checkpoint and (time.perf_counter() - saved > SAVE_SECONDS or done == len(steps)):
+            saved = time.perf_counter()
+            save(checkpoint, run, steps, net, optims, progress)
+    return progress
+
+
+def row_loss(net: nets.Net, rows: Tensor, bias: Tensor) -> Tensor:
+    """Return the mean cross-entropy of next tokens, in nats.
+
+    Args:
+        net: the network.
+        rows: token ids (rows, length + 1).
+        bias: the result of `nets.plain_bias`.
+    """
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = net.logits(net(rows[:, :-1], bias))
+    return F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
+
+
+def history(steps: list[Step]) -> list[tuple[int, float]]:
+    """Return length and factor of each step: with the run's identity, what made the weights."""
+    return [(step.length, step.factor) for step in steps]
+
+
+def save(
+    checkpoint: Path,
+    run: dict,
+    steps: list[Step],
+    net: nets.Net,
+    optims: list[torch.optim.Optimizer],
+    progress: Progress,
+) -> None:
+    """Replace a checkpoint at once; one of full rates stays beside it as `stable.pt`.
+
+    Args: see `restore`, and
+        progress: the progress.
+    """
+    done = steps[: len(progress.losses)]
+    state = {"run": run, "history": history(done), "progress": vars(progress), "net": net.state_dict()}
+    state["optimisers"] = [optim.state_dict() for optim in optims]
+    torch.save(state, checkpoint.with_suffix(".new"))
+    checkpoint.with_suffix(".new").replace(checkpoint)
+    if done[-1].factor == 1.0:
+        torch.save(state, checkpoint.with_name("stable.new"))
+        checkpoint.with_name("stable.new").replace(checkpoint.with_name("stable.pt"))
 
 
 def restore(
-    checkpoint: Path | None, run: dict, net: nets.Net, optims: list[torch.optim.Optimizer]
-) -> tuple[list[float], float]:
-    """Load a checkpoint, and return its losses and CPU seconds; none if it is of another run.
+    checkpoint: Path | None, run: dict, steps: list[Step], net: nets.Net, optims: list[torch.optim.Optimizer]
+) -> Progress:
+    """Load a checkpoint, and return its progress, that of a new run if there is no file.
 
     Args:
         checkpoint: the file.
         run: the identity of the run.
+        steps: the plan.
         net: the network to load.
         optims: the optimisers to load.
+
+    Raises:
+        UserError: if the checkpoint is of another run, or its steps are not the plan's first ones.
     """
+    progress = Progress()
     if not checkpoint or not checkpoint.exists():
-        return [], 0.0
+        return progress
     state = torch.load(checkpoint)
+    done = len(state["history"])
     if state["run"] != run:
-        return [], 0.0
+        raise UserError(f"{checkpoint} is of a run on other texts or seeds: delete it, or give another --work.")
+    if state["history"] != history(steps[:done]):
+        raise UserError(
+            f"{checkpoint} has {done} steps that this plan would not make: give the same --steps, or copy stable.pt, "
+            "the last checkpoint before the decay, over it."
+        )
     net.load_state_dict(state["net"])
     for optim, saved in zip(optims, state["optimisers"], strict=True):
         optim.load_state_dict(saved)
-    return state["losses"], state["seconds"]
+    vars(progress).update(state["progress"])
+    return progress
 
 
-def make(texts: dict[books.Book, str], folder: Path, phase: Phase, log: Callable[[str], None]) -> None:
-    """Train the model and save it with its record `training.json`.
+@torch.no_grad()
+def probe_rows(net: nets.Net, rows: Tensor, sizes: Tensor) -> dict[str, float]:
+    """Return the bits per byte of tokens by their position in the row, "0-127" and so on.
 
     Args:
-        texts: the novels.
-        folder: folder of the model.
-        phase: the phase of training.
-        log: prints a line.
+        net: the network.
+        rows: token ids (rows, PROBE_LENGTH + 1).
+        sizes: bytes of each token.
+    """
+    bias = nets.plain_bias(net.shape, rows.shape[1] - 1)
+    nats = []
+    for row in rows.split(1):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = net.logits(net(row[:, :-1], bias))
+        nats.append(F.cross_entropy(logits[0].float(), row[0, 1:], reduction="none"))
+    total, width = torch.stack(nats).sum(0), sizes[rows[:, 1:]].sum(0)
+    return {
+        f"{low}-{high - 1}": float(total[low:high].sum() / width[low:high].sum()) / math.log(2)
+        for low, high in zip(PROBE_EDGES, PROBE_EDGES[1:], strict=False)
+    }
+
+
+def run_rank(rank: int, meeting: str, recipe: Recipe, work: Path) -> None:
+    """Train a model as one of the processes.
+
+    Args:
+        rank: number of the process.
+        meeting: address where the processes meet.
+        recipe: the recipe.
+        work: the folder of `make`, with tokenizer and streams; for checkpoint.pt.
     """
     torch.set_num_threads(1)
-    folder.mkdir(parents=True, exist_ok=True)
-    train_texts = [text for book, text in texts.items() if book.part == "train"]
-    encoder = tokenizer.learn(train_texts, VOCABULARY, MAX_LENGTH)
-    data = stream(encoder, train_texts)
-    size = sum(len(text.encode()) for text in train_texts)
-    log(f"{phase.name}: {len(data)} tokens in {size} bytes of {len(train_texts)} novels")
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=RANKS)
+    encoder = PreTrainedTokenizerFast.from_pretrained(work)
+    streams = torch.load(work / "streams.pt")
     torch.manual_seed(SEED)
-    net = nets.Net(nets.config(len(encoder), **SHAPE))
-    checkpoint = folder / "checkpoint.pt"
-    machine = environment.describe(torch.device("cpu"))
-    losses, seconds = train(net, data, phase, SEED, log, checkpoint)
+    net = nets.Net(nets.config(len(encoder), **recipe.shape))
+    held_out = streams["validation"].long()
+    ends = torch.linspace(PROBE_LENGTH, len(held_out) - 1, PROBE_ROWS).long().tolist()
+    probe = None
+    if len(held_out) > PROBE_LENGTH:
+        rows = torch.stack([held_out[end - PROBE_LENGTH : end + 1] for end in ends])
+        probe = functools.partial(probe_rows, rows=rows, sizes=bits.byte_counts(encoder))
+    log = functools.partial(print, flush=True) if rank == 0 else lambda line: None
+    train(net, streams["train"], recipe.phase, SEED, log, work / "checkpoint.pt", probe)
+    dist.destroy_process_group()
+
+
+def make(
+    recipe: Recipe,
+    texts: dict[str, list[str]],
+    folder: Path,
+    work: Path,
+    log: Callable[[str], None],
+    *,
+    resume: bool = False,
+    facts: dict[str, Any] | None = None,
+) -> None:
+    """Train a model and save it with its record `training.json`.
+
+    Args:
+        recipe: the recipe.
+        texts: the texts of "train" and "validation".
+        folder: folder of the model.
+        work: folder of checkpoints and streams.
+        log: prints a line.
+        resume: whether to go on from the checkpoint in `work`.
+        facts: what else the record holds, about the texts.
+
+    Raises:
+        UserError: if `work` has a checkpoint and `resume` is false, or the other way round.
+    """
+    if resume != (checkpoint := work / "checkpoint.pt").exists():
+        raise UserError(
+            f"{checkpoint} is missing: without --resume a run begins."
+            if resume
+            else f"{checkpoint} is there: --resume goes on from it, another --work begins anew."
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    streams = read_streams(recipe, texts, work)
+    size = sum(len(text.encode()) for text in texts["train"])
+    log(f"{recipe.name}: {len(streams['train'])} tokens in {size} bytes of {len(texts['train'])} texts")
+    meeting = work / "meeting"
+    meeting.unlink(missing_ok=True)
+    mp.spawn(run_rank, args=(f"file://{meeting}", recipe, work), nprocs=RANKS)
+    finish(recipe, folder, work, {"stream_bytes": size} | (facts or {}))
+
+
+def read_streams(recipe: Recipe, texts: dict[str, list[str]], work: Path) -> dict[str, Tensor]:
+    """Return the streams of the texts, int32 (N,) each, and learn the tokens.
+
+    Both are kept in `work` and used again for the same texts.
+
+    Args:
+        recipe: the recipe, for its vocabulary.
+        texts: the texts of "train" and "validation".
+        work: the folder.
+    """
+    told = json.dumps([recipe.vocabulary, texts]).encode()
+    identity, file = hashlib.sha256(told).hexdigest(), work / "streams.pt"
+    if file.exists() and (kept := torch.load(file)).get("identity") == identity:
+        return kept
+    encoder = tokenizer.learn(texts["train"], recipe.vocabulary, MAX_LENGTH)
+    encoder.save_pretrained(work)
+    streams = {part: stream(encoder, texts[part]).to(torch.int32) for part in ("train", "validation")}
+    torch.save(streams | {"identity": identity}, file)
+    return streams
+
+
+def finish(recipe: Recipe, folder: Path, work: Path, facts: dict[str, Any]) -> None:
+    """Write the model of a checkpoint and its record.
+
+    Args:
+        recipe: the recipe.
+        folder: folder of the model.
+        work: folder of the checkpoint.
+        facts: what else the record holds, about the texts.
+    """
+    encoder = PreTrainedTokenizerFast.from_pretrained(work)
+    state = torch.load(work / "checkpoint.pt")
+    net = nets.Net(nets.config(len(encoder), **recipe.shape))
+    net.load_state_dict(state["net"])
     nets.export(net, folder)
     encoder.save_pretrained(folder)
-    stages = [vars(stage) for stage in phase.stages]
+    machine = environment.describe(torch.device("cpu"))
+    losses, stages = state["progress"]["losses"], recipe.phase.stages
+    means = [losses[first : first + LOG_EVERY] for first in range(0, len(losses), LOG_EVERY)]
     record = {
         "commit": machine["commit"],
         "dirty": machine["dirty"],
         "device": machine["device"],
         "packages": {name: machine["packages"][name] for name in ("torch", "transformers", "tokenizers")},
         "seed": SEED,
-        "stages": stages,
-        "decay": phase.decay,
-        "stream_tokens": len(data),
-        "stream_bytes": size,
-        "tokens": sum(stage.steps * (stage.tokens // stage.length) * stage.length for stage in phase.stages),
-        "cpu_seconds": seconds,
-        "loss_nats_per_token": sum(losses[-LOG_EVERY:]) / len(losses[-LOG_EVERY:]),
-        "texts": {f"{book.part}/{book.file}": books.digest(text) for book, text in texts.items()},
-    }
+        "processes": RANKS,
+        "shape": recipe.shape,
+        "stages": [vars(stage) for stage in stages],
+        "decay": recipe.phase.decay,
+        "stream_tokens": state["run"]["tokens"],
+        "tokens": RANKS * sum(stage.steps * (stage.tokens // stage.length) * stage.length for stage in stages),
+        "seconds": state["progress"]["seconds"],
+        "loss_nats_per_token": sum(means[-1]) / len(means[-1]),
+        "losses": [round(sum(values) / len(values), 4) for values in means],
+        "probes": state["progress"]["probes"],
+    } | facts
     write_atomic(folder / "training.json", record)
-    checkpoint.unlink(missing_ok=True)
 
 
 def read_record(folder: Path) -> dict:
