@@ -172,7 +172,6 @@ def train(
     optims = optimisers(net)
     bases = [group["lr"] for optim in optims for group in optim.param_groups]
     biases = functools.cache(functools.partial(nets.plain_bias, net.shape))
-    loss_of = row_loss if biases(max_length).dim() > 1 else torch.compile(row_loss, dynamic=False)
     steps = plan(len(data), phase, seed, ranks)
     run = {"seed": seed, "tokens": len(data), "sum": int(data.sum()), "ranks": ranks}
     progress = restore(checkpoint, run, steps, net, optims)
@@ -185,7 +184,7 @@ def train(
             group["lr"] = base * step.factor
         starts = step.starts[rank::ranks]
         rows = torch.stack([data[start : start + step.length + 1] for start in starts]).long()
-        loss = loss_of(net, rows, biases(step.length))
+        loss = row_loss(net, rows, biases(step.length))
         loss.backward()
         if ranks > 1:
             average(net)

@@ -26,6 +26,7 @@ MEASURED = {
     "odd.json": "tests.odd.table",
     "h200_first.json": "tests.measure.gpu_first",
     "measured.json": "harness.training.books_card",
+    "tiny_code.json": "harness.training.code_card",
     "overhead.json": "tests.measure.overhead",
     "flat.json": "tests.measure.flat",
     "bench_cpu.json": "kernels.bench.table",
