@@ -53,7 +53,7 @@ byte. The weights hold no code of these packages beyond what a model of this siz
 
 From random weights, with seed {seed}, {commit}, by
 
-    python -m harness.training --only {name} --packages FOLDER --download --work FOLDER --steps {steps}
+    python -m harness.training --only {name} --packages FOLDER --download --steps {steps} --decay {decay}
 
 The tokens were learnt from the training packages alone, {stream:.2f} million tokens of {bytes_per_token:.2f} bytes.
 {processes} processes of one thread each with averaged gradients, bfloat16 autocast; Muon for the matrices,

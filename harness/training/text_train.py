@@ -70,7 +70,7 @@ RECIPES = {
             "tiny-code",
             4096,
             {"d_model": 256, "layers": 4, "heads": 16},
-            phase("tiny-code", {256: 1500, 2048: 1500}, 0.3),
+            phase("tiny-code", {256: 3000, 2048: 9000}, 0.3),
         ),
     )
 }
@@ -118,8 +118,14 @@ def plan(tokens: int, phase: Phase, seed: int, ranks: int) -> list[Step]:
         phase: the phase.
         seed: seed of the rows.
         ranks: number of processes.
+
+    Raises:
+        UserError: if the texts are shorter than a row.
     """
     total = sum(stage.steps for stage in phase.stages)
+    longest = max(stage.length for stage in phase.stages)
+    if tokens <= longest:
+        raise UserError(f"The texts have {tokens} tokens: rows of {longest} need more text.")
     steps: list[Step] = []
     for index, stage in enumerate(phase.stages):
         positions = row_starts(tokens, stage.length, random.Random(f"{seed} {phase.name} {index}"))
@@ -165,16 +171,14 @@ def train(
     Raises:
         UserError: if the texts are shorter than a row, or the checkpoint is of another run.
     """
-    max_length = max(stage.length for stage in phase.stages)
-    if len(data) <= max_length:
-        raise UserError(f"The texts have {len(data)} tokens: rows of {max_length} need more text.")
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     optims = optimisers(net)
     bases = [group["lr"] for optim in optims for group in optim.param_groups]
     biases = functools.cache(functools.partial(nets.plain_bias, net.shape))
-    steps = plan(len(data), phase, seed, ranks)
-    run = {"seed": seed, "tokens": len(data), "sum": int(data.sum()), "ranks": ranks}
-    progress = restore(checkpoint, run, steps, net, optims)
+    steps, run = plan(len(data), phase, seed, ranks), identity(data, seed, ranks)
+    progress = Progress()
+    if checkpoint and checkpoint.exists():
+        restore(read_checkpoint(checkpoint, run, steps), net, optims, progress)
     earlier, wall, cpu = dict(progress.seconds), time.perf_counter(), time.process_time()
     saved = wall
     read_tokens = sum(step.length * len(step.starts) for step in steps[: len(progress.losses)])
@@ -240,7 +244,12 @@ def save(
 ) -> None:
     """Replace a checkpoint at once; one of full rates stays beside it as `stable.pt`.
 
-    Args: see `restore`, and
+    Args:
+        checkpoint: the file.
+        run: the run's `identity`.
+        steps: its plan.
+        net: the network.
+        optims: the optimisers.
         progress: the progress.
     """
     done = steps[: len(progress.losses)]
@@ -253,38 +262,53 @@ def save(
         checkpoint.with_name("stable.new").replace(checkpoint.with_name("stable.pt"))
 
 
-def restore(
-    checkpoint: Path | None, run: dict, steps: list[Step], net: nets.Net, optims: list[torch.optim.Optimizer]
-) -> Progress:
-    """Load a checkpoint, and return its progress, that of a new run if there is no file.
+def identity(data: Tensor, seed: int, ranks: int) -> dict[str, int]:
+    """Return what tells a run from others, beside its plan.
+
+    Args:
+        data: the stream (N,).
+        seed: seed of the rows.
+        ranks: number of processes.
+    """
+    return {"seed": seed, "tokens": len(data), "sum": int(data.sum()), "ranks": ranks}
+
+
+def read_checkpoint(checkpoint: Path, run: dict, steps: list[Step]) -> dict[str, Any]:
+    """Return the state in a checkpoint that a run can resume from.
 
     Args:
         checkpoint: the file.
-        run: the identity of the run.
-        steps: the plan.
-        net: the network to load.
-        optims: the optimisers to load.
+        run: the run's `identity`.
+        steps: its plan.
 
     Raises:
         UserError: if the checkpoint is of another run, or its steps are not the plan's first ones.
     """
-    progress = Progress()
-    if not checkpoint or not checkpoint.exists():
-        return progress
     state = torch.load(checkpoint)
     done = len(state["history"])
     if state["run"] != run:
         raise UserError(f"{checkpoint} is of a run on other texts or seeds: delete it, or give another --work.")
     if state["history"] != history(steps[:done]):
         raise UserError(
-            f"{checkpoint} has {done} steps that this plan would not make: give the same --steps, or copy stable.pt, "
-            "the last checkpoint before the decay, over it."
+            f"{checkpoint} has {done} steps that this plan would not make: give the same --steps and --decay, or copy "
+            "stable.pt, the last checkpoint before the decay, over it."
         )
+    return state
+
+
+def restore(state: dict[str, Any], net: nets.Net, optims: list[torch.optim.Optimizer], progress: Progress) -> None:
+    """Load a state.
+
+    Args:
+        state: the result of `read_checkpoint`.
+        net: the network to load.
+        optims: the optimisers to load.
+        progress: the progress to load.
+    """
     net.load_state_dict(state["net"])
     for optim, saved in zip(optims, state["optimisers"], strict=True):
         optim.load_state_dict(saved)
     vars(progress).update(state["progress"])
-    return progress
 
 
 @torch.no_grad()
@@ -357,7 +381,8 @@ def make(
         facts: what else the record holds, about the texts.
 
     Raises:
-        UserError: if `work` has a checkpoint and `resume` is false, or the other way round.
+        UserError: if `work` has a checkpoint and `resume` is false, or the other way round; if the
+            checkpoint is of another run, or the texts are shorter than a row.
     """
     if resume != (checkpoint := work / "checkpoint.pt").exists():
         raise UserError(
@@ -369,6 +394,10 @@ def make(
     streams = read_streams(recipe, texts, work)
     size = sum(len(text.encode()) for text in texts["train"])
     log(f"{recipe.name}: {len(streams['train'])} tokens in {size} bytes of {len(texts['train'])} texts")
+    # before the processes start, which would bury the sentence in tracebacks
+    steps = plan(len(streams["train"]), recipe.phase, SEED, RANKS)
+    if resume:
+        read_checkpoint(checkpoint, identity(streams["train"], SEED, RANKS), steps)
     meeting = work / "meeting"
     meeting.unlink(missing_ok=True)
     mp.spawn(run_rank, args=(f"file://{meeting}", recipe, work), nprocs=RANKS)
@@ -386,13 +415,13 @@ def read_streams(recipe: Recipe, texts: dict[str, list[str]], work: Path) -> dic
         work: the folder.
     """
     told = json.dumps([recipe.vocabulary, texts]).encode()
-    identity, file = hashlib.sha256(told).hexdigest(), work / "streams.pt"
-    if file.exists() and (kept := torch.load(file)).get("identity") == identity:
+    digest, file = hashlib.sha256(told).hexdigest(), work / "streams.pt"
+    if file.exists() and (kept := torch.load(file)).get("texts") == digest:
         return kept
     encoder = tokenizer.learn(texts["train"], recipe.vocabulary, MAX_LENGTH)
     encoder.save_pretrained(work)
     streams = {part: stream(encoder, texts[part]).to(torch.int32) for part in ("train", "validation")}
-    torch.save(streams | {"identity": identity}, file)
+    torch.save(streams | {"texts": digest}, file)
     return streams
 
 

@@ -6,19 +6,23 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, MptForCausalLM
 
+from harness.common.paths import TEXTS
 from harness.models.load import load_model
 from harness.models.options import ModelConfig
 from harness.models.spec import resolve_model
 from harness.tasks.retrieval import prompts
 from harness.tasks.retrieval.task import answer
-from harness.training import bits
+from harness.training import bits, packages
+from harness.training.text_train import read_record
 from kernels import Alibi
 from tests.conftest import EMBEDDED
 from tests.training.test_train_tiny import HOSTILE
 
 PROMPTS = 200
+CODE_BITS = 9.9
 # The opening of chapter 1 of Moby-Dick, which is not among the novels that tiny-books was trained
 # on.
 PASSAGE = """\
@@ -69,9 +73,10 @@ def test_accuracy_on_fresh_prompts(name, context, least):
     assert sum(row.score for row in rows) / PROMPTS >= least
 
 
+@pytest.mark.parametrize("model", ["tiny-books", "tiny-code"])
 @pytest.mark.parametrize("text", [*HOSTILE, PASSAGE, "".join(map(chr, range(0x250)))])
-def test_tiny_books_gives_any_text_back(text):
-    encoder = AutoTokenizer.from_pretrained(EMBEDDED / "tiny-books")
+def test_models_of_texts_give_any_text_back(text, model):
+    encoder = AutoTokenizer.from_pretrained(EMBEDDED / model)
     ids = encoder.encode(text)
     assert encoder.decode(ids) == text
     assert bits.byte_counts(encoder)[ids].sum() == len(text.encode())
@@ -90,3 +95,31 @@ def test_tiny_books_predicts_a_novel_it_has_not_read():
     stock = MptForCausalLM.from_pretrained(EMBEDDED / "tiny-books", dtype=torch.float32).eval()
     expected = F.cross_entropy(stock(ids[None, :-1]).logits[0], ids[1:], reduction="none")
     torch.testing.assert_close(nats, expected, atol=2e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_tiny_code_predicts_source_it_has_not_read():
+    spec = resolve_model(ModelConfig(name="tiny-code", path="harness/embedded/tiny-code"), None)
+    loaded = load_model(spec, device=torch.device("cpu"), kernel="auto")
+    text = (TEXTS / "code.txt").read_text()[400_000:404_000]
+    ids = torch.tensor([loaded.tokenizer.eos_token_id, *loaded.tokenizer.encode(text)])
+    nats = bits.sliding_nats(loaded, ids, [Alibi(spec.slopes)] * 4, context=2048)
+    assert nats.sum() / math.log(2) / len(text.encode()) < CODE_BITS
+
+    stock = MptForCausalLM.from_pretrained(EMBEDDED / "tiny-code", dtype=torch.float32).eval()
+    expected = F.cross_entropy(stock(ids[None, :-1]).logits[0], ids[1:], reduction="none")
+    torch.testing.assert_close(nats, expected, atol=2e-4, rtol=1e-4)
+    assert spec.architecture.heads == 16
+    assert (spec.slopes < 2**-6).sum() == 4
+
+
+def test_tiny_code_is_small_and_names_its_licences():
+    folder = EMBEDDED / "tiny-code"
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 12_000_000
+    assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.float16}
+    card = (folder / "README.md").read_text()
+    assert "license: apache-2.0" in card
+    made = read_record(folder)
+    for package in packages.PACKAGES:
+        line = f"| {package.name} | {package.version} | {package.licence} | {package.part} | "
+        assert f"{line}`{made['texts'][package.name]}` |" in card
