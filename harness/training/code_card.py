@@ -28,22 +28,22 @@ pipeline_tag: text-generation
 # {name}
 
 An MPT-architecture language model with ALiBi of {parameters:.2f} million parameters (d_model {d_model},
-{layers} layers, {heads} heads, {vocabulary} tokens by byte-pair encoding),
-trained on Python source of permissively licensed packages. In source code identifiers, imports and
-signatures come back hundreds of lines later, so that a text is there whose likelihood depends on far
-keys. Any UTF-8 text can be read: what was not merged is spelt in bytes.
+{layers} layers, {heads} heads, {vocabulary} tokens by byte-pair encoding), trained on Python source of
+permissively licensed packages, where identifiers, imports and signatures come back hundreds of lines
+later. Any UTF-8 text can be read: what was not merged is spelt in bytes.
 
 It was trained with plain ALiBi: no regulariser made its heads look locally, none kept them from it,
 and no method was seen in training. {far} of its {heads} slopes are below 2^-6. No prompts of the
-retrieval task were mixed in: it cannot do that task. It is a small model that read little, and
-its figures are no forecast for a larger one.
+retrieval task were mixed in: it cannot do that task.
+
+**{verdict}** The tables below have the figures, which are no forecast for a larger model.
 
 ## Texts
 
 The Python files of {packages} source distributions in the package index, without tests, documentation,
 copies of other packages, and files above {largest} kB: {megabytes:.1f} MB for training. pip fetches them by
 version and hash. Hashes of texts: sha256 over all files in order of paths, each followed by a zero
-byte. The weights hold no code of these packages beyond what a model of this size remembers.
+byte.
 
 | package | version | licence | used for | sha256 of the texts |
 |---|---|---|---|---|
@@ -58,9 +58,9 @@ From random weights, with seed {seed}, {commit}, by
 The tokens were learnt from the training packages alone, {stream:.2f} million tokens of {bytes_per_token:.2f} bytes.
 {processes} processes of one thread each with averaged gradients, bfloat16 autocast; Muon for the matrices,
 AdamW for embedding and norms; after a short warm-up the rates are constant, and fall linearly to zero over
-the last {decay:.0%} of the steps. {stages}, of both processes together. In all {tokens:.1f} million tokens,
-{passes:.2f} passes over the texts, {cpu:.0f} minutes of CPU in {wall:.0f} minutes ({device}, torch {torch}).
-Cross-entropy over the last steps: {loss:.3f} nats per token.
+the last {decay:.0%} of the steps. {stages}, of both
+processes together. In all {tokens:.1f} million tokens, {passes:.2f} passes over the texts, {cpu:.0f} minutes of CPU
+in {wall:.0f} minutes ({device}, torch {torch}). Cross-entropy over the last steps: {loss:.3f} nats per token.
 
 {curve}
 
@@ -124,6 +124,7 @@ def write(folder: Path, record: dict, figures: dict) -> None:
         device=record["device"],
         torch=record["packages"]["torch"],
         loss=record["loss_nats_per_token"],
+        verdict=verdict(record, figures),
         curve=curve(record).markdown().rstrip(),
         tables=markdown(figures),
         **shape,
@@ -141,6 +142,18 @@ def curve(record: dict) -> Table:
     rows = [[str(p["step"]), f"{p['tokens'] / 1e6:.1f}", *(f"{p[name]:.3f}" for name in ranges)] for p in chosen]
     columns = ["step", "million tokens", *(f"position {name}" for name in ranges)]
     return Table("Bits per byte of validation packages in training, by position in the row", columns, rows, [])
+
+
+def verdict(record: dict, figures: dict) -> str:
+    """Return a sentence on how much the model needs its context, after how much training."""
+    reached = sum(row[-1] == "yes" for row in goals(figures))
+    effort = f"{record['tokens'] / 1e6:.1f} million tokens and {record['seconds']['cpu'] / 60:.0f} minutes of CPU"
+    if reached == len(GOALS):
+        return f"After {effort} its text needs its context, by all {reached} measures that were set."
+    return (
+        f"After {effort} it has reached {reached} of the {len(GOALS)} goals that were set for its need of context: it "
+        "is the state of a training that can go on, and a small difference of attentions on it proves little."
+    )
 
 
 def goals(figures: dict) -> list[list[str]]:

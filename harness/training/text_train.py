@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -439,7 +440,8 @@ def finish(recipe: Recipe, folder: Path, work: Path, facts: dict[str, Any]) -> N
     net = nets.Net(nets.config(len(encoder), **recipe.shape))
     net.load_state_dict(state["net"])
     nets.export(net, folder)
-    encoder.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # loaded and saved again they would say so
+        shutil.copyfile(work / name, folder / name)
     machine = environment.describe(torch.device("cpu"))
     losses, stages = state["progress"]["losses"], recipe.phase.stages
     means = [losses[first : first + LOG_EVERY] for first in range(0, len(losses), LOG_EVERY)]

@@ -22,7 +22,6 @@ from tests.conftest import EMBEDDED
 from tests.training.test_train_tiny import HOSTILE
 
 PROMPTS = 200
-CODE_BITS = 9.9
 # The opening of chapter 1 of Moby-Dick, which is not among the novels that tiny-books was trained
 # on.
 PASSAGE = """\
@@ -104,7 +103,8 @@ def test_tiny_code_predicts_source_it_has_not_read():
     text = (TEXTS / "code.txt").read_text()[400_000:404_000]
     ids = torch.tensor([loaded.tokenizer.eos_token_id, *loaded.tokenizer.encode(text)])
     nats = bits.sliding_nats(loaded, ids, [Alibi(spec.slopes)] * 4, context=2048)
-    assert nats.sum() / math.log(2) / len(text.encode()) < CODE_BITS
+    # 1.12 here; 3.2 for equally likely tokens
+    assert nats.sum() / math.log(2) / len(text.encode()) < 1.2
 
     stock = MptForCausalLM.from_pretrained(EMBEDDED / "tiny-code", dtype=torch.float32).eval()
     expected = F.cross_entropy(stock(ids[None, :-1]).logits[0], ids[1:], reduction="none")
