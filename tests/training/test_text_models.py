@@ -187,7 +187,7 @@ def test_the_command_makes_a_model_that_loads(folder, tmp_path, monkeypatch, cap
     assert "another edition" not in printed.out
     assert printed.err.count("is not the text") == 10
     made = text_train.read_record(tmp_path / "tiny-books")
-    assert made["tokens"] == 2 * 4096
+    assert made["tokens"] == 2 * 2048
     assert made["texts"]["test/moby-dick.txt"] != books.BOOKS[-1].sha256
     card = (tmp_path / "tiny-books" / "README.md").read_text()
     assert "PLSH S=16 gamma rb" in card
