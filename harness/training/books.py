@@ -125,6 +125,19 @@ def body(text: str) -> str:
     return text.strip() + "\n"
 
 
+def unwrap(text: str) -> str:
+    """Return the text with one line for each paragraph, and single blanks in it.
+
+    Blank lines separate paragraphs and disappear; two or more of them, as between chapters, become
+    one. Verse and tables lose their lines.
+    """
+    parts = re.split(r"\n((?:[ \t]*\n)+)", text.strip())
+    lines = [" ".join(parts[0].split())]
+    for gap, paragraph in zip(parts[1::2], parts[2::2], strict=True):
+        lines += [""] * (gap.count("\n") > 1) + [" ".join(paragraph.split())]
+    return "\n".join(lines) + "\n"
+
+
 def read_books(folder: Path) -> dict[Book, str]:
     """Read all novels, in order of `BOOKS`; raise UserError if one is missing or not UTF-8."""
     if not folder.is_dir():

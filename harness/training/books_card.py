@@ -7,7 +7,9 @@ from safetensors.torch import load_file
 from harness.analysis.table import interval, pairs, signed
 from harness.common.stats import Difference, Metric
 from harness.common.table import Table
-from harness.training import books, books_train
+from harness.training import books
+
+NAME = "tiny-books"
 
 TEMPLATE = """---
 license: apache-2.0
@@ -25,9 +27,7 @@ read: what was not merged is spelt in bytes.
 
 It was trained with plain ALiBi, on rows of {lengths} tokens: no regulariser made its heads
 look locally (`tiny` had one), none kept them from it, and no method was seen in training. The tables
-below tell two things apart. A longer context brings little to a model of this size. But its heads
-attend to keys whose bias is large, as those of `tiny-plain` do, so that a method which drops them loses
-more than a short context does. Neither is a forecast for a larger model or for another task.
+below are no forecast for a larger model or for another task.
 
 It writes phrases that hold together for a few words. It cannot do the retrieval task.
 
@@ -35,8 +35,12 @@ It writes phrases that hold together for a few words. It cannot do the retrieval
 
 Novels of Project Gutenberg, in the public domain in the United States. Project Gutenberg's header and
 licence are cut off where a file has them, lines end in a line feed, and the text ends in one; the
-sha256 is of that. Nothing else is changed: tables of contents, notes of the transcribers and broken
-lines are in.
+sha256 is of that. Tables of contents and notes of the transcribers are in.
+
+For training and measuring each paragraph was then made one line with single blanks; a blank line
+is left where there were two or more, as between chapters. A model that reads the hard line breaks of
+such files learns to place them, and masks and windows that lose the count of the line lose most
+there: a format can make most of such a figure.
 
 | novel | author | number | used for | sha256 |
 |---|---|---:|---|---|
@@ -49,11 +53,12 @@ From random weights, with seed {seed}, at commit {commit}, by
     python -m harness.training --only {name} --books FOLDER
 
 where FOLDER holds `train/jane-eyre.txt` and so on, as `harness/training/books.py` names them. The tokens were
-learnt from the training novels alone, which are {stream:.2f} million tokens of {bytes_per_token:.2f} bytes. One
-process of one thread, bfloat16 autocast; Muon for the matrices, AdamW for embedding and norms; after a short
-warm-up the learning rate falls linearly to zero over the last {decay:.0%} of the steps. {stages}.
-In all {tokens:.1f} million tokens, {passes:.1f} passes over the novels, {minutes:.0f} minutes of one core ({device},
-torch {torch}). Cross-entropy over the last {averaged} steps: {loss:.3f} nats per token.
+learnt from the training novels alone, which are {stream:.2f} million tokens of {bytes_per_token:.2f} bytes.
+{processes} processes of one thread each with averaged gradients, bfloat16 autocast; Muon for the matrices,
+AdamW for embedding and norms; after a short warm-up the learning rate falls linearly to zero over the last
+{decay:.0%} of the steps. {stages}, of both processes together. In all {tokens:.1f} million tokens, {passes:.1f} passes
+over the novels, {minutes:.0f} minutes of CPU ({device}, torch {torch}). Cross-entropy over the last steps:
+{loss:.3f} nats per token.
 
 ## Bits per byte
 
@@ -83,12 +88,13 @@ def write(folder: Path, record: dict, figures: dict) -> None:
 
     Args:
         folder: folder of the model.
-        record: the result of `books_train.read_record`.
+        record: the result of `text_train.read_record`.
         figures: the result of `books_measure.measure`.
     """
     weights = load_file(folder / "model.safetensors")
     sizes = {stage["length"]: stage for stage in record["stages"]}
-    stages = [f"{s['steps']} steps of {s['tokens'] // n} rows of {n} tokens" for n, s in sizes.items()]
+    ranks = record["processes"]
+    stages = [f"{s['steps']} steps of {ranks * s['tokens'] // n} rows of {n} tokens" for n, s in sizes.items()]
     text = TEMPLATE.format(
         name=folder.name,
         parameters=sum(w.numel() for w in weights.values()) / 1e6,
@@ -106,16 +112,16 @@ def write(folder: Path, record: dict, figures: dict) -> None:
         stages=", then ".join(stages),
         tokens=record["tokens"] / 1e6,
         passes=record["tokens"] / record["stream_tokens"],
-        minutes=record["cpu_seconds"] / 60,
+        processes=ranks,
+        minutes=record["seconds"]["cpu"] / 60,
         device=record["device"],
         torch=record["packages"]["torch"],
-        averaged=books_train.LOG_EVERY,
         loss=record["loss_nats_per_token"],
         tables=markdown(figures),
         notes=NOTES.format(
             megabytes=record["stream_bytes"] / 1e6, title=figures["novels"]["test"]["title"], **figures["setup"]
         ),
-        **books_train.SHAPE,
+        **record["shape"],
     )
     (folder / "README.md").write_text(text)
 
@@ -125,11 +131,11 @@ def markdown(figures: dict) -> str:
     novels = list(figures["novels"].items())
     columns = ["", *(f"{novel['title']} ({part})" for part, novel in novels)]
     rows = [
-        [f"{books_train.NAME}, context {context}", *(f"{novel['model'][context]:.3f}" for _, novel in novels)]
+        [f"{NAME}, context {context}", *(f"{novel['model'][context]:.3f}" for _, novel in novels)]
         for context in novels[0][1]["model"]
     ]
     rows += [[name, *(f"{novel['plain'][name]:.3f}" for _, novel in novels)] for name in novels[0][1]["plain"]]
-    novel_table = Table(f"{books_train.NAME}, bits per byte of whole novels", columns, rows, [])
+    novel_table = Table(f"{NAME}, bits per byte of whole novels", columns, rows, [])
     rows = [
         [
             row["label"],
@@ -140,6 +146,6 @@ def markdown(figures: dict) -> str:
         for row in figures["attentions"]
     ]
     setup = figures["setup"]
-    title = f"{books_train.NAME}, bits per byte of {setup['chunks']} chunks, {setup['context']} tokens"
+    title = f"{NAME}, bits per byte of {setup['chunks']} chunks, {setup['context']} tokens"
     attention_table = Table(title, ["attention", "pairs per row", "bits per byte", "minus exact"], rows, [])
     return f"{novel_table.markdown()}\n{attention_table.markdown()}".rstrip()

@@ -21,7 +21,7 @@ from harness.models.load import LoadedModel, load_model
 from harness.models.options import ModelConfig
 from harness.models.spec import ModelSpec, resolve_model
 from harness.training import bits, books
-from harness.training.books_train import stream
+from harness.training.text_train import stream
 from kernels import Weights
 
 CONTEXTS = (256, 512, 1024, 2048)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import MptConfig, MptForCausalLM
 
+from harness.training import attention
 from kernels.methods.slopes import alibi_slopes
 
 ALIBI_BIAS_MAX = 8
@@ -36,7 +37,7 @@ def config(vocab_size: int, d_model: int = 128, layers: int = 2, heads: int = 8)
         no_bias=True,
         attn_config={
             "alibi": True,
-            "alibi_bias_max": ALIBI_BIAS_MAX,
+            "alibi_bias_max": ALIBI_BIAS_MAX,  # stock code knows no other
             "attn_type": "multihead_attention",
         },
         architectures=["MptForCausalLM"],
@@ -46,6 +47,11 @@ def config(vocab_size: int, d_model: int = 128, layers: int = 2, heads: int = 8)
         eos_token_id=0,
         pad_token_id=0,
     )
+
+
+def slopes(heads: int) -> Tensor:
+    """Return MPT's slopes (heads,), in float32."""
+    return alibi_slopes(heads, bias_max=ALIBI_BIAS_MAX, order="mpt").float()
 
 
 def alibi_bias(heads: int, length: int, cutoff: float | None = None) -> Tensor:
@@ -58,11 +64,26 @@ def alibi_bias(heads: int, length: int, cutoff: float | None = None) -> Tensor:
         length: number of tokens.
         cutoff: limit of `m (i - j)`, or None.
     """
-    slope = alibi_slopes(heads, bias_max=ALIBI_BIAS_MAX, order="mpt").float()
+    slope = slopes(heads)
     position = torch.arange(length)
     distance = position[:, None] - position[None, :]
     bias = (-slope[:, None, None] * distance).masked_fill(distance < 0, float("-inf"))
     return bias if cutoff is None else cut(bias, cutoff)
+
+
+def plain_bias(shape: MptConfig, length: int) -> Tensor:
+    """Return what `Net` takes for plain ALiBi.
+
+    Args:
+        shape: the configuration.
+        length: number of tokens.
+
+    Returns:
+        The slopes (heads,) where `harness.training.attention` can be used, else `alibi_bias`.
+    """
+    if attention.available(shape.d_model // shape.n_heads):
+        return slopes(shape.n_heads)
+    return alibi_bias(shape.n_heads, length)
 
 
 def cut(bias: Tensor, cutoff: float) -> Tensor:
@@ -88,10 +109,14 @@ class Attention(nn.Module):
 
         Args:
             x: inputs (batch, T, d_model).
-            bias: bias (heads, T, T).
+            bias: bias (heads, T, T), or slopes (heads,) for plain ALiBi by the code for short heads.
             rows: positions of queries (batch, R), or None for all.
         """
         width = x.shape[-1]
+        if bias.dim() == 1:
+            assert rows is None, "the code for short heads computes all positions"
+            qkv = self.Wqkv(x).unflatten(-1, (3, self.heads, -1))
+            return self.out_proj(attention.attend(qkv, bias).flatten(2))
         if rows is None:
             q, k, v = (self.split(part) for part in self.Wqkv(x).chunk(3, dim=-1))
             # With a mask of four dimensions torch uses its fused kernel, twice as fast here.
@@ -172,7 +197,7 @@ class Net(nn.Module):
 
         Args:
             ids: token ids (batch, T).
-            bias: the result of `alibi_bias` (heads, T, T).
+            bias: the result of `alibi_bias` (heads, T, T), or of `plain_bias`.
             rows: positions (batch, R), or None for all.
         """
         body = self.transformer

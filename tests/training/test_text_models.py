@@ -1,5 +1,5 @@
 """The recipe of tiny-books on a small folder of texts, and its measure, bits per byte, against
-plain sums."""
+plain sums. The trainer is that of tiny-code too."""
 
 import dataclasses
 import gzip
@@ -17,7 +17,7 @@ from harness.models.load import load_model
 from harness.models.options import ModelConfig
 from harness.models.spec import resolve_model
 from harness.training import __main__ as train_tiny
-from harness.training import bits, books, books_train, net, tokenizer
+from harness.training import bits, books, net, text_train, tokenizer
 from harness.training.train import Phase, Stage
 from kernels import Alibi
 
@@ -44,7 +44,7 @@ def small(folder):
     """A tokenizer of 300 tokens and the stream of the training novels."""
     read = [text for book, text in books.read_books(folder).items() if book.part == "train"]
     encoder = tokenizer.learn(read, 300, 64)
-    return encoder, books_train.stream(encoder, read)
+    return encoder, text_train.stream(encoder, read)
 
 
 def test_the_books_are_named():
@@ -57,6 +57,13 @@ def test_header_and_licence_are_cut_off(of):
     text = f"Title: X\r\n\r\n*** START OF {of} PROJECT GUTENBERG EBOOK X ***\r\n\r\nCall me.\r\nYes.\r\n\r\n"
     text += f"*** END OF {of} PROJECT GUTENBERG EBOOK X ***\r\nLicence *** START\r\n"
     assert books.body(text) == "Call me.\nYes.\n" == books.body("Call me.\nYes.\n")
+
+
+def test_paragraphs_become_lines_and_chapters_stay_apart():
+    text = "CHAPTER I.\n\n\n\nCall  me\n  Ishmael.\n\nSome years\tago\n \n\nnever mind.\n"
+    assert books.unwrap(text) == "CHAPTER I.\n\nCall me Ishmael.\nSome years ago\n\nnever mind.\n"
+    assert books.unwrap(books.unwrap("a\nb\n\nc")) == "a b c\n"
+    assert books.unwrap("alone") == "alone\n"
 
 
 def test_another_edition_is_said_and_a_missing_one_refused(folder, tmp_path):
@@ -82,7 +89,7 @@ def test_learning_the_tokens_repeats(folder, small):
 
 def test_a_pass_reads_every_token_once():
     length, total = 16, 192
-    places = books_train.row_starts(total, length, random.Random(3))
+    places = text_train.row_starts(total, length, random.Random(3))
     first = [next(places) for _ in range((total - length) // length)]
     assert len(set(first)) == len(first)
     assert first != sorted(first)
@@ -91,12 +98,20 @@ def test_a_pass_reads_every_token_once():
     assert max(first) + length < total
 
 
-def trained(small, steps, checkpoint=None, seed=0):
-    encoder, data = small
+def small_net(vocabulary, seed=0, heads=4):
     torch.manual_seed(seed)
-    model = net.Net(net.config(len(encoder), d_model=32, layers=2, heads=4))
-    phase = Phase("test", (Stage(32, steps, 256), Stage(64, 4, 256)), decay=0.9)
-    return model, books_train.train(model, data, phase, seed, lambda line: None, checkpoint)[0]
+    return net.Net(net.config(vocabulary, d_model=32, layers=2, heads=heads))
+
+
+def small_phase(*steps, decay=0.9):
+    lengths = (32, 64)
+    return Phase("test", tuple(Stage(length, n, 256) for length, n in zip(lengths, steps, strict=True)), decay=decay)
+
+
+def trained(small, steps, checkpoint=None, seed=0, heads=4):
+    encoder, data = small
+    model = small_net(len(encoder), seed, heads)
+    return model, text_train.train(model, data, small_phase(steps, 4), seed, lambda line: None, checkpoint).losses
 
 
 def test_training_lowers_the_loss_and_repeats(small):
@@ -106,54 +121,106 @@ def test_training_lowers_the_loss_and_repeats(small):
     assert trained(small, 3)[1] == trained(small, 3)[1] != trained(small, 3, seed=1)[1]
 
 
-def test_a_stopped_run_goes_on(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(books_train, "SAVE_EVERY", 3)
-    monkeypatch.setattr(books_train, "LOG_EVERY", 1)
+def stop_at(line_start):
+    def log(line):
+        if line_start in line:
+            raise KeyboardInterrupt
+
+    return log
+
+
+@pytest.fixture
+def every_step(monkeypatch):
+    monkeypatch.setattr(text_train, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(text_train, "LOG_EVERY", 1)
+
+
+def test_a_stopped_run_goes_on(small, tmp_path, every_step):
     whole, losses = trained(small, 4)
     assert len(losses) == 8
     file = tmp_path / "checkpoint.pt"
     encoder, data = small
-
-    def stop(line):
-        if "4/8" in line:
-            raise KeyboardInterrupt
-
-    torch.manual_seed(0)
-    model = net.Net(net.config(len(encoder), d_model=32, layers=2, heads=4))
-    phase = Phase("test", (Stage(32, 4, 256), Stage(64, 4, 256)), decay=0.9)
     with pytest.raises(KeyboardInterrupt):
-        books_train.train(model, data, phase, 0, stop, file)
+        text_train.train(small_net(len(encoder)), data, small_phase(4, 4), 0, stop_at("4/8"), file)
     resumed, found = trained(small, 4, file)
     assert found == losses
     for name, weight in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], weight), name
-    assert len(trained(small, 4, file, seed=1)[1]) == 8  # the checkpoint of another run
+    with pytest.raises(UserError, match="other texts or seeds"):
+        trained(small, 4, file, seed=1)
+
+
+def test_a_longer_plan_goes_on_before_the_decay_and_not_after_it(small, tmp_path, every_step, monkeypatch):
+    monkeypatch.setattr("harness.training.train.WARM_UP_STEPS", 1)
+    encoder, data = small
+    silent, file = lambda line: None, tmp_path / "checkpoint.pt"
+    longer = small_phase(4, 8, decay=0.5)
+    whole = text_train.train(small_net(len(encoder)), data, longer, 0, silent).losses
+    with pytest.raises(KeyboardInterrupt):  # 8 steps, the first 5 at full rates
+        text_train.train(small_net(len(encoder)), data, small_phase(4, 4, decay=0.5), 0, stop_at("7/8"), file)
+    with pytest.raises(UserError, match="6 steps that this plan would not make"):
+        text_train.train(small_net(len(encoder)), data, longer, 0, silent, file)
+    file.with_name("stable.pt").replace(file)
+    assert text_train.train(small_net(len(encoder)), data, longer, 0, silent, file).losses == whole
+
+
+def test_the_rows_of_a_stage_do_not_depend_on_the_number_of_steps():
+    short, long = (text_train.plan(5000, small_phase(first, 6), 0, 2) for first in (2, 5))
+    assert [step.starts for step in short[:2]] == [step.starts for step in long[:2]]
+    assert [step.starts for step in short[2:]] == [step.starts for step in long[5:]]
+    assert {len(step.starts) for step in long} == {2 * 8, 2 * 4}
+
+
+def small_recipe(monkeypatch, name):
+    recipe = text_train.RECIPES[name]
+    shape = {"d_model": 32, "layers": 1, "heads": 2}
+    small = dataclasses.replace(recipe, vocabulary=280, shape=shape, phase=text_train.phase(name, {64: 3}, 0.5))
+    monkeypatch.setitem(text_train.RECIPES, name, small)
 
 
 def test_the_command_makes_a_model_that_loads(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(books_train, "SHAPE", {"d_model": 32, "layers": 1, "heads": 4})
-    monkeypatch.setattr(books_train, "VOCABULARY", 280)
+    small_recipe(monkeypatch, "tiny-books")
     arguments = ["--only", "tiny-books", "--books", str(folder), "--out", str(tmp_path), "--steps-scale", "0"]
     monkeypatch.setattr("sys.argv", ["train_tiny", *arguments])
     train_tiny.main()
     printed = capsys.readouterr()
     assert "another edition" not in printed.out
     assert printed.err.count("is not the text") == 10
-    made = books_train.read_record(tmp_path / "tiny-books")
-    assert made["tokens"] == 2 * 4096
+    made = text_train.read_record(tmp_path / "tiny-books")
+    assert made["tokens"] == 2 * 2048
     assert made["texts"]["test/moby-dick.txt"] != books.BOOKS[-1].sha256
     card = (tmp_path / "tiny-books" / "README.md").read_text()
     assert "PLSH S=16 gamma rb" in card
     assert "window T=" in card
     assert "| gzip -9 |" in card
-    assert not (tmp_path / "tiny-books" / "checkpoint.pt").exists()
+    with pytest.raises(SystemExit):  # its checkpoint is there
+        train_tiny.main()
+    assert "--resume goes on from it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--only", "tiny-books"], ["--books", "x"], ["--measure"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--only", "tiny-books"],
+        ["--books", "x"],
+        ["--measure"],
+        ["--resume", "--only", "tiny"],
+        ["--only", "tiny-code", "--books", "x"],
+    ],
+)
 def test_what_does_not_go_together_is_refused(arguments, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["train_tiny", *arguments])
     assert train_tiny.main() == 2
     assert "--books FOLDER" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["256", "256=x", "0=5", "256=0", "8192=1", ""])
+def test_steps_that_are_none_are_refused(text, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train_tiny", "--only", "tiny-books", "--books", "x", "--steps", text])
+    with pytest.raises(SystemExit) as stopped:
+        train_tiny.main()
+    assert stopped.value.code == 2
+    assert "as in 256=600" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
