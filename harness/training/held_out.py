@@ -4,12 +4,13 @@
 harness.training`.
 """
 
-import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from harness.common.errors import UserError
+from harness.common.command import Parser, command
+from harness.common.errors import EXIT_OK
 from harness.common.paths import TEXTS
-from harness.common.streams import steady_streams
 from harness.training import books, packages
 
 NOVEL = "validation"  # part of the novel; that of the test is larger than 1 MB
@@ -74,19 +75,17 @@ def write(out: Path, novels: Path, archives: Path) -> None:
     (out / "README.md").write_text(readme)
 
 
-def main() -> None:
-    """Run the command."""
-    steady_streams()
-    parser = argparse.ArgumentParser(prog="python -m harness.training.held_out", description=__doc__)
+@command
+def main(arguments: Sequence[str]) -> int:
+    """Run the command and return the exit code: 0, or 2 for a mistake."""
+    parser = Parser(prog="python -m harness.training.held_out", description=__doc__)
     parser.add_argument("--books", type=Path, metavar="FOLDER", required=True, help="the novels of tiny-books")
     parser.add_argument("--packages", type=Path, metavar="FOLDER", required=True, help="the archives of tiny-code")
     parser.add_argument("--out", type=Path, default=TEXTS, help="folder of the texts")
-    options = parser.parse_args()
-    try:
-        write(options.out, options.books, options.packages)
-    except UserError as error:
-        parser().error(str(error))
+    options = parser.parse_args(arguments)
+    write(options.out, options.books, options.packages)
+    return EXIT_OK
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -31,7 +31,7 @@ from harness.models.load import load_model
 from harness.models.options import ModelConfig
 from harness.models.spec import resolve_model
 from harness.training import bits, books, books_measure
-from harness.training.books_train import stream
+from harness.training.text_train import stream
 
 FILES = {part: ROOT / "docs" / "results" / f"near_{part}.json" for part in ("text", "retrieval")}
 # what is done to the lines of a text before it is read
