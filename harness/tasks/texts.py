@@ -1,10 +1,13 @@
-"""Texts of the user, for the tasks that read one."""
+"""Texts for the tasks that read one: files of the user, and the held-out texts of the package."""
 
 import os
 from pathlib import Path
 
 from harness.common.errors import UserError
 from harness.common.files import read_file
+from harness.common.paths import TEXTS
+
+HELD_OUT = ("novel", "code")  # names of TEXTS/NAME.txt
 
 
 def read_text(option: str, path: str | None) -> str:
@@ -12,14 +15,14 @@ def read_text(option: str, path: str | None) -> str:
 
     Args:
         option: name of the option, for errors.
-        path: its value.
+        path: its value, a path or one of HELD_OUT.
 
     Raises:
         UserError: without a path, or if the file is missing, no regular file, not UTF-8 or blank.
     """
     if not path:
-        raise UserError(f"{option} is missing: name a text file, {option}=FILE.")
-    file = Path(os.path.expanduser(path))
+        raise UserError(f"{option} is missing: name a text file, {option}=FILE, or one of {', '.join(HELD_OUT)}.")
+    file = TEXTS / f"{path}.txt" if path in HELD_OUT else Path(os.path.expanduser(path))
     try:
         text = (read_file(file) or b"").decode("utf-8") if file.is_file() else None
     except (OSError, UnicodeDecodeError, ValueError) as error:

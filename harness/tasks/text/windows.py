@@ -32,11 +32,11 @@ TOKENS, BYTES = "tokens.npy", "bytes.npy"
 class TextOptions:
     """Options of the tasks on natural text.
 
-    text: a file, UTF-8.
+    text: a UTF-8 file, or a held-out text of the package, "novel" or "code".
     stride: scored tokens of a window; by default half the context.
     """
 
-    text: str | None = None
+    text: str | None = "novel"
     stride: int | None = None
 
 

@@ -7,8 +7,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from harness.common.errors import UserError
+from harness.common.paths import TEXTS
 from harness.tasks.text import windows
-from harness.tasks.texts import read_text
+from harness.tasks.texts import HELD_OUT, read_text
 from tests.conftest import EMBEDDED
 
 TEXT = "Rain fell on the slates; nobody spoke.\nWhy had she come back? — „Für Elise“, 海上起了大风。\n\n" * 12
@@ -82,6 +83,11 @@ def test_a_text_that_is_none_is_a_mistake(tmp_path, content, said):
         file.write_bytes(content)
     with pytest.raises(UserError, match=said):
         read_text("task.perplexity.text", str(file))
+
+
+@pytest.mark.parametrize("name", HELD_OUT)
+def test_held_out_texts_come_with_the_package(name):
+    assert read_text("task.perplexity.text", name).encode() == (TEXTS / f"{name}.txt").read_bytes()
 
 
 def test_line_ends_are_left_as_they_are(tmp_path):
