@@ -16,7 +16,7 @@ from harness.models.spec import resolve_model
 from harness.tasks.retrieval import prompts
 from harness.tasks.retrieval.task import answer
 from harness.training import bits, packages
-from harness.training.text_train import read_record
+from harness.training.text_model import read_record
 from kernels import Alibi
 from tests.conftest import EMBEDDED
 from tests.training.test_train_tiny import HOSTILE
