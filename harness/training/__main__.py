@@ -25,7 +25,8 @@ from harness.training import (
     held_out,
     packages,
     recipe,
-    text_train,
+    text_model,
+    text_recipes,
 )
 
 FOLDER_OPTIONS = {"tiny-books": "books", "tiny-code": "packages"}
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
 def parser() -> Parser:
     """Return the parser of the command line."""
     made = Parser(prog="python -m harness.training", description=__doc__)
-    models = [*sorted(recipe.FINAL_PHASES), *text_train.RECIPES]
+    models = [*sorted(recipe.FINAL_PHASES), *text_recipes.RECIPES]
     made.add_argument("--only", choices=models, help="train only this model; default: those that need no texts")
     made.add_argument(
         "--books",
@@ -98,9 +99,9 @@ def steps(text: str) -> dict[int, int]:
         found = {int(length): int(count) for length, count in (part.split("=") for part in text.split(","))}
     except ValueError:
         found = {}
-    if not found or min(*found, *found.values()) < 1 or max(found) > text_train.TOKENS_PER_STEP:
+    if not found or min(*found, *found.values()) < 1 or max(found) > text_recipes.TOKENS_PER_STEP:
         raise argparse.ArgumentTypeError(
-            f"{text} is not LENGTH=N,... as in 256=600, with rows of at most {text_train.TOKENS_PER_STEP} tokens"
+            f"{text} is not LENGTH=N,... as in 256=600, with rows of at most {text_recipes.TOKENS_PER_STEP} tokens"
         )
     return found
 
@@ -120,12 +121,12 @@ def check(options: argparse.Namespace) -> None:
             )
 
 
-def text_recipe(options: argparse.Namespace) -> text_train.Recipe:
+def text_recipe(options: argparse.Namespace) -> text_recipes.Recipe:
     """Return the recipe of a model that reads texts, with the steps of the command line."""
-    chosen = text_train.RECIPES[options.only]
+    chosen = text_recipes.RECIPES[options.only]
     phase = chosen.phase
     if options.steps:
-        phase = text_train.phase(phase.name, options.steps, phase.decay)
+        phase = text_recipes.phase(phase.name, options.steps, phase.decay)
     if options.decay is not None:
         phase = dataclasses.replace(phase, decay=options.decay)
     return dataclasses.replace(chosen, phase=recipe.scale_steps(phase, options.steps_scale))
@@ -157,8 +158,8 @@ def train_text_model(options: argparse.Namespace, texts: dict[str, list[str]], f
     if not options.measure:
         work = options.work or folder / "work"
         say = functools.partial(print, flush=True)
-        text_train.make(text_recipe(options), texts, folder, work, say, resume=options.resume, facts=facts)
-    return text_train.read_record(folder)
+        text_model.make(text_recipe(options), texts, folder, work, say, resume=options.resume, facts=facts)
+    return text_model.read_record(folder)
 
 
 def train_novel_model(options: argparse.Namespace) -> None:
@@ -173,11 +174,11 @@ def train_novel_model(options: argparse.Namespace) -> None:
         "texts": {f"{book.part}/{book.file}": books.digest(text) for book, text in texts.items()},
     }
     record = train_text_model(options, parts, facts)
+    if not record.get("unwrapped"):
+        raise UserError(f"{options.out / options.only} reads hard line breaks, by an earlier recipe: train it again.")
     chunks = options.passages or (books_measure.CHUNKS if options.steps_scale >= 1 else books_measure.DRAWS)
     folder = options.out / options.only
-    # a model of wrapped lines is measured on them
-    read = shaped if record.get("unwrapped") else texts
-    figures = books_measure.measure(folder, read, functools.partial(print, flush=True), chunks)
+    figures = books_measure.measure(folder, shaped, functools.partial(print, flush=True), chunks)
     write_atomic(folder / "measured.json", figures)
     books_card.write(folder, record, figures)
 

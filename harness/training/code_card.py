@@ -87,7 +87,7 @@ def write(folder: Path, record: dict, figures: dict) -> None:
 
     Args:
         folder: folder of the model.
-        record: the result of `text_train.read_record`.
+        record: the result of `text_model.read_record`.
         figures: the result of `code_measure.measure`.
     """
     weights = load_file(folder / "model.safetensors")

@@ -17,7 +17,7 @@ from harness.models.load import load_model
 from harness.models.options import ModelConfig
 from harness.models.spec import resolve_model
 from harness.training import __main__ as train_tiny
-from harness.training import bits, books, net, text_train, tokenizer
+from harness.training import bits, books, net, text_model, text_recipes, text_train, tokenizer
 from harness.training.train import Phase, Stage
 from kernels import Alibi
 
@@ -172,10 +172,10 @@ def test_the_rows_of_a_stage_do_not_depend_on_the_number_of_steps():
 
 
 def small_recipe(monkeypatch, name):
-    recipe = text_train.RECIPES[name]
+    recipe = text_recipes.RECIPES[name]
     shape = {"d_model": 32, "layers": 1, "heads": 2}
-    small = dataclasses.replace(recipe, vocabulary=280, shape=shape, phase=text_train.phase(name, {64: 3}, 0.5))
-    monkeypatch.setitem(text_train.RECIPES, name, small)
+    small = dataclasses.replace(recipe, vocabulary=280, shape=shape, phase=text_recipes.phase(name, {64: 3}, 0.5))
+    monkeypatch.setitem(text_recipes.RECIPES, name, small)
 
 
 def test_the_command_makes_a_model_that_loads(folder, tmp_path, monkeypatch, capsys):
@@ -186,7 +186,7 @@ def test_the_command_makes_a_model_that_loads(folder, tmp_path, monkeypatch, cap
     printed = capsys.readouterr()
     assert "another edition" not in printed.out
     assert printed.err.count("is not the text") == 10
-    made = text_train.read_record(tmp_path / "tiny-books")
+    made = text_model.read_record(tmp_path / "tiny-books")
     assert made["tokens"] == 2 * 2048
     assert made["texts"]["test/moby-dick.txt"] != books.BOOKS[-1].sha256
     card = (tmp_path / "tiny-books" / "README.md").read_text()
@@ -211,6 +211,14 @@ def test_what_does_not_go_together_is_refused(arguments, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["train_tiny", *arguments])
     assert train_tiny.main() == 2
     assert "--books FOLDER" in capsys.readouterr().err
+
+
+def test_a_model_of_hard_line_breaks_is_not_measured_on_lines_without(folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train_tiny", "--only", "tiny-books", "--books", str(folder), "--measure"])
+    with pytest.raises(SystemExit) as stopped:
+        train_tiny.main()
+    assert stopped.value.code == 2
+    assert "reads hard line breaks, by an earlier recipe" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["256", "256=x", "0=5", "256=0", "8192=1", ""])

@@ -10,12 +10,12 @@ import tarfile
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import MptForCausalLM
+from transformers import AutoTokenizer, MptForCausalLM
 
 from harness.common.errors import UserError
 from harness.common.paths import TEXTS
 from harness.training import __main__ as train_tiny
-from harness.training import code_measure, held_out, net, packages, text_train, tokenizer
+from harness.training import code_measure, held_out, net, packages, text_model, tokenizer
 from harness.training.packages import Package
 from tests.training.test_text_models import small_recipe
 
@@ -180,10 +180,10 @@ def test_the_command_makes_a_model_measured_on_sliding_windows(corpus, tmp_path,
     card = (model / "README.md").read_text()
     assert "| four | 1.0 | MIT | test |" in card
     assert "| 32 tokens |" in card
-    assert text_train.read_record(model)["tokens"] == 2 * 2 * 2048
+    assert text_model.read_record(model)["tokens"] == 2 * 2 * 2048
     figures = train_tiny.code_measure.measure(model, held_out.code(folder), lambda line: None, 8)
     stock = MptForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    encoder = train_tiny.text_train.PreTrainedTokenizerFast.from_pretrained(model)
+    encoder = AutoTokenizer.from_pretrained(model)
     text = held_out.code(folder)
     ids = torch.tensor([encoder.eos_token_id, *encoder.encode(text)])
     starts = torch.linspace(129, len(ids) - 64, 8).long().tolist()
@@ -199,4 +199,4 @@ def test_the_command_makes_a_model_measured_on_sliding_windows(corpus, tmp_path,
                 size = len(encoder.decode(ids[start : start + 64].tolist()).encode())
                 values.append(nats / math.log(2) / size)
             assert row["bits_per_byte"]["value"] == pytest.approx(sum(values) / 8, abs=1e-3)
-    assert net.config(1).max_seq_len == text_train.MAX_LENGTH
+    assert net.config(1).max_seq_len == text_model.MAX_LENGTH
