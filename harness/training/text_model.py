@@ -130,6 +130,7 @@ def finish(recipe: Recipe, folder: Path, work: Path, facts: dict[str, Any]) -> N
         work: folder of the checkpoint.
         facts: what else the record holds, about the texts.
     """
+    machine = environment.describe(torch.device("cpu"))  # before the model changes a tracked file
     encoder = PreTrainedTokenizerFast.from_pretrained(work)
     state = torch.load(work / "checkpoint.pt")
     net = nets.Net(nets.config(len(encoder), **recipe.shape))
@@ -137,7 +138,6 @@ def finish(recipe: Recipe, folder: Path, work: Path, facts: dict[str, Any]) -> N
     nets.export(net, folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):  # loaded and saved again they would say so
         shutil.copyfile(work / name, folder / name)
-    machine = environment.describe(torch.device("cpu"))
     losses, stages = state["progress"]["losses"], recipe.phase.stages
     means = [losses[first : first + LOG_EVERY] for first in range(0, len(losses), LOG_EVERY)]
     record = {
