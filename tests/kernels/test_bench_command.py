@@ -44,7 +44,7 @@ def test_a_lost_gpu_costs_one_row_and_the_next_run_goes_on_after_it(quick, tmp_p
             main(arguments)
         assert len(json.loads(file.read_text())["runs"][0]["methods"]) == rows
     clock.lost = False
-    assert len(main(arguments)["runs"][0]["methods"]) == 19
+    assert len(main(arguments)["runs"][0]["methods"]) == 24
     capsys.readouterr()
 
 
@@ -96,7 +96,7 @@ def test_a_row_that_the_process_died_in_is_not_run_again(quick, tmp_path, monkey
     stopped["runs"][0]["started"] = kept[1][0]  # as it is where the process died
     file.write_text(json.dumps(stopped))
     run = main(arguments)["runs"][0]
-    assert run["masks"] == [16] and len(run["methods"]) == 19 and kept[1][0] not in [name for name, _ in kept[2:]]
+    assert run["masks"] == [16] and len(run["methods"]) == 24 and kept[1][0] not in [name for name, _ in kept[2:]]
     status = "error: the process ended within this row, which --fresh alone tries again"
     assert [(row["name"], row["status"]) for row in run["methods"] if row["status"] == status] == [(kept[1][0], status)]
     capsys.readouterr()
@@ -133,7 +133,7 @@ def test_a_part_that_cannot_be_prepared_is_recorded_and_the_others_go_on(stage, 
     lacking, whole = report["runs"]
     assert lacking["failed"] == [{"masks": 16, "reason": "out of memory"}] and lacking["masks"] == []
     assert len(lacking["methods"]) == (0 if stage == "Problem" else 4)  # those without masks were ready
-    assert whole["failed"] == [] and whole["masks"] == [16] and len(whole["methods"]) == 19
+    assert whole["failed"] == [] and whole["masks"] == [16] and len(whole["methods"]) == 24
     assert "16 masks: could not be prepared (out of memory)." in capsys.readouterr().out
     assert main(arguments)["runs"] == report["runs"] and tried == [64, 128]
     assert "not tried again, unless --fresh is given" in capsys.readouterr().out

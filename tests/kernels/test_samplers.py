@@ -76,7 +76,7 @@ def test_the_table_by_distance_is_that_of_the_sampler_under_torch_compile_too(mo
 @pytest.mark.parametrize("sampler", ["copies", "systematic"])
 def test_compiled_code_and_eager_code_weigh_alike(sampler):
     packed = pack_weights(PositionalLSH.draw(SLOPES, 8, seed=3, sampler=sampler, weights="rb"), torch.device("cpu"))
-    compiled = torch.compile(lambda x: bias_op(x, 8, sampler, 40), backend="eager", fullgraph=True)(packed.numbers)
+    compiled = torch.compile(lambda x: bias_op(x, 8, sampler, 40, 0), backend="eager", fullgraph=True)(packed.numbers)
     t = SLOPES.double()[:, None] * torch.arange(40)
     by_hand = (-t - log_coverage(t, 8, sampler)) / torch.log(torch.tensor(2.0, dtype=torch.float64))
     torch.testing.assert_close(compiled, by_hand.float())

@@ -285,9 +285,7 @@ CONFIG_CASES = [
     Case(C, "`clip_qkv: 6`", checkpoint(config=attention(clip_qkv=6)), Stock(attention(clip_qkv=6.0))),
     Case(C, "an unknown family", checkpoint(config=setting(model_type="gpt2")), "gpt2"),
     Case(C, "not JSON", checkpoint(after=lambda p: (p / "config.json").write_text("{")), "not valid JSON"),
-    Case(
-        C, "a list", checkpoint(after=lambda p: (p / "config.json").write_text("[]")), "no transformers configuration"
-    ),
+    Case(C, "a list", checkpoint(after=lambda p: (p / "config.json").write_text("[]")), "in place of settings"),
     Case(C, "Falcon with rotary positions", from_family("falcon", setting(alibi=False)), "alibi=False"),
     Case(C, "Falcon with `activation: swiglu`", from_family("falcon", setting(activation="swiglu")), "swiglu"),
     Case(C, "BLOOM with a window", from_family("bloom", setting(sliding_window=8)), "sliding_window=8"),

@@ -18,7 +18,7 @@ from kernels import Alibi
 from tests.conftest import EMBEDDED
 from tests.training.test_train_tiny import HOSTILE
 
-PROMPTS = 200
+PROMPTS = 100
 # The opening of chapter 1 of Moby-Dick, which is not among the novels that tiny-books was trained
 # on.
 PASSAGE = """\
