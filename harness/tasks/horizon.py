@@ -3,22 +3,20 @@ Nothing is loaded but the model's configuration."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from harness.cell import Cell
 from harness.common import stats
-from harness.common.errors import UserError
 from harness.results.schema import Number, SampleRow
-from harness.tasks.base import PlannedTask, TaskContext
+from harness.tasks.base import TaskContext
+from harness.tasks.model_free import ModelFreeTask
 from kernels import PositionalLSH, Weights
 from kernels.methods.horizon import blind_distance, half_distance, loss_probability
 from kernels.methods.samplers import sampler_of
 
 MEASURED_ROWS = 256  # of the second half of the context, evenly spaced
-MIN_CONTEXT = 2 * MEASURED_ROWS
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -47,36 +45,16 @@ class HorizonRow(SampleRow):
     blind: dict[str, float] = {}
 
 
-class Horizon:
+class Horizon(ModelFreeTask):
     name = "horizon"
     options = Options
-    rows_are = "samples"
-    needs_model = False
-    needs_trained_weights = False
-    natural_text = False
-    generates = 0
-
-    def tasks(self, options: Options) -> list[PlannedTask]:
-        return [PlannedTask(self, options)]
+    min_context = 2 * MEASURED_ROWS
 
     def identity(self, options: Options) -> dict:
         return {}
 
-    def identity_on(self, options: Options, cell: Cell) -> dict:
-        return {}
-
-    def check(self, options: Options, cell: Cell) -> None:
-        """Raise UserError for an attention without weights of its own, or a short context."""
-        if cell.attention.native:
-            raise UserError(f"task=horizon measures weights, and attn={cell.attention.name} has none: use attn=alibi.")
-        if cell.context < MIN_CONTEXT:
-            raise UserError(f"task=horizon needs a context of at least {MIN_CONTEXT} tokens, not {cell.context}.")
-
     def amount(self, options: Options, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
         return cell.draws, 1
-
-    def prepare(self, options: Options, cell: Cell, samples: int, folder: Path) -> None:
-        return None
 
     row = staticmethod(HorizonRow.read)
 

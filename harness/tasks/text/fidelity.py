@@ -8,8 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,9 +18,9 @@ from harness.common import stats
 from harness.common.errors import UserError, choose
 from harness.models.load import LoadedModel
 from harness.results.schema import Number, SampleRow
-from harness.tasks.base import PlannedTask, Prepared, TaskContext
+from harness.tasks.base import TaskContext
 from harness.tasks.text import logits, windows
-from harness.tasks.text.windows import QUARTERS, Window, window_batches
+from harness.tasks.text.windows import QUARTERS, TextTask, Window, window_batches
 from kernels import Weights, attend
 
 ATTRIBUTIONS = ("none", "layers", "heads")
@@ -67,23 +66,9 @@ class FidelityRow(SampleRow):
     attribution: dict[str, float] = {}
 
 
-class Fidelity:
+class Fidelity(TextTask):
     name = "fidelity"
     options = Options
-    rows_are = "samples"
-    needs_model = True
-    needs_trained_weights = True
-    natural_text = True
-    generates = 0
-
-    def tasks(self, options: Options) -> list[PlannedTask]:
-        return [PlannedTask(self, options)]
-
-    def identity(self, options: Options) -> dict:
-        return {**asdict(options), **windows.identity(options, f"task.{self.name}")}
-
-    def identity_on(self, options: Options, cell: Cell) -> dict:
-        return {"stride": windows.stride_of(options, cell.context)}
 
     def check(self, options: Options, cell: Cell) -> None:
         """Raise UserError for an invalid text, stride or attribution."""
@@ -93,13 +78,7 @@ class Fidelity:
                 f"task.fidelity.attribution={options.attribution} needs an attention of the harness: "
                 f"attn={cell.attention.name} runs the checkpoint's code. Use attribution=none."
             )
-        windows.check(options, cell, f"task.{self.name}")
-
-    def amount(self, options: Options, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
-        return samples, batch
-
-    def prepare(self, options: Options, cell: Cell, samples: int, folder: Path) -> Prepared:
-        return windows.prepare(options, cell, folder, f"task.{self.name}")
+        super().check(options, cell)
 
     row = staticmethod(FidelityRow.read)
 

@@ -3,19 +3,17 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 
-from harness.cell import Cell
 from harness.common import stats
 from harness.models.load import LoadedModel
 from harness.results.schema import Number, SampleRow
-from harness.tasks.base import PlannedTask, Prepared, TaskContext
+from harness.tasks.base import TaskContext
 from harness.tasks.text import logits, windows
-from harness.tasks.text.windows import QUARTERS, Window, window_batches
+from harness.tasks.text.windows import QUARTERS, TextTask, Window, window_batches
 
 TOP = (1, 10, 100)
 CLASSES = ("line_breaks", "first_occurrences", "repeats")
@@ -53,34 +51,9 @@ class PerplexityRow(SampleRow):
     classes: dict[str, tuple[float, int]]
 
 
-class Perplexity:
+class Perplexity(TextTask):
     name = "perplexity"
     options = Options
-    rows_are = "samples"
-    needs_model = True
-    needs_trained_weights = True
-    natural_text = True
-    generates = 0
-
-    def tasks(self, options: Options) -> list[PlannedTask]:
-        return [PlannedTask(self, options)]
-
-    def identity(self, options: Options) -> dict:
-        return {**asdict(options), **windows.identity(options, f"task.{self.name}")}
-
-    def identity_on(self, options: Options, cell: Cell) -> dict:
-        return {"stride": windows.stride_of(options, cell.context)}
-
-    def check(self, options: Options, cell: Cell) -> None:
-        """Raise UserError for an invalid text or stride."""
-        windows.check(options, cell, f"task.{self.name}")
-
-    def amount(self, options: Options, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
-        return samples, batch
-
-    def prepare(self, options: Options, cell: Cell, samples: int, folder: Path) -> Prepared:
-        return windows.prepare(options, cell, folder, f"task.{self.name}")
-
     row = staticmethod(PerplexityRow.read)
 
     def run(self, options: Options, context: TaskContext) -> Iterator[list[PerplexityRow]]:

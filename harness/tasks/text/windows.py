@@ -9,8 +9,9 @@ sliding evaluation of Press et al., 2022). Windows are computed in an order shuf
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from harness.cell import Cell
 from harness.common.errors import UserError
 from harness.models.load import load_tokenizer
-from harness.tasks.base import Prepared, TaskContext
+from harness.tasks.base import PlannedTask, Prepared, Task, TaskContext
 from harness.tasks.prepared import prepare_once
 from harness.tasks.texts import read_text
 
@@ -67,65 +68,66 @@ def stride_of(options: TextOptions, context: int) -> int:
     return max(1, context // 2) if options.stride is None else options.stride
 
 
-def identity(options: TextOptions, prefix: str) -> dict:
-    """Return the text by its hash, for a task's id.
+class TextTask:
+    """What the tasks on natural text share: everything but their rows and metrics."""
 
-    prefix: of the options' names, for errors.
-    """
-    text = read_text(f"{prefix}.text", options.text)
-    return {"text": hashlib.sha256(text.encode()).hexdigest(), "windows": VERSION}
+    name: str
+    rows_are = "samples"
+    needs_model = True
+    needs_trained_weights = True
+    natural_text = True
+    generates = 0
 
+    def tasks(self, options: TextOptions) -> list[PlannedTask]:
+        return [PlannedTask(cast(Task, self), options)]  # a subclass has the rest
 
-def check(options: TextOptions, cell: Cell, prefix: str) -> None:
-    """Check the options against a cell.
+    def identity(self, options: TextOptions) -> dict:
+        text = hashlib.sha256(self._text(options).encode()).hexdigest()
+        return {**asdict(options), "text": text, "windows": VERSION}
 
-    Args:
-        options: the task's options.
-        cell: the cell.
-        prefix: of the options' names, for errors.
+    def identity_on(self, options: TextOptions, cell: Cell) -> dict:
+        return {"stride": stride_of(options, cell.context)}
 
-    Raises:
-        UserError: if they are invalid.
-    """
-    read_text(f"{prefix}.text", options.text)
-    if not 1 <= stride_of(options, cell.context) <= cell.context:
-        raise UserError(f"{prefix}.stride must be from 1 to context={cell.context}, not {options.stride}.")
-    if not load_tokenizer(cell.model).is_fast:
-        raise UserError(
-            f"{prefix} needs a tokenizer that knows where its tokens lie in the text (a fast one, tokenizer.json), "
-            f"which model={cell.model.name} lacks."
-        )
+    def check(self, options: Any, cell: Cell) -> None:
+        """Raise UserError for an invalid text or stride, and for a tokenizer without offsets."""
+        self._text(options)
+        if not 1 <= stride_of(options, cell.context) <= cell.context:
+            raise UserError(f"task.{self.name}.stride must be from 1 to context={cell.context}, not {options.stride}.")
+        if not load_tokenizer(cell.model).is_fast:
+            raise UserError(
+                f"task={self.name} needs a tokenizer that knows where its tokens lie in the text (a fast one, "
+                f"tokenizer.json), which model={cell.model.name} lacks."
+            )
 
+    def amount(self, options: TextOptions, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
+        return samples, batch
 
-def prepare(options: TextOptions, cell: Cell, folder: Path, prefix: str) -> Prepared:
-    """Tokenize the text once, and return its tokens on disk.
+    def prepare(self, options: TextOptions, cell: Cell, samples: int, folder: Path) -> Prepared:
+        """Tokenize the text once, and return its tokens on disk.
 
-    Args:
-        options: the task's options.
-        cell: the cell, of which only the tokenizer and the context matter.
-        folder: folder of all prepared data.
-        prefix: of the options' names, for errors.
+        Raises:
+            UserError: if the text is shorter than one window, or cannot be stored.
+        """
+        text = self._text(options)
+        recipe = {key: self.identity(options)[key] for key in ("text", "windows")}
 
-    Raises:
-        UserError: if the text is shorter than one window, or cannot be stored.
-    """
-    text = read_text(f"{prefix}.text", options.text)
-    recipe = {**identity(options, prefix), "tokenizer": cell.model.tokenizer}
+        def make(draft: Path) -> Prepared:
+            tokens, sizes = tokenize(load_tokenizer(cell.model), text)
+            draft.mkdir(parents=True)
+            np.save(draft / TOKENS, tokens)
+            np.save(draft / BYTES, sizes)
+            return Prepared(draft, len(tokens), hashlib.sha256(tokens.tobytes() + sizes.tobytes()).hexdigest())
 
-    def make(draft: Path) -> Prepared:
-        tokens, sizes = tokenize(load_tokenizer(cell.model), text)
-        draft.mkdir(parents=True)
-        np.save(draft / TOKENS, tokens)
-        np.save(draft / BYTES, sizes)
-        return Prepared(draft, len(tokens), hashlib.sha256(tokens.tobytes() + sizes.tobytes()).hexdigest())
+        prepared = prepare_once(folder, "text", {**recipe, "tokenizer": cell.model.tokenizer}, make)
+        if prepared.count <= cell.context:
+            raise UserError(
+                f"task.{self.name}.text={options.text} has {prepared.count} tokens, and a window takes "
+                f"{cell.context + 1}: use a longer text or a smaller context."
+            )
+        return replace(prepared, count=window_count(prepared.count, cell.context, stride_of(options, cell.context)))
 
-    prepared = prepare_once(folder, "text", recipe, make)
-    if prepared.count <= cell.context:
-        raise UserError(
-            f"{prefix}.text={options.text} has {prepared.count} tokens, and a window takes {cell.context + 1}: use a "
-            "longer text or a smaller context."
-        )
-    return replace(prepared, count=window_count(prepared.count, cell.context, stride_of(options, cell.context)))
+    def _text(self, options: TextOptions) -> str:
+        return read_text(f"task.{self.name}.text", options.text)
 
 
 def window_count(tokens: int, context: int, stride: int) -> int:

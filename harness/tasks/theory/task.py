@@ -6,16 +6,15 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 
 from harness.attentions.registry import EXACT
 from harness.cell import Cell
 from harness.common import stats
-from harness.common.errors import UserError
 from harness.results.schema import Number, SampleRow
-from harness.tasks.base import PlannedTask, TaskContext
+from harness.tasks.base import TaskContext
+from harness.tasks.model_free import ModelFreeTask
 from harness.tasks.theory.spectral import Head
 from kernels import PositionalLSH, Weights
 from kernels.methods.bounds import spectral_expectation_bound, spectral_tail_bound
@@ -74,39 +73,17 @@ class TheoryRow(SampleRow):
     cosine: float
 
 
-class Theory:
+class Theory(ModelFreeTask):
     name = "theory"
     options = Options
-    rows_are = "samples"
-    needs_model = False
-    needs_trained_weights = False
-    natural_text = False
-    generates = 0
-
-    def tasks(self, options: Options) -> list[PlannedTask]:
-        return [PlannedTask(self, options)]
+    min_context = BLOCKS * BLOCK_ROWS
 
     def identity(self, options: Options) -> dict:
         return asdict(options)
 
-    def identity_on(self, options: Options, cell: Cell) -> dict:
-        return {}
-
-    def check(self, options: Options, cell: Cell) -> None:
-        """Raise UserError for an attention without weights of its own, or a short context."""
-        if cell.attention.native:
-            raise UserError(f"task=theory measures weights, and attn={cell.attention.name} has none: use attn=alibi.")
-        if cell.context < BLOCKS * BLOCK_ROWS:
-            raise UserError(
-                f"task=theory needs a context of at least {BLOCKS * BLOCK_ROWS} tokens, not {cell.context}."
-            )
-
     def amount(self, options: Options, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
         heads = cell.model.architecture.heads
         return cell.draws * heads, heads
-
-    def prepare(self, options: Options, cell: Cell, samples: int, folder: Path) -> None:
-        return None
 
     row = staticmethod(TheoryRow.read)
 

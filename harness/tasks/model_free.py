@@ -1,0 +1,43 @@
+"""What the tasks share that measure weights alone, without loading a model."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from harness.cell import Cell
+from harness.common.errors import UserError
+from harness.tasks.base import PlannedTask, Task
+
+
+class ModelFreeTask:
+    """A task on the weights of a model's slopes: everything but its options, rows and metrics.
+
+    min_context: smallest context in tokens.
+    """
+
+    name: str
+    min_context: int
+    rows_are = "samples"
+    needs_model = False
+    needs_trained_weights = False
+    natural_text = False
+    generates = 0
+
+    def tasks(self, options: Any) -> list[PlannedTask]:
+        return [PlannedTask(cast(Task, self), options)]  # a subclass has the rest
+
+    def identity_on(self, options: Any, cell: Cell) -> dict:
+        return {}
+
+    def check(self, options: Any, cell: Cell) -> None:
+        """Raise UserError for an attention without weights of its own, or a short context."""
+        if cell.attention.native:
+            raise UserError(
+                f"task={self.name} measures weights, and attn={cell.attention.name} has none: use attn=alibi."
+            )
+        if cell.context < self.min_context:
+            raise UserError(
+                f"task={self.name} needs a context of at least {self.min_context} tokens, not {cell.context}."
+            )
+
+    def prepare(self, options: Any, cell: Cell, samples: int, folder: Path) -> None:
+        return None
