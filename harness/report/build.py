@@ -12,25 +12,25 @@ from harness.report.sections.common import tags_of
 
 def build_page(results: Path) -> Page:
     """Return the page of a store; for an empty or absent store it says how to fill it."""
-    questions = reader.comparisons(reader.records(results))
-    records = [r for q in questions for r in q.records]
+    comparisons = reader.comparisons(reader.records(results))
+    records = [r for q in comparisons for r in q.records]
     statuses = Counter(r.status for r in records)
     status_counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
-    cells, models = len({r.cell_id for r in records}), len({q.model for q in questions})
+    cells, models = len({r.cell_id for r in records}), len({q.model for q in comparisons})
     lead = (
         f"{_count(cells, 'cell')} of {_count(models, 'model')} in {results}: {status_counts}."
         if records
         else (f"{results} holds no records yet. Each section says which command fills it.")
     )
-    mixed_versions = [(q, notes) for q in questions if (notes := table.other_versions(q.records))]
+    mixed_versions = [(q, notes) for q in comparisons if (notes := table.other_versions(q.records))]
     if mixed_versions:
         first, notes = mixed_versions[0]
         where = f"{first.model}, {first.task}, {first.context} tokens"
         elsewhere = f", and in {_count(len(mixed_versions) - 1, 'more comparison')}" if len(mixed_versions) > 1 else ""
         lead += f" In {where}{elsewhere}: {notes[0]}"
-    record_tags = [tags_of(r, q.model) for q in questions for r in q.records]
+    record_tags = [tags_of(r, q.model) for q in comparisons for r in q.records]
     choices = {name: sorted({value for t in record_tags if (value := getattr(t, name))}) for name in FILTERS}
-    return Page("Positional LSH beside exact ALiBi and windows", lead, [s(questions) for s in SECTIONS], choices)
+    return Page("Positional LSH beside exact ALiBi and windows", lead, [s(comparisons) for s in SECTIONS], choices)
 
 
 def _count(number: int, noun: str) -> str:

@@ -14,12 +14,12 @@ def store_model(store: Path, model: str, *, breakdowns: bool = True) -> str:
         model: name of the model.
         breakdowns: whether to add the tables by depth and by class of token.
     """
-    questions = reader.comparisons(r for r in reader.records(store) if r.cell.model == model)
-    assert questions, f"{store} has no records of {model}"
-    timed = [q for q in questions if q.records[0].rows_are == "repeats"]
+    comparisons = reader.comparisons(r for r in reader.records(store) if r.cell.model == model)
+    assert comparisons, f"{store} has no records of {model}"
+    timed = [q for q in comparisons if q.records[0].rows_are == "repeats"]
     parts = [t.markdown() for t in contexts.tables(timed)]
     # timings at all contexts would fill pages: `harness.show` has them
-    untimed = [q for q in questions if q not in timed] if parts else questions
+    untimed = [q for q in comparisons if q not in timed] if parts else comparisons
     for q in untimed:
         parts.append(table.comparison(q.records, title=f"{q.model}, {q.task}, {q.context} tokens").markdown())
         if breakdowns:

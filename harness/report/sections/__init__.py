@@ -1,6 +1,6 @@
 """The sections of the page, from top to bottom.
 
-A new section is a file with a function `section(questions) -> Section` and a line here.
+A new section is a file with a function `section(comparisons) -> Section` and a line here.
 """
 
 from collections.abc import Callable

@@ -12,9 +12,9 @@ from harness.report.sections import common
 MAX_MESSAGE = 400  # characters of an error message
 
 
-def section(questions: list[Comparison]) -> Section:
+def section(comparisons: list[Comparison]) -> Section:
     """Return the section with all cells, also the missing ones."""
-    records = [(q, r) for q in questions for r in q.records]
+    records = [(q, r) for q in comparisons for r in q.records]
     overview = table.overview([r for _, r in records])
     columns = [*overview.columns, "minus exact", "pairs per row"]
     rows = []
@@ -24,8 +24,8 @@ def section(questions: list[Comparison]) -> Section:
         rows.append([row[0][:8], q.model, *row[2:], table.signed(change), visited])
     tags = [common.tags_of(r, q.model) for q, r in records]
     details = [_details(r) for _, r in records]
-    for model_questions in common.by_model(_newest(questions)).values():
-        for row, gap_tags, gap_command in _missing(model_questions):
+    for model_comparisons in common.by_model(_newest(comparisons)).values():
+        for row, gap_tags, gap_command in _missing(model_comparisons):
             rows.append(row)
             tags.append(gap_tags)
             details.append([("command", gap_command)])
@@ -48,13 +48,13 @@ def section(questions: list[Comparison]) -> Section:
     )
 
 
-def _newest(questions: list[Comparison]) -> list[Comparison]:
-    """Return the questions without timings that were repeated later on the same device.
+def _newest(comparisons: list[Comparison]) -> list[Comparison]:
+    """Return the comparisons without timings that were repeated later on the same device.
 
     Gaps of an older commit or of other versions cannot be filled any more.
     """
     newest: dict[tuple, tuple[str, Comparison]] = {}
-    for number, q in enumerate(questions):
+    for number, q in enumerate(comparisons):
         r = max(q.records, key=lambda r: r.start)
         key: tuple = (number,)
         if r.rows_are == "repeats":

@@ -22,36 +22,36 @@ def tags_of(record: Record, model: str) -> Tags:
     return Tags(model, record.task, attention.sampler or "", attention.weights or "")
 
 
-def by_model(questions: Iterable[Comparison]) -> dict[tuple[str, str], list[Comparison]]:
-    """Return the questions by (model, task), in order of context."""
+def by_model(comparisons: Iterable[Comparison]) -> dict[tuple[str, str], list[Comparison]]:
+    """Return the comparisons by (model, task), in order of context."""
     groups: dict[tuple[str, str], list[Comparison]] = defaultdict(list)
-    for q in questions:
+    for q in comparisons:
         groups[q.model, q.task].append(q)
     return groups
 
 
 def groups(
-    questions: Iterable[Comparison], draw: Callable[[str, list[Comparison]], Sequence[Panel | Heat]], live: Live
+    comparisons: Iterable[Comparison], draw: Callable[[str, list[Comparison]], Sequence[Panel | Heat]], live: Live
 ) -> tuple[list[Group], list[str]]:
     """Return a group of plots for each model and task, and the commands of their records.
 
     Args:
-        questions: the questions of the store.
-        draw: returns the panels of a model's questions; without panels there is no group.
+        comparisons: the comparisons of the store.
+        draw: returns the panels of a model's comparisons; without panels there is no group.
         live: the plot over W&B runs, where TASK in the metric stands for the task's name.
     """
-    plot_groups, shown_questions = [], []
-    for (model, task), group in by_model(questions).items():
+    plot_groups, shown = [], []
+    for (model, task), group in by_model(comparisons).items():
         if panels := draw(model, group):
             first = group[0].records[0]
             model_live = replace(live, model=first.cell.model, y=live.y.replace("TASK", task) or first.headline)
             plot_groups.append(Group(f"{model}, {task}", panels, Tags(model, task), model_live))
-            shown_questions += group
-    return plot_groups, commands(shown_questions)
+            shown += group
+    return plot_groups, commands(shown)
 
 
 def titles(group: Sequence[Comparison]) -> list[str]:
-    """Return titles of a model and task's questions: the context and the options that differ."""
+    """Return titles of a model and task's comparisons: the context and the options that differ."""
 
     def facts(q: Comparison) -> dict:
         first = q.records[0]
@@ -121,14 +121,14 @@ def marker_size(masks: int | None) -> float:
     return 0.7 + 0.15 * math.log2(masks or 4)
 
 
-def timing_conditions(questions: Iterable[Comparison]) -> dict[tuple[str, str], str]:
+def timing_conditions(comparisons: Iterable[Comparison]) -> dict[tuple[str, str], str]:
     """Return the conditions of each timing by (cell_id, task_id).
 
     Timings under different conditions never share a plot. Versions and commits are named where they
     differ.
     """
     sentences, versions = {}, {}
-    for r in (r for q in questions for r in q.records if r.rows_are == "repeats" and r.outcome):
+    for r in (r for q in comparisons for r in q.records if r.rows_are == "repeats" and r.outcome):
         options, identity = r.options, r.identity
         parts = [r.environment.device or "unknown device", identity.dtype]
         parts += [f"kernel {identity.kernel}"] if identity.kernel not in (None, "auto") else []
@@ -204,8 +204,8 @@ def binary_ticks(values: Sequence[float]) -> dict[float, str]:
     return {2.0**e: f"{2 ** (e % 10)} {units[e // 10]}" for e in every}
 
 
-def commands(questions: Iterable[Comparison]) -> list[str]:
-    """Return the first commands of the questions' records; the table of cells has all of them."""
-    recorded = command.recorded_commands([r for q in questions for r in q.records])
+def commands(comparisons: Iterable[Comparison]) -> list[str]:
+    """Return the first commands of the comparisons' records; the table of cells has all of them."""
+    recorded = command.recorded_commands([r for q in comparisons for r in q.records])
     hidden = len(recorded) - MAX_COMMANDS
     return recorded[:MAX_COMMANDS] + ([f"# and {hidden} more: see the table of cells"] if hidden > 0 else [])

@@ -21,11 +21,11 @@ Line = tuple[Method, str, Tags, int | None]  # method, remark, tags, masks
 SLOPES = {0: "constant", 1: "linear", 2: "quadratic"}
 
 
-def section(questions: list[Comparison]) -> Section:
+def section(comparisons: list[Comparison]) -> Section:
     """Return the section on the growth of time and memory with the context."""
     records: dict[tuple[str, str], list[tuple[Record, Line]]] = defaultdict(list)
-    conditions = common.timing_conditions(questions)
-    for q in questions:
+    conditions = common.timing_conditions(comparisons)
+    for q in comparisons:
         for r, line in _lines(q):
             records[q.model, conditions[r.cell_id, r.store.task_id]].append((r, line))
     groups = []
@@ -36,8 +36,8 @@ def section(questions: list[Comparison]) -> Section:
         live = Live("config.context", y, log_x=True, log_y=True, model=first.cell.model)
         groups.append(Group(f"{model} on {setup}", panels, Tags(model, first.task), live))
     words = ["python", "-m", "harness.run", "-m", "task=throughput", "attn=plsh", "masks=16"]
-    words += [*(command.model_words(questions[0].records[0]) if questions else ()), "context=1024,4096,16384"]
-    timed = [q for q in questions if any(name in r.metrics for r in q.records for name in MEASURES)]
+    words += [*(command.model_words(comparisons[0].records[0]) if comparisons else ()), "context=1024,4096,16384"]
+    timed = [q for q in comparisons if any(name in r.metrics for r in q.records for name in MEASURES)]
     return Section(
         "context",
         "Time and memory against context",

@@ -22,22 +22,22 @@ TIMES = {
 }
 
 
-def section(questions: list[Comparison]) -> Section:
+def section(comparisons: list[Comparison]) -> Section:
     """Return the section on accuracy and cost."""
-    conditions = common.timing_conditions(questions)
+    conditions = common.timing_conditions(comparisons)
     timed: dict[str, dict[tuple, Record]] = defaultdict(dict)  # by conditions and setting
-    for r in (r for q in questions for r in q.records if _first_metric(r, sum(TIMES.values(), ()))):
+    for r in (r for q in comparisons for r in q.records if _first_metric(r, sum(TIMES.values(), ()))):
         timed[conditions[r.cell_id, r.store.task_id]][_setting(r)] = r
 
     def draw(model: str, group: list[Comparison]) -> list[Panel]:
         by_question = [_panels(q, title, timed) for q, title in zip(group, common.titles(group), strict=True)]
         return [p for cost in itertools.zip_longest(*by_question) for p in cost if p]  # panels by the way to count
 
-    groups, commands = common.groups(questions, draw, Live("config.pairs_per_row.fused", "", log_x=True))
+    groups, commands = common.groups(comparisons, draw, Live("config.pairs_per_row.fused", "", log_x=True))
     missing = [("No record holds accuracies.", "python -m harness.run")] if not groups else []
     if groups and not any(panel.x.title in TIMES for group in groups for panel in group.panels):
         without = "Milliseconds are left out: no record of task=throughput."
-        words = [*command.model_words(questions[0].records[0]), "attn=plsh", "masks=16"]
+        words = [*command.model_words(comparisons[0].records[0]), "attn=plsh", "masks=16"]
         missing.append((without, shlex.join(["python", "-m", "harness.run", "task=throughput", *words])))
     return Section(
         "cost",

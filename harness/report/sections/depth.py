@@ -9,10 +9,10 @@ from harness.report.methods import WINDOWS
 from harness.report.sections import common
 
 
-def section(questions: list[Comparison]) -> Section:
+def section(comparisons: list[Comparison]) -> Section:
     """Return the section on accuracy by depth and context."""
     live = Live("config.context", "TASK/accuracy_depth_0", log_x=True)
-    groups, commands = common.groups(questions, _heats, live)
+    groups, commands = common.groups(comparisons, _heats, live)
     missing = [("No record holds accuracies by depth.", "python -m harness.run task=retrieval")]
     return Section(
         "depth",

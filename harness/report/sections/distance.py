@@ -12,7 +12,7 @@ BIN = re.compile(r"/accuracy_distance_(\d+)_(\d+)$")
 SPREAD = 1.06  # ratio between neighbouring methods, so that intervals do not overlap
 
 
-def section(questions: list[Comparison]) -> Section:
+def section(comparisons: list[Comparison]) -> Section:
     """Return the section on accuracy and distance."""
 
     def draw(model: str, group: list[Comparison]) -> list[Panel]:
@@ -20,7 +20,7 @@ def section(questions: list[Comparison]) -> Section:
         return [panel for q, title in by_context for panel in _panels(q, title)]
 
     live = Live("config.context", "TASK/accuracy_distance_256_512", log_x=True)
-    groups, commands = common.groups(questions, draw, live)
+    groups, commands = common.groups(comparisons, draw, live)
     missing = [("No record holds accuracies by distance.", "python -m harness.run task=retrieval")]
     return Section(
         "distance",

@@ -17,7 +17,7 @@ DEVICES = {"cuda": "GPU", "cpu": "CPU"}
 WINDOW_ERROR = Method("other", "window of equal error", "star")
 
 
-def section(questions: list[Comparison], records: Path = RECORDS) -> Section:
+def section(comparisons: list[Comparison], records: Path = RECORDS) -> Section:
     """Return the section of the benches in the folder `records`."""
     blocks: list[Group | Grid] = []
     commands, missing = [], []

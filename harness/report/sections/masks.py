@@ -8,13 +8,13 @@ from harness.report.sections import common
 SPREAD = 1.045  # ratio between neighbouring methods, so that intervals do not overlap
 
 
-def section(questions: list[Comparison]) -> Section:
+def section(comparisons: list[Comparison]) -> Section:
     """Return the section on accuracy and the number of masks."""
 
     def draw(model: str, group: list[Comparison]) -> list[Panel]:
         return [p for q, title in zip(group, common.titles(group), strict=True) if (p := _panel(q, title))]
 
-    groups, commands = common.groups(questions, draw, Live("config.masks", "", log_x=True))
+    groups, commands = common.groups(comparisons, draw, Live("config.masks", "", log_x=True))
     missing = [("No cell of Positional LSH has an accuracy.", "python -m harness.run attn=plsh masks=16")]
     return Section(
         "masks",

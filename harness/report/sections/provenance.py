@@ -9,10 +9,10 @@ from harness.report.sections import common
 from harness.results.schema import Environment
 
 
-def section(questions: list[Comparison]) -> Section:
+def section(comparisons: list[Comparison]) -> Section:
     """Return the section on the provenance of records."""
     groups: dict[tuple, list[tuple[Comparison, Record]]] = defaultdict(list)
-    for q in questions:
+    for q in comparisons:
         for r in q.records:
             if r.environment:
                 groups[_provenance(r.environment)].append((q, r))
@@ -31,7 +31,7 @@ def section(questions: list[Comparison]) -> Section:
         "Records that stand in one plot should come from one commit and, where times are compared, from one device. "
         "More than one row here says that they do not.",
         [Grid(Table("What the records were made with", columns, rows, []), tags)] if rows else [],
-        common.commands(questions),
+        common.commands(comparisons),
         [] if rows else [("No record says where it was made.", "python -m harness.run")],
     )
 

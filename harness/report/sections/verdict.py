@@ -47,7 +47,7 @@ HEADINGS = {
 class Match:
     """A cell of Positional LSH and its differences from its references."""
 
-    question: Comparison
+    comparison: Comparison
     title: str
     record: Record
     against: dict[str, Difference]
@@ -55,21 +55,21 @@ class Match:
     @property
     def tags(self) -> Tags:
         """Return the tags of the cell."""
-        return common.tags_of(self.record, self.question.model)
+        return common.tags_of(self.record, self.comparison.model)
 
 
-def section(questions: list[Comparison]) -> Section:
+def section(comparisons: list[Comparison]) -> Section:
     """Return the section that answers the question of the page."""
     blocks: list[Text | Group | Grid] = []
     notes: list[Text] = []
     all_matches: list[Match] = []
     compared, missing = [], []
-    for (model, task), group in common.by_model(questions).items():
+    for (model, task), group in common.by_model(comparisons).items():
         matches = []
         for q, title in zip(group, common.titles(group), strict=True):
-            question_matches = [m for r in q.named("plsh") if r.score and (m := _match(q, title, r))]
-            matches += question_matches
-            missing += [gap] if (gap := _gap(q, question_matches)) else []
+            cell_matches = [m for r in q.named("plsh") if r.score and (m := _match(q, title, r))]
+            matches += cell_matches
+            missing += [gap] if (gap := _gap(q, cell_matches)) else []
         if not matches:
             continue
         compared += [q for q in group if any(r.score for r in q.named("plsh"))]
@@ -118,8 +118,8 @@ def _counts(matches: Sequence[Match]) -> Grid:
     """Return the number of cells by decision, model and task."""
     columns = ["model", "task", "Positional LSH against", "better", "worse", "undecided", "median difference"]
     rows, tags = [], []
-    for model, task in dict.fromkeys((m.question.model, m.question.task) for m in matches):
-        group_matches = [m for m in matches if (m.question.model, m.question.task) == (model, task)]
+    for model, task in dict.fromkeys((m.comparison.model, m.comparison.task) for m in matches):
+        group_matches = [m for m in matches if (m.comparison.model, m.comparison.task) == (model, task)]
         for reference, method in REFERENCES.items():
             if counts := _decisions(group_matches, reference):
                 median = statistics.median(m.against[reference].value for m in group_matches if reference in m.against)
