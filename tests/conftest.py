@@ -2,6 +2,7 @@
 network."""
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -31,6 +32,16 @@ def checkpoint(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
     AutoTokenizer.from_pretrained(EMBEDDED / "tiny").save_pretrained(folder)
     return save(folder, vocab_size=len(AutoTokenizer.from_pretrained(folder)))
+
+
+@pytest.fixture(autouse=True)
+def lm_eval_logs_as_before():
+    """lm-eval's own command adds a handler to its logger, whose stream ends with the test."""
+    logger = logging.getLogger("lm_eval")
+    handlers, level = logger.handlers[:], logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
 
 
 @pytest.fixture
