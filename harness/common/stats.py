@@ -104,6 +104,29 @@ def jackknife(
     return Metric(value, value - half, value + half, len(values), unit)
 
 
+def ratio(
+    sums: Sequence[tuple[float, float]],
+    draws: Sequence[int],
+    *,
+    clustered: bool,
+    unit: str,
+    figure: Callable[[float], float] = float,
+) -> Metric:
+    """Return a ratio of two sums over the samples, or a smooth figure of it, with the interval of
+    `jackknife`.
+
+    Args:
+        sums: (numerator, denominator) of each sample.
+        draws, clustered, unit: as in `jackknife`.
+        figure: ratio -> figure, for example its exponential.
+    """
+
+    def of(subset: Sequence[tuple[float, float]]) -> float:
+        return figure(math.fsum(a for a, _ in subset) / math.fsum(b for _, b in subset))
+
+    return jackknife(sums, draws, of, clustered=clustered, unit=unit)
+
+
 def quartiles(values: Sequence[float], *, unit: str) -> Metric:
     """Return the median of repeats with the quartiles as interval; a single repeat has none."""
     low, middle, high = np.quantile(np.asarray(values, dtype=float), [0.25, 0.5, 0.75]).tolist()

@@ -97,13 +97,8 @@ class Fidelity(TextTask):
         def nats(values: list[float]) -> stats.Metric:
             return stats.mean(values, draws, clustered=clustered, unit="nats per token", least=0.0)
 
-        def ratio(
-            pairs: list[tuple[float, float]], unit: str, figure: Callable[[float], float] = float
-        ) -> stats.Metric:
-            def of(subset: Sequence[tuple[float, float]]) -> float:
-                return figure(math.fsum(a for a, _ in subset) / math.fsum(b for _, b in subset))
-
-            return stats.jackknife(pairs, draws, of, clustered=clustered, unit=unit)
+        def ratio(sums: list[tuple[float, float]], unit: str, figure: Callable[[float], float] = float) -> stats.Metric:
+            return stats.ratio(sums, draws, clustered=clustered, unit=unit, figure=figure)
 
         metrics = {"kl": nats([float(r.score) for r in rows])}
         for q in range(QUARTERS):

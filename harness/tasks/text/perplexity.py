@@ -71,10 +71,7 @@ class Perplexity(TextTask):
         def ratio(
             sums: Sequence[tuple[float, float]], unit: str, figure: Callable[[float], float] = float
         ) -> stats.Metric:
-            def of(subset: Sequence[tuple[float, float]]) -> float:
-                return figure(math.fsum(a for a, _ in subset) / math.fsum(b for _, b in subset))
-
-            return stats.jackknife(sums, draws, of, clustered=clustered, unit=unit)
+            return stats.ratio(sums, draws, clustered=clustered, unit=unit, figure=figure)
 
         def per_byte(nats: Iterable[float]) -> stats.Metric:
             sizes = [r.scored_bytes * math.log(2) for r in rows]

@@ -82,8 +82,7 @@ class TextTask:
         return [PlannedTask(cast(Task, self), options)]  # a subclass has the rest
 
     def identity(self, options: TextOptions) -> dict:
-        text = hashlib.sha256(self._text(options).encode()).hexdigest()
-        return {**asdict(options), "text": text, "windows": VERSION}
+        return {**asdict(options), **_recipe(self._text(options))}
 
     def identity_on(self, options: TextOptions, cell: Cell) -> dict:
         return {"stride": stride_of(options, cell.context)}
@@ -109,7 +108,6 @@ class TextTask:
             UserError: if the text is shorter than one window, or cannot be stored.
         """
         text = self._text(options)
-        recipe = {key: self.identity(options)[key] for key in ("text", "windows")}
 
         def make(draft: Path) -> Prepared:
             tokens, sizes = tokenize(load_tokenizer(cell.model), text)
@@ -118,7 +116,8 @@ class TextTask:
             np.save(draft / BYTES, sizes)
             return Prepared(draft, len(tokens), hashlib.sha256(tokens.tobytes() + sizes.tobytes()).hexdigest())
 
-        prepared = prepare_once(folder, "text", {**recipe, "tokenizer": cell.model.tokenizer}, make)
+        recipe = {**_recipe(text), "tokenizer": cell.model.tokenizer}
+        prepared = prepare_once(folder, "text", recipe, make)
         if prepared.count <= cell.context:
             raise UserError(
                 f"task.{self.name}.text={options.text} has {prepared.count} tokens, and a window takes "
@@ -128,6 +127,11 @@ class TextTask:
 
     def _text(self, options: TextOptions) -> str:
         return read_text(f"task.{self.name}.text", options.text)
+
+
+def _recipe(text: str) -> dict:
+    """Return what windows depend on besides the tokenizer, as JSON."""
+    return {"text": hashlib.sha256(text.encode()).hexdigest(), "windows": VERSION}
 
 
 def window_count(tokens: int, context: int, stride: int) -> int:
