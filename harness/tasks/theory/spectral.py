@@ -53,23 +53,11 @@ class Head:
 
     def norms(self) -> Norms:
         """Return the norms of the head."""
-        exact = self._norm(self.apply_exact, functools.partial(self.apply_exact, transposed=True))
+        exact = exact_norm(self.slope, self.tokens, self.causal)
         if isinstance(self.weights, Alibi):  # whose pieces would be all of n x n
             return Norms(exact, 0.0, 0.0)
-        error = self._norm(self.apply_error, functools.partial(self.apply_error, transposed=True))
+        error = _norm(self.tokens, self.apply_error)
         return Norms(exact, error, self._largest())
-
-    def apply_exact(self, x: np.ndarray, *, transposed: bool = False) -> np.ndarray:
-        """Return L x, (n,) float64; L^T x if `transposed`."""
-        x = np.asarray(x, dtype=np.float64).reshape(-1)
-        decay = np.exp(-self.slope)
-
-        def earlier(v: np.ndarray) -> np.ndarray:
-            return lfilter([1.0], [1.0, -decay], v)
-
-        if not self.causal:
-            return earlier(x) + earlier(x[::-1])[::-1] - x
-        return earlier(x[::-1])[::-1] if transposed else earlier(x)
 
     def apply_error(self, x: np.ndarray, *, transposed: bool = False) -> np.ndarray:
         """Return (W - L) x, (n,) float64; (W - L)^T x if `transposed`. Sinks have exact weights, so
@@ -77,7 +65,7 @@ class Head:
         x = np.array(x, dtype=np.float64).reshape(-1)
         if not transposed:
             x[: self.sinks] = 0
-        result = -self.apply_exact(x, transposed=transposed)
+        result = -apply_exact(self.slope, x, causal=self.causal, transposed=transposed)
         vector = torch.from_numpy(x.astype(np.float32))
         for rows, columns, piece in self.pieces():
             if transposed:
@@ -131,9 +119,46 @@ class Head:
                 largest = max(largest, float(np.exp(-self.slope * (columns.stop - rows.stop + 1))))
         return largest
 
-    def _norm(self, apply: Callable, apply_transposed: Callable) -> float:
-        operator = LinearOperator(
-            (self.tokens, self.tokens), matvec=apply, rmatvec=apply_transposed, dtype=np.dtype(np.float64)
-        )
-        start = np.random.default_rng(0).standard_normal(self.tokens)
-        return float(svds(operator, k=1, tol=TOLERANCE, v0=start, return_singular_vectors=False)[0])
+
+@functools.lru_cache(maxsize=1024)
+def exact_norm(slope: float, tokens: int, causal: bool) -> float:
+    """Return ||L||_2 of a head; kept, because it is equal in all draws.
+
+    Args:
+        slope: of the head.
+        tokens: n.
+        causal: whether rows see no later columns.
+    """
+    return _norm(tokens, functools.partial(apply_exact, slope, causal=causal))
+
+
+def apply_exact(slope: float, x: np.ndarray, *, causal: bool, transposed: bool = False) -> np.ndarray:
+    """Return L x, (n,) float64; L^T x if `transposed`.
+
+    Args:
+        slope: of the head.
+        x: (n,).
+        causal: whether rows see no later columns.
+        transposed: whether to apply the transpose.
+    """
+    x = np.asarray(x, dtype=np.float64).reshape(-1)
+    decay = np.exp(-slope)
+
+    def earlier(v: np.ndarray) -> np.ndarray:
+        return lfilter([1.0], [1.0, -decay], v)
+
+    if not causal:
+        return earlier(x) + earlier(x[::-1])[::-1] - x
+    return earlier(x[::-1])[::-1] if transposed else earlier(x)
+
+
+def _norm(tokens: int, apply: Callable) -> float:
+    """Return the largest singular value of the operator that `apply(x, transposed=...)` applies."""
+    operator = LinearOperator(
+        (tokens, tokens),
+        matvec=functools.partial(apply, transposed=False),
+        rmatvec=functools.partial(apply, transposed=True),
+        dtype=np.dtype(np.float64),
+    )
+    start = np.random.default_rng(0).standard_normal(tokens)
+    return float(svds(operator, k=1, tol=TOLERANCE, v0=start, return_singular_vectors=False)[0])
