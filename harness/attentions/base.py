@@ -1,5 +1,6 @@
 """The interface of an attention method: options, weights, cost, references and appearance."""
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -140,7 +141,7 @@ class Attention(ABC):
             for f in declared
         ]
 
-    @property
+    @functools.cached_property  # one object stands for thousands of cells of a sweep
     def identity(self) -> dict:
         """The part of a cell's identity that describes the method."""
         always = {*IDENTITY_KEYS, *(f.name for f in fields(self) if f.default is MISSING)}

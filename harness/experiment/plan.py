@@ -15,10 +15,16 @@ from harness.cell import DRAWS, Cell
 from harness.common import environment
 from harness.common.errors import CannotLoad, UserError, choose, nearest
 from harness.common.paths import CONF
-from harness.common.secrets import without_secrets
 from harness.experiment.config import RunConfig, attn_config
 from harness.experiment.machine import make_results_dir, memory_sentence, resolve_device, results_dir
-from harness.experiment.refusals import refuse_draws, refuse_kernel, refuse_length, refuse_model, refuse_ranks
+from harness.experiment.refusals import (
+    refuse_draws,
+    refuse_kernel,
+    refuse_length,
+    refuse_model,
+    refuse_ranks,
+    refuse_secrets,
+)
 from harness.models.options import ArchitectureConfig, ModelConfig
 from harness.models.spec import resolve_model
 from harness.tasks.base import PlannedTask
@@ -159,11 +165,9 @@ class Planner:
         for planned in tasks:
             check_key = (id(planned), *model_key, attention, kernel, config.context)
             self._cached(("check", *check_key), functools.partial(self._check_task, planned, cell, model_key))
-        question = repr((cell.identity, [planned.asked for planned in tasks]))
-        if (clean := without_secrets(question)) != question:
-            raise UserError(
-                f"A secret would become a part of what is computed and recorded: {_around(clean, question)}."
-            )
+        # numbers apart, a cell consists of its model, attention and tasks
+        secrets_key = ("secrets", *model_key, attention, *(id(planned) for planned in tasks))
+        self._cached(secrets_key, lambda: refuse_secrets((cell.identity, [planned.asked for planned in tasks])))
         attentions = {}
         if mode != "none":
             key = ("references", *model_key, attention, config.context)
@@ -208,12 +212,6 @@ class Planner:
         if mistake is not None:
             raise UserError(str(mistake))
         return result
-
-
-def _around(clean: str, question: str) -> str:
-    """The beginning of what stands in a secret's place, with a few letters before it."""
-    place = next(i for i, (a, b) in enumerate(zip(clean, question, strict=False)) if a != b)
-    return clean[max(0, place - 30) : place + 20]
 
 
 def _tasks(families: dict[str, dict | None], device: torch.device) -> list[PlannedTask]:

@@ -8,6 +8,7 @@ from harness.attentions.base import Attention
 from harness.cell import Cell
 from harness.common.errors import UserError
 from harness.common.ranks import ranks
+from harness.common.secrets import without_secrets
 from harness.models.spec import ModelSpec
 from harness.tasks.base import Task
 
@@ -93,3 +94,13 @@ def refuse_length(cell: Cell, task: Task) -> None:
             f"task={task.name} needs {cell.context + task.generates} (context={cell.context}, and those it generates). "
             "Use attn=alibi, which has no such bound, or a smaller context."
         )
+
+
+def refuse_secrets(identity: object) -> None:
+    """Raise UserError if what describes a computation holds a secret, which no filter of records
+    could take out of it."""
+    text = repr(identity)
+    if (clean := without_secrets(text)) != text:
+        place = next(i for i, (a, b) in enumerate(zip(clean, text, strict=False)) if a != b)
+        around = clean[max(0, place - 30) : place + 20]
+        raise UserError(f"A secret would become a part of what is computed and recorded: {around}.")

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.prepare and (options.retry or options.jobs > 1):
         raise UserError("--prepare makes each piece once, whatever is done: leave out --retry and -j.")
     if options.prepare:
-        planned = (plan for _, plan in plans(grid, results=options.results, on_this_machine=False))
+        planned = (plan for _, _, plan in plans(grid, results=options.results, on_this_machine=False))
         return prepare(planned, results=options.results, models=True)
     inspect_only = options.dry_run or options.status or options.missing
     rows = expand(grid, results=options.results, on_this_machine=not inspect_only)

@@ -58,12 +58,15 @@ class Composer:
         Raises:
             UserError: with a line for each mistake.
         """
-        simple = [o for o in overrides if self._simple(o)]
+        simple: list[str] = []
+        others: list[str] = []
+        for override in overrides:
+            (simple if self._simple(override) else others).append(override)
         messages: list[str] = []
         values: dict[str, Any] = {}
         base = None
         try:
-            base = self._base(tuple(o for o in overrides if not self._simple(o)))
+            base = self._base(tuple(others))
         except UserError as error:
             messages.append(str(error))
         for override in simple:
@@ -134,13 +137,13 @@ def expand(grid: Grid, *, results: str = "results", on_this_machine: bool = True
         Mistakes: with all mistakes of all rows.
     """
     rows = Rows(grid)
-    for number, plan in plans(grid, results=results, on_this_machine=on_this_machine):
-        rows.add(number, work_of(plan), samples_of(plan))
+    for number, overrides, plan in plans(grid, results=results, on_this_machine=on_this_machine):
+        rows.add(number, overrides, work_of(plan), samples_of(plan))
     return rows.without_duplicates()
 
 
-def plans(grid: Grid, *, results: str, on_this_machine: bool) -> Iterator[tuple[int, Plan]]:
-    """Yield the number and the plan of each row without mistakes.
+def plans(grid: Grid, *, results: str, on_this_machine: bool) -> Iterator[tuple[int, tuple[str, ...], Plan]]:
+    """Yield the number, the overrides and the plan of each row without mistakes.
 
     Args:
         grid: the grid.
@@ -155,13 +158,14 @@ def plans(grid: Grid, *, results: str, on_this_machine: bool) -> Iterator[tuple[
     folder = override_word("results", results)
     with Composer() as composer:
         for number in range(1, len(grid) + 1):
+            overrides = grid.overrides(number)
             try:
-                plan = planner.plan(composer.config((*grid.overrides(number), folder)))
+                plan = planner.plan(composer.config((*overrides, folder)))
             except UserError as error:
                 for sentence in str(error).splitlines():
                     mistakes.setdefault(sentence, []).append(number)
             else:
-                yield number, plan
+                yield number, overrides, plan
     if mistakes:
         raise Mistakes(mistakes)
 

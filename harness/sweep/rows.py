@@ -38,15 +38,16 @@ class Rows(list[Row]):
         super().__init__(rows)
         self.grid, self.duplicates = grid, duplicates
 
-    def add(self, number: int, work: Sequence[Key], samples: Sequence[int]) -> None:
+    def add(self, number: int, overrides: tuple[str, ...], work: Sequence[Key], samples: Sequence[int]) -> None:
         """Append a row.
 
         Args:
             number: number of the row in the grid, from 1.
+            overrides: arguments of harness.run.
             work: its tasks.
             samples: the number of samples that completes each task.
         """
-        self.append(Row(number, self.grid.overrides(number), tuple(work), tuple(samples)))
+        self.append(Row(number, overrides, tuple(work), tuple(samples)))
 
     def select(self, positions: Iterable[int]) -> "Rows":
         """Return the rows at these positions."""

@@ -64,7 +64,7 @@ def fill(results: Path, rows: Rows) -> None:
     part = "".join(json.dumps({**json.loads(line), "key": key}) + "\n" for key, line in enumerate(lines))
     identities = {
         plan.cell.cell_id: plan.cell.identity
-        for _, plan in itertools.islice(plans(rows.grid, results=str(results), on_this_machine=False), KEPT)
+        for _, _, plan in itertools.islice(plans(rows.grid, results=str(results), on_this_machine=False), KEPT)
     }
     attempt = json.dumps({"status": "error", "error": "RuntimeError", "message": "made up", "attempt": "a"})
     for i, row in enumerate(rows):

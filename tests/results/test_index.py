@@ -44,7 +44,7 @@ def look(results, samples=8, cell=CELL) -> index.Entry:
 
 def state(results, samples=8, tasks=("retrieval",)) -> str:
     rows = Rows(Grid("g", {}))
-    rows.add(1, [(CELL, f"{task}-{TASK}") for task in tasks], [samples] * len(tasks))
+    rows.add(1, (), [(CELL, f"{task}-{TASK}") for task in tasks], [samples] * len(tasks))
     return states(rows, results)[0].name
 
 
