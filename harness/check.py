@@ -50,8 +50,8 @@ class Checked:
 
 @command
 def main(arguments: Sequence[str]) -> int:
-    """Returns 0 if nothing is wrong, or all of it was set aside; 1 if something is, 2 for a
-    mistake."""
+    """Returns 0 if nothing is wrong, or all of it was set aside; 1 if something is; 2 after a
+    UserError, for invalid arguments."""
     parser = Parser(prog="python -m harness.check", description=__doc__.split("\n\n", 1)[1])
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="results folder (results)")
     parser.add_argument("--fix", action="store_true", help="set aside what is wrong")

@@ -33,7 +33,8 @@ FORMULA_PATTERN = r"\A([=+\-@\t\r])"
 
 @command
 def main(arguments: Sequence[str]) -> int:
-    """Return the exit code: 0, or 2 for invalid arguments."""
+    """Return the exit code: 0, or 2 after a UserError, for invalid arguments and files that cannot
+    be written."""
     parser = Parser(prog="python -m harness.collect", description=__doc__.split("\n\n", 1)[1])
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="results folder (results)")
     parser.add_argument("--out", type=Path, required=True, help="file to write, .parquet or .csv")

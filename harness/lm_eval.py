@@ -28,7 +28,11 @@ def register() -> None:
 
 @command
 def main(arguments: Sequence[str]) -> int:
-    """Run lm-eval's command; return 0, or 2 for a mistake."""
+    """Run lm-eval's command; return 0, or 2 after a UserError, for a mistake.
+
+    Raises:
+        Exception: any error of the evaluation, as lm-eval raises it.
+    """
     refuse_foreign_kernels()
     register()
     from lm_eval.__main__ import cli_evaluate

@@ -14,7 +14,8 @@ from harness.common.table import Table
 
 @command
 def main(arguments: Sequence[str]) -> int:
-    """Run the command and return the exit code: 0, or 2 if there is no such cell."""
+    """Run the command and return the exit code: 0, or 2 after a UserError, if there are no records
+    or not exactly one such cell."""
     parser = Parser(prog="python -m harness.show", description=__doc__)
     parser.add_argument("cell_id", nargs="?", help="the cell, or the beginning of its id; all cells if left out")
     parser.add_argument("--results", type=Path, default=Path("results"), help="results folder (results)")

@@ -18,7 +18,8 @@ from harness.tracking.mirror import Outcome, mirror
 
 @command
 def main(arguments: Sequence[str]) -> int:
-    """Run the command and return the exit code: 0 all uploaded, 1 not all, 2 for a mistake."""
+    """Run the command and return the exit code: 0 all uploaded, 1 not all, 2 after a UserError, for
+    a mistake."""
     parser = Parser(prog="python -m harness.sync", description=__doc__)
     parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="results folder (results)")
     parser.add_argument("--cell", action="append", metavar="CELL_ID", help="this cell alone; may be repeated")

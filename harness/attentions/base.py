@@ -87,7 +87,16 @@ class Attention(ABC):
 
     @abstractmethod
     def weights_of(self, model: "ModelSpec", *, seed: int, draw: int) -> "Sequence[Weights] | None":
-        """Return the weights of every layer in one draw; None for the checkpoint's own code."""
+        """Return the weights of every layer in one draw; None for the checkpoint's own code.
+
+        Args:
+            model: the model, for its slopes and number of layers.
+            seed: seed of the draws; not read without random masks, like `draw`.
+            draw: number of the draw, from 0 on.
+
+        Raises:
+            UserError: for a method that the registry lacks.
+        """
 
     @abstractmethod
     def pairs(self, model: "ModelSpec", context: int) -> dict[str, float]:
@@ -109,7 +118,7 @@ class Attention(ABC):
             model: the model.
 
         Raises:
-            UserError: for values that make no sense together.
+            UserError: for values that are missing, out of range or make no sense together.
         """
         cls.refuse_evict(options)
         values = {f.name: masks if f.name in RUN_OPTIONS else getattr(options, f.name) for f in fields(cls)}

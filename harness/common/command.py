@@ -17,12 +17,13 @@ class Parser(argparse.ArgumentParser):
     """A parser of arguments that answers mistakes in a sentence, without a page of usage."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise UserError with the message and the name of the command's --help."""
         raise UserError(_sentence(self, message))
 
 
 @contextlib.contextmanager
 def parsers_answer_in_a_sentence() -> Iterator[None]:
-    """In the `with` block: the parsers of libraries do as `Parser` does."""
+    """In the `with` block: the parsers of libraries do as `Parser` does, and raise UserError."""
     before = argparse.ArgumentParser.error
 
     def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:

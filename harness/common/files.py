@@ -145,8 +145,9 @@ def parse_json(text: bytes) -> Any:
 
 
 def read_json(path: Path, *, quiet: bool = False) -> dict | None:
-    """Return the mapping in a JSON file; None if there is no file. A file with any other content
-    gives None too and is named on stderr unless `quiet`."""
+    """Return the mapping in a JSON file; None if there is no file. Raises nothing: a file that
+    cannot be read or has any other content gives None too, and is named on stderr unless
+    `quiet`."""
     try:
         content = read_file(path)
         if content is None:

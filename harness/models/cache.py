@@ -73,7 +73,7 @@ class KVLayer(CacheLayerMixin):
             weights: the layer's weights, which limit the reach; needed for eviction.
 
         Raises:
-            ValueError: if there is no room.
+            ValueError: as in `reserve`.
         """
         tokens = key_states.shape[2]
         self.reserve(tokens, pads, weights)
@@ -86,7 +86,11 @@ class KVLayer(CacheLayerMixin):
         return self.keys[:, :, :stop], self.values[:, :, :stop]
 
     def reserve(self, tokens: int, pads: list[int] | None = None, weights: Weights | None = None) -> None:
-        """Make room for new tokens; arguments as in `update`.
+        """Make room for new tokens.
+
+        Args:
+            tokens: number of new tokens.
+            pads, weights: as in `update`.
 
         Raises:
             ValueError: if there is no room.
@@ -152,6 +156,16 @@ class EvictingLayer(KVLayer):
         self.sinks = 0
 
     def reserve(self, tokens: int, pads: list[int] | None = None, weights: Weights | None = None) -> None:
+        """Make room for new tokens, and pack the buffer if it is full.
+
+        Args:
+            tokens: number of new tokens, at most `chunk`.
+            pads, weights: as in `update`.
+
+        Raises:
+            ValueError: if there is no room, for more tokens than `chunk`, and without weights that
+                forget.
+        """
         super().reserve(tokens)
         if pads is None or weights is None or weights.span is None:
             raise ValueError("A cache that evicts needs weights that forget (window, plsh): make it with evict=False.")
@@ -211,6 +225,11 @@ class EvictingLayer(KVLayer):
         return Placement(padding, [max(0, self.begin - pad - self.sinks) for pad in pads])
 
     def crop(self, tokens_to_remove: int) -> None:
+        """Drop the last tokens (`KVLayer.crop`).
+
+        Raises:
+            ValueError: if a token that is left needs keys that were dropped.
+        """
         if self.begin and self.fed + tokens_to_remove < self.floor:
             raise ValueError(
                 f"The KV cache was made to go back {self.rewind} tokens and has dropped what an earlier token needs: "
@@ -253,7 +272,7 @@ class KVCache(Cache):
             weights: the weights of each layer.
 
         Raises:
-            ValueError: if there is no room.
+            ValueError: as in the layers' `reserve`.
         """
         for layer, layer_weights in zip(self.layers, weights, strict=True):
             layer.reserve(tokens, pads, layer_weights)

@@ -19,7 +19,8 @@ from harness.common.streams import printable
 
 @command
 def main(arguments: Sequence[str]) -> int:
-    """Return the exit code: 0, 1 if --compare finds a regression, 2 for invalid arguments."""
+    """Return the exit code: 0, 1 if --compare finds a regression, 2 after a UserError, for invalid
+    arguments."""
     options = _parser().parse_args(arguments)
     if options.compare:
         return _compare(options)

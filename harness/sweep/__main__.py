@@ -54,7 +54,8 @@ def parser() -> Parser:
 
 @command
 def main(arguments: Sequence[str]) -> int:
-    """Run the command and return its exit code."""
+    """Run the command and return its exit code: 0, 1 if rows failed, 75 if rows are left to run, 2
+    after a UserError, for a mistake."""
     options = parser().parse_intermixed_args(arguments)
     if options.jobs < 1:
         raise UserError(f"-j must be at least 1, not {options.jobs}.")

@@ -126,7 +126,7 @@ class Task(Protocol):
         ...
 
     def check(self, options: Any, cell: Cell) -> None:
-        """Raise UserError for invalid options.
+        """Raise UserError for invalid options, and for a cell that the task cannot run on.
 
         It may depend only on the cell's model, attention, kernel and context: cells that agree in
         them are checked once.
@@ -223,5 +223,9 @@ class TaskFamily(Protocol):
         ...
 
     def tasks(self, options: Any) -> list[PlannedTask]:
-        """Return the tasks that the options select."""
+        """Return the tasks that the options select.
+
+        Raises:
+            UserError: for options that select none, and for invalid values.
+        """
         ...

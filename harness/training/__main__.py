@@ -94,7 +94,11 @@ def parser() -> Parser:
 
 
 def steps(text: str) -> dict[int, int]:
-    """Return the steps by row length of "256=600,2048=900"."""
+    """Return the steps by row length of "256=600,2048=900".
+
+    Raises:
+        argparse.ArgumentTypeError: for any other text, and for rows longer than a step.
+    """
     try:
         found = {int(length): int(count) for length, count in (part.split("=") for part in text.split(","))}
     except ValueError:
@@ -163,7 +167,11 @@ def train_text_model(options: argparse.Namespace, texts: dict[str, list[str]], f
 
 
 def train_novel_model(options: argparse.Namespace) -> None:
-    """Train or measure tiny-books, and write its card."""
+    """Train or measure tiny-books, and write its card.
+
+    Raises:
+        UserError: for novels that cannot be read, and for a model that an earlier recipe trained.
+    """
     texts = books.read_books(options.books)
     for sentence in books.text_differences(texts):
         print(sentence, file=sys.stderr)

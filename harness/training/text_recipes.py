@@ -22,7 +22,13 @@ class Recipe:
 
 
 def phase(name: str, steps: dict[int, int], decay: float) -> Phase:
-    """Return the phase of a model from the number of steps by row length."""
+    """Return the phase of a model, one stage for each row length.
+
+    Args:
+        name: of the model.
+        steps: number of steps by row length in tokens, in the order of the stages.
+        decay: final share of steps with linear decay.
+    """
     return Phase(name, tuple(Stage(length, count, TOKENS_PER_STEP) for length, count in steps.items()), decay)
 
 

@@ -69,7 +69,18 @@ def main(arguments: list[str] | None = None) -> dict:
 def one_part(work: Work, device: str, record: Record, clock, stop) -> dict:
     """Measures the rows of this part that the record lacks, and returns its run. A part whose
     inputs or oracle do not fit into memory keeps the methods that were ready before, and the
-    reason. Exits if a method left the GPU unusable for this process."""
+    reason.
+
+    Args:
+        work: the part.
+        device: "cuda" for kernel `triton` in bfloat16, "cpu" for kernel `sdpa` in float32.
+        record: gets every row as soon as it is known.
+        clock: of the device.
+        stop: no further method starts once it returns True.
+
+    Raises:
+        SystemExit: if a method left the GPU unusable for this process.
+    """
     kernel = "triton" if device == "cuda" else "sdpa"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     run = record.run_of(work, dtype)

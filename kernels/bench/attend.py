@@ -29,8 +29,15 @@ def some_weights(slopes: torch.Tensor, masks: int) -> dict[str, Weights]:
 
 
 def times(call, wait, calls: int, rounds: int) -> dict:
-    """Medians over `rounds` in ms per call: `host_ms` until all `calls` of a round have been
-    issued, `ms` until they are finished by `wait`. `call` runs once before."""
+    """Medians over the rounds in ms per call: `host_ms` until all calls of a round have been
+    issued, `ms` until they are finished.
+
+    Args:
+        call: without arguments; it runs once before the first round.
+        wait: returns when the calls issued so far are finished.
+        calls: number of calls of a round.
+        rounds: number of rounds.
+    """
     call()
     wait()
     host, whole = [], []

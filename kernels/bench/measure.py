@@ -140,8 +140,20 @@ def prepare(problem: Problem, method: Method) -> Run:
 
 
 def errors(problem: Problem, method: Method, outcome: list[torch.Tensor]) -> dict:
-    """Errors at the sampled rows: against exact ALiBi, and against the oracle under the method's
-    own weights (`check_error`)."""
+    """Errors of a method at the sampled rows, by the names of the record.
+
+    Args:
+        problem: the inputs and the oracle.
+        method: the method that computed `outcome`.
+        outcome: [out at the rows], or the gradients [of q at the rows, of k, of v], as
+            `Problem.truth` returns them.
+
+    Returns:
+        `max_abs_error` and `rms_relative_error` against exact ALiBi; `check_error`, the largest
+        relative rms error of a head against the oracle under the method's own weights, infinite for
+        NaN, and `check_limit`, above which the check fails. Of several tensors the largest error
+        counts.
+    """
     exact = problem.truth(problem.exact)
     oracle = problem.truth(method.weights)
     limit = LIMITS[problem.dtype] * (GRADIENT_FACTOR if problem.backward else 1.0)

@@ -67,8 +67,14 @@ def maskless(problem: Problem, kernel: str) -> list[Method]:
 
 
 def masked(problem: Problem, kernel: str, masks: int) -> list[Method]:
-    """PLSH with this many masks, and the windows to compare it with: of equal expected pairs, and
-    of equal error, with the near field of the masks."""
+    """PLSH, and the windows to compare it with: of equal expected pairs, and of equal error, with
+    the near field of the masks.
+
+    Args:
+        problem: the inputs.
+        kernel: of ours, a name of `kernels.attend`.
+        masks: masks of each head.
+    """
     slopes = problem.heads.slopes
     methods: list[Method] = []
     kinds: dict[str, dict[str, Any]] = {kind: {"weights": kind} for kind in UNION_WEIGHTS}
@@ -99,8 +105,20 @@ def windows(
     problem: Problem, kernel: str, cutoff: float, name: str, masks: int | None = None, match: str | None = None,
     near: int = 0, rank: int = REST, others: bool = True,
 ) -> list[Method]:  # fmt: skip
-    """One window by our kernel and, with `others` on a GPU, by other implementations, so that a
-    slow kernel of ours cannot flatter the masks."""
+    """One window by our kernel and by other implementations, so that a slow kernel of ours cannot
+    flatter the masks.
+
+    Args:
+        problem: the inputs.
+        kernel: of ours, a name of `kernels.attend`.
+        cutoff: length of the window in units of 1/slope.
+        name: of the method; other implementations add theirs.
+        masks: of the PLSH that the window is compared with, None without one.
+        match: as in `Method`.
+        near: nearest keys that every row sees.
+        rank: of our kernel; other implementations have the rank REST.
+        others: whether to list other implementations, on a GPU only.
+    """
     weights = Window(problem.heads.slopes, cutoff, 0, near)
     ways: dict[str | None, tuple[int, Callable[[], Prepared]]] = {
         None: (rank, partial(ours.one_pass, problem, weights, kernel))
@@ -115,8 +133,14 @@ def windows(
 
 
 def separate(problem: Problem, weights: PositionalLSH, kernel: str) -> Prepared:
-    """`ours.passes`. Raises LeftOut where its time would be Python's: on a CPU, with few rows per
-    pass."""
+    """`ours.passes`, where its time would not be Python's.
+
+    Args:
+        problem, weights, kernel: as there.
+
+    Raises:
+        LeftOut: on a CPU, for gradients and for few rows per pass.
+    """
     if problem.device.type == "cpu" and (problem.backward or problem.queries < problem.tokens):
         raise LeftOut("on a CPU the passes are measured forward only")
     return ours.passes(problem, weights, kernel)

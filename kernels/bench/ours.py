@@ -16,7 +16,13 @@ from kernels.methods.weights import Weights
 
 def one_pass(problem: Problem, weights: Weights, kernel: str) -> Prepared:
     """All of `weights` in one pass, by `attend`. Values that live with the weights exist after the
-    first call; kernel `triton` builds its tables at every call except decoding."""
+    first call; kernel `triton` builds its tables at every call except decoding.
+
+    Args:
+        problem: the inputs.
+        weights: of all heads.
+        kernel: a name of `kernels.attend`.
+    """
     inputs = [problem.q, problem.k, problem.v]
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -60,8 +66,14 @@ def on_prepared_tables(problem: Problem, weights: Weights):
 
 def passes(problem: Problem, weights: PositionalLSH, kernel: str) -> Prepared:
     """Positional LSH by its definition: one attention per mask over its blocks, merged by
-    log-sum-exp in float32. With kernel `triton`, the gradients are also the sum of S passes, each
-    from the merged output and log-sum-exp."""
+    log-sum-exp in float32.
+
+    Args:
+        problem: the inputs.
+        weights: their masks are computed one after the other, without sinks and near field.
+        kernel: a name of `kernels.attend`. With "triton", the gradients are also the sum of S
+            passes, each from the merged output and log-sum-exp.
+    """
     each, inputs = one_by_one(weights), [problem.q, problem.k, problem.v]
     merge = torch.compile(merged) if problem.device.type == "cuda" else merged
 
@@ -115,7 +127,16 @@ def summed_gradients(
 ) -> list[torch.Tensor]:  # fmt: skip
     """Gradients of q, k and v, summed over one pass for the tables of each mask: with the merged
     log-sum-exp, the attention of a pair under one mask is its part of the whole, so that the
-    gradients add up."""
+    gradients add up.
+
+    Args:
+        tables: of each mask by itself, for all tokens.
+        scale: factor of the scores.
+        q, k, v: (1, H, T, D), one sequence without padding.
+        out: like q, merged over the masks.
+        total: (1, H, T) float32, the merged log-sum-exp.
+        grad_out: gradient of out.
+    """
     from kernels.impl.triton.backward import backward  # triton exists on Linux only
 
     grad_lse = torch.zeros_like(total)
@@ -130,7 +151,16 @@ def summed_gradients(
 def merged(
     out: torch.Tensor, total: torch.Tensor, part: torch.Tensor, lse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Merges the attentions over two sets of keys: out (B, H, T, D) float32 with log-sum-exp total
-    (B, H, T), and part with lse."""
+    """Merges the attentions over two sets of keys.
+
+    Args:
+        out: (B, H, T, D) float32, over the one set.
+        total: (B, H, T), the log-sum-exp of `out`.
+        part: like out, in any dtype, over the other set.
+        lse: (B, H, T), the log-sum-exp of `part`.
+
+    Returns:
+        out and log-sum-exp over both sets, in float32.
+    """
     merged_lse = torch.logaddexp(total, lse)
     return out * torch.exp(total - merged_lse)[..., None] + part * torch.exp(lse - merged_lse)[..., None], merged_lse

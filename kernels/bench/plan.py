@@ -78,8 +78,15 @@ def head_sets(names: list[str]) -> dict[str, HeadSet]:
 
 
 def plan(heads: dict[str, HeadSet], calls: list[str], lengths: list[int], masks: list[int]) -> list[Work]:
-    """All combinations, the most informative first: the first head set at 32k and 128k with 16
-    masks, forward."""
+    """All combinations, the most informative first: the first head set at 32k and 128k with the
+    first number of masks, forward.
+
+    Args:
+        heads: the head sets by name.
+        calls: names of CALLS.
+        lengths: numbers of tokens.
+        masks: numbers of masks; the first brings the methods without masks.
+    """
 
     def rank(work: Work) -> int:
         return (

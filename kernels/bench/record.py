@@ -67,7 +67,13 @@ class Record:
         return next((x["reason"] for x in failed if x["masks"] == work.masks), None)
 
     def fail(self, run: dict, work: Work, reason: str) -> None:
-        """Records that this part could not be prepared."""
+        """Records that a part could not be prepared.
+
+        Args:
+            run: of `run_of`.
+            work: the part.
+            reason: as `kernels.bench.measure.reason_of` states it.
+        """
         run["failed"].append({"masks": work.masks, "reason": reason})
         self.save()
 
@@ -119,8 +125,8 @@ def relate(run: dict, rate: float, issue: float | None = None) -> None:
     """Adds the figures that follow from the times to each timed row:
 
     * `actual_tflops`, of the visited pairs, and `effective_tflops`, of the pairs of exact ALiBi;
-    * `over_floor`: time over the time of the byte floor at `rate` GB/s;
-    * `over_issue`: time over the time of the issue floor at `issue` instructions per ms, if known;
+    * `over_floor`: time over the time of the byte floor;
+    * `over_issue`: time over the time of the issue floor, where it is known;
     * `speedup`: over the fastest exact method;
     * `equal_error`, for PLSH: comparison with the fastest window of equal error (`against`).
 
@@ -128,6 +134,11 @@ def relate(run: dict, rate: float, issue: float | None = None) -> None:
     the kernels alone. Two rows are compared by their times in a CUDA graph if both have one, and a
     row is compared with the floors by its time in a graph if it has one: launching from Python is
     no part of a kernel.
+
+    Args:
+        run: of the record; its rows are changed.
+        rate: GB/s of the memory.
+        issue: warp instructions that the GPU issues per ms; None if unknown.
     """
     timed = [r for r in run["methods"] if r["ms"]]
     exact = [r for r in timed if r["family"] == "exact"]
@@ -168,22 +179,43 @@ def best(row: dict, kernel: bool = False) -> float:
 
 
 def pair(row: dict, other: dict, kernel: bool = False) -> tuple[dict, dict]:
-    """The times of two rows that can be compared."""
+    """The times of two rows that can be compared.
+
+    Args:
+        row, other: timed rows of a run.
+        kernel: whether to compare the kernels alone rather than the whole calls.
+
+    Returns:
+        the quartiles of both in ms: `graph_ms` if both have been timed in a CUDA graph, else `ms`.
+    """
     first, second = times(row, kernel), times(other, kernel)
     kind = "graph_ms" if "graph_ms" in first and "graph_ms" in second else "ms"
     return first[kind], second[kind]
 
 
 def ratio(row: dict, other: dict, kernel: bool = False) -> float:
-    """How many times as long the call of `row` takes as that of `other`."""
+    """How many times as long the call of `row` takes as that of `other`, by their medians.
+
+    Args:
+        row, other, kernel: as in `pair`.
+    """
     first, second = pair(row, other, kernel)
     return first["median"] / second["median"]
 
 
 def against(row: dict, window: dict | None, kernel: bool = False) -> dict | None:
-    """Compares a PLSH row with the window of equal error, the narrowest whose error is no larger:
-    its name and error, its time over the time of the row, and whether the row is "faster", "slower"
-    or, if the middle halves of the times overlap, "even"."""
+    """Compares a PLSH row with the window of equal error, the narrowest whose error is no larger.
+
+    Args:
+        row: the PLSH row.
+        window: the row of the window, None if there is none.
+        kernel: as in `pair`.
+
+    Returns:
+        the window's name and error, its time over the time of the row, and the verdict on the row:
+        "faster", "slower" or, if the middle halves of the times overlap, "even"; None without a
+        window.
+    """
     if window is None:
         return None
     plsh, its = pair(row, window, kernel)

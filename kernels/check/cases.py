@@ -104,7 +104,14 @@ class Case:
 
     def tensor(self, heads: int, tokens: int, generator: torch.Generator, device: str = "cpu") -> torch.Tensor:
         """Standard normal (batch, heads, tokens, dim) in the case's dtype and memory layout:
-        "poisoned" is an odd slice of a larger memory of NaN."""
+        "poisoned" is an odd slice of a larger memory of NaN.
+
+        Args:
+            heads: number of heads, of q or of k.
+            tokens: number of rows of each head.
+            generator: source of the numbers, on the CPU, so that they are the same on every device.
+            device: of the result.
+        """
         x = torch.randn(self.batch, heads, tokens, self.dim, generator=generator).to(device, self.dtype)
         if self.layout == "transposed":
             return x.transpose(1, 2).contiguous().transpose(1, 2)

@@ -46,9 +46,15 @@ def oracle_per_sequence(
 def case_errors(case: Case, kernel: str, device: str) -> dict[str, float]:
     """Compares a kernel with the oracle on one case, each sequence without its padding.
 
-    Returns: the largest errors by name: of out, of the log-sum-exp ("lse", absolute) and, unless
-    the call is decoding, of the gradients of q, k and v through both; "padding": the largest number
-    written to a row of padding.
+    Args:
+        case: the call.
+        kernel: a name of `kernels.attend`.
+        device: of the kernel.
+
+    Returns:
+        the largest errors by name: of out, of the log-sum-exp ("lse", absolute) and, unless the
+        call is decoding, of the gradients of q, k and v through both; "padding": the largest number
+        written to a row of padding.
     """
     weights, queries, generator = case.weights(), case.shape[1], torch.Generator().manual_seed(3)
     (q, k, v), options = case.inputs(device), case.options()

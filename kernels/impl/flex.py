@@ -24,8 +24,21 @@ MAX_KINDS = 64  # of calls (weights, dtypes, shapes) that one process may compil
 
 
 def attend_flex(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int, gap: int, need_lse: bool):
-    """As `kernels.impl.reference.attend_exact`, with lse None unless `need_lse`. Raises ValueError
-    for calls that FlexAttention does not support."""
+    """Computes attention for sequences of one geometry, without padding of the keys.
+
+    Args:
+        q, k, v, weights, scale, causal, offset, gap: as in `kernels.impl.reference.attend_exact`.
+        need_lse: whether to compute the log-sum-exp.
+
+    Returns:
+        out like q, and the log-sum-exp (B, H, Tq) float32, None unless `need_lse`. Rows before
+        token 0 give 0 and -inf.
+
+    Raises:
+        ValueError: for a dtype or device that FlexAttention does not support, for a log-sum-exp or
+            gradients on the CPU, for weights without a law, and for more than MAX_KINDS kinds of
+            calls.
+    """
     if reason := unsupported_reason(q.device, q.dtype):
         raise ValueError(reason)
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
@@ -88,8 +101,17 @@ def whole_blocks(x: torch.Tensor) -> torch.Tensor:
 
 
 def block_mask(weights: Weights, row: torch.Tensor, keys: int, causal: bool, gap: int = 0) -> BlockMask:
-    """The blocks of keys that consecutive rows (R,) visit, for a whole number of blocks of rows:
-    the blocks of the sinks, and one interval for each block of rows."""
+    """The blocks of keys that consecutive rows visit: the blocks of the sinks, and one interval for
+    each block of rows.
+
+    Args:
+        weights: of all heads.
+        row: (R,), tokens of the rows, a whole number of blocks; rows after the last key count as
+            its row.
+        keys: number of slots of keys.
+        causal: whether a row sees no key after it.
+        gap: number of tokens evicted after the sinks.
+    """
     heads, sinks = torch.arange(weights.heads, device=row.device), min(weights.sinks, keys)
     tokens = row.clamp_max(keys + gap - 1)[None].expand(len(heads), -1)
     first, last = (x - gap for x in weights.reach(heads, tokens))  # slots from here on
@@ -148,7 +170,16 @@ def score_of(weights: Weights, row: torch.Tensor, keys: int, gap: int):
 
 
 def score_by_law(weights: Weights, row: torch.Tensor, tokens: int):
-    """As `score_of`, with the tokens 0 .. tokens - 1 as keys and without sinks."""
+    """As `score_of`, without sinks and gap.
+
+    Args:
+        weights: of all heads.
+        row: (R,), tokens of the rows.
+        tokens: number of keys, the tokens 0 .. tokens - 1.
+
+    Raises:
+        ValueError: for weights without a law.
+    """
     law, device = law_of(weights), row.device
     slope = weights.slopes.float().to(device)
     if law is Law.LINEAR:

@@ -244,9 +244,19 @@ def capturing(device: torch.device) -> bool:
 
 
 def bias_by_distance(slopes: torch.Tensor, masks: int, sampler: str, width: int, near: int) -> torch.Tensor:
-    """log2 of the "rb" weight at distances 0 .. width - 1, and of ALiBi's at those below `near`, for
-    slopes (H,) float64: (H, width) float32. Raises ValueError for a sampler without
-    `log_coverage`."""
+    """log2 of the "rb" weight by distance, and of ALiBi's weight within the near field: (H, width)
+    float32.
+
+    Args:
+        slopes: (H,) float64, in 1/tokens, on the device of the result.
+        masks: masks of each head.
+        sampler: how they are drawn.
+        width: number of distances, 0 .. width - 1.
+        near: distances below it have ALiBi's weight.
+
+    Raises:
+        ValueError: for a sampler without `log_coverage`.
+    """
     t = slopes[:, None] * torch.arange(width, device=slopes.device)
     log_covered = log_coverage(t, masks, sampler)
     log_covered[:, :near] = 0.0

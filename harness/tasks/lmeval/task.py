@@ -129,6 +129,12 @@ class LmEvalTask:
     row = staticmethod(SampleRow.read)
 
     def run(self, options: LeafOptions, context: TaskContext) -> Iterator[list[SampleRow]]:
+        """Yield rows in batches (`Task.run`).
+
+        Raises:
+            UserError: for prompts longer than the context, unless `too_long` is "skip" and others
+                fit.
+        """
         from harness.tasks.lmeval import scoring
         from harness.tasks.lmeval.model import RunnerLM
 

@@ -102,7 +102,7 @@ class TextTask:
         return samples, batch
 
     def prepare(self, options: TextOptions, cell: Cell, samples: int, folder: Path) -> Prepared:
-        """Tokenize the text once, and return its tokens on disk.
+        """Tokenize the text once, and return its tokens on disk (`Task.prepare`).
 
         Raises:
             UserError: if the text is shorter than one window, or cannot be stored.

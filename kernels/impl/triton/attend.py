@@ -88,8 +88,14 @@ def unsupported_call(q: torch.Tensor, weights: Weights) -> str | None:
 
 
 def unsupported_reason(device: torch.device, dtype: torch.dtype, dim: int, counted: int) -> str | None:
-    """Returns why this kernel supports no call with this head dimension and number of masks counted
-    pair by pair (`Weights.counted`), in a sentence that says what to do; None if it does."""
+    """Returns why this kernel supports no call of this kind, in a sentence that says what to do;
+    None if it does.
+
+    Args:
+        device, dtype: of q, k and v.
+        dim: head dimension.
+        counted: masks counted pair by pair (`Weights.counted`).
+    """
     if device.type != "cuda" and not INTERPRETED:
         return (
             "kernel='triton' needs a CUDA GPU: use kernel='sdpa' on the CPU, or set TRITON_INTERPRET=1 before Python "

@@ -295,8 +295,14 @@ def causal_kernel(
 
 
 def streamed_constants(law: Law, masks: int, near: int, dim: int, dtype: torch.dtype, tile: int, **options) -> dict:
-    """Constants and launch options of the kernels whose tiles the copy engine fetches; `options` of
-    one kernel take precedence."""
+    """Constants and launch options of the kernels whose tiles the copy engine fetches.
+
+    Args:
+        law, masks, near: of the weights, as in `Tables`.
+        dim, dtype: of the call.
+        tile: rows of a tile (`tile_of`).
+        options: of one kernel; they take precedence.
+    """
     return {
         "LAW": law.value,
         "MASKS": masks if law.uses_mask_count else 0,
@@ -316,7 +322,13 @@ def streamed_constants(law: Law, masks: int, near: int, dim: int, dtype: torch.d
 def causal_constants(law: Law, masks: int, sinks: int, near: int, dim: int, dtype: torch.dtype, tile: int) -> dict:
     """Constants and launch options of `causal_kernel`, with the register cap and the stages that
     took the least time on an H200. On sm_90, 128 registers leave room for four blocks, 168 for
-    three."""
+    three.
+
+    Args:
+        law, masks, sinks, near: of the weights, as in `Tables`.
+        dim, dtype: of the call.
+        tile: rows of a tile (`tile_of`).
+    """
     options = {"SINKS": sinks, "DIM": dim}
     if law is Law.RAO_BLACKWELL:
         options["STAGES"] = 3
@@ -356,7 +368,13 @@ def causal_forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, tables: Tables,
     geometry: torch.Tensor, *, scale: float,
 ) -> None:  # fmt: skip
-    """As `kernels.impl.triton.forward.forward`, written to `out` and `lse`."""
+    """As `kernels.impl.triton.forward.forward`, for calls that `can_stream` supports.
+
+    Args:
+        q, k, v, tables, geometry, scale: as there.
+        out: like q and dense; written.
+        lse: (B, H, Tq) float32 and dense; written.
+    """
     batch, heads, queries, dim = q.shape
     step, tile = min(STEP, tables.tile), tables.tile
     strides, alike = strides_of(out, geometry=geometry)

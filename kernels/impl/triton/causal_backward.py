@@ -169,8 +169,15 @@ def causal_key_kernel(
 def backward_constants(
     kernel: str, law: Law, masks: int, sinks: int, near: int, dim: int, dtype: torch.dtype, tile: int
 ) -> dict:
-    """Constants and launch options of the kernel for dq ("causal_dq"), or for dk and dv
-    ("causal_dkdv"), whose two accumulators leave registers for two blocks."""
+    """Constants and launch options of a kernel for gradients. The two accumulators of dk and dv
+    leave registers for two blocks.
+
+    Args:
+        kernel: "causal_dq", or "causal_dkdv" for dk and dv.
+        law, masks, sinks, near: of the weights, as in `Tables`.
+        dim, dtype: of the call.
+        tile: rows of a tile (`tile_of`).
+    """
     options = {"SINKS": sinks} if kernel == "causal_dq" else {"maxnreg": 255}
     return streamed_constants(law, masks, near, dim, dtype, tile, **options)
 

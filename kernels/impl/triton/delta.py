@@ -30,8 +30,13 @@ def delta_kernel(
 
 
 def delta_of(out: torch.Tensor, dout: torch.Tensor, dlse: torch.Tensor) -> torch.Tensor:
-    """Returns delta (B, H, Tq) float32 of out and dout (B, H, Tq, D), whose last dimensions are
-    dense, and dlse (B, H, Tq)."""
+    """Returns delta (B, H, Tq) float32.
+
+    Args:
+        out: (B, H, Tq, D), with a dense last dimension.
+        dout: gradient of out, of the same kind.
+        dlse: (B, H, Tq), gradient of the log-sum-exp.
+    """
     batch, heads, queries, dim = out.shape
     delta = torch.empty(out.shape[:3], dtype=torch.float32, device=out.device)
     delta_kernel[(triton.cdiv(queries, ROWS), batch, heads)](

@@ -37,7 +37,12 @@ def _query_gradient(
 def disable_diagonal_licm(law, masks, causal, sinks, tile):
     """Whether to disable loop-invariant code motion in the diagonal loop. Hoisting saves registers
     on sm_80, where three blocks then fit, and reduces spills with two words of masks that are
-    looked up; elsewhere it spills."""
+    looked up; elsewhere it spills.
+
+    Args:
+        law, masks, causal, sinks, tile: constants of the kernel
+            (`kernels.impl.triton.launch.constants`).
+    """
     if spills_if_hoisted(law, masks, causal):
         return False
     return tile == 64 or not causal or sinks > 0 or law in ("distance", "sum")

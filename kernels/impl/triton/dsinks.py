@@ -85,7 +85,11 @@ def splits_of(queries: int, programs: int) -> int:
 
 
 def sink_constants(causal: bool, dim: int, dtype: torch.dtype) -> dict:
-    """Constants and launch options of the kernel."""
+    """Constants and launch options of the kernel.
+
+    Args:
+        causal, dim, dtype: of the call.
+    """
     return {
         "CAUSAL": causal,
         "DIM": dim,

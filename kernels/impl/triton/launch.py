@@ -151,8 +151,12 @@ def step_of(
     gaps: bool,
 ) -> int:  # fmt: skip
     """Inner-loop step. The full tile if scores, weights and accumulators fit into the registers
-    available to two programs per multiprocessor; otherwise half or a quarter. Arguments as in
-    `constants`."""
+    available to two programs per multiprocessor; otherwise half or a quarter.
+
+    Args:
+        kernel, law, masks, causal, dim, dtype, tile, sinks, gaps: as in `constants`.
+        near: as `near_constant` returns it.
+    """
     two_words = law.per_mask and masks > WORD
     if kernel != "forward":
         more = (law is Law.RAO_BLACKWELL or law.uses_lookup) and not causal
@@ -173,7 +177,11 @@ def step_of(
 def warps_of(kernel: str, dim: int, dtype: torch.dtype, tile: int) -> int:
     """Warps per program: 4 if two programs share a multiprocessor. dk and dv take too many
     registers for that on sm_90. Float32 products do not use the tensor cores, so that all operands
-    take registers."""
+    take registers.
+
+    Args:
+        kernel, dim, dtype, tile: as in `constants`.
+    """
     backward = kernel != "forward" and width_of(dim) > 64
     if dtype == torch.float32:
         return 16 if backward else 8

@@ -39,6 +39,13 @@ def tables_on_device(
     This is all that kernel="triton" computes from the masks before its forward pass: `order`,
     `slope`, `byte_weights` and `bias` at the first call, the rest at every call. Time this function
     to time the tables apart from the forward pass.
+
+    Args:
+        weights, tokens, tile, causal, origin: as there.
+        device: of the tables.
+
+    Raises:
+        ValueError: for weights without a law.
     """
     packed = packed_on_device(weights, device)
     shape = (*packed.kind.values(), origin, tokens, tile, causal)
@@ -56,7 +63,14 @@ def tables_on_device(
 def tables_op(
     numbers: Tensor, law: str, masks: int, sinks: int, near: int, origin: int, tokens: int, tile: int, causal: bool
 ) -> list[Tensor]:
-    """`first`, `last`, `bitplanes` and `pivot_blocks` of `Tables`, on the device of `numbers`."""
+    """`first`, `last`, `bitplanes` and `pivot_blocks` of `Tables`, on the device of `numbers`.
+
+    Args:
+        numbers: `Weights.pack`.
+        law: value of a `Law`.
+        masks, sinks, near: of the weights, as in `Tables`.
+        origin, tokens, tile, causal: as in `kernels.impl.tables.build_tables`.
+    """
     with on_device_of(numbers):
         return list(build(numbers, Law(law), masks, sinks, near, origin, tokens, tile, causal).values())
 
@@ -70,7 +84,17 @@ def attend_on_tables(
     q: Tensor, k: Tensor, v: Tensor, tables: Tables, geometry: CallGeometry, scale: float
 ) -> tuple[Tensor, Tensor]:
     """`kernels.impl.triton.forward.forward`, with gradients for q, k and v through out and through
-    lse."""
+    lse.
+
+    Args:
+        q, k, v, scale: as there, with any strides.
+        tables: for all queries; for gradients, for all tokens (origin 0).
+        geometry: checked if it is on the host, not if it is on a device; for gradients without
+            gaps.
+
+    Raises:
+        ValueError: for a geometry that does not fit.
+    """
     if needs_no_operator(q, k, v):
         return _forward(q, k, v, tables, geometry, scale)
     kind = (tables.law.value, tables.masks, tables.sinks, tables.near, tables.tile, tables.origin)
@@ -90,8 +114,19 @@ def forward_op(
     q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], geometry: Tensor, law: str, masks: int, sinks: int,
     near: int, tile: int, origin: int, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """out like q and lse (B, H, Tq) float32. A geometry on the host is checked, one on a device is
-    not."""
+    """out like q and lse (B, H, Tq) float32.
+
+    Args:
+        q, k, v, scale: as in `attend_on_tables`.
+        tables: `Tables.tensors`.
+        geometry: (2 or 3, batch), whole numbers; checked if it is on the host, not if it is on a
+            device.
+        law: value of a `Law`.
+        masks, sinks, near, tile, origin: of the tables.
+
+    Raises:
+        ValueError: for a geometry that does not fit.
+    """
     return _forward(q, k, v, Tables(Law(law), tile, masks, sinks, near, origin, *tables), geometry, scale)
 
 
@@ -105,7 +140,15 @@ def backward_op(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor, tables: list[Tensor],
     geometry: Tensor, law: str, masks: int, sinks: int, near: int, tile: int, origin: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients like q, k and v."""
+    """Gradients like q, k and v.
+
+    Args:
+        q, k, v, tables, law, masks, sinks, near, tile, scale: as in `forward_op`.
+        out, lse: results of `forward_op`.
+        dout, dlse: gradients of out and lse.
+        geometry: of `forward_op`, without gaps.
+        origin: of the tables, 0.
+    """
     inputs = (dense(q), dense(k), dense(v), dense(out), lse, dense(dout), dlse)
     all_tables = Tables(Law(law), tile, masks, sinks, near, origin, *tables)
     pads, starts = geometry[:2].tolist()
@@ -135,7 +178,16 @@ forward_op.register_autograd(_differentiate, setup_context=_keep)
 def attend_decoding(
     q: Tensor, k: Tensor, v: Tensor, packed: PackedWeights, bias: Tensor, geometry: CallGeometry, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """`kernels.impl.triton.decode.decode`."""
+    """`kernels.impl.triton.decode.decode`.
+
+    Args:
+        q, k, v, scale: as there, with any strides.
+        packed, bias: of the weights, on q's device.
+        geometry: checked if it is on the host, not if it is on a device.
+
+    Raises:
+        ValueError: for a geometry that does not fit.
+    """
     if needs_no_operator(q, k, v):
         return _decode(q, k, v, packed, bias, geometry, scale)
     tensors = [packed.numbers, packed.order, packed.slope, packed.byte_weights]
@@ -155,8 +207,16 @@ def decode_op(
     q: Tensor, k: Tensor, v: Tensor, numbers: list[Tensor], bias: Tensor, geometry: Tensor, law: str, masks: int,
     sinks: int, near: int, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """As `forward_op` for a few causal rows, without gradients; `numbers`: the tensors of
-    `PackedWeights`."""
+    """As `forward_op` for a few causal rows, without gradients.
+
+    Args:
+        q, k, v, geometry, law, masks, sinks, near, scale: as in `forward_op`.
+        numbers: the tensors of `PackedWeights`, in the order of its fields.
+        bias: as in `attend_decoding`.
+
+    Raises:
+        ValueError: for a geometry that does not fit.
+    """
     return _decode(q, k, v, PackedWeights(Law(law), masks, sinks, near, *numbers), bias, geometry, scale)
 
 
@@ -173,8 +233,16 @@ def needs_no_operator(*inputs: Tensor) -> bool:
 
 
 def geometry_tensor(geometry: CallGeometry, q: Tensor, k: Tensor, sinks: int) -> Tensor:
-    """The geometry as a kernel takes it, on q's device. Raises ValueError if it is known on the
-    host and does not fit."""
+    """The geometry as a kernel takes it, (2 or 3, batch) int32 on q's device.
+
+    Args:
+        geometry: of the call; checked if it is on the host, not if it is on a device.
+        q, k: of the call, padding included.
+        sinks: number of keys before a gap.
+
+    Raises:
+        ValueError: for a geometry that does not fit.
+    """
     if isinstance(geometry, Tensor) and geometry.device.type != "cpu":
         return geometry.to(q.device, torch.int32).contiguous()
     pads, starts, gaps = check_geometry(geometry, q.shape[2], k.shape[2], sinks)

@@ -57,7 +57,14 @@ def packed_on_device(weights: Weights, device: torch.device) -> PackedWeights:
 
 def bias_on_device(weights: Weights, tokens: int, packed: PackedWeights) -> torch.Tensor:
     """`kernels.impl.tables.bias_of` on the device of the packed weights. Nothing is kept while a
-    graph is traced."""
+    graph is traced.
+
+    Args:
+        weights: with a law.
+        tokens: length of the context. Evicted tokens count; if the host does not know their number,
+            `weights.span` takes its place.
+        packed: the same weights on the device.
+    """
     if packed.law is not Law.DISTANCE:
         return packed.slope.new_empty(0)
     if torch.compiler.is_compiling() or detect_fake_mode(packed.numbers) is not None:
@@ -68,7 +75,15 @@ def bias_on_device(weights: Weights, tokens: int, packed: PackedWeights) -> torc
 @torch.library.custom_op("positional_lsh::bias", mutates_args=())
 def bias_op(numbers: torch.Tensor, masks: int, sampler: str, width: int, near: int) -> torch.Tensor:
     """`bias_by_distance` on the device of `numbers`, as an operator: torch.compile gains nothing
-    from tracing into it."""
+    from tracing into it.
+
+    Args:
+        numbers: `Weights.pack`, whose first column holds the slopes.
+        masks, sampler, width, near: as there.
+
+    Raises:
+        ValueError: for a sampler without `log_coverage`.
+    """
     return bias_by_distance(numbers[:, 0], masks, sampler, width, near)
 
 

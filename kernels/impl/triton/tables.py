@@ -199,7 +199,14 @@ def has_grid(numbers: torch.Tensor, masks: int) -> bool:
 
 
 def table_constants(law: Law, masks: int, near: int, causal: bool, tile: int, grid: bool = False) -> dict:
-    """Constants and launch options of the kernel."""
+    """Constants and launch options of the kernel.
+
+    Args:
+        law, masks, near: of the weights, as in `Tables`.
+        causal: whether rows see no column after them.
+        tile: rows of a tile.
+        grid: whether the packed numbers include a grid (`has_grid`).
+    """
     words = triton.cdiv(masks, LANES.value) if law.per_mask else 1
     fixed = {"LAW": law.value, "CAUSAL": causal, "NEAR": near, "TILE": tile, "WORDS": words, "GRID": grid}
     return fixed | {"BLOCK": BLOCK} | LAUNCH

@@ -229,7 +229,13 @@ def counts(law):
 @triton.constexpr_function
 def needs_pair_mask(sinks, causal, gaps=False):
     """Whether counts off the diagonal need the pair mask: to leave out evicted keys, or the sinks.
-    In causal tables no pivot block starts among the sinks."""
+    In causal tables no pivot block starts among the sinks.
+
+    Args:
+        sinks: number of sinks.
+        causal: whether a row sees no key after it.
+        gaps: whether tokens were evicted from the keys.
+    """
     return gaps or (sinks > 0 and not causal)
 
 
@@ -266,7 +272,13 @@ def diagonal_stages(law, masks):
 @triton.constexpr_function
 def spills_if_hoisted(law, masks, causal):
     """Whether values hoisted out of an off-diagonal loop would spill: with two words of masks that
-    are looked up in both directions."""
+    are looked up in both directions.
+
+    Args:
+        law: value of a `Law`.
+        masks: number of masks that the kernel counts.
+        causal: whether a row sees no key after it.
+    """
     return law == "sum" and masks > 32 and not causal
 
 
