@@ -1,8 +1,8 @@
 # make run | test | ...: each makes what it needs. PYTHON picks the interpreter; PIP_FLAGS is passed to every pip install,
-# JOBS files of tests run at a time, and OUT is the folder of `make gpu`.
+# JOBS files of tests run at a time (three on two cores, since some of them wait), and OUT is the folder of `make gpu`.
 PYTHON ?= python3
 PIP_FLAGS ?=
-JOBS ?= 2
+JOBS ?= 3
 OUT ?= build/gpu
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,7 +22,7 @@ report: $(VENV)/.installed
 test: $(VENV)/.tested
 	$(BIN)/ruff check .
 	$(MAKE) --no-print-directory types
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 	$(MAKE) --no-print-directory test-interpreter
 
 # What [tool.mypy] in pyproject.toml names, by its types.

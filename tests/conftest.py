@@ -17,8 +17,30 @@ os.environ["WANDB_MODE"] = "disabled"  # tests/tracking turns it on where it is 
 # cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Files of tests that mostly wait: for a scheduler, for processes that are killed or time out, for a
+# browser. They start first, so that other files fill the cores meanwhile and none of them is left
+# alone at the end.
+WAITING = (
+    "slurm/test_sweep.py",
+    "results/test_store.py",
+    "tasks/lmeval/test_traps.py",
+    "commands/test_interruption.py",
+    "tracking/test_outage.py",
+    "report/test_browser.py",
+    "commands/test_quickstart.py",
+    "sweep/test_prepare.py",
+    "fuzz/test_fuzz.py",
+)
+
 ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED = ROOT / "harness" / "embedded"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files in WAITING first."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(WAITING)}
+    assert all(file.exists() for file in places), "WAITING names a file that is gone"
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")

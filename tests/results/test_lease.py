@@ -56,6 +56,13 @@ def test_who_waits_can_be_stopped(start, tmp_path, undisturbed):
     assert process.wait(timeout=60) == 75 and not begun(tmp_path)
 
 
+def test_a_folder_in_place_of_the_lease_keeps_nobody(start, tmp_path, undisturbed):
+    (cell, task) = next(iter(undisturbed))
+    (tmp_path / cell / task / FILE).mkdir(parents=True)
+    assert start(*RUN, "lease=1", f"results={tmp_path}").wait(timeout=120) == 0
+    assert harm(tmp_path, undisturbed, {}) == Harm()
+
+
 @pytest.mark.parametrize("content", [{"attempt": "theirs", "host": "elsewhere", "pid": 1}, None])
 def test_a_silent_holder_is_taken_for_dead_and_one_that_touches_the_file_is_not(tmp_path, content):
     path = tmp_path / FILE
