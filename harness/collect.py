@@ -7,10 +7,11 @@ and failed tasks are rows too. Files that hold no record are named on stderr and
 Rows are cached in results/index/, and only tasks that have changed are read again.
 """
 
+import functools
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pyarrow.parquet
 from harness.analysis import reader
 from harness.common.command import Parser, command
 from harness.common.errors import UserError
-from harness.common.files import odd_files, replacing, say_odd
+from harness.common.files import listed, odd_files, replacing, say_odd
 from harness.results.index import Index
 from harness.results.store import TaskStore
 
@@ -58,13 +59,22 @@ def main(arguments: Sequence[str]) -> int:
 
 def collect(results: Path) -> tuple[pa.Table, int]:
     """Return the table of a store, and the number of records that were not in the cache."""
-    waiting = {record.store: record for record in reader.records(results, verify=False)}
+    cell_of = functools.lru_cache(maxsize=1)(reader.cell_of)  # the tasks of a cell follow one another
 
-    def made(store: TaskStore) -> dict:
-        return row_of(waiting.pop(store))  # frees the rows that the record has read
+    def tasks() -> Iterator[TaskStore]:
+        for file in (folder / "cell.json" for folder in listed(results)):
+            if os.path.lexists(file):
+                stores = reader.stores(results, file.parent.name)
+                yield from stores
+                if not stores:
+                    cell_of(file)  # says whether it can be read
+
+    def made(store: TaskStore) -> dict | None:
+        cell = cell_of(store.cell_folder / "cell.json")
+        return None if cell is None else row_of(reader.Record(cell, store, verify=False))
 
     rows, read = [], 0
-    for row, new in Index(results).rows(list(waiting), made):
+    for row, new in Index(results).rows(tasks(), made):
         if row["status"] == "refused":
             say_odd(results / row["cell_id"] / f"{row['task']}-{row['task_id']}" / "task.json", row["why"])
             continue

@@ -236,23 +236,29 @@ def records(results: Path, cell_ids: Iterable[str] | None = None, *, verify: boo
             demand, and a record's status may be "refused".
     """
     folders = listed(results) if cell_ids is None else [results / cell_id for cell_id in cell_ids]
-    found = []
+    found: list[Record] = []
     for folder in folders:
-        cell = _cell(folder / "cell.json")
-        if cell is None:
-            continue
-        for place in listed(folder):
-            name = TASK_FOLDER.fullmatch(place.name)
-            if name and place.is_dir():
-                record = Record(cell, TaskStore(results, folder.name, *name.groups()), verify)
-                if not (verify and record.refused):
-                    found.append(record)
-            elif "-" in place.name and place.is_dir():
-                say_odd(place, "its name does not end in the id of a task")
+        cell = cell_of(folder / "cell.json")
+        if cell is not None:
+            made = (Record(cell, store, verify) for store in stores(results, folder.name))
+            found.extend(record for record in made if not (verify and record.refused))
     return found
 
 
-def _cell(file: Path) -> CellDescription | None:
+def stores(results: Path, cell_id: str) -> list[TaskStore]:
+    """Return the tasks of a cell's folder, by name. A folder with another kind of name is named once
+    on stderr."""
+    found = []
+    for place in listed(results / cell_id):
+        name = TASK_FOLDER.fullmatch(place.name)
+        if name and place.is_dir():
+            found.append(TaskStore(results, cell_id, *name.groups()))
+        elif "-" in place.name and place.is_dir():
+            say_odd(place, "its name does not end in the id of a task")
+    return found
+
+
+def cell_of(file: Path) -> CellDescription | None:
     """Return the cell in a file; None, with a note, if it holds none or another folder's."""
     raw = read_json(file)
     if raw is None:

@@ -1,5 +1,5 @@
 """A cache of the store in results/index/. It holds the state of each task beside a fingerprint of
-its folder, so that a second look costs one `stat` for a finished task and reads no rows.
+its folder and its cell, so that a second look costs one `stat` for a finished task and reads no rows.
 
 The cache is never the truth: an entry counts only while the fingerprint matches, and results/index/
 may be removed at any time. There is one file for each two digits that cell ids begin with, and one
@@ -23,7 +23,7 @@ from harness.common.files import read_file, write_whole
 from harness.results.store import TaskStore
 
 FOLDER = "index"
-VERSION = 3  # raise it when an entry or the content of a table row changes
+VERSION = 4  # raise it when an entry or the content of a table row changes
 Key = tuple[str, str]  # cell id, name of the task's folder
 
 
@@ -108,12 +108,14 @@ class Index:
             shard.changed = True
         return known.entry
 
-    def rows(self, stores: Iterable[TaskStore], make: Callable[[TaskStore], dict]) -> Iterator[tuple[dict, bool]]:
+    def rows(
+        self, stores: Iterable[TaskStore], make: Callable[[TaskStore], dict | None]
+    ) -> Iterator[tuple[dict, bool]]:
         """Yield each task's row in the table of all tasks, and whether it had to be computed.
 
         Args:
             stores: tasks, in the order of their cells' ids.
-            make: computes the row of a task.
+            make: computes the row of a task, or None if it has none.
         """
         for start, tasks in groupby(stores, key=lambda store: store.cell_folder.name[:2]):
             with self._open(start) as shard:
@@ -123,6 +125,8 @@ class Index:
                         yield json.loads(known.row), False
                         continue
                     row = make(store)
+                    if row is None:
+                        continue
                     known.row = json.dumps(row, separators=(",", ":"))
                     shard.changed = True
                     yield row, True

@@ -151,13 +151,15 @@ class TaskStore:
         return _stat(self.folder / "task.json")
 
     def folder_fingerprint(self) -> list:
-        """Return a fingerprint of the folder that changes with its content. No file is read."""
+        """Return a fingerprint of the folder and of the cell's description that changes with their
+        content. No file is read."""
         try:
             with os.scandir(self.folder / "parts") as parts:
                 sizes = sorted([part.name, part.stat().st_size] for part in parts)
         except OSError:  # there are none, or not all can be read
             sizes = []
-        return [self.finished_stat(), _stat(self.folder / "attempts"), sizes]
+        cell = _stat(self.cell_folder / "cell.json")
+        return [self.finished_stat(), _stat(self.folder / "attempts"), sizes, cell]
 
     def open_part(self, attempt: str) -> "Part":
         """Return the file for the rows of an attempt."""

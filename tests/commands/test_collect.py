@@ -62,6 +62,17 @@ def test_only_what_has_changed_is_read_again(results):
     assert read == 3 and whole.num_rows == 3
 
 
+def test_a_cell_that_was_written_again_is_read_again(results):
+    collect.collect(results)
+    file = results / CELLS["plsh"] / "cell.json"
+    cell = json.loads(file.read_text())
+    cell["pairs_per_row"] = {"fused": 12.5}
+    file.write_text(json.dumps(cell))
+    table, read = collect.collect(results)
+    assert read == 1
+    assert {r["pairs_per_row.fused"] for r in table.to_pylist() if r["cell_id"] == CELLS["plsh"]} == {12.5}
+
+
 def test_a_store_that_was_empty_at_first(tmp_path):
     (tmp_path / "results").mkdir()
     assert collect.collect(tmp_path / "results")[0].num_rows == 0
