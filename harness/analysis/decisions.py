@@ -14,7 +14,7 @@ MAX_UNITS = 10**7  # prompts or draws beyond which a plan names no number
 
 
 @dataclass(frozen=True)
-class Tests:
+class PValues:
     """p-values of one pair of attentions; None where a test does not exist.
 
     difference: of the hypothesis that they do not differ.
@@ -27,7 +27,7 @@ class Tests:
 
 def paired_tests(
     change: Sequence[float], draws: Sequence[int], *, clustered: bool, margin: float, bounded: bool = False
-) -> Tests:
+) -> PValues:
     """Return the tests of paired differences.
 
     The difference is tested by Student's t, or by the exact test of McNemar if all scores are zeros
@@ -49,7 +49,7 @@ def paired_tests(
 
     values = np.asarray(change, dtype=float)
     if len(values) < 2:
-        return Tests(None, None)
+        return PValues(None, None)
     found = []
     if bounded:
         added = DescrStatsW(np.append(values, [0.0, 1.0, -1.0]), np.append(np.ones(len(values)), [1.0, 0.5, 0.5]))
@@ -61,16 +61,16 @@ def paired_tests(
     elif (values != values[0]).any():
         found.append(_t_tests(values, margin))
     elif values[0] == 0:
-        return Tests(1.0, None)
+        return PValues(1.0, None)
     else:
-        return Tests(None, None)
+        return PValues(None, None)
     groups = np.asarray(draws)
     names = np.unique(groups)
     if clustered and len(names) > 1:
         means = np.array([values[groups == name].mean() for name in names])
         if (means != means[0]).any():
             found.append(_t_tests(means, margin))
-    return Tests(max(p for p, _ in found), max(p for _, p in found))
+    return PValues(max(p for p, _ in found), max(p for _, p in found))
 
 
 def _t_tests(units: np.ndarray, margin: float) -> tuple[float, float]:

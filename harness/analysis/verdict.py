@@ -131,7 +131,7 @@ def corrected(found: Sequence[tuple[Finding, tuple]]) -> list[Finding]:
     return [replace(f, adjusted=of_test[test][0], adjusted_equal=of_test[test][1]) for f, test in found]
 
 
-def tests_of(findings: Sequence[Finding]) -> int:
+def count_tests(findings: Sequence[Finding]) -> int:
     """Return the number of tests behind findings, which one correction covers."""
     distinct = {(f.model, f.task, f.about, f.this.cell_id, f.other.cell_id): f for f in findings}
     return sum(p is not None for f in distinct.values() for p in (f.p, f.p_equal))
@@ -151,7 +151,8 @@ def decide(finding: Finding) -> str:
 
 def curve_of(record: Record) -> str:
     """Return the name of a method without its size: its style and its variant."""
-    return ", ".join([record.method.style.name, *record.method.variant])
+    variant = ", ".join(record.method.variant)
+    return record.method.style.name + (f" ({variant})" if variant else "")
 
 
 def _is_compared(q: Comparison) -> bool:

@@ -23,13 +23,25 @@ class Paragraph:
     Attributes:
         model, task: of the findings.
         subject: both in words.
-        text: the sentences.
+        tallies: who wins how often, a sentence for each competitor.
+        examples: one comparison in figures for each kind of masks.
     """
 
     model: str
     task: str
     subject: str
-    text: str
+    tallies: list[str]
+    examples: list[str]
+
+    @property
+    def text(self) -> str:
+        """All sentences."""
+        return " ".join([*self.tallies, *self.examples])
+
+    @property
+    def brief(self) -> str:
+        """Who wins how often, and the first example."""
+        return " ".join([*self.tallies, *self.examples[:1]])
 
 
 def paragraphs(findings: Sequence[Finding]) -> list[Paragraph]:
@@ -88,9 +100,9 @@ def _paragraph(group: Sequence[Finding]) -> Paragraph:
     first = group[0]
     axis = PRIMARY_AXIS.get(first.task, "pairs")
     against = [f for f in group if f.at == axis] or [f for f in group if f.at != "exact"]
-    parts = [_tally(fs) for fs in _by(against, lambda f: f.other.curve)]
-    parts += [sentence(_example(fs), within=True) for fs in _by(against or group, lambda f: f.this.curve)]
-    return Paragraph(first.model, first.task, f"{first.model}, {_text(first)}", " ".join(parts))
+    tallies = [_tally(fs) for fs in _by(against, lambda f: f.other.curve)]
+    examples = [sentence(_example(fs), within=True) for fs in _by(against or group, lambda f: f.this.curve)]
+    return Paragraph(first.model, first.task, f"{first.model}, {_text(first)}", tallies, examples)
 
 
 def _tally(group: Sequence[Finding]) -> str:

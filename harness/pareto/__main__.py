@@ -16,6 +16,8 @@ from pathlib import Path
 from harness.common.command import Parser, command
 from harness.common.errors import UserError
 
+RESULTS = Path("results")  # without it a plan has assumptions alone
+
 
 @command
 def main(arguments: Sequence[str]) -> int:
@@ -23,14 +25,14 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     if not 0 < given.difference < 1:
         raise UserError(f"--difference must be between 0 and 1, not {given.difference:g}: 0.02 are two points.")
-    if not os.path.isdir(given.results) and not given.plan:
+    if not os.path.isdir(given.results) and not (given.plan and given.results == RESULTS):
         raise UserError(f"There is no folder {given.results}: run python -m harness.sweep first, or name another.")
     return _plan(given) if given.plan else _verdict(given)
 
 
 def _parser() -> Parser:
     parser = Parser(prog="python -m harness.pareto", description=__doc__.split("\n\n", 1)[1])
-    parser.add_argument("results", nargs="?", type=Path, default=Path("results"), help="results folder (results)")
+    parser.add_argument("results", nargs="?", type=Path, default=RESULTS, help="results folder (results)")
     parser.add_argument("--record", type=Path, metavar="FILE.json", help="write all points and comparisons")
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw quality against pairs")
     parser.add_argument("--plan", action="store_true", help="print how many prompts and draws decide a difference")
@@ -66,13 +68,13 @@ def _verdict(given: argparse.Namespace) -> int:
 
 def _plan(given: argparse.Namespace) -> int:
     from harness.analysis import reader
-    from harness.analysis.verdict import find, tests_of
+    from harness.analysis.verdict import count_tests, find
     from harness.pareto import plan
 
     compared = reader.comparisons(reader.records(given.results)) if given.results.is_dir() else []
     findings = find(compared)
     found = plan.observed(compared, findings)
-    tests = tests_of(findings)
+    tests = count_tests(findings)
     for table in plan.tables(given.difference, tests, found):
         table.print()
     print(json.dumps({"status": "ok", **plan.as_dict(given.difference, tests, found)}))

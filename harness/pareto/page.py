@@ -1,6 +1,7 @@
 """The verdict's record as Markdown, in parts that pages show between the marks of
 `tests.measure.tables`."""
 
+import operator
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -18,13 +19,22 @@ WIDTH = 100  # of the lines
 
 def markdown(figures: dict[str, Any]) -> str:
     """Return the whole verdict of a record."""
-    return "\n\n".join(filter(None, (draw(figures) for draw in PARTS.values())))
+    return "\n\n".join(draw(figures) for name, draw in PARTS.items() if name != "brief")
 
 
 def short(figures: dict[str, Any]) -> str:
     """Return who wins, in a paragraph for each model and task."""
+    return _spoken(figures, operator.attrgetter("text"))
+
+
+def brief(figures: dict[str, Any]) -> str:
+    """Return the same with one example in figures for each model and task."""
+    return _spoken(figures, operator.attrgetter("brief"))
+
+
+def _spoken(figures: dict[str, Any], text: Callable[[words.Paragraph], str]) -> str:
     findings = Verdict.read(figures).findings
-    said = [f"**{p.subject[0].upper()}{p.subject[1:]}.** {p.text}" for p in words.paragraphs(findings)]
+    said = [f"**{p.subject}.** {text(p)}" for p in words.paragraphs(findings)]
     return "\n\n".join(map(_wrapped, said + words.warnings(findings)))
 
 
@@ -80,6 +90,7 @@ def made(figures: dict[str, Any]) -> str:
 # by the word after the record's name in a mark
 PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "short": short,
+    "brief": brief,
     "long": long,
     "cells": cells,
     "comparisons": comparisons,

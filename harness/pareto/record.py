@@ -10,7 +10,7 @@ from harness.analysis import reader
 from harness.analysis.costs import TIMING, Cost, Costs
 from harness.analysis.decisions import ALPHA
 from harness.analysis.reader import Comparison
-from harness.analysis.verdict import MARGINS, SLACK, Finding, curve_of, find, tests_of
+from harness.analysis.verdict import MARGINS, SLACK, Finding, count_tests, curve_of, find
 from harness.attentions.registry import table_order
 from harness.common.errors import UserError
 from harness.common.stats import Metric
@@ -140,7 +140,7 @@ def _facts(compared: Sequence[Comparison], findings: Sequence[Finding]) -> dict[
         "alpha": ALPHA,
         "margins": MARGINS,
         "slack": SLACK,
-        "tests": tests_of(findings),
+        "tests": count_tests(findings),
         "commits": commits,
         "devices": sorted({e.device for e in used if e.device}),
         "packages": {name: sorted(versions) for name, versions in sorted(packages.items())},

@@ -3,7 +3,7 @@ them."""
 
 from harness.analysis import words
 from harness.analysis.reader import Comparison
-from harness.analysis.verdict import find, tests_of
+from harness.analysis.verdict import count_tests, find
 from harness.report.describe import Section, Tags, Text
 
 
@@ -19,7 +19,7 @@ def section(comparisons: list[Comparison]) -> Section:
     return Section(
         "words",
         "Who wins",
-        f"What {tests_of(findings)} tests decide at 5 % after Holm's correction over all of them. A competitor of "
+        f"What {count_tests(findings)} tests decide at 5 % after Holm's correction over all of them. A competitor of "
         "equal cost is the dearest setting that costs no more than the masks. Undecided is no proof of equality, for "
         "which a difference must surely lie within a margin.",
         blocks,
