@@ -63,7 +63,9 @@ class Costs:
         timing, cache = self._times.get(_key(record)), self._bytes.get(_key(record))
         metrics = timing.metrics if timing else {}
         ms, speedup = (metrics.get(f"{TIMING}/prefill_{name}") for name in ("ms", "speedup"))
-        share = 1.0 if record.method == EXACT and ms else 1 / speedup.value if speedup else None
+        share = 1 / speedup.value if speedup and speedup.value > 0 else None
+        if record.method == EXACT and self.device:
+            share = 1.0
         held = cache.metrics.get(f"{TIMING}/kv_allocated_bytes") if cache else None
         return Cost(
             pairs=record.pairs.get("fused"),

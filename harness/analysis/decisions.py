@@ -70,7 +70,7 @@ def paired_tests(
         means = np.array([values[groups == name].mean() for name in names])
         if (means != means[0]).any():
             found.append(_t_tests(means, margin))
-    return PValues(max(p for p, _ in found), max(p for _, p in found))
+    return PValues(*(max(column) if all(map(math.isfinite, column)) else None for column in zip(*found, strict=True)))
 
 
 def _t_tests(units: np.ndarray, margin: float) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from typing import Any
 from harness.analysis.costs import Cost, Costs
 from harness.analysis.decisions import ALPHA, holm, paired_tests
 from harness.analysis.reader import Comparison, Paired, Record, difference_of, paired
+from harness.attentions.plsh import Plsh
 from harness.attentions.registry import EXACT
 from harness.common.stats import Difference
 from harness.tasks.texts import held_out_name
@@ -114,7 +115,7 @@ def find(compared: Sequence[Comparison]) -> list[Finding]:
     where both were timed in the time of a prefill. A test that decides two findings counts once.
     """
     costs = Costs.of([r for q in compared for r in q.records])
-    found = [f for q in compared if _is_compared(q) for f in _Question(q, costs).findings()]
+    found = [f for q in compared for f in _Question(q, costs).findings()]
     return [replace(f, decision=decide(f)) for f in corrected(found)]
 
 
@@ -155,13 +156,10 @@ def curve_of(record: Record) -> str:
     return record.method.style.name + (f" ({variant})" if variant else "")
 
 
-def _is_compared(q: Comparison) -> bool:
-    first = next((r for r in q.records if r.metrics), None)
-    return first is not None and first.rows_are == "samples" and _unit(first) in MARGINS and _has_documents(first)
-
-
-def _has_documents(record: Record) -> bool:
-    return any(row.doc_hash for row in record.rows.values())
+def _usable(q: Comparison) -> list[Record]:
+    """Return the records whose headline can be compared by sample."""
+    found = [r for r in q.records if r.metrics and r.rows_are == "samples" and _unit(r) in MARGINS]
+    return [r for r in found if (r.headline, _unit(r)) == (found[0].headline, _unit(found[0]))]
 
 
 def _unit(record: Record) -> str:
@@ -177,22 +175,19 @@ class _Question:
     """
 
     def __init__(self, q: Comparison, costs: Costs) -> None:
-        self._q, self._costs = q, costs
+        self._q, self._costs, self._records = q, costs, _usable(q)
         self._sides: dict[str, Side] = {}
-
-    @property
-    def _has_exact(self) -> bool:
-        return self._q.exact is not None or self._q.task == DIVERGENCE
+        self._exact = q.exact if any(r is q.exact for r in self._records) else None
+        self._has_exact = self._exact is not None or q.task == DIVERGENCE
 
     def findings(self) -> Iterator[tuple[Finding, tuple]]:
         """Yield the findings, each with what makes two of them one test."""
-        usable = [r for r in self._q.records if r.metrics]
-        for masks in (r for r in usable if r.method.beside_windows):
+        for masks in (r for r in self._records if r.attention.name == Plsh.name):
             if self._has_exact:
-                yield from self._finding(masks, self._q.exact, "exact")
+                yield from self._finding(masks, self._exact, "exact")
             curves: dict[str, list[Record]] = defaultdict(list)
-            for r in usable:
-                if r.method != EXACT and not r.method.beside_windows and _alike(r, masks):
+            for r in self._records:
+                if r.method != EXACT and r.attention.name != Plsh.name and _alike(r, masks):
                     curves[curve_of(r)].append(r)
             for records in curves.values():
                 for axis in AXES:
@@ -204,7 +199,7 @@ class _Question:
         None; nothing without common samples."""
         q, pairs = self._q, _pairs(masks, other, self._q.task)
         change = difference_of(pairs)
-        if change is None:
+        if change is None or not math.isfinite(change.value):
             return
         unit = _unit(masks)
         loss, low, high = _loss(change, unit)
@@ -247,7 +242,7 @@ class _Question:
         loss, low, high = None, None, None
         if record.method == EXACT:
             loss = 0.0
-        elif self._has_exact and (change := difference_of(_pairs(record, self._q.exact, self._q.task))):
+        elif self._has_exact and (change := difference_of(_pairs(record, self._exact, self._q.task))):
             loss, low, high = _loss(change, _unit(record))
         masks = record.attention.masks
         return Side(

@@ -101,6 +101,8 @@ def _paragraph(group: Sequence[Finding]) -> Paragraph:
     axis = PRIMARY_AXIS.get(first.task, "pairs")
     against = [f for f in group if f.at == axis] or [f for f in group if f.at != "exact"]
     tallies = [_tally(fs) for fs in _by(against, lambda f: f.other.curve)]
+    if axis == "time" and against[:1] and against[0].at == "time":
+        tallies += _slow(group, _clock(against[0]))
     examples = [sentence(_example(fs), within=True) for fs in _by(against or group, lambda f: f.this.curve)]
     return Paragraph(first.model, first.task, f"{first.model}, {_text(first)}", tallies, examples)
 
@@ -128,6 +130,18 @@ def _tally(group: Sequence[Finding]) -> str:
     undecided = counts[UNDECIDED]
     parts += [f"{undecided} {'are' if undecided > 1 else 'is'} undecided"] * bool(undecided)
     return f"Of {what} with {other} at equal {_axis(first)}, {_list(parts)}."
+
+
+def _slow(group: Sequence[Finding], clock: str) -> list[str]:
+    """Say where masks take no less time than what they approximate, which then wins at equal time."""
+    timed = [f for f in group if f.at == "exact" and f.this.cost.time is not None]
+    slow = [f for f in timed if (f.this.cost.time or 0) >= 1]
+    if not slow:
+        return []
+    return [
+        f"In {len(slow)} of {len(timed)} settings of {PLSH} exact ALiBi itself takes no more {clock}: "
+        f"{_places(slow, timed)}."
+    ]
 
 
 def _example(group: Sequence[Finding]) -> Finding:

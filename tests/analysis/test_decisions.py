@@ -116,3 +116,7 @@ def test_parts_of_the_variance_by_hand():
     between, within = variance_parts([1.0, 3.0, 5.0, 7.0], [0, 0, 1, 1])
     assert (between, within) == pytest.approx((math.sqrt(7), math.sqrt(2)))
     assert variance_parts([1.0, 3.0, 1.0, 3.0], [0, 0, 1, 1])[0] == 0
+
+
+def test_figures_that_are_not_finite_have_no_test():
+    assert paired_tests([math.inf, 1.0, 2.0], [0, 0, 0], clustered=False, margin=1) == PValues(None, None)

@@ -159,6 +159,19 @@ def test_equal_time_is_another_comparison_than_equal_pairs(tmp_path):
     assert "which takes no more CPU time (0.33 of exact ALiBi's beside 0.50), loses 0.005" in paragraph.text
 
 
+def test_masks_that_are_no_faster_than_exact_are_named(tmp_path):
+    for masks, speedup in ((4, 0.8), (16, 2.0)):
+        cell = made.cell(tmp_path, made.plsh(masks), fused=100.0 + masks)
+        made.on_text(cell, lambda k, d: 0.4 + 0.01 * (k % 3))
+        made.timed(cell, 1.0, speedup=speedup)
+    cell = made.cell(tmp_path, made.window(2.0), fused=50.0)
+    made.on_text(cell, lambda k, d: 0.1 + 0.01 * (k % 5))
+    made.timed(cell, 1.0, speedup=3.0)
+    (paragraph,) = words.paragraphs(findings(tmp_path))
+    said = "In 1 of 2 settings of Positional LSH exact ALiBi itself takes no more CPU time: at 256 tokens (S=4)."
+    assert said in paragraph.text
+
+
 def test_divergence_below_the_margin_is_called_equal_to_exact(tmp_path):
     cell = made.cell(tmp_path, made.plsh(16, "rb"), fused=100.0)
     made.on_text(cell, lambda k, d: 0.002 + 0.0002 * d + 0.0001 * (k % 3))

@@ -51,7 +51,8 @@ def test_a_point_joins_tasks_and_costs_of_a_cell(ran):
     masks = points["PLSH S=4 gamma rb", 256]
     assert masks["metrics"].keys() == {"retrieval/accuracy", "fidelity/kl"}
     assert masks["cost"] == {"pairs": 21.25, "ms": 20.0, "time": 0.5, "kv_bytes": 2 * 2**20, "evicting": False}
-    assert points["exact ALiBi", 512]["cost"]["time"] is None
+    assert points["exact ALiBi", 512]["cost"]["time"] == 1.0  # by definition
+    assert points["window T=16.0", 512]["cost"]["time"] is None
 
 
 def test_the_record_is_enough_for_page_and_picture(ran):
