@@ -44,12 +44,19 @@ def paired_tests(
         margin: largest difference that does not matter.
         bounded: whether the differences are of scores from 0 to 1.
     """
+    with np.errstate(all="ignore"):  # figures that are not finite have no p-value, without a warning
+        found = _tests(np.asarray(change, dtype=float), np.asarray(draws), clustered, margin, bounded)
+    return PValues(*(p if p is not None and math.isfinite(p) else None for p in found))
+
+
+def _tests(
+    values: np.ndarray, groups: np.ndarray, clustered: bool, margin: float, bounded: bool
+) -> tuple[float | None, float | None]:
     from statsmodels.stats.contingency_tables import mcnemar
     from statsmodels.stats.weightstats import DescrStatsW
 
-    values = np.asarray(change, dtype=float)
     if len(values) < 2:
-        return PValues(None, None)
+        return None, None
     found = []
     if bounded:
         added = DescrStatsW(np.append(values, [0.0, 1.0, -1.0]), np.append(np.ones(len(values)), [1.0, 0.5, 0.5]))
@@ -61,16 +68,15 @@ def paired_tests(
     elif (values != values[0]).any():
         found.append(_t_tests(values, margin))
     elif values[0] == 0:
-        return PValues(1.0, None)
+        return 1.0, None
     else:
-        return PValues(None, None)
-    groups = np.asarray(draws)
+        return None, None
     names = np.unique(groups)
     if clustered and len(names) > 1:
         means = np.array([values[groups == name].mean() for name in names])
         if (means != means[0]).any():
             found.append(_t_tests(means, margin))
-    return PValues(*(max(column) if all(map(math.isfinite, column)) else None for column in zip(*found, strict=True)))
+    return float(np.max([p for p, _ in found])), float(np.max([p for _, p in found]))  # nan if one is
 
 
 def _t_tests(units: np.ndarray, margin: float) -> tuple[float, float]:
