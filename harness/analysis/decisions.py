@@ -131,16 +131,17 @@ def _units(difference: float, spread: float, alpha: float) -> int | None:
         return least
 
     def power(units: float) -> float:
-        return float(test.power(difference / spread, units, alpha))
+        # without the other tail, whose chance is negligible: statsmodels has no number for it at times
+        return float(test.power(difference / spread, units, alpha / 2, alternative="larger"))
 
     low, high = least, least
-    while not power(high) >= POWER:  # a power that underflows is nan, and then no number either
+    while power(high) < POWER:
         low, high = high, 2 * high
         if high > MAX_UNITS:
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(middle) >= POWER else (middle, high)
+        low, high = (middle, high) if power(middle) < POWER else (low, middle)
     return high
 
 

@@ -140,7 +140,7 @@ def _slow(group: Sequence[Finding], clock: str) -> list[str]:
         return []
     return [
         f"In {len(slow)} of {len(timed)} settings of {PLSH} exact ALiBi itself takes no more {clock}: "
-        f"{_places(slow, timed)}."
+        f"at {_list([f'{c:,}' for c in sorted({f.context for f in slow})])} tokens."
     ]
 
 

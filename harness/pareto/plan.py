@@ -50,6 +50,7 @@ def observed(compared: Sequence[Comparison], findings: Sequence[Finding]) -> lis
         changes = [scores.this[k] - scores.reference[k] for k in scores.this]
         draws = [scores.draw_of[k] for k in scores.this]
         between, within = variance_parts(changes, draws)
+        within = within or (1 / (len(changes) + 2)) ** 0.5  # as if one more prompt were discordant
         where = f"{f.model}, {f.task}, {f.context:,} tokens, {f.this.label}"
         share = statistics.fmean(c != 0 for c in changes)
         found[f.model, f.task, f.this.cell_id, f.other.cell_id] = Observed(where, f.other.label, share, between, within)

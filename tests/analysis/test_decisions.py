@@ -105,6 +105,15 @@ def test_the_planned_draws_have_the_power():
     assert fewer < 0.7
 
 
+@pytest.mark.parametrize("alpha", [0.05, 0.00013])
+def test_plans_follow_the_formula_of_large_samples(alpha):
+    """n = (z_alpha/2 + z_power)^2 variance / difference^2, with a few units more for Student's t."""
+    quantiles = stats.norm.isf(alpha / 2) + stats.norm.ppf(0.8)
+    for share in (0.02, 0.05, 0.1, 0.2, 0.4, 1.0):
+        n = quantiles**2 * (share - 0.02**2) / 0.02**2
+        assert n <= prompts_needed(0.02, share, alpha=alpha) <= n + 10
+
+
 def test_a_stricter_level_takes_more_and_an_impossible_plan_names_no_number():
     assert prompts_needed(0.02, 0.1, alpha=0.0005) > prompts_needed(0.02, 0.1)
     assert prompts_needed(1.0, 1.0) == 2
