@@ -285,7 +285,7 @@ def _axis(f: Finding) -> str:
 
 
 def _clock(f: Finding) -> str:
-    return "CPU time" if f.device.startswith("cpu") else f"time on {f.device}"
+    return "time on a CPU" if f.device.startswith("cpu") else f"time on {f.device}"
 
 
 def _count(findings: Sequence[Finding]) -> str:

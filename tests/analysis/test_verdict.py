@@ -155,8 +155,8 @@ def test_equal_time_is_another_comparison_than_equal_pairs(tmp_path):
     }
     assert count_tests(found) == 2 * 4  # one test decides both comparisons with the sliding window
     (paragraph,) = words.paragraphs(found)
-    assert paragraph.text.count("At equal CPU time the") == 2
-    assert "which takes no more CPU time (0.33 of exact ALiBi's beside 0.50), loses 0.005" in paragraph.text
+    assert paragraph.text.count("At equal time on a CPU the") == 2
+    assert "which takes no more time on a CPU (0.33 of exact ALiBi's beside 0.50), loses 0.005" in paragraph.text
 
 
 def test_masks_that_are_no_faster_than_exact_are_named(tmp_path):
@@ -168,7 +168,7 @@ def test_masks_that_are_no_faster_than_exact_are_named(tmp_path):
     made.on_text(cell, lambda k, d: 0.1 + 0.01 * (k % 5))
     made.timed(cell, 1.0, speedup=3.0)
     (paragraph,) = words.paragraphs(findings(tmp_path))
-    said = "In 1 of 2 settings of Positional LSH exact ALiBi itself takes no more CPU time: at 256 tokens."
+    said = "In 1 of 2 settings of Positional LSH exact ALiBi itself takes no more time on a CPU: at 256 tokens."
     assert said in paragraph.text
 
 
