@@ -1,14 +1,16 @@
 # make run | test | ...: each makes what it needs. PYTHON picks the interpreter; PIP_FLAGS is passed to every pip install,
-# JOBS files of tests run at a time (three on two cores, since some of them wait), and OUT is the folder of `make gpu`.
+# JOBS files of tests run at a time (three on two cores, since some of them wait), OUT is the folder of `make gpu`, and
+# RESULTS the store of `make verdict`.
 PYTHON ?= python3
 PIP_FLAGS ?=
 JOBS ?= 3
 OUT ?= build/gpu
+RESULTS ?= results
 VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: run report test types test-interpreter test-oldest test-newest faults odd fuzz tables bench gpu clean
+.PHONY: run report test types test-interpreter test-oldest test-newest faults odd fuzz tables verdict bench gpu clean
 
 # The page's address goes to stderr: the last line of stdout stays the run's JSON document.
 run: $(VENV)/.installed
@@ -61,6 +63,11 @@ gpu: $(VENV)/.installed
 # Rewrite the tables in README.md and docs/ from the committed records.
 tables: $(VENV)/.installed
 	$(BIN)/python -m tests.measure.tables README.md docs/*.md
+
+# The record, the picture and the pages of who wins, from the store RESULTS of the three sweeps/pareto*.yaml.
+verdict: $(VENV)/.installed
+	$(BIN)/python -m harness.pareto $(RESULTS) --record docs/results/pareto.json --picture docs/pictures/pareto.svg
+	$(BIN)/python -m tests.measure.tables README.md docs/verdict.md
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m kernels.bench --device cpu

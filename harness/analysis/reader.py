@@ -360,18 +360,30 @@ def _digest(model: dict) -> str:
     return hashlib.sha256(str(model).encode()).hexdigest()[:6]
 
 
-def difference(this: Record, reference: Record, field: str = "score") -> Difference | None:
-    """Return the paired difference of a field of the rows, `this` minus `reference`.
+@dataclass(frozen=True)
+class Paired:
+    """Figures of two records on their common samples.
 
-    Samples are paired by key, and only if both records saw the same document.
+    this, reference: figure by sample.
+    draw_of: draw by sample.
+    clustered: whether draws are a source of variance.
+    bounded: whether the figures are scores from 0 to 1.
+    """
+
+    this: dict[int, float]
+    reference: dict[int, float]
+    draw_of: Mapping[int, int]
+    clustered: bool
+    bounded: bool
+
+
+def paired(this: Record, reference: Record, field: str = "score") -> Paired:
+    """Return a field of the rows of two records, paired by key where both saw the same document.
 
     Args:
         this: a record.
         reference: a record that can be compared with it.
         field: name of a number in `SampleRow`.
-
-    Returns:
-        The difference with its interval; None without pairs.
     """
 
     def values(record: Record, other: Record) -> dict[int, float]:
@@ -385,14 +397,35 @@ def difference(this: Record, reference: Record, field: str = "score") -> Differe
         }
 
     random = this if this.clustered else reference
-    draw_of: Mapping[int, int] = {key: row.draw for key, row in random.rows.items()}
     scores = values(this, reference), values(reference, this)
+    common = scores[0].keys() & scores[1].keys()
+    mine, others = ({key: found[key] for key in sorted(common)} for found in scores)
     rate = field == "score" and (this.score or reference.score)  # other fields may lie in [0, 1] by chance
-    return paired_difference(
-        *scores,
-        draw_of,
+    return Paired(
+        mine,
+        others,
+        {key: row.draw for key, row in random.rows.items()},
         clustered=this.clustered or reference.clustered,
-        bounded=bool(rate) and all(0 <= v <= 1 for found in scores for v in found.values()),
+        bounded=bool(rate) and all(0 <= v <= 1 for found in (mine, others) for v in found.values()),
+    )
+
+
+def difference(this: Record, reference: Record, field: str = "score") -> Difference | None:
+    """Return the paired difference of a field of the rows, `this` minus `reference`.
+
+    Args:
+        this, reference, field: as in `paired`.
+
+    Returns:
+        The difference with its interval; None without pairs.
+    """
+    return difference_of(paired(this, reference, field))
+
+
+def difference_of(found: Paired) -> Difference | None:
+    """Return the difference of paired figures with its interval; None without pairs."""
+    return paired_difference(
+        found.this, found.reference, found.draw_of, clustered=found.clustered, bounded=found.bounded
     )
 
 

@@ -35,7 +35,7 @@ class Window(Attention):
     name = "window"
     Options = Options
     any_context = False  # the matched cutoff grows with the context
-    style = Style("window", "window", "square-open")
+    style = Style("window", "slope window", "square-open")
 
     cutoff: float
     sinks: int = 0

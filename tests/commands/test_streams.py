@@ -17,7 +17,7 @@ __all__ = ["made", "results"]  # fixtures
 PROGRAM = """
 import importlib, json, os, sys
 import harness.collect, harness.show, harness.check, harness.sync, harness.sweep.__main__, harness.report.__main__
-import harness.run, harness.experiment.execute, harness.data
+import harness.run, harness.experiment.execute, harness.data, harness.pareto.__main__
 codes = []
 for program, arguments, channel, kind in json.loads(sys.argv[1]):
     pid = os.fork()
@@ -67,6 +67,8 @@ def test_every_command_ends_as_it_would(results, tmp_path):
         ("harness.check", [store], 0),
         ("harness.report.__main__", [store, "--out", str(tmp_path / "page")], 0),
         ("harness.report.__main__", [store, "--markdown"], 0),
+        ("harness.pareto.__main__", [store, "--plan"], 0),
+        ("harness.pareto.__main__", [str(tmp_path / "absent")], 2),
         ("harness.sweep.__main__", [str(tmp_path / "s.yaml"), "masks=8", "--results", store, "--missing"], 0),
         ("harness.sweep.__main__", [str(tmp_path / "s.yaml"), "--results", store, "--status"], 0),
         ("harness.sync", [str(tmp_path / "absent")], 2),

@@ -177,6 +177,8 @@ def _stores(folder: Path) -> Iterator:
         ("harness.report.__main__", [str(store), "--out", str(folder / "page")]),
         ("harness.report.__main__", [str(store), "--markdown"]),
         ("harness.report.__main__", ["--compare", str(made), str(store)]),
+        ("harness.pareto.__main__", [str(store)]),
+        ("harness.pareto.__main__", [str(store), "--plan"]),
         ("harness.check", [str(store)]),
         ("harness.sweep.__main__", [str(sweep), "--results", str(store), "--status"]),
         ("harness.sweep.__main__", [str(sweep), "--results", str(store), "--missing"]),

@@ -3,7 +3,8 @@ the committed records, as `make tables` does.
 
 A table stands between the marks `<!-- table: STORE MODEL -->` and `<!-- end of table -->`. With the
 word `comparison` after MODEL the tables by depth and class of token are left out. STORE may also be
-a file of figures that one of the modules of MEASURED has written.
+a file of figures that one of the modules of MEASURED has written; if that module has PARTS, the word
+in place of MODEL chooses one of them.
 """
 
 import argparse
@@ -31,6 +32,7 @@ MEASURED = {
     "near_text.json": "tests.measure.near",
     "tiny_code.json": "harness.training.code_card",
     "overhead.json": "tests.measure.overhead",
+    "pareto.json": "harness.pareto.page",
     "flat.json": "tests.measure.flat",
     "bench_cpu.json": "kernels.bench.table",
 }
@@ -45,7 +47,8 @@ def rewritten(text: str) -> str:
 def drawn(record: Path, model: str, *, breakdowns: bool) -> str:
     """The tables of a file of figures, or those of one model's records in a store."""
     if record.suffix == ".json":
-        return importlib.import_module(MEASURED[record.name]).markdown(read_json(record))
+        module = importlib.import_module(MEASURED[record.name])
+        return getattr(module, "PARTS", {}).get(model, module.markdown)(read_json(record))
     return store_model(record, model, breakdowns=breakdowns)
 
 

@@ -115,6 +115,25 @@ def record(
     write(place / "task.json", {**done, "environment": ENVIRONMENT})
 
 
+def on_text(folder: Path, score: Callable[[int, int], float], *, task: str = "fidelity", samples: int = 32) -> None:
+    """A finished record of a task on text: `score` by sample and draw, lower is better."""
+    about = json.loads((folder / "cell.json").read_text())["identity"]
+    draws = about["draws"] or 1
+    rows = [
+        {"key": k, "score": score(k, k % draws), "doc_hash": f"w{k}", "draw": k % draws, "seconds": 0.1}
+        for k in range(samples)
+    ]
+    name, unit = {"fidelity": ("kl", "nats per token"), "perplexity": ("bits_per_byte", "bits per byte")}[task]
+    scores, of = [r["score"] for r in rows], [r["draw"] for r in rows]
+    metrics = {f"{task}/{name}": stats.mean(scores, of, clustered=draws > 1, unit=unit).as_dict()}
+    options = {"text": "0" * 64, "stride": 8}
+    place = task_folder(folder, task, **options)
+    (place / "parts").mkdir(parents=True, exist_ok=True)
+    (place / "parts" / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    done = {"status": "ok", "samples": samples, "attempt": "a", "options": options, "metrics": metrics}
+    write(place / "task.json", {**done, "environment": ENVIRONMENT})
+
+
 def versions(folder: Path, **packages: str) -> None:
     """Say in the records of a cell that they were made with these versions."""
     for path in folder.glob("*/task.json"):
@@ -129,8 +148,17 @@ def failed(folder: Path, error: str, message: str) -> None:
     write(task_folder(folder) / "attempts" / "a.json", {**about, "environment": ENVIRONMENT})
 
 
-def timed(folder: Path, scale: float, *, commit: str = "c", device: str = "cpu", start: str = "2026-01-01") -> None:
-    """A finished throughput record, `scale` times as slow and large as the smallest."""
+def timed(
+    folder: Path,
+    scale: float,
+    *,
+    speedup: float | None = None,
+    commit: str = "c",
+    device: str = "cpu",
+    start: str = "2026-01-01",
+) -> None:
+    """A finished throughput record, `scale` times as slow and large as the smallest. speedup: of the
+    prefill over exact ALiBi."""
 
     def metric(value: float, unit: str) -> dict:
         return {"value": value, "low": 0.9 * value, "high": 1.1 * value, "n": 10, "unit": unit}
@@ -141,6 +169,9 @@ def timed(folder: Path, scale: float, *, commit: str = "c", device: str = "cpu",
         "throughput/peak_bytes": metric(1e9 * scale, "bytes"),
         "throughput/error": {"value": 3e-7, "low": None, "high": None, "n": 1, "unit": "relative error"},
     }
+    if speedup:
+        metrics["throughput/prefill_speedup"] = metric(speedup, "times exact")
+        metrics["throughput/kv_allocated_bytes"] = {**metric(2**20 * scale, "bytes"), "n": 1}
     done = {"status": "ok", "samples": 0, "attempt": "a", "metrics": metrics, "rows_are": "repeats"}
     done["options"] = {"batch": 1, "device": device, "threads": 1, "commit": commit}
     done["environment"] = {**ENVIRONMENT, "start": start, "device": device}

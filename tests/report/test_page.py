@@ -59,7 +59,7 @@ def test_verdict_counts_what_the_paired_differences_say(tmp_path):
     made.record(made.cell(tmp_path, made.window(1.0), fused=30.0001), lambda k: 0.0)
     made.record(made.cell(tmp_path, made.window(9.0), fused=127.5), lambda k: 1.0)
     described = verdict.section(reader.comparisons(reader.records(tmp_path)))
-    counts = {row[2]: row[3:6] for row in described.blocks[1].table.rows}
+    counts = {row[2]: row[3:6] for row in described.blocks[0].table.rows}
     assert counts["exact ALiBi"] == ["0", "1", "0"]
     assert counts["window of equal fused pairs"] == ["1", "0", "0"]  # matched within six digits
     assert counts["window of equal pairs in passes"] == ["0", "1", "0"]  # no window visits more pairs than there are
@@ -72,7 +72,7 @@ def test_verdict_counts_what_the_paired_differences_say(tmp_path):
         made.cell(tmp_path, made.sliding(33), fused=29.96), lambda k: 0.0
     )  # 32 windows visit less than 30 pairs
     described = verdict.section(reader.comparisons(reader.records(tmp_path)))
-    counts = {row[2]: row[3:6] for row in described.blocks[1].table.rows}
+    counts = {row[2]: row[3:6] for row in described.blocks[0].table.rows}
     assert counts["sliding window of equal fused pairs"] == ["1", "0", "0"]
     assert described.missing == []
 

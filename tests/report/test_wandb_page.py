@@ -53,7 +53,7 @@ def test_every_section_and_value_of_the_page_is_in_it(server, store, monkeypatch
     spec = wandb_page.build_report(page, title="t", entity=ENTITY, project="p")._to_model().spec.model_dump_json()
     for section in page.sections:
         assert json.dumps(section.title)[1:-1] in spec
-    exact = next(iter(page.sections[1].blocks[0].panels[0].series)).points[0]
+    exact = next(iter(page.sections[2].blocks[0].panels[0].series)).points[0]
     told = exact.note.split("\n")[1]
     assert told in spec
     assert "retrieval/accuracy" in spec

@@ -119,7 +119,7 @@ def test_a_sweep_for_another_machine_is_not_held_to_this_ones_memory_and_devices
         expand(Grid("g", {**values, "device": ("cpu",)}))
 
 
-@pytest.mark.parametrize("name", ["tiny", "kernels"])
+@pytest.mark.parametrize("name", ["tiny", "kernels", "pareto", "pareto_text", "pareto_time"])
 def test_our_sweeps_of_embedded_models_have_no_mistake(name, tmp_path):
     assert len(expand(read_grid(ROOT / "sweeps" / f"{name}.yaml"), results=str(tmp_path), on_this_machine=False)) > 10
 

@@ -10,6 +10,7 @@ from harness.common.paths import ROOT
 from harness.sweep.grid import Grid, read_grid
 
 FILES = sorted((ROOT / "sweeps").glob("*.yaml"))
+PARETO = ["pareto", "pareto_text", "pareto_time"]
 COMMAND = ["${env}", "${interpreter}", "-m", "harness.run", "${args_no_hyphens}"]
 
 
@@ -100,4 +101,4 @@ def test_our_files_say_their_question_and_name_kernel_and_dtype(file):
 
 
 def test_the_files_that_there_should_be():
-    assert [f.stem for f in FILES] == ["context", "kernels", "masks", "models", "near", "tiny"]
+    assert [f.stem for f in FILES] == ["context", "kernels", "masks", "models", "near", *PARETO, "tiny"]

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from harness.analysis.reader import Comparison
 from harness.report.describe import Section
-from harness.report.sections import cells, context, cost, depth, distance, kernels, masks, provenance, verdict
+from harness.report.sections import cells, context, cost, depth, distance, kernels, masks, provenance, verdict, words
 
 SECTIONS: tuple[Callable[[list[Comparison]], Section], ...] = (
+    words.section,
     verdict.section,
     masks.section,
     depth.section,

@@ -1,4 +1,4 @@
-"""The verdict: Positional LSH minus exact ALiBi and the windows of equal cost, by prompt."""
+"""Positional LSH minus exact ALiBi and the windows of equal cost, by prompt: each cell by itself."""
 
 import statistics
 from collections import Counter
@@ -86,12 +86,12 @@ def section(comparisons: list[Comparison]) -> Section:
             blocks.append(Group(f"{model}, {task}", panels, tags, live))
         blocks.append(_grid(model, task, matches))
     if all_matches:
-        blocks = [Text(sentence(all_matches)), _counts(all_matches), *notes, *blocks]
+        blocks = [_counts(all_matches), *notes, *blocks]
     blocks += _side_by_side(compared)
     no_plsh = ("No cell of Positional LSH with an accuracy stands in this store.", "python -m harness.run attn=plsh")
     return Section(
         "verdict",
-        "Verdict: what Positional LSH loses, and whether a window would do",
+        "Verdict cell by cell: what Positional LSH loses, and whether a window would do",
         "Each row is one cell of Positional LSH; a mark is its accuracy minus that of another attention on the same "
         "prompts. Left of zero Positional LSH is worse. An interval across zero decides nothing. Intervals are 95 % "
         "each, paired, not corrected for their number.",
@@ -99,19 +99,6 @@ def section(comparisons: list[Comparison]) -> Section:
         common.commands(compared),
         missing if blocks else [no_plsh],
     )
-
-
-def sentence(matches: Sequence[Match]) -> str:
-    """Return a sentence with the number of cells that are better, worse or undecided."""
-    parts = []
-    for reference, method in REFERENCES.items():
-        if counts := _decisions(matches, reference):
-            name = method.name if reference == "exact" else f"the {method.name}"
-            tally = f"better in {counts['better']}, worse in {counts['worse']} and undecided in {counts['undecided']}"
-            parts.append(f"against {name}, {tally} of {counts.total()}")
-    if not parts:
-        return "Positional LSH has nothing to be compared with yet."
-    return "In the cells of this store Positional LSH is, " + "; ".join(parts) + "."
 
 
 def _counts(matches: Sequence[Match]) -> Grid:

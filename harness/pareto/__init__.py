@@ -1,0 +1,1 @@
+"""Quality against cost, and who wins: `python -m harness.pareto`."""
