@@ -16,6 +16,8 @@ from harness.tasks.text import logits, windows
 from harness.tasks.text.windows import QUARTERS, TextTask, Window, window_batches
 
 TOP = (1, 10, 100)
+UNITS = {f"top_{k}": "fraction of tokens" for k in TOP}
+UNITS |= {"reciprocal_rank": "mean over tokens", "entropy": "nats per token"}
 CLASSES = ("line_breaks", "first_occurrences", "repeats")
 
 
@@ -35,6 +37,8 @@ class PerplexityRow(SampleRow):
         reciprocal_ranks: sum of 1 / rank of the true token.
         entropies: sum of entropies of the predictions in nats.
         quarters: (nats, tokens) of each quarter of the scored tokens, from the first on.
+        by_quarter: by figure, its sum over each quarter: "scored_bytes", "top_1", "top_10", "top_100",
+            "reciprocal_rank", "entropy".
         classes: (nats, tokens) by class of the true token: line break, first occurrence in the
             window, or repeat. The nats of line breaks include, at all other tokens, those of the
             decision that no line break follows.
@@ -48,6 +52,7 @@ class PerplexityRow(SampleRow):
     reciprocal_ranks: float
     entropies: float
     quarters: list[tuple[float, int]]
+    by_quarter: dict[str, list[float]] = {}
     classes: dict[str, tuple[float, int]]
 
 
@@ -80,24 +85,39 @@ class Perplexity(TextTask):
         def per_token(sums: Iterable[float], unit: str, figure: Callable[[float], float] = float) -> stats.Metric:
             return ratio([(a, r.scored_tokens) for a, r in zip(sums, rows, strict=True)], unit, figure)
 
-        nats, fraction = [r.nll for r in rows], "fraction of tokens"
+        nats = [r.nll for r in rows]
         metrics = {"bits_per_byte": per_byte(nats)}
         for name in CLASSES:  # they add up to bits_per_byte
             metrics[f"bits_per_byte_{name}"] = per_byte(r.classes[name][0] for r in rows)
         metrics["nats_per_token"] = per_token(nats, "nats per token")
         metrics["perplexity"] = per_token(nats, "perplexity", math.exp)
         for k in map(str, TOP):
-            metrics[f"top_{k}"] = per_token([r.top[k] for r in rows], fraction)
-        metrics["reciprocal_rank"] = per_token([r.reciprocal_ranks for r in rows], "mean over tokens")
-        metrics["entropy"] = per_token([r.entropies for r in rows], "nats per token")
+            metrics[f"top_{k}"] = per_token([r.top[k] for r in rows], UNITS[f"top_{k}"])
+        metrics["reciprocal_rank"] = per_token([r.reciprocal_ranks for r in rows], UNITS["reciprocal_rank"])
+        metrics["entropy"] = per_token([r.entropies for r in rows], UNITS["entropy"])
         for q in range(QUARTERS):
             quarter = [r.quarters[q] for r in rows]
             if all(tokens for _, tokens in quarter):
                 metrics[f"nats_per_token_quarter_{q + 1}"] = ratio(quarter, "nats per token")
+                if all(r.by_quarter for r in rows):  # absent in older records
+                    metrics |= self._quarter(rows, q, ratio)
         metrics["scored_bytes"] = stats.Metric(
             sum(r.scored_bytes for r in rows), None, None, len(rows), "bytes of text"
         )
         return metrics
+
+
+    @staticmethod
+    def _quarter(rows: Sequence[PerplexityRow], q: int, ratio: Callable[..., stats.Metric]) -> dict[str, stats.Metric]:
+        """Return the other metrics of a quarter of the scored tokens, `ratio` as in `metrics`."""
+        found = {}
+        sizes = [r.by_quarter["scored_bytes"][q] * math.log(2) for r in rows]
+        if all(sizes):
+            nats = [r.quarters[q][0] for r in rows]
+            found["bits_per_byte"] = ratio(list(zip(nats, sizes, strict=True)), "bits per byte")
+        for name, unit in UNITS.items():
+            found[name] = ratio([(r.by_quarter[name][q], r.quarters[q][1]) for r in rows], unit)
+        return {f"{name}_quarter_{q + 1}": metric for name, metric in found.items()}
 
 
 def line_break_tokens(loaded: LoadedModel) -> torch.Tensor:
@@ -176,6 +196,11 @@ def _row(window: Window, predicted: Predictions) -> PerplexityRow:
     quarter = torch.arange(tokens) * QUARTERS // tokens
     choice_nats = nats - predicted.decision_nats  # of the token, given whether it has a line break
     first, repeat = predicted.is_first & ~is_break, ~predicted.is_first & ~is_break
+    figures = {f"top_{k}": (rank <= k).double() for k in TOP}
+    figures |= {"reciprocal_rank": 1 / rank, "entropy": predicted.entropy, "scored_bytes": window.sizes.double()}
+    by_quarter = {
+        name: [float(values[quarter == q].sum()) for q in range(QUARTERS)] for name, values in figures.items()
+    }
     break_nats = predicted.decision_nats.sum() + choice_nats[is_break].sum()
     return PerplexityRow(
         key=window.key,
@@ -190,6 +215,7 @@ def _row(window: Window, predicted: Predictions) -> PerplexityRow:
         reciprocal_ranks=float((1 / rank).sum()),
         entropies=float(predicted.entropy.sum()),
         quarters=[(float(nats[quarter == q].sum()), int((quarter == q).sum())) for q in range(QUARTERS)],
+        by_quarter=by_quarter,
         classes={
             "line_breaks": (float(break_nats), int(is_break.sum())),
             "first_occurrences": (float(choice_nats[first].sum()), int(first.sum())),

@@ -239,11 +239,11 @@ def head_figures(
     }
     if predict is not None:
         figures["mass_missed_predicted"] = whole["predicted"] / tokens
-    far = whole["beyond_1"]
+    beyond = whole["beyond_1"]
     return {
         **figures,
         **{f"mass_beyond_{x:g}": whole[f"beyond_{x:g}"] / tokens for x in FAR},
-        **{f"advantage_over_{x:g}": whole[f"over_{x:g}"] / far if far else 0.0 for x in ADVANTAGES},
+        **{f"advantage_over_{x:g}": whole[f"over_{x:g}"] / beyond if beyond else 0.0 for x in ADVANTAGES},
     }
 
 
