@@ -106,7 +106,6 @@ class Perplexity(TextTask):
         )
         return metrics
 
-
     @staticmethod
     def _quarter(rows: Sequence[PerplexityRow], q: int, ratio: Callable[..., stats.Metric]) -> dict[str, stats.Metric]:
         """Return the other metrics of a quarter of the scored tokens, `ratio` as in `metrics`."""
@@ -140,9 +139,8 @@ def score_windows(loaded: LoadedModel, batch: Sequence[Window], line_breaks: tor
     Raises:
         FloatingPointError: if the model's output is not finite.
     """
-    ids = torch.stack([w.ids for w in batch])
-    hidden = logits.last_hidden_state(loaded, ids[:, :-1])[:, -batch[0].stride :]
-    return [_row(window, _predict(loaded, window, h, line_breaks)) for window, h in zip(batch, hidden, strict=True)]
+    predicted = predict(loaded, torch.stack([w.ids for w in batch]), batch[0].stride, line_breaks)
+    return [_row(window, predictions) for window, predictions in zip(batch, predicted, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -167,16 +165,27 @@ class Predictions:
     is_first: torch.Tensor
 
 
-def _predict(loaded: LoadedModel, window: Window, hidden: torch.Tensor, line_breaks: torch.Tensor) -> Predictions:
-    """Return the predictions of a window.
+@torch.inference_mode()
+def predict(loaded: LoadedModel, ids: torch.Tensor, stride: int, line_breaks: torch.Tensor) -> list[Predictions]:
+    """Return the predictions of the last tokens of each window, under the model's present attention.
 
     Args:
         loaded: the model.
-        window: the window.
-        hidden: output of the last layer at the scored positions, (stride, width).
+        ids: token ids (windows, context + 1).
+        stride: number of scored tokens.
         line_breaks: as `line_break_tokens` returns it.
+
+    Raises:
+        FloatingPointError: if the model's output is not finite.
     """
-    targets = window.ids[-window.stride :]
+    hidden = logits.last_hidden_state(loaded, ids[:, :-1])[:, -stride:]
+    return [_predict(loaded, window, h, line_breaks) for window, h in zip(ids, hidden, strict=True)]
+
+
+def _predict(loaded: LoadedModel, ids: torch.Tensor, hidden: torch.Tensor, line_breaks: torch.Tensor) -> Predictions:
+    """Return the predictions of a window from the output of the last layer at the scored positions,
+    (stride, width)."""
+    targets = ids[-len(hidden) :]
     is_break = line_breaks[targets]
     parts: list[tuple[torch.Tensor, ...]] = []
     for part, (scores,) in logits.pieces(loaded, hidden):
@@ -187,7 +196,7 @@ def _predict(loaded: LoadedModel, window: Window, hidden: torch.Tensor, line_bre
         rank = (scores > scores.gather(1, true)).sum(1) + 1
         parts.append((-log_p.gather(1, true)[:, 0], -decision, rank, -(log_p.exp() * log_p).sum(1)))
     nats, decision_nats, rank, entropy = (torch.cat(column).double().cpu() for column in zip(*parts, strict=True))
-    return Predictions(nats, decision_nats, rank, entropy, is_break, first_occurrences(window))
+    return Predictions(nats, decision_nats, rank, entropy, is_break, first_occurrences(ids, len(hidden)))
 
 
 def _row(window: Window, predicted: Predictions) -> PerplexityRow:
@@ -224,11 +233,12 @@ def _row(window: Window, predicted: Predictions) -> PerplexityRow:
     )
 
 
-def first_occurrences(window: Window) -> torch.Tensor:
-    """Return which scored tokens are the first of their id in the window, (stride,) bool."""
-    ids = window.ids.tolist()
-    first_at = {token: position for position, token in reversed(list(enumerate(ids)))}
-    return torch.tensor([first_at[ids[p]] == p for p in range(len(ids) - window.stride, len(ids))])
+def first_occurrences(ids: torch.Tensor, stride: int) -> torch.Tensor:
+    """Return which of the last `stride` tokens are the first of their id in the window, (stride,)
+    bool."""
+    tokens = ids.tolist()
+    first_at = {token: position for position, token in reversed(list(enumerate(tokens)))}
+    return torch.tensor([first_at[tokens[p]] == p for p in range(len(tokens) - stride, len(tokens))])
 
 
 PERPLEXITY = Perplexity()

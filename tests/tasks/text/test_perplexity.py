@@ -146,3 +146,31 @@ def test_attribution_approximates_one_layer_or_head_at_a_time():
     assert heads.pop("2_3") == pytest.approx(whole, rel=1e-4)
     assert list(heads.values()) == pytest.approx([0.0] * 15, abs=1e-9)
     assert layers == pytest.approx({"1": 0.0, "2": whole}, rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("family, options", [CASES[0], CASES[3], CASES[6]])
+def test_sink_mass_is_the_attention_of_the_first_tokens(family, options):
+    """Stock transformers gives the probabilities; stock Falcon adds its bias twice where it does, so
+    that ours is replaced with twice the slopes."""
+    ours, stock = (getattr(random_models, family)(**options) for _ in range(2))
+    attention = swapped(ours, kernel="exact", slope_factor=2.0 if family == "falcon" else 1.0)
+    exact = [Alibi(attention.slopes)] * 2
+    model = SimpleNamespace(model=ours, attention=attention)
+    rows = fidelity.compare_windows(model, batch(), exact, exact, "none", sink_tokens=3)
+    for row, window in zip(rows, batch(), strict=True):
+        with torch.inference_mode():
+            first = stock(window.ids[None, :-1], output_attentions=True).attentions[0]
+            expected = first[0, :, -STRIDE:, :3].sum(2).mean(1)
+        assert len(row.sink_mass) == 2
+        assert row.sink_mass[0] == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-6)
+
+
+def test_crossed_draws_are_those_of_the_divergence_by_itself():
+    ours, _ = loaded("mpt", {})
+    slopes = ours.attention.slopes
+    exact, layers = [Alibi(slopes)] * 2, [[WindowWeights(slopes, cutoff)] * 2 for cutoff in (0.3, 0.6, 2.0)]
+    rows = fidelity.compare_windows(ours, batch(), exact, layers[1], "none", crossed=layers)
+    for draw, weights in enumerate(layers):
+        alone = fidelity.compare_windows(ours, batch(), exact, weights, "none")
+        assert [r.by_draw[draw] for r in rows] == pytest.approx([r.score for r in alone])
+    assert all(r.by_draw[1] == r.score for r in rows)
