@@ -8,7 +8,7 @@ from harness.models.families import model_family
 from harness.models.load import LoadedModel
 from kernels import attend
 
-# (layer, q, k, v, scale of the scores), each (heads, tokens, head_dim)
+# (layer, q, k, v, scale of the scores), each (batch, heads, tokens, head_dim)
 Visit = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, float], None]
 
 
@@ -22,7 +22,7 @@ def capture(loaded: LoadedModel, ids: torch.Tensor, visit: Visit) -> None:
 
     Args:
         loaded: the model.
-        ids: token ids (tokens,).
+        ids: token ids (batch, tokens).
         visit: receives a layer's tensors.
     """
     layer = 0
@@ -30,14 +30,14 @@ def capture(loaded: LoadedModel, ids: torch.Tensor, visit: Visit) -> None:
     def tell(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> None:
         nonlocal layer
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-        visit(layer, q[0], k[0], v[0], scale)
+        visit(layer, q, k, v, scale)
         layer += 1
 
     def replaced(q, k, v, weights, *, scale, **options):
         tell(q, k, v, scale)
         return attend(q, k, v, weights, scale=scale, **options)
 
-    model, batch = loaded.model, ids[None].to(loaded.model.device)
+    model, batch = loaded.model, ids.to(loaded.model.device)
     base = model.base_model
     if loaded.swapped is not None:
         with loaded.swapped.use(loaded.swapped.exact), loaded.swapped.intercept(replaced):

@@ -4,8 +4,9 @@ paper's section 5.2: a row for each window of the text, with figures of every la
 import functools
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from kernels.methods.samplers import sampler_of
 ROWS = 512  # rows of attention at a time
 FAR = (1, 2, 4, 8)  # distances in units of 1/slope
 ADVANTAGES = (0.5, 1, 2)  # score advantages in units of slope x distance
-ROW_QUANTILES = (0.5, 0.9, 0.99)
 
 Figures = dict[str, float]
 
@@ -79,20 +79,23 @@ class CapturedTheory(TextTask):
         weights = functools.lru_cache(maxsize=1)(cell.weights)  # many masks of many heads take gigabytes
         assert exact is not None
         for draw, batch, started in window_batches(_windows(options, cell), context):
-            for window in batch:
-                approximate = weights(draw)
-                assert approximate is not None
-                row = CapturedRow(key=window.key, score=0.0, doc_hash=window.doc_hash, draw=draw, heads={})
-                layers: list[list[Figures]] = []
+            approximate = weights(draw)
+            assert approximate is not None
+            layers: list[list[list[Figures]]] = []  # by layer, head and window
 
-                def visit(layer, q, k, v, scale, layers=layers, approximate=approximate):
-                    layers.append(layer_figures(exact[layer], approximate[layer], q, k, v, scale))
+            def visit(layer, q, k, v, scale, layers=layers, approximate=approximate):
+                layers.append(layer_figures(exact[layer], approximate[layer], q, k, v, scale))
 
-                capture(loaded, window.ids[:-1], visit)
-                heads = {name: [[f[name] for f in layer] for layer in layers] for name in layers[0][0]}
+            capture(loaded, torch.stack([w.ids[:-1] for w in batch]), visit)
+            seconds = (time.perf_counter() - started) / len(batch)
+            rows = []
+            for i, window in enumerate(batch):
+                heads = {name: [[head[i][name] for head in layer] for layer in layers] for name in layers[0][0][i]}
                 errors = [x for layer in heads["output_error"] for x in layer]
-                seconds, started = time.perf_counter() - started, time.perf_counter()
-                yield [row.but(score=math.fsum(errors) / len(errors), heads=heads, seconds=seconds)]
+                score = math.fsum(errors) / len(errors)
+                about: dict[str, Any] = {"doc_hash": window.doc_hash, "draw": draw, "seconds": seconds}
+                rows.append(CapturedRow(key=window.key, score=score, heads=heads, **about))
+            yield rows
 
     def metrics(self, options: Options, rows: Sequence[CapturedRow], *, clustered: bool) -> dict[str, stats.Metric]:
         draws = [r.draw for r in rows]
@@ -140,13 +143,13 @@ def _unit(name: str) -> tuple[str, float]:
 
 def layer_figures(
     exact: Weights, weights: Weights, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-) -> list[Figures]:
+) -> list[list[Figures]]:
     """Return `head_figures` of every head of a layer.
 
     Args:
         exact: exact ALiBi's weights.
         weights: those that are compared with them.
-        q, k, v: (heads, tokens, head_dim).
+        q, k, v: (windows, heads, tokens, head_dim).
         scale: of the scores.
 
     Raises:
@@ -155,13 +158,14 @@ def layer_figures(
     q, k, v = (x.float() for x in (q, k, v))
     if not all(bool(torch.isfinite(x).all()) for x in (q, k, v)):
         raise FloatingPointError("The model's queries, keys or values are not finite (NaN or infinite).")
-    return [head_figures(exact, weights, head, q[head], k[head], v[head], scale) for head in range(exact.heads)]
+    return [head_figures(exact, weights, h, q[:, h], k[:, h], v[:, h], scale) for h in range(exact.heads)]
 
 
 def head_figures(
     exact: Weights, weights: Weights, head: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-) -> Figures:
-    """Return how far attention under `weights` is from exact ALiBi in one head, and why.
+) -> list[Figures]:
+    """Return, for each window, how far attention under `weights` is from exact ALiBi in one head, and
+    why.
 
     With p and p' the exact and the approximate attention, s the scores, m the slope and D the
     distance of a key:
@@ -182,69 +186,106 @@ def head_figures(
     Args:
         exact, weights, scale: as in `layer_figures`.
         head: the head.
-        q, k, v: (tokens, head_dim) float32.
+        q, k, v: (windows, tokens, head_dim) float32.
     """
-    tokens, slope = len(k), float(exact.slopes[head])
+    tokens, slope = k.shape[1], float(exact.slopes[head])
     predict = _miss_law(weights, head, tokens, k.device)
     keys = torch.arange(tokens, device=k.device)
-    sums: dict[str, torch.Tensor] = {}
-    by_row: dict[str, list[torch.Tensor]] = {"error": [], "cosine": [], "tv": [], "range": []}
-    centre = v.mean(0)
-
-    def add(name: str, values: torch.Tensor) -> None:
-        sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=k.device)) + values.double().sum()
-
+    windows = [_Window(*one, scale) for one in zip(q, k, v, strict=True)]
     for begin in range(0, tokens, ROWS):
         rows = torch.arange(begin, min(begin + ROWS, tokens), device=k.device)
         seen = int(rows[-1]) + 1  # keys that some row of the piece sees
-        scores = q[rows] @ k[:seen].T * scale
-        future = keys[:seen] > rows[:, None]
-        log_l, log_w = (log_weights(w, head, rows, seen) for w in (exact, weights))
-        p, changed = ((scores + log).softmax(-1) for log in (log_l, log_w))
-        output, other = p @ v[:seen], changed @ v[:seen]
-        difference = (other - output).double()
-        add("change", difference.square())
-        add("total", output.double().square())
-        add("total_centred", (output - centre).double().square())
-        by_row["error"].append(difference.norm(dim=1) / output.double().norm(dim=1))
-        by_row["cosine"].append(torch.nn.functional.cosine_similarity(output.double(), other.double(), dim=1))
-        by_row["tv"].append((changed - p).abs().double().sum(1) / 2)
-        most = scores.masked_fill(future, -math.inf).amax(1)
-        by_row["range"].append((most - scores.masked_fill(future, math.inf).amin(1)).double() / 2)
-        steps = (rows[:, None] - keys[:seen]) * slope  # m D
-        advantage = p.log() - log_l.log_softmax(-1)
-        add("missed", p[log_w.isneginf()])
+        distance = rows[:, None] - keys[:seen]
+        missed = None
         if predict is not None:
-            expected = p * predict[(rows[:, None] - keys[:seen]).clamp_min(0)]
-            add("predicted", expected[:, weights.sinks :])
+            missed = predict[distance.clamp_min(0)]
+            missed[:, : weights.sinks] = 0
+        logs = (log_weights(w, head, rows, seen) for w in (exact, weights))  # costly: once for all windows
+        piece = _Piece(rows, distance < 0, distance * slope, missed, *logs)
+        for window in windows:
+            window.add(piece)
+    return [window.figures() for window in windows]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Consecutive rows of a head against the keys that they see, each but `rows` (rows, keys).
+
+    steps: m D. missed: probability that the masks miss a key. log_l, log_w: exact and approximate
+    log-weights.
+    """
+
+    rows: torch.Tensor
+    future: torch.Tensor
+    steps: torch.Tensor
+    missed: torch.Tensor | None
+    log_l: torch.Tensor
+    log_w: torch.Tensor
+
+
+class _Window:
+    """Sums over the rows of one window, from q, k, v (tokens, head_dim) of one head."""
+
+    def __init__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> None:
+        self.q, self.k, self.v, self.scale = q, k, v, scale
+        self.centre = v.mean(0)
+        self.sums: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self.rows: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def _add(self, name: str, values: torch.Tensor) -> None:
+        self.sums[name].append(values.double().sum())
+
+    def add(self, piece: _Piece) -> None:
+        """Add a piece's rows."""
+        seen = piece.log_l.shape[1]
+        scores = self.q[piece.rows] @ self.k[:seen].T * self.scale
+        p, changed = ((scores + log).softmax(-1) for log in (piece.log_l, piece.log_w))
+        output, other = ((x @ self.v[:seen]).double() for x in (p, changed))
+        difference = other - output
+        self._add("change", difference.square())
+        self._add("total", output.square())
+        self._add("total_centred", (output - self.centre).square())
+        self.rows["error"].append(difference.norm(dim=1) / output.norm(dim=1))
+        self.rows["cosine"].append(torch.nn.functional.cosine_similarity(output, other, dim=1))
+        self.rows["tv"].append((changed - p).abs().double().sum(1) / 2)
+        most, least = (scores.masked_fill(piece.future, sign * math.inf) for sign in (-1, 1))
+        self.rows["range"].append((most.amax(1) - least.amin(1)).double() / 2)
+        self._add("missed", p[piece.log_w.isneginf()])
+        if piece.missed is not None:
+            self._add("predicted", p * piece.missed)
+        advantage = p.log() - piece.log_l.log_softmax(-1)
         for far in FAR:
-            add(f"beyond_{far:g}", p[steps > far])
+            self._add(f"beyond_{far:g}", p[piece.steps > far])
         for times in ADVANTAGES:
-            add(f"over_{times:g}", p[(steps > 1) & (advantage > times * steps)])
-    whole = {name: float(total) for name, total in sums.items()}
-    row = {name: torch.cat(parts) for name, parts in by_row.items()}
-    median, p90, p99 = _quantiles(row["error"], ROW_QUANTILES)
-    figures = {
-        "output_error": math.sqrt(whole["change"] / whole["total"]),
-        "output_error_centred": math.sqrt(whole["change"] / whole["total_centred"]),
-        "output_frobenius": math.sqrt(whole["change"]),
-        "row_error_median": median,
-        "row_error_p90": p90,
-        "row_error_p99": p99,
-        "cosine": float(row["cosine"].mean()),
-        "tv": float(row["tv"].mean()),
-        "tv_p99": _quantiles(row["tv"], (0.99,))[0],
-        "score_range": float(row["range"].mean()),
-        "mass_missed": whole["missed"] / tokens,
-    }
-    if predict is not None:
-        figures["mass_missed_predicted"] = whole["predicted"] / tokens
-    beyond = whole["beyond_1"]
-    return {
-        **figures,
-        **{f"mass_beyond_{x:g}": whole[f"beyond_{x:g}"] / tokens for x in FAR},
-        **{f"advantage_over_{x:g}": whole[f"over_{x:g}"] / beyond if beyond else 0.0 for x in ADVANTAGES},
-    }
+            self._add(f"over_{times:g}", p[(piece.steps > 1) & (advantage > times * piece.steps)])
+
+    def figures(self) -> Figures:
+        """Return the figures of `head_figures`."""
+        tokens = len(self.q)
+        whole = {name: math.fsum(map(float, parts)) for name, parts in self.sums.items()}
+        row = {name: torch.cat(parts) for name, parts in self.rows.items()}
+        median, p90, p99 = _quantiles(row["error"], (0.5, 0.9, 0.99))
+        figures = {
+            "output_error": math.sqrt(whole["change"] / whole["total"]),
+            "output_error_centred": math.sqrt(whole["change"] / whole["total_centred"]),
+            "output_frobenius": math.sqrt(whole["change"]),
+            "row_error_median": median,
+            "row_error_p90": p90,
+            "row_error_p99": p99,
+            "cosine": float(row["cosine"].mean()),
+            "tv": float(row["tv"].mean()),
+            "tv_p99": _quantiles(row["tv"], (0.99,))[0],
+            "score_range": float(row["range"].mean()),
+            "mass_missed": whole["missed"] / tokens,
+        }
+        if "predicted" in whole:
+            figures["mass_missed_predicted"] = whole["predicted"] / tokens
+        beyond = whole["beyond_1"]
+        return {
+            **figures,
+            **{f"mass_beyond_{x:g}": whole[f"beyond_{x:g}"] / tokens for x in FAR},
+            **{f"advantage_over_{x:g}": whole[f"over_{x:g}"] / beyond if beyond else 0.0 for x in ADVANTAGES},
+        }
 
 
 def _miss_law(weights: Weights, head: int, tokens: int, device: Any) -> torch.Tensor | None:

@@ -23,7 +23,7 @@ IDS = torch.randint(1, 97, (TOKENS,), generator=torch.Generator().manual_seed(1)
 
 def captured(loaded: LoadedModel) -> list[tuple]:
     layers: list[tuple] = []
-    capture(loaded, IDS, lambda layer, *rest: layers.append((layer, *rest)))
+    capture(loaded, IDS[None], lambda layer, q, k, v, scale: layers.append((layer, q[0], k[0], v[0], scale)))
     assert [layer for layer, *_ in layers] == list(range(len(layers)))
     return [rest for _, *rest in layers]
 
@@ -89,7 +89,8 @@ def test_figures_of_a_head_are_those_of_dense_attention(name, monkeypatch):
     weights, exact = WEIGHTS[name](slopes), Alibi(slopes)
     generator = torch.Generator().manual_seed(5)
     q, k, v = (torch.randn(n, 12, generator=generator) + shift for shift in (0, 0, 2))
-    found = head_figures(exact, weights, head, q, k, v, scale)
+    windows = [torch.stack([x.flip(0), x]) for x in (q, k, v)]
+    found = head_figures(exact, weights, head, *windows, scale)[1]
 
     at = torch.arange(n)
     log_l, log_w = (w.log_dense(at, at)[head].masked_fill(at > at[:, None], -math.inf) for w in (exact, weights))
