@@ -100,4 +100,4 @@ def test_our_files_say_their_question_and_name_kernel_and_dtype(file):
 
 
 def test_the_files_that_there_should_be():
-    assert [f.stem for f in FILES] == ["context", "kernels", "masks", "models", "near", "tiny"]
+    assert [f.stem for f in FILES] == ["context", "kernels", "masks", "models", "near", "paper_5_2", "theory", "tiny"]
