@@ -98,9 +98,7 @@ def _by_head(model: str, row: dict) -> Table:
     """The heads of the largest errors, and the rest on average."""
     ordered = sorted(row["heads"].items(), key=lambda item: -item[1]["output_error"])
     rest = [figures for _, figures in ordered[HEADS:]]
-    lines = [
-        [name, f"{f['output_error']:.3f}", f"{f['mass_missed_predicted']:.3f}"] for name, f in ordered[:HEADS]
-    ]
+    lines = [[name, f"{f['output_error']:.3f}", f"{f['mass_missed_predicted']:.3f}"] for name, f in ordered[:HEADS]]
     names = ("output_error", "mass_missed_predicted")
     means = [f"{sum(f[name] for f in rest) / len(rest):.3f}" for name in names] if rest else []
     lines += [[f"mean of the other {len(rest)}", *means]] if rest else []
