@@ -11,7 +11,11 @@ from harness.analysis import reader
 from harness.common.paths import EMBEDDED
 from harness.models.capture import capture
 from harness.models.load import LoadedModel
+from harness.tasks.text import fidelity
+from harness.tasks.text.fidelity import FIDELITY
 from harness.tasks.theory.captured import head_figures
+from harness.tasks.theory.options import Options
+from harness.tasks.theory.task import THEORY
 from kernels import Alibi, PositionalLSH
 from kernels import Window as WindowWeights
 from tests.models import random_models
@@ -207,3 +211,10 @@ def test_a_model_without_alibi_runs_nothing_else(run, tmp_path, checkpoint, more
     code, document, _, err = run(*given, *more)
     assert (code, document["status"]) == (2, "invalid")
     assert said in err
+
+
+def test_options_that_are_off_leave_the_ids_of_earlier_records():
+    assert THEORY.identity(Options()) == {"causal": True}
+    asked = FIDELITY.identity(fidelity.Options())
+    assert set(asked) == {"text", "stride", "attribution", "windows"}
+    assert set(FIDELITY.identity(fidelity.Options(crossed=True, sink_tokens=4))) == {*asked, "crossed", "sink_tokens"}
