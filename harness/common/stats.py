@@ -127,6 +127,25 @@ def ratio(
     return jackknife(sums, draws, of, clustered=clustered, unit=unit)
 
 
+def variance_parts(table: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Return the variances of rows, of columns, and of the rest, in a table of one value for each row
+    and column: the estimators of the analysis of variance of two crossed random effects, cut at 0.
+
+    S. R. Searle, G. Casella and C. E. McCulloch (1992), Variance Components, chapter 4.
+
+    Args:
+        table: at least two rows and two columns.
+    """
+    values = np.asarray(table, dtype=float)
+    rows, columns = values.shape
+    of_rows, of_columns = values.mean(1), values.mean(0)
+    left = values - of_rows[:, None] - of_columns + values.mean()
+    rest = float((left**2).sum()) / ((rows - 1) * (columns - 1))
+    row_part = float(of_rows.var(ddof=1)) - rest / columns
+    column_part = float(of_columns.var(ddof=1)) - rest / rows
+    return max(0.0, row_part), max(0.0, column_part), rest
+
+
 def quartiles(values: Sequence[float], *, unit: str) -> Metric:
     """Return the median of repeats with the quartiles as interval; a single repeat has none."""
     low, middle, high = np.quantile(np.asarray(values, dtype=float), [0.25, 0.5, 0.75]).tolist()

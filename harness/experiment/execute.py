@@ -126,7 +126,7 @@ def run_task(
         team.decide(None)
         context = TaskContext(cell, samples, batch, done, model, data, (team.rank, team.size))
         progress.start(label, _rows_of_share(context), len(done), rows_are=task.rows_are)
-        if len(done) < samples and task.needs_model and cell.kernel in CHECKED_KERNELS:
+        if len(done) < samples and task.runs_weights and cell.kernel in CHECKED_KERNELS:
             check_weights(cell.weights(0) or (), cell.kernel, device)
         CHOSEN.clear()  # of the check
         if len(done) < samples:

@@ -46,6 +46,11 @@ def refuse_kernel(kernel: str, attention: Attention, model: ModelSpec, device: t
 
 def refuse_model(task: Task, model: ModelSpec) -> None:
     """Raise UserError if the task is meaningless for this model."""
+    if model.sigma is not None and task.runs_weights:
+        raise UserError(
+            f"task={task.name} is refused: the model was not trained with model.sigma={model.sigma:g}, so that its "
+            "output under these slopes means nothing. Leave model.sigma out, or use task=theory or task=horizon."
+        )
     if model.random and task.needs_trained_weights:
         raise UserError(
             f"task={task.name} is refused: the model has random weights, whose accuracy means nothing. Use "

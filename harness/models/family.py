@@ -74,6 +74,8 @@ class Family:
     ignored_arguments: keyword arguments of the module that replaced attention does not need. Cache
         and mask are handled; any other argument is refused.
     slope_factor: factor by which the family's own code multiplies the slopes.
+    projections: of a family without ALiBi, whose own attention is left as it is: (attention module,
+        its input) -> q, k, v before any rotary embedding, and the scale of the scores.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Family:
     forward: Callable
     ignored_arguments: tuple[str, ...]
     slope_factor: Callable[[Architecture], float] = lambda architecture: 1.0
+    projections: Callable | None = None
 
     def slopes(self, architecture: Architecture) -> torch.Tensor:
         """Return the effective ALiBi slopes, (heads,) float64.

@@ -59,12 +59,22 @@ CALL_SETTINGS += ("auto_map",)
 
 @dataclass
 class LoadedModel:
-    """A model with replaced attention. weights: record of the files; None for random weights."""
+    """A model with replaced attention.
+
+    swapped: its replaced attention; None for a family without ALiBi, which keeps its own.
+    weights: record of the files; None for random weights.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    attention: SwappedAttention
+    swapped: SwappedAttention | None
     weights: report.LoadedWeights | None = None
+
+    @property
+    def attention(self) -> SwappedAttention:
+        """The replaced attention of a family with ALiBi."""
+        assert self.swapped is not None, "tasks that run the weights refuse families without ALiBi"
+        return self.swapped
 
 
 _TOKENIZERS: dict[tuple[str, str, int], PreTrainedTokenizerBase] = {}
@@ -146,7 +156,10 @@ def load_model(spec: ModelSpec, *, device: torch.device, kernel: str) -> LoadedM
     # a checkpoint's own generation_config.json could change greedy decoding, and is not part of the
     # cell's identity
     model.generation_config = GenerationConfig(eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
-    attention = SwappedAttention(model, spec.family, spec.slopes, kernel=kernel)
+    if spec.family.projections is not None:
+        return LoadedModel(model, words, None, weights)
+    slopes = spec.family.slopes(spec.architecture)  # the checkpoint's, whatever `spec.sigma` is
+    attention = SwappedAttention(model, spec.family, slopes, kernel=kernel)
     selfcheck.check_logits(model, attention, source=spec.source)
     CHOSEN.clear()  # kernels chosen during the check do not belong to a task
     return LoadedModel(model, words, attention, weights)
@@ -166,7 +179,7 @@ def random_model(
         dtype: type of the weights.
         config: further options of the family's transformers configuration.
     """
-    raw = model_family(architecture.family).raw(architecture) | config
+    raw = model_family(architecture.family, rotary=True).raw(architecture) | config
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return AutoModelForCausalLM.from_config(AutoConfig.for_model(raw.pop("model_type"), **raw), dtype=dtype)
@@ -237,12 +250,12 @@ def _explain_errors(spec: ModelSpec, load: Callable[[], Any]) -> Any:
             raise CannotLoad(f"{place} could not be loaded: {' '.join(str(error).split())}") from error
         family, arch = spec.family, spec.architecture
         mosaic = (spec.repo or "").startswith("mosaicml/")
+        slopes = f" It will be read with {arch.heads} slopes in {family.slope_order} order and "
+        slopes = "" if family.projections else f"{slopes}alibi_bias_max {arch.bias_max:g}."
         gone = "; MosaicML's repositories are gone from the Hub" if mosaic else ""
         raise CannotLoad(
             f"{spec.source} could not be loaded ({type(error).__name__}{gone}). Give a local copy with "
-            "model.path=FOLDER, or a copy you trust with model.repo=OWNER/NAME model.revision=COMMIT. "
-            f"It will be read with {arch.heads} slopes in {family.slope_order} order and "
-            f"alibi_bias_max {arch.bias_max:g}."
+            "model.path=FOLDER, or a copy you trust with model.repo=OWNER/NAME model.revision=COMMIT." + slopes
         ) from error
     finally:
         set_verbosity(verbosity)

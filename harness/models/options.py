@@ -30,4 +30,5 @@ class ModelConfig:
     layers: int | None = None
     reads: str = "text"
     device_map: str | None = None
+    sigma: float | None = None
     architecture: ArchitectureConfig | None = None

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,6 +50,7 @@ class ModelSpec:
     layers: number of the checkpoint's first layers to load; None for all.
     reads: "text", or "prompts" for a model that knows only the words of the harness's own prompts.
     device_map: how accelerate spreads the model over GPUs; None for a single device.
+    sigma: 1/slope of every head in tokens, in place of the checkpoint's slopes; None for these.
     """
 
     name: str
@@ -62,13 +64,23 @@ class ModelSpec:
     layers: int | None = None
     reads: str = "text"
     device_map: str | None = None
+    sigma: float | None = None
 
     @property
     def family(self) -> Family:
-        return model_family(self.architecture.family)
+        return model_family(self.architecture.family, rotary=True)
 
     @property
     def slopes(self) -> torch.Tensor:
+        """Slopes of the weights, (heads,) float64. Raises UserError for a family without ALiBi and
+        no `sigma`."""
+        if self.sigma is not None:
+            return torch.full((self.architecture.heads,), 1 / self.sigma, dtype=torch.float64)
+        if self.family.projections is not None:
+            raise UserError(
+                f"model={self.name} has no ALiBi: give the slope under which its queries, keys and values are "
+                "measured, model.sigma=TOKENS."
+            )
         return self.family.slopes(self.architecture)
 
     @property
@@ -115,6 +127,8 @@ def resolve_model(config: ModelConfig, dtype: str | None) -> ModelSpec:
         config = replace(config, architecture=None)
     dtype = choose("dtype", dtype or config.dtype, DTYPES)
     weights = choose("model.weights", config.weights, WEIGHTS)
+    if config.sigma is not None and not 0 < config.sigma < math.inf:
+        raise UserError(f"model.sigma must be a number of tokens above 0, not {config.sigma}.")
     if config.init_seed < 0:
         raise UserError(f"model.init_seed must be at least 0, not {config.init_seed}.")
     spec = _local(config, dtype, weights) if config.path else _named(config, dtype)
@@ -152,8 +166,12 @@ def _named(config: ModelConfig, dtype: str) -> ModelSpec:
         architecture = _hub_architecture(config.repo, revision)
     else:
         raise UserError(f"model={config.name} names no shape for random weights: give model.architecture.")
-    spec = ModelSpec(config.name, None, config.repo, revision, dtype, architecture, {})
+    spec = ModelSpec(_name(config), None, config.repo, revision, dtype, architecture, {}, sigma=config.sigma)
     return _with_identity(spec, weights=f"{config.repo}@{revision}", config=None, tokenizer=None)
+
+
+def _name(config: ModelConfig) -> str:
+    return config.name if config.sigma is None else f"{config.name}, sigma {config.sigma:g}"
 
 
 def _hub_architecture(repo: str, commit: str) -> Architecture:
@@ -176,7 +194,7 @@ def _local(config: ModelConfig, dtype: str, kind: str) -> ModelSpec:
     architecture = parse_architecture(read_config(path))
     if config.architecture is not None:
         check_architecture(architecture, Architecture(**vars(config.architecture)), str(path), config.name)
-    spec = ModelSpec(config.name, path, None, None, dtype, architecture, {})
+    spec = ModelSpec(_name(config), path, None, None, dtype, architecture, {}, sigma=config.sigma)
     return _with_identity(spec, **content_identity(path, weights=kind == "checkpoint"))
 
 
@@ -214,7 +232,7 @@ def parse_architecture(raw: dict) -> Architecture:
     Raises:
         UserError: for a model that is not supported, or a value of the wrong type.
     """
-    family = model_family(str(raw.get("model_type", "")))
+    family = model_family(str(raw.get("model_type", "")), rotary=True)
     try:
         return family.architecture(raw)
     except (TypeError, ValueError, ArithmeticError) as error:

@@ -112,7 +112,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Heat:
-    """Values on a grid of two categories: squares[column, row].y is the value."""
+    """Values on a grid of two categories: squares[column, row].y is the value, from 0 to `top`."""
 
     title: str
     x: str
@@ -122,6 +122,7 @@ class Heat:
     squares: dict[tuple[int, int], Point]
     tags: Tags = Tags()
     bars: str = INTERVAL
+    top: float = 1.0
 
 
 @dataclass(frozen=True)

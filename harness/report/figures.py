@@ -108,11 +108,11 @@ def _heat(heat: Heat) -> dict[str, Any]:
         "type": "heatmap",
         "z": [[p and _round(p.y) for p in row] for row in grid],
         "hovertext": [[escape(p.note) if p else "" for p in row] for row in grid],
-        "text": [[_in_square(p, small) if p else "" for p in row] for row in grid],
+        "text": [[_in_square(p, small, heat.top) if p else "" for p in row] for row in grid],
         "x": list(range(len(heat.columns))),
         "y": list(range(len(heat.rows))),
         "zmin": 0,
-        "zmax": 1,
+        "zmax": heat.top,
         "colorscale": "Cividis",
         "showscale": False,
         "hovertemplate": "%{hovertext}<extra></extra>",
@@ -131,8 +131,11 @@ def _heat(heat: Heat) -> dict[str, Any]:
     return {"data": [trace], "layout": {**_common(), **layout}}
 
 
-def _in_square(p: Point, small: bool) -> str:
-    return f"{p.y:.2f}" if small or p.low is None else f"{p.y:.2f}<br>{p.low:.2f} to {p.high:.2f}"
+def _in_square(p: Point, small: bool, top: float) -> str:
+    digits = ".2f" if top == 1 else ".2g"
+    if small or p.low is None or p.high is None:
+        return format(p.y, digits)
+    return f"{p.y:{digits}}<br>{p.low:{digits}} to {p.high:{digits}}"
 
 
 def _categories(title: str, names: list[str]) -> dict[str, Any]:

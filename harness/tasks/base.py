@@ -97,6 +97,11 @@ class Task(Protocol):
         ...
 
     @property
+    def runs_weights(self) -> bool:
+        """Whether the model runs under the cell's weights."""
+        ...
+
+    @property
     def needs_trained_weights(self) -> bool:
         """Whether model.weights=random is refused, because the result would be meaningless."""
         ...

@@ -18,6 +18,7 @@ class ModelFreeTask:
     min_context: int
     rows_are = "samples"
     needs_model = False
+    runs_weights = False
     needs_trained_weights = False
     natural_text = False
     generates = 0

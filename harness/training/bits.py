@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from harness.models.load import LoadedModel
+from harness.tasks.text import perplexity
 from kernels import Weights
 
 XZ_PRESET = 9 | lzma.PRESET_EXTREME
@@ -32,9 +32,9 @@ def byte_counts(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     return torch.tensor([0 if token in special else len(token) for token in tokens])
 
 
-@torch.inference_mode()
 def nats(loaded: LoadedModel, windows: Tensor, weights: Sequence[Weights], *, last: int) -> Tensor:
-    """Return the negative log-probabilities (windows, last) of the last tokens of each window.
+    """Return the negative log-probabilities (windows, last) of the last tokens of each window, by the
+    scoring of task=perplexity.
 
     Args:
         loaded: the model.
@@ -42,13 +42,10 @@ def nats(loaded: LoadedModel, windows: Tensor, weights: Sequence[Weights], *, la
         weights: weights of each layer.
         last: number of scored tokens.
     """
-    size = max(1, TOKENS_AT_ONCE // windows.shape[1])
-    losses = []
+    breaks = perplexity.line_break_tokens(loaded)
+    parts = windows.split(max(1, TOKENS_AT_ONCE // windows.shape[1]))
     with loaded.attention.use(weights):
-        for rows in windows.split(size):
-            logits = loaded.model(rows[:, :-1], use_cache=False).logits[:, -last:].float()
-            losses.append(F.cross_entropy(logits.flatten(0, 1), rows[:, -last:].flatten(), reduction="none"))
-    return torch.cat(losses).unflatten(0, (-1, last))
+        return torch.stack([p.nats for part in parts for p in perplexity.predict(loaded, part, last, breaks)])
 
 
 def sliding_nats(loaded: LoadedModel, ids: Tensor, weights: Sequence[Weights], *, context: int) -> Tensor:

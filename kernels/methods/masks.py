@@ -72,6 +72,19 @@ class Masks:
         numbers = self._of_heads(heads, rows.device)
         return self._first_position(self._bucket_of_rows(rows, *numbers).add_(1), *numbers).long()
 
+    def edges(self, head: torch.Tensor, first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        """Blocks of all masks of one head that hold a token from `first` to `last`: (blocks, 2)
+        int64, the block's first token, not clipped, and that after its last."""
+        width, shift, grid = self._of_heads(head.reshape(1), first.device)
+        ends = torch.stack([first, last])[None]
+        low, high = self._bucket_of_rows(ends, width, shift, grid)[0].long()
+        blocks = high - low + 1
+        mask = torch.repeat_interleave(blocks)
+        bucket = low[mask] + torch.arange(len(mask), device=first.device) - (blocks.cumsum(0) - blocks)[mask]
+        numbers = width[:, :, mask], shift[:, :, mask], grid
+        begin, end = (self._first_position(b[None, None].double(), *numbers)[0, 0] for b in (bucket, bucket + 1))
+        return torch.stack([begin, end], 1).long()
+
     @classmethod
     def _first_position(
         cls, bucket: torch.Tensor, width: torch.Tensor, shift: torch.Tensor, grid: torch.Tensor | None

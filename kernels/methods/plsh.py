@@ -13,6 +13,7 @@ from kernels.methods.samplers import sampler_of
 from kernels.methods.weights import Alibi, Weights, by_distance
 
 UNION_WEIGHTS = ("count", "rb", "exact")
+MANY_MASKS = 1024  # from here on a piece's counts are summed block by block
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,9 @@ class PositionalLSH(Weights):
         return first.clamp_min(self.sinks), last
 
     def log_piece(self, heads, rows, first, width, causal):
+        if self.weights == "count" and self.alike and self.count >= MANY_MASKS:
+            log_w = torch.stack([self._squares(*one, width, causal) for one in zip(heads, rows, first, strict=True)])
+            return self._with_near(log_w, heads, rows, first, causal)
         start = self.masks.starts(heads, rows).clamp_min_(self.sinks)
         end = None if causal else self.masks.ends(heads, rows)
         if self.weights == "count":
@@ -198,6 +202,23 @@ class PositionalLSH(Weights):
         if end is not None:
             outside |= columns >= (end.amax(-1, keepdim=True) - first[:, None, None]).clamp_(0, width).int()
         return self._with_near(log_w.masked_fill_(outside, -math.inf), heads, rows, first, causal)
+
+    def _squares(self, head, rows, first, width, causal):
+        """The log of the count in a piece of one head: each block is a square of ones, of which a
+        table of differences takes the four corners. There are far fewer blocks than rows times masks,
+        which `_runs` sorts. Arguments as in `log_piece`, without the dimension of the pieces."""
+        length, row, column = len(rows), int(rows[0]), int(first)
+        edges = self.masks.edges(head, rows[0], rows[-1])
+        begin, end = edges[:, 0], edges[:, 1]
+        top, bottom = ((x - row).clamp(0, length) * (width + 1) for x in (begin, end))
+        left, right = ((x - column).clamp(0, width) for x in (begin, end))
+        size = (length + 1) * (width + 1)
+        corners = [torch.bincount(a + b, minlength=size) for a in (top, bottom) for b in (left, right)]
+        table = (corners[0] - corners[1] - corners[2] + corners[3]).view(length + 1, width + 1)
+        count = table.cumsum(0).cumsum_(1)[:length, :width]
+        columns = torch.arange(column, column + width, device=rows.device)
+        hidden = (columns < self.sinks) | ((columns > rows[:, None]) if causal else False)
+        return count.double().div_(self.count).log_().float().masked_fill_(hidden, -math.inf)
 
     def _with_near(self, log_w, heads, rows, first, causal):
         """A piece (`log_piece`) with the weight L at the distances of the near field."""

@@ -1,10 +1,11 @@
 """Intervals against published numbers and against what they promise."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from harness.common.stats import mean, paired_difference, proportion, tango
+from harness.common.stats import mean, paired_difference, proportion, tango, variance_parts
 
 
 @pytest.mark.parametrize(
@@ -205,3 +206,27 @@ def test_too_few_samples_show_no_difference_at_all():
     found = paired_difference({0: 1.0, 1: 1.0, 2: 1.0}, {0: 0.0, 1: 0.0, 2: 0.0}, {0: 0, 1: 0, 2: 0}, clustered=False)
     assert found.detectable is None
     assert found.low < 0 < found.high
+
+
+def test_variance_parts_are_those_of_a_mixed_model():
+    """Balanced crossed effects: restricted maximum likelihood, by statsmodels, where no part is 0."""
+    statsmodels = pytest.importorskip("statsmodels.formula.api")
+    generator = np.random.default_rng(4)
+    rows, columns = generator.normal(0, 2, (12, 1)), generator.normal(0, 1, (1, 8))
+    table = 5 + rows + columns + generator.normal(0, 0.5, (12, 8))
+    at = np.indices(table.shape).reshape(2, -1)
+    data = pd.DataFrame({"y": table.ravel(), "row": at[0], "column": at[1], "all": 0})
+    parts = {"row": "0 + C(row)", "column": "0 + C(column)"}
+    fit = statsmodels.mixedlm("y ~ 1", data, groups=data["all"], vc_formula=parts, re_formula="0").fit()
+    expected = [*(dict(zip(fit.model.exog_vc.names, fit.vcomp, strict=True))[n] for n in ("row", "column")), fit.scale]
+    assert variance_parts(table) == pytest.approx(expected, rel=1e-3)
+
+
+def test_variance_parts_recover_their_truth():
+    generator, found = np.random.default_rng(5), []
+    for _ in range(300):
+        rows, columns = generator.normal(0, 2, (10, 1)), generator.normal(0, 1, (1, 8))
+        found.append(variance_parts(rows + columns + generator.normal(0, 0.5, (10, 8))))
+    # standard errors of the means: variance * sqrt(2 / degrees of freedom / 300)
+    for average, truth, freedom in zip(np.mean(found, 0), (4, 1, 0.25), (9, 7, 63), strict=True):
+        assert abs(average - truth) < 4.5 * 1.1 * truth * (2 / freedom / 300) ** 0.5

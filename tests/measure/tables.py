@@ -30,6 +30,7 @@ MEASURED = {
     "measured.json": "harness.training.books_card",
     "near_retrieval.json": "tests.measure.near",
     "near_text.json": "tests.measure.near",
+    "theory.json": "tests.measure.theory",
     "tiny_code.json": "harness.training.code_card",
     "overhead.json": "tests.measure.overhead",
     "pareto.json": "harness.pareto.page",

@@ -7,7 +7,19 @@ from collections.abc import Callable
 
 from harness.analysis.reader import Comparison
 from harness.report.describe import Section
-from harness.report.sections import cells, context, cost, depth, distance, kernels, masks, provenance, verdict, words
+from harness.report.sections import (
+    cells,
+    context,
+    cost,
+    depth,
+    distance,
+    heads,
+    kernels,
+    masks,
+    provenance,
+    verdict,
+    words,
+)
 
 SECTIONS: tuple[Callable[[list[Comparison]], Section], ...] = (
     words.section,
@@ -16,6 +28,7 @@ SECTIONS: tuple[Callable[[list[Comparison]], Section], ...] = (
     depth.section,
     distance.section,
     cost.section,
+    heads.section,
     context.section,
     kernels.section,
     cells.section,

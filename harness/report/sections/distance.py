@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 from harness.analysis.reader import Comparison, Record
 from harness.report.describe import Axis, Live, Panel, Point, Section, Series, Tags, points
@@ -10,6 +11,7 @@ from harness.report.sections import common
 
 BIN = re.compile(r"/accuracy_distance_(\d+)_(\d+)$")
 SPREAD = 1.06  # ratio between neighbouring methods, so that intervals do not overlap
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # of contexts on one axis
 
 
 def section(comparisons: list[Comparison]) -> Section:
@@ -17,7 +19,8 @@ def section(comparisons: list[Comparison]) -> Section:
 
     def draw(model: str, group: list[Comparison]) -> list[Panel]:
         by_context = sorted(zip(group, common.titles(group), strict=True), key=lambda x: -x[0].context)
-        return [panel for q, title in by_context for panel in _panels(q, title)]
+        together = _contexts_together([(q, title) for q, title in by_context if q.records])
+        return [*(panel for q, title in by_context for panel in _panels(q, title)), *together]
 
     live = Live("config.context", "TASK/accuracy_distance_256_512", log_x=True)
     groups, commands = common.groups(comparisons, draw, live)
@@ -27,7 +30,8 @@ def section(comparisons: list[Comparison]) -> Section:
         "Accuracy against distance",
         "How far back a method still reads. A window falls from full accuracy to nothing near its reach in the widest "
         "head; masks of random width fall more slowly and go on farther, at some cost close by. Distances are octaves "
-        "of tokens between the needle and the question.",
+        "of tokens between the needle and the question. Where several contexts stand on one axis, their curves fall on "
+        "one another if the distance alone decides.",
         groups,
         commands,
         [] if groups else missing,
@@ -53,13 +57,45 @@ def _panels(q: Comparison, title: str) -> list[Panel]:
         ]
         series = [s for s in series if s.points]
         if series:
-            edges = [
-                int(m[i]) for _, r, _, _ in curves for name in r.metrics if (m := BIN.search(name)) for i in (1, 2)
-            ]
-            ticks = [t for t in common.value_ticks(edges) if math.log2(t) % 2 == 0] if len(set(edges)) > 5 else edges
-            x = Axis("distance (tokens)", True, common.value_ticks(ticks), (min(edges) / 1.1, max(edges) * 1.1))
+            x = _distance_axis([r for _, r, _, _ in curves])
             panels.append(Panel(f"{title}, S={masks}", x, Axis("accuracy", range=(-0.04, 1.04)), series))
     return panels
+
+
+def _contexts_together(named: list[tuple[Comparison, str]]) -> list[Panel]:
+    """Return a panel for each attention that ran at several contexts, with a curve for each."""
+    curves: dict[tuple[str, str], list[tuple[Method, Record, Tags, str]]] = {}
+    for q, title in named:
+        if q.exact:
+            curves.setdefault(("exact ALiBi", ""), []).append((EXACT, q.exact, Tags(), title))
+        for (method, remark), records in common.masks_series(q).items():
+            for r in records:
+                key = (f"S={common.mask_count(r)} {method.name}", remark)
+                curves.setdefault(key, []).append((method, r, common.tags_of(r, q.model), title))
+    panels = []
+    for (name, remark), found in curves.items():
+        series = [
+            Series(
+                replace(method, dash=DASHES[position % len(DASHES)]),
+                _points(r, SPREAD ** (position - len(found) / 2)),
+                "line",
+                tags,
+                ", ".join(filter(None, [remark, title])),
+            )
+            for position, (method, r, tags, title) in enumerate(found)
+        ]
+        series = [s for s in series if s.points]
+        if len(series) > 1:
+            x = _distance_axis([r for _, r, _, _ in found])
+            title = ", ".join(filter(None, [name, remark, "all contexts"]))
+            panels.append(Panel(title, x, Axis("accuracy", range=(-0.04, 1.04)), series))
+    return panels
+
+
+def _distance_axis(records: list[Record]) -> Axis:
+    edges = [int(m[i]) for r in records for name in r.metrics if (m := BIN.search(name)) for i in (1, 2)]
+    ticks = [t for t in common.value_ticks(edges) if math.log2(t) % 2 == 0] if len(set(edges)) > 5 else edges
+    return Axis("distance (tokens)", True, common.value_ticks(ticks), (min(edges) / 1.1, max(edges) * 1.1))
 
 
 def _points(record: Record, shift: float) -> list[Point]:

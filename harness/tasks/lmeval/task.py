@@ -61,6 +61,7 @@ class LmEvalTask:
     generates: int
     rows_are: str = "samples"
     needs_model: bool = True
+    runs_weights: bool = True
     needs_trained_weights: bool = True
 
     @property

@@ -64,6 +64,7 @@ class Retrieval:
     options = Options
     rows_are = "samples"
     needs_model = True
+    runs_weights = True
     needs_trained_weights = True
     natural_text = False
     generates = MAX_NEW_TOKENS

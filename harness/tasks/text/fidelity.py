@@ -4,6 +4,7 @@ Both run in this task, one after the other, on every window.
 """
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,9 +35,15 @@ class Options(windows.TextOptions):
     attribution: "layers" also measures the divergence with one layer approximated at a time and
         all others exact, "heads" with one head of one layer at a time. They take as many forward
         passes as there are layers or heads.
+    crossed: whether every window is measured under every draw, which separates the variance of
+        draws from that of texts. It takes a forward pass for each draw.
+    sink_tokens: number of first tokens of a window whose exact attention is measured in every head;
+        0 for none.
     """
 
     attribution: str = "none"
+    crossed: bool = False
+    sink_tokens: int = 0
 
 
 class FidelityRow(SampleRow):
@@ -53,6 +60,8 @@ class FidelityRow(SampleRow):
             exact output, the last after the final normalisation.
         attribution: mean divergence with one layer (or head) approximated, by "LAYER" or
             "LAYER_HEAD", from 1 on.
+        by_draw: mean divergence under each draw, if the draws are crossed with the windows.
+        sink_mass: mean exact attention on the first tokens, [layer][head].
     """
 
     score: Number
@@ -64,14 +73,24 @@ class FidelityRow(SampleRow):
     layers_change: list[float]
     layers_total: list[float]
     attribution: dict[str, float] = {}
+    by_draw: list[float] = []
+    sink_mass: list[list[float]] = []
 
 
 class Fidelity(TextTask):
     name = "fidelity"
     options = Options
 
+    def identity(self, options: Options) -> dict:
+        asked, later = super().identity(options), ("crossed", "sink_tokens")
+        return {name: value for name, value in asked.items() if name not in later or value}  # added to the rest
+
     def check(self, options: Options, cell: Cell) -> None:
-        """Raise UserError for an invalid text, stride or attribution."""
+        """Raise UserError for an invalid text, stride, attribution or number of first tokens."""
+        if not 0 <= options.sink_tokens <= cell.context:
+            raise UserError(
+                f"task.fidelity.sink_tokens must be from 0 to context={cell.context}, not {options.sink_tokens}."
+            )
         choose("task.fidelity.attribution", options.attribution, ATTRIBUTIONS)
         if options.attribution != "none" and cell.attention.native:
             raise UserError(
@@ -87,7 +106,16 @@ class Fidelity(TextTask):
         exact = replace(context.cell, attention=EXACT).weights(0)
         assert exact is not None
         for draw, batch, started in window_batches(options, context):
-            rows = compare_windows(loaded, batch, exact, weights(draw), options.attribution)
+            crossed = [weights(d) for d in range(context.cell.draws)] if options.crossed else []
+            rows = compare_windows(
+                loaded,
+                batch,
+                exact,
+                weights(draw),
+                options.attribution,
+                crossed=crossed,
+                sink_tokens=options.sink_tokens,
+            )
             seconds = (time.perf_counter() - started) / len(rows)
             yield [row.but(draw=draw, seconds=seconds) for row in rows]
 
@@ -110,6 +138,20 @@ class Fidelity(TextTask):
         for layer in range(len(rows[0].layers_change)):
             changes = [(r.layers_change[layer], r.layers_total[layer]) for r in rows]
             metrics[f"layer_{layer + 1}_error"] = ratio(changes, error, math.sqrt)
+        table = [r.by_draw for r in rows]
+        if len(rows) > 1 and len(rows[0].by_draw) > 1:
+            for name, variance in zip(("texts", "draws", "rest"), stats.variance_parts(table), strict=True):
+                sd = math.sqrt(variance)
+                metrics[f"kl_sd_{name}"] = stats.Metric(sd, None, None, len(rows), "nats per token")
+        masses = [torch.tensor(r.sink_mass, dtype=torch.float64) for r in rows if r.sink_mass]
+        if masses:
+
+            def share(values: list[float]) -> stats.Metric:  # of exact attention, whatever the draw
+                return stats.mean(values, draws, clustered=False, unit="share of attention", least=0.0)
+
+            metrics["sink_mass"] = share([float(m.mean()) for m in masses])
+            for layer, head in itertools.product(*map(range, masses[0].shape)):
+                metrics[f"sink_mass_{layer + 1}_{head + 1}"] = share([float(m[layer, head]) for m in masses])
         for part in rows[0].attribution:
             metrics[f"kl_only_{part}"] = nats([r.attribution[part] for r in rows])
         return metrics
@@ -117,7 +159,14 @@ class Fidelity(TextTask):
 
 @torch.inference_mode()
 def compare_windows(
-    loaded: LoadedModel, batch: Sequence[Window], exact: Sequence[Weights], weights: Layers, attribution: str
+    loaded: LoadedModel,
+    batch: Sequence[Window],
+    exact: Sequence[Weights],
+    weights: Layers,
+    attribution: str,
+    *,
+    crossed: Sequence[Layers] = (),
+    sink_tokens: int = 0,
 ) -> list[FidelityRow]:
     """Return a row for each window.
 
@@ -127,6 +176,8 @@ def compare_windows(
         exact: exact ALiBi's weights of every layer.
         weights: those that are compared with them; None for the checkpoint's own attention.
         attribution: as in `Options`.
+        crossed: the weights of every draw, if the draws are crossed with the windows.
+        sink_tokens: as in `Options`.
 
     Raises:
         FloatingPointError: if the model's output is not finite.
@@ -138,7 +189,21 @@ def compare_windows(
         with loaded.attention.use(used):
             return [h[:, -stride:] for h in logits.hidden_states(loaded, ids)]
 
-    true, changed = outputs(exact), outputs(weights)
+    masses: list[torch.Tensor] = []
+
+    def first_tokens(q, k, v, given: Weights, **options):
+        """Attention, and its share on the first tokens: the output for values that are 1 there."""
+        indicator = torch.zeros_like(v)
+        indicator[:, :, :sink_tokens] = 1
+        masses.append(attend(q, k, indicator, given, **options)[:, :, -stride:, 0].double().mean(2))
+        return attend(q, k, v, given, **options)
+
+    with ExitStack() as stack:
+        if sink_tokens:
+            stack.enter_context(loaded.attention.intercept(first_tokens))
+        true = outputs(exact)
+    changed = outputs(weights)
+    by_draw = [outputs(other)[-1] if other is not weights else changed[-1] for other in crossed]
     single: dict[str, torch.Tensor] = {}
     if attribution != "none":
         assert weights is not None
@@ -149,9 +214,18 @@ def compare_windows(
     rows = []
     for i, window in enumerate(batch):
         row = _row(loaded, window, [h[i] for h in true], [h[i] for h in changed])
-        divergences = {name: float(_divergence(loaded, true[-1][i], h[i])[0].mean()) for name, h in single.items()}
-        rows.append(row.but(attribution=divergences) if divergences else row)
+        divergences = {name: _mean_divergence(loaded, true[-1][i], h[i]) for name, h in single.items()}
+        extra: dict[str, object] = {"attribution": divergences} if divergences else {}
+        if crossed:
+            extra["by_draw"] = [_mean_divergence(loaded, true[-1][i], h[i]) for h in by_draw]
+        if sink_tokens:
+            extra["sink_mass"] = [layer[i].tolist() for layer in masses]
+        rows.append(row.but(**extra))
     return rows
+
+
+def _mean_divergence(loaded: LoadedModel, true: torch.Tensor, changed: torch.Tensor) -> float:
+    return float(_divergence(loaded, true, changed)[0].mean())
 
 
 def _parts(exact: Sequence[Weights], attribution: str) -> Iterator[tuple[str, int, int | None]]:

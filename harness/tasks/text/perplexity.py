@@ -16,6 +16,8 @@ from harness.tasks.text import logits, windows
 from harness.tasks.text.windows import QUARTERS, TextTask, Window, window_batches
 
 TOP = (1, 10, 100)
+UNITS = {f"top_{k}": "fraction of tokens" for k in TOP}
+UNITS |= {"reciprocal_rank": "mean over tokens", "entropy": "nats per token"}
 CLASSES = ("line_breaks", "first_occurrences", "repeats")
 
 
@@ -35,6 +37,8 @@ class PerplexityRow(SampleRow):
         reciprocal_ranks: sum of 1 / rank of the true token.
         entropies: sum of entropies of the predictions in nats.
         quarters: (nats, tokens) of each quarter of the scored tokens, from the first on.
+        by_quarter: by figure, its sum over each quarter: "scored_bytes", "top_1", "top_10", "top_100",
+            "reciprocal_rank", "entropy".
         classes: (nats, tokens) by class of the true token: line break, first occurrence in the
             window, or repeat. The nats of line breaks include, at all other tokens, those of the
             decision that no line break follows.
@@ -48,6 +52,7 @@ class PerplexityRow(SampleRow):
     reciprocal_ranks: float
     entropies: float
     quarters: list[tuple[float, int]]
+    by_quarter: dict[str, list[float]] = {}
     classes: dict[str, tuple[float, int]]
 
 
@@ -80,24 +85,38 @@ class Perplexity(TextTask):
         def per_token(sums: Iterable[float], unit: str, figure: Callable[[float], float] = float) -> stats.Metric:
             return ratio([(a, r.scored_tokens) for a, r in zip(sums, rows, strict=True)], unit, figure)
 
-        nats, fraction = [r.nll for r in rows], "fraction of tokens"
+        nats = [r.nll for r in rows]
         metrics = {"bits_per_byte": per_byte(nats)}
         for name in CLASSES:  # they add up to bits_per_byte
             metrics[f"bits_per_byte_{name}"] = per_byte(r.classes[name][0] for r in rows)
         metrics["nats_per_token"] = per_token(nats, "nats per token")
         metrics["perplexity"] = per_token(nats, "perplexity", math.exp)
         for k in map(str, TOP):
-            metrics[f"top_{k}"] = per_token([r.top[k] for r in rows], fraction)
-        metrics["reciprocal_rank"] = per_token([r.reciprocal_ranks for r in rows], "mean over tokens")
-        metrics["entropy"] = per_token([r.entropies for r in rows], "nats per token")
+            metrics[f"top_{k}"] = per_token([r.top[k] for r in rows], UNITS[f"top_{k}"])
+        metrics["reciprocal_rank"] = per_token([r.reciprocal_ranks for r in rows], UNITS["reciprocal_rank"])
+        metrics["entropy"] = per_token([r.entropies for r in rows], UNITS["entropy"])
         for q in range(QUARTERS):
             quarter = [r.quarters[q] for r in rows]
             if all(tokens for _, tokens in quarter):
                 metrics[f"nats_per_token_quarter_{q + 1}"] = ratio(quarter, "nats per token")
+                if all(r.by_quarter for r in rows):  # absent in older records
+                    metrics |= self._quarter(rows, q, ratio)
         metrics["scored_bytes"] = stats.Metric(
             sum(r.scored_bytes for r in rows), None, None, len(rows), "bytes of text"
         )
         return metrics
+
+    @staticmethod
+    def _quarter(rows: Sequence[PerplexityRow], q: int, ratio: Callable[..., stats.Metric]) -> dict[str, stats.Metric]:
+        """Return the other metrics of a quarter of the scored tokens, `ratio` as in `metrics`."""
+        found = {}
+        sizes = [r.by_quarter["scored_bytes"][q] * math.log(2) for r in rows]
+        if all(sizes):
+            nats = [r.quarters[q][0] for r in rows]
+            found["bits_per_byte"] = ratio(list(zip(nats, sizes, strict=True)), "bits per byte")
+        for name, unit in UNITS.items():
+            found[name] = ratio([(r.by_quarter[name][q], r.quarters[q][1]) for r in rows], unit)
+        return {f"{name}_quarter_{q + 1}": metric for name, metric in found.items()}
 
 
 def line_break_tokens(loaded: LoadedModel) -> torch.Tensor:
@@ -120,9 +139,8 @@ def score_windows(loaded: LoadedModel, batch: Sequence[Window], line_breaks: tor
     Raises:
         FloatingPointError: if the model's output is not finite.
     """
-    ids = torch.stack([w.ids for w in batch])
-    hidden = logits.last_hidden_state(loaded, ids[:, :-1])[:, -batch[0].stride :]
-    return [_row(window, _predict(loaded, window, h, line_breaks)) for window, h in zip(batch, hidden, strict=True)]
+    predicted = predict(loaded, torch.stack([w.ids for w in batch]), batch[0].stride, line_breaks)
+    return [_row(window, predictions) for window, predictions in zip(batch, predicted, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -147,16 +165,27 @@ class Predictions:
     is_first: torch.Tensor
 
 
-def _predict(loaded: LoadedModel, window: Window, hidden: torch.Tensor, line_breaks: torch.Tensor) -> Predictions:
-    """Return the predictions of a window.
+@torch.inference_mode()
+def predict(loaded: LoadedModel, ids: torch.Tensor, stride: int, line_breaks: torch.Tensor) -> list[Predictions]:
+    """Return the predictions of the last tokens of each window, under the model's present attention.
 
     Args:
         loaded: the model.
-        window: the window.
-        hidden: output of the last layer at the scored positions, (stride, width).
+        ids: token ids (windows, context + 1).
+        stride: number of scored tokens.
         line_breaks: as `line_break_tokens` returns it.
+
+    Raises:
+        FloatingPointError: if the model's output is not finite.
     """
-    targets = window.ids[-window.stride :]
+    hidden = logits.last_hidden_state(loaded, ids[:, :-1])[:, -stride:]
+    return [_predict(loaded, window, h, line_breaks) for window, h in zip(ids, hidden, strict=True)]
+
+
+def _predict(loaded: LoadedModel, ids: torch.Tensor, hidden: torch.Tensor, line_breaks: torch.Tensor) -> Predictions:
+    """Return the predictions of a window from the output of the last layer at the scored positions,
+    (stride, width)."""
+    targets = ids[-len(hidden) :]
     is_break = line_breaks[targets]
     parts: list[tuple[torch.Tensor, ...]] = []
     for part, (scores,) in logits.pieces(loaded, hidden):
@@ -167,7 +196,7 @@ def _predict(loaded: LoadedModel, window: Window, hidden: torch.Tensor, line_bre
         rank = (scores > scores.gather(1, true)).sum(1) + 1
         parts.append((-log_p.gather(1, true)[:, 0], -decision, rank, -(log_p.exp() * log_p).sum(1)))
     nats, decision_nats, rank, entropy = (torch.cat(column).double().cpu() for column in zip(*parts, strict=True))
-    return Predictions(nats, decision_nats, rank, entropy, is_break, first_occurrences(window))
+    return Predictions(nats, decision_nats, rank, entropy, is_break, first_occurrences(ids, len(hidden)))
 
 
 def _row(window: Window, predicted: Predictions) -> PerplexityRow:
@@ -176,6 +205,11 @@ def _row(window: Window, predicted: Predictions) -> PerplexityRow:
     quarter = torch.arange(tokens) * QUARTERS // tokens
     choice_nats = nats - predicted.decision_nats  # of the token, given whether it has a line break
     first, repeat = predicted.is_first & ~is_break, ~predicted.is_first & ~is_break
+    figures = {f"top_{k}": (rank <= k).double() for k in TOP}
+    figures |= {"reciprocal_rank": 1 / rank, "entropy": predicted.entropy, "scored_bytes": window.sizes.double()}
+    by_quarter = {
+        name: [float(values[quarter == q].sum()) for q in range(QUARTERS)] for name, values in figures.items()
+    }
     break_nats = predicted.decision_nats.sum() + choice_nats[is_break].sum()
     return PerplexityRow(
         key=window.key,
@@ -190,6 +224,7 @@ def _row(window: Window, predicted: Predictions) -> PerplexityRow:
         reciprocal_ranks=float((1 / rank).sum()),
         entropies=float(predicted.entropy.sum()),
         quarters=[(float(nats[quarter == q].sum()), int((quarter == q).sum())) for q in range(QUARTERS)],
+        by_quarter=by_quarter,
         classes={
             "line_breaks": (float(break_nats), int(is_break.sum())),
             "first_occurrences": (float(choice_nats[first].sum()), int(first.sum())),
@@ -198,11 +233,12 @@ def _row(window: Window, predicted: Predictions) -> PerplexityRow:
     )
 
 
-def first_occurrences(window: Window) -> torch.Tensor:
-    """Return which scored tokens are the first of their id in the window, (stride,) bool."""
-    ids = window.ids.tolist()
-    first_at = {token: position for position, token in reversed(list(enumerate(ids)))}
-    return torch.tensor([first_at[ids[p]] == p for p in range(len(ids) - window.stride, len(ids))])
+def first_occurrences(ids: torch.Tensor, stride: int) -> torch.Tensor:
+    """Return which of the last `stride` tokens are the first of their id in the window, (stride,)
+    bool."""
+    tokens = ids.tolist()
+    first_at = {token: position for position, token in reversed(list(enumerate(tokens)))}
+    return torch.tensor([first_at[tokens[p]] == p for p in range(len(tokens) - stride, len(tokens))])
 
 
 PERPLEXITY = Perplexity()

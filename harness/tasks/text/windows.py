@@ -74,17 +74,18 @@ class TextTask:
     name: str
     rows_are = "samples"
     needs_model = True
+    runs_weights = True
     needs_trained_weights = True
     natural_text = True
     generates = 0
 
-    def tasks(self, options: TextOptions) -> list[PlannedTask]:
+    def tasks(self, options: Any) -> list[PlannedTask]:
         return [PlannedTask(cast(Task, self), options)]  # a subclass has the rest
 
-    def identity(self, options: TextOptions) -> dict:
+    def identity(self, options: Any) -> dict:
         return {**asdict(options), **_recipe(self._text(options))}
 
-    def identity_on(self, options: TextOptions, cell: Cell) -> dict:
+    def identity_on(self, options: Any, cell: Cell) -> dict:
         return {"stride": stride_of(options, cell.context)}
 
     def check(self, options: Any, cell: Cell) -> None:
@@ -98,10 +99,10 @@ class TextTask:
                 f"tokenizer.json), which model={cell.model.name} lacks."
             )
 
-    def amount(self, options: TextOptions, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
+    def amount(self, options: Any, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
         return samples, batch
 
-    def prepare(self, options: TextOptions, cell: Cell, samples: int, folder: Path) -> Prepared:
+    def prepare(self, options: Any, cell: Cell, samples: int, folder: Path) -> Prepared:
         """Tokenize the text once, and return its tokens on disk (`Task.prepare`).
 
         Raises:

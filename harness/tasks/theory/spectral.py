@@ -120,6 +120,24 @@ class Head:
         return largest
 
 
+def log_weights(weights: Weights, head: int, rows: torch.Tensor, keys: int, *, causal: bool = True) -> torch.Tensor:
+    """Return log w (rows, keys) of consecutive rows of one head against the first keys, sinks
+    included.
+
+    Args:
+        weights: of a layer.
+        head: the head.
+        rows: (rows,), consecutive.
+        keys: number of keys.
+        causal: whether a row sees earlier columns only.
+    """
+    one, rows = torch.tensor([head]), rows[None]
+    log_w = weights.log_piece(one, rows, torch.zeros_like(rows[0, :1]), keys, causal)[0]
+    if sinks := min(weights.sinks, keys):
+        log_w[:, :sinks] = weights.log_sinks(one, rows, sinks, causal)[0]
+    return log_w
+
+
 @functools.lru_cache(maxsize=1024)
 def exact_norm(slope: float, tokens: int, causal: bool) -> float:
     """Return ||L||_2 of a head; kept, because it is equal in all draws.

@@ -1,37 +1,35 @@
 """Theory: errors of the weight matrices of a model's slopes, and of attention on Gaussian input, in
-the units of the paper's section 5.2. Nothing is loaded but the model's configuration."""
+the units of the paper's section 5.2. Nothing is loaded but the model's configuration. With a text
+`harness.tasks.theory.captured` takes its place."""
 
 import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 
+import numpy as np
 import torch
 
 from harness.attentions.registry import EXACT
 from harness.cell import Cell
 from harness.common import stats
+from harness.common.errors import UserError
 from harness.results.schema import Number, SampleRow
-from harness.tasks.base import TaskContext
+from harness.tasks.base import PlannedTask, TaskContext
 from harness.tasks.model_free import ModelFreeTask
-from harness.tasks.theory.spectral import Head
+from harness.tasks.theory import worst
+from harness.tasks.theory.captured import CapturedTheory
+from harness.tasks.theory.options import Options
+from harness.tasks.theory.spectral import Head, log_weights
 from kernels import PositionalLSH, Weights
 from kernels.methods.bounds import spectral_expectation_bound, spectral_tail_bound
 
 LAYER = 0  # whose masks are measured: those of other layers are further draws
 BLOCKS, BLOCK_ROWS = 8, 32  # blocks of rows, evenly spaced, on which the output error is measured
 HEAD_DIM = 64  # of the Gaussian queries, keys and values
-
-
-@dataclass
-class Options:
-    """Options of task=theory.
-
-    causal: whether a row sees earlier columns only.
-    """
-
-    causal: bool = True
+MAX_EDGES = 1 << 22  # edges of blocks at a time, rows x masks
+LARGEST_RANGE = 50  # of scores: beyond, the smallest of exp(-2 r) vanish
 
 
 class TheoryRow(SampleRow):
@@ -54,6 +52,9 @@ class TheoryRow(SampleRow):
         output_error_common_mean: the same with v shifted by a common vector of standard normal
             numbers, which every attention reproduces.
         row_errors: median, 90 % and 99 % quantile of the rows' relative errors, for zero-mean v.
+        variation: mean total variation of the Gaussian attention of rows, see `worst_cases`.
+        worst, worst_found: by score range, the largest total variation over all scores in the range,
+            and that of queries and keys found by gradient.
         cosine: mean over rows of the cosine between both outputs, for zero-mean v.
     """
 
@@ -71,6 +72,9 @@ class TheoryRow(SampleRow):
     output_error_common_mean: float
     row_errors: list[float]
     cosine: float
+    variation: float | None = None
+    worst: dict[str, float] = {}
+    worst_found: dict[str, float] = {}
 
 
 class Theory(ModelFreeTask):
@@ -78,8 +82,24 @@ class Theory(ModelFreeTask):
     options = Options
     min_context = BLOCKS * BLOCK_ROWS
 
+    def tasks(self, options: Options) -> list[PlannedTask]:
+        if options.text is not None:
+            return [PlannedTask(CAPTURED, options)]
+        return super().tasks(options)
+
     def identity(self, options: Options) -> dict:
-        return asdict(options)
+        ranges = {"score_ranges": list(options.score_ranges)} if options.score_ranges else {}
+        return {"causal": options.causal, **ranges}
+
+    def check(self, options: Options, cell: Cell) -> None:
+        """Raise UserError for score ranges that are not positive, and as the other tasks without a
+        model do."""
+        if any(not 0 < r <= LARGEST_RANGE for r in options.score_ranges):
+            raise UserError(
+                f"task.theory.score_ranges must be numbers above 0 and at most {LARGEST_RANGE}, not "
+                f"{list(options.score_ranges)}."
+            )
+        super().check(options, cell)
 
     def amount(self, options: Options, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
         heads = cell.model.architecture.heads
@@ -94,7 +114,7 @@ class Theory(ModelFreeTask):
         for draw, keys in context.batches():
             for key in keys:
                 started = time.perf_counter()
-                row = measure_head(cell, weights(draw), exact, key // cell.draws, options.causal)
+                row = measure_head(cell, weights(draw), exact, key // cell.draws, options)
                 yield [row.but(key=key, draw=draw, seconds=time.perf_counter() - started)]
 
     def metrics(self, options: Options, rows: Sequence[TheoryRow], *, clustered: bool) -> dict[str, stats.Metric]:
@@ -123,6 +143,11 @@ class Theory(ModelFreeTask):
         if any(r.expectation_bound for r in rows):
             shares = [r.expectation_bound and r.spectral_error / r.expectation_bound for r in rows]
             metrics["share_of_expectation_bound"] = mean(shares, ratio)
+        if all(r.variation is not None for r in rows):
+            metrics["variation_gaussian"] = mean([r.variation for r in rows], "probability")
+            for r in rows[0].worst:
+                metrics[f"variation_worst_{r}"] = mean([row.worst[r] for row in rows], "probability")
+                metrics[f"variation_found_{r}"] = mean([row.worst_found[r] for row in rows], "probability")
         for head in sorted({r.head for r in rows}):
             of_head = [r.score if r.head == head else None for r in rows]
             metrics[f"spectral_error_head_{head + 1}"] = mean(of_head, error)
@@ -135,7 +160,7 @@ def _layer(cell: Cell, draw: int) -> Weights:
     return weights[LAYER]
 
 
-def measure_head(cell: Cell, weights: Weights, exact: Weights, head: int, causal: bool) -> TheoryRow:
+def measure_head(cell: Cell, weights: Weights, exact: Weights, head: int, options: Options) -> TheoryRow:
     """Return the row of one head, without its key and draw.
 
     Args:
@@ -143,12 +168,13 @@ def measure_head(cell: Cell, weights: Weights, exact: Weights, head: int, causal
         weights: of one layer, in one draw.
         exact: exact ALiBi's of the same slopes.
         head: the head.
-        causal: whether a row sees earlier columns only.
+        options: the task's options.
     """
-    tokens, sigma = cell.context, 1 / float(weights.slopes[head])
+    tokens, sigma, causal = cell.context, 1 / float(weights.slopes[head]), options.causal
     norms = Head(weights, head, tokens, causal=causal).norms()
-    rows = torch.arange(tokens)[None]
-    first = weights.reach(torch.tensor([head]), rows)[0][0]
+    rows = torch.arange(tokens)
+    pieces = rows.split(max(1, MAX_EDGES // max(1, weights.count)))
+    first = torch.cat([weights.reach(torch.tensor([head]), piece[None])[0][0] for piece in pieces])
     row = TheoryRow(
         key=0,
         score=norms.error / norms.exact,
@@ -157,9 +183,11 @@ def measure_head(cell: Cell, weights: Weights, exact: Weights, head: int, causal
         spectral_error=norms.error,
         spectral_exact=norms.exact,
         largest_error=norms.largest,
-        mean_reach=float((rows[0] - first).clamp_min(0).double().mean()),
+        mean_reach=float((rows - first).clamp_min(0).double().mean()),
         **output_errors(weights, exact, head, tokens, cell.data_seed, causal),
     )
+    if options.score_ranges:
+        row = row.but(**worst_cases(weights, exact, head, tokens, cell.data_seed, options))
     if isinstance(weights, PositionalLSH):
         row = row.but(largest_block=float(weights.masks.width[head].max()))
         if is_of_the_paper(weights):
@@ -185,10 +213,9 @@ def output_errors(weights: Weights, exact: Weights, head: int, tokens: int, seed
         seed: of q, k and v.
         causal: whether a row sees earlier columns only.
     """
-    generator = torch.Generator().manual_seed(1000 * seed + head)
-    q, k, v = (torch.randn(tokens, HEAD_DIM, generator=generator) for _ in range(3))
-    both = torch.stack([v, v + torch.randn(HEAD_DIM, generator=generator)])  # zero-mean, common mean
-    at = [round(tokens * (b + 1) / BLOCKS) - BLOCK_ROWS for b in range(BLOCKS)]
+    q, k, v, common = _gaussian(head, tokens, seed)
+    both = torch.stack([v, v + common])  # zero-mean, common mean
+    at = [end - BLOCK_ROWS for end in _block_ends(tokens)]
     outputs = [
         torch.cat([_attend_rows(one, head, q[a : a + BLOCK_ROWS], k, both, a, causal) for a in at], 1)
         for one in (exact, weights)
@@ -206,6 +233,13 @@ def output_errors(weights: Weights, exact: Weights, head: int, tokens: int, seed
     }
 
 
+def _gaussian(head: int, tokens: int, seed: int) -> list[torch.Tensor]:
+    """Return q, k, v (tokens, HEAD_DIM) and a vector (HEAD_DIM,) of standard normal numbers."""
+    generator = torch.Generator().manual_seed(1000 * seed + head)
+    shapes = [(tokens, HEAD_DIM)] * 3 + [(HEAD_DIM,)]
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
 def _attend_rows(
     weights: Weights, head: int, q: torch.Tensor, k: torch.Tensor, values: torch.Tensor, begin: int, causal: bool
 ) -> torch.Tensor:
@@ -220,13 +254,45 @@ def _attend_rows(
         begin: token of the first row.
         causal: whether a row sees earlier columns only.
     """
-    one, rows = torch.tensor([head]), torch.arange(begin, begin + len(q))[None]
-    log_w = weights.log_piece(one, rows, torch.tensor([0]), len(k), causal)[0]
-    if weights.sinks:
-        sinks = min(weights.sinks, len(k))
-        log_w[:, :sinks] = weights.log_sinks(one, rows, sinks, causal)[0]
+    log_w = log_weights(weights, head, torch.arange(begin, begin + len(q)), len(k), causal=causal)
     scores = q @ k.T / math.sqrt(HEAD_DIM) + log_w
     return scores.softmax(-1) @ values
 
 
+def _block_ends(tokens: int) -> list[int]:
+    """Return the tokens after BLOCKS blocks of rows, evenly spaced."""
+    return [round(tokens * (b + 1) / BLOCKS) for b in range(BLOCKS)]
+
+
+def worst_cases(weights: Weights, exact: Weights, head: int, tokens: int, seed: int, options: Options) -> dict:
+    """Return the total variation of attention as in `TheoryRow`, a mean over the last row of each of
+    BLOCKS blocks.
+
+    Args:
+        weights, exact: of one layer.
+        head: the head.
+        tokens: n.
+        seed: of queries and keys.
+        options: the task's options.
+    """
+    rows = torch.tensor(_block_ends(tokens)) - 1
+    log_exact, log_changed = (
+        torch.cat([log_weights(w, head, rows[i : i + 1], tokens, causal=options.causal) for i in range(BLOCKS)])
+        for w in (exact, weights)
+    )
+    q, k = _gaussian(head, tokens, seed)[:2]
+    gaussian = worst.variation(log_exact, log_changed, q[rows] @ k.T / math.sqrt(HEAD_DIM))
+    figures: dict = {"variation": float(gaussian.mean()), "worst": {}, "worst_found": {}}
+    for r in options.score_ranges:
+        largest = []
+        for one, other in zip(log_exact.double().numpy(), log_changed.double().numpy(), strict=True):
+            visible = np.isfinite(one)
+            largest.append(worst.largest_variation(one[visible], other[visible], r))
+        figures["worst"][f"{r:g}"] = math.fsum(largest) / BLOCKS
+        found = worst.adversary(log_exact, log_changed, r, dim=HEAD_DIM, seed=seed)
+        figures["worst_found"][f"{r:g}"] = float(found.mean())
+    return figures
+
+
+CAPTURED = CapturedTheory()
 THEORY = Theory()

@@ -59,6 +59,7 @@ class Throughput:
     options: type = Options
     rows_are: str = "repeats"
     needs_model: bool = True
+    runs_weights: bool = True
     needs_trained_weights: bool = False
     natural_text: bool = False
 

@@ -1,5 +1,8 @@
 """The tasks on text from the command line: mistakes, and samples that a later run adds."""
 
+import math
+
+import numpy as np
 import pytest
 
 from harness.analysis import reader
@@ -88,3 +91,28 @@ def test_fidelity_to_itself_is_whole(run, novel, tmp_path):
     metrics = {name.removeprefix("fidelity/"): m["value"] for name, m in document["metrics"].items()}
     assert metrics["kl"] == metrics["logits_error"] == 0
     assert metrics["top_1_agreement"] == 1
+
+
+def test_draws_are_crossed_with_texts_on_request(run, novel, tmp_path):
+    more = ["samples=4", "task.fidelity.crossed=true", "task.fidelity.sink_tokens=2"]
+    code, document, _, err = run(*words("fidelity", novel, tmp_path, *more))
+    assert code == 0, err
+    (record,) = reader.records(tmp_path)
+    rows = [row.more for row in record.rows.values()]
+    assert [len(row["by_draw"]) for row in rows] == [2] * 4
+    for key, row in record.rows.items():
+        assert row.more["by_draw"][key % 2] == pytest.approx(row.score)  # its own draw among them
+    metrics = {name.removeprefix("fidelity/"): m["value"] for name, m in document["metrics"].items()}
+    table = np.array([row["by_draw"] for row in rows])
+    left = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    assert metrics["kl_sd_rest"] == pytest.approx(math.sqrt((left**2).sum() / 3))
+    assert {"kl_sd_texts", "kl_sd_draws"} <= set(metrics)
+    heads = [metrics[f"sink_mass_{layer}_{head}"] for layer in (1, 2, 3) for head in range(1, 9)]
+    assert metrics["sink_mass"] == pytest.approx(sum(heads) / 24)
+    assert 0 < min(heads) < max(heads) < 1
+
+
+def test_sinks_lie_in_the_context(run, novel, tmp_path):
+    code, _, _, err = run(*words("fidelity", novel, tmp_path, "task.fidelity.sink_tokens=65"))
+    assert code == 2
+    assert "task.fidelity.sink_tokens must be from 0 to context=64" in err

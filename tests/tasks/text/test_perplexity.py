@@ -49,6 +49,11 @@ def test_windows_are_scored_as_by_stock_transformers(family, options, monkeypatc
         assert row.entropies == pytest.approx(float(entropies.sum()), rel=1e-5)
         assert [n for _, n in row.quarters] == [5, 5, 5, 5]
         assert [x for x, _ in row.quarters] == pytest.approx(nats.view(4, 5).sum(1).tolist(), rel=1e-5)
+        parts = [slice(5 * q, 5 * q + 5) for q in range(4)]
+        assert row.by_quarter["top_10"] == [sum(r <= 10 for r in ranks[part]) for part in parts]
+        assert row.by_quarter["reciprocal_rank"] == pytest.approx([sum(1 / r for r in ranks[part]) for part in parts])
+        assert row.by_quarter["entropy"] == pytest.approx(entropies.view(4, 5).sum(1).tolist(), rel=1e-5)
+        assert row.by_quarter["scored_bytes"] == window.sizes.view(4, 5).sum(1).tolist()
 
 
 def test_the_nats_of_line_breaks_are_those_of_the_decision_to_break():
@@ -80,6 +85,8 @@ def test_metrics_are_ratios_of_sums():
             key=k, score=0, nll=nll, scored_tokens=tokens, scored_bytes=size, top={"1": 1, "10": 2, "100": 3},
             reciprocal_ranks=1.5, entropies=4.0, quarters=[(nll / 4, tokens // 4)] * 4,
             classes={"line_breaks": (0.5, 1), "first_occurrences": (nll - 1.5, 2), "repeats": (1.0, 1)},
+            by_quarter={name: [x, 0.0, 1.0, 2.0] for x, name in enumerate(perplexity.UNITS, 1)}
+            | {"scored_bytes": [size / 2, size / 2, 0, 0]},
         )
         for k, (nll, tokens, size) in enumerate([(10.0, 4, 12), (30.0, 8, 20), (20.0, 4, 10)])
     ]  # fmt: skip
@@ -89,6 +96,10 @@ def test_metrics_are_ratios_of_sums():
     assert metrics["top_10"].value == pytest.approx(6 / 16)
     assert metrics["reciprocal_rank"].value == pytest.approx(4.5 / 16)
     assert metrics["nats_per_token_quarter_1"].value == pytest.approx(15 / 4)
+    assert metrics["bits_per_byte_quarter_2"].value == pytest.approx(60 / 4 / 21 / math.log(2))
+    assert "bits_per_byte_quarter_3" not in metrics  # no character ends in it
+    assert metrics["top_10_quarter_1"].value == pytest.approx(3 * 2 / 4)
+    assert metrics["entropy_quarter_4"].value == pytest.approx(3 * 2 / 4)
     parts = [metrics[f"bits_per_byte_{name}"].value for name in perplexity.CLASSES]
     assert sum(parts) == pytest.approx(metrics["bits_per_byte"].value)
 
@@ -135,3 +146,31 @@ def test_attribution_approximates_one_layer_or_head_at_a_time():
     assert heads.pop("2_3") == pytest.approx(whole, rel=1e-4)
     assert list(heads.values()) == pytest.approx([0.0] * 15, abs=1e-9)
     assert layers == pytest.approx({"1": 0.0, "2": whole}, rel=1e-4, abs=1e-9)
+
+
+@pytest.mark.parametrize("family, options", [CASES[0], CASES[3], CASES[6]])
+def test_sink_mass_is_the_attention_of_the_first_tokens(family, options):
+    """Stock transformers gives the probabilities; stock Falcon adds its bias twice where it does, so
+    that ours is replaced with twice the slopes."""
+    ours, stock = (getattr(random_models, family)(**options) for _ in range(2))
+    attention = swapped(ours, kernel="exact", slope_factor=2.0 if family == "falcon" else 1.0)
+    exact = [Alibi(attention.slopes)] * 2
+    model = SimpleNamespace(model=ours, attention=attention)
+    rows = fidelity.compare_windows(model, batch(), exact, exact, "none", sink_tokens=3)
+    for row, window in zip(rows, batch(), strict=True):
+        with torch.inference_mode():
+            first = stock(window.ids[None, :-1], output_attentions=True).attentions[0]
+            expected = first[0, :, -STRIDE:, :3].sum(2).mean(1)
+        assert len(row.sink_mass) == 2
+        assert row.sink_mass[0] == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-6)
+
+
+def test_crossed_draws_are_those_of_the_divergence_by_itself():
+    ours, _ = loaded("mpt", {})
+    slopes = ours.attention.slopes
+    exact, layers = [Alibi(slopes)] * 2, [[WindowWeights(slopes, cutoff)] * 2 for cutoff in (0.3, 0.6, 2.0)]
+    rows = fidelity.compare_windows(ours, batch(), exact, layers[1], "none", crossed=layers)
+    for draw, weights in enumerate(layers):
+        alone = fidelity.compare_windows(ours, batch(), exact, weights, "none")
+        assert [r.by_draw[draw] for r in rows] == pytest.approx([r.score for r in alone])
+    assert all(r.by_draw[1] == r.score for r in rows)
