@@ -154,7 +154,7 @@ class Broken:
 
     name, rows_are, needs_model, options = "broken", "samples", False, retrieval.Options
 
-    needs_trained_weights, natural_text, generates = False, False, 0
+    needs_trained_weights, runs_weights, natural_text, generates = False, False, False, 0
 
     def __init__(self, fault):
         self.fault = fault
