@@ -40,8 +40,8 @@ class Paragraph:
 
     @property
     def brief(self) -> str:
-        """Who wins how often, and the first example."""
-        return " ".join([*self.tallies, *self.examples[:1]])
+        """The first example."""
+        return self.examples[0]
 
 
 def paragraphs(findings: Sequence[Finding]) -> list[Paragraph]:

@@ -28,7 +28,7 @@ def short(figures: dict[str, Any]) -> str:
 
 
 def brief(figures: dict[str, Any]) -> str:
-    """Return the same with one example in figures for each model and task."""
+    """Return one example in figures for each model and task."""
     return _spoken(figures, operator.attrgetter("brief"))
 
 

@@ -36,6 +36,7 @@ from harness.training.text_train import stream
 FILES = {part: ROOT / "docs" / "results" / f"near_{part}.json" for part in ("text", "retrieval")}
 # what is done to the lines of a text before it is read
 FORMS: dict[str, Callable[[str], str]] = {
+    "file": lambda text: text,
     "wrapped": lambda text: text,
     "unwrapped": lambda text: " ".join(text.split()) + "\n",
     "paragraphs": lambda text: "\n".join(" ".join(p.split()) for p in re.split(r"\n\s*\n", text.strip())) + "\n",
@@ -181,6 +182,48 @@ def _change(change: dict) -> str:
     return f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
+# rows of the table of both tasks: their name in NAMES, and their place in `books_measure.attentions`
+BOTH = {"exact": 0, "plsh 0": 2, "window 0": 4, "sliding 0": 6, f"plsh {TILE}": 3, f"window {TILE}": 5}
+RETRIEVAL_MODEL, TEXT_MODEL, CONTEXT = "tiny-plain", "tiny-code", books_measure.CONTEXT
+
+
+def side_by_side(figures: dict) -> str:
+    """Return a table of retrieval beside text.
+
+    figures: the content of the file of "text"; that of "retrieval" is read.
+    """
+    retrieval = read_json(FILES["retrieval"])
+    assert retrieval is not None, "the figures of retrieval are missing"
+    there = (RETRIEVAL_MODEL, CONTEXT)
+    accuracies = {r["name"]: r for r in retrieval["rows"] if (r["model"], r["context"]) == there}
+    part = figures["models"][TEXT_MODEL]
+    (rows_of_text,) = part["forms"].values()
+    lines = []
+    for name, place in BOTH.items():
+        accuracy, text = accuracies[name], rows_of_text[place]
+        change = text["minus_exact"]
+        lines.append(
+            [
+                NAMES[name],
+                f"{accuracy['pairs_per_row']:.1f}, {text['pairs_per_row']['fused']:.1f}",
+                interval(Metric(**accuracy["accuracy"])),
+                signed(Difference(**change)) if change else f"{text['bits_per_byte']['value']:.3f}",
+            ]
+        )
+    columns = [
+        "attention",
+        "pairs per row",
+        f"{RETRIEVAL_MODEL}: accuracy of retrieval",
+        f"{TEXT_MODEL}: bits per byte, minus exact",
+    ]
+    title = f"{retrieval['samples']} prompts of retrieval, and {part['setup']['chunks']} chunks of held-out source code"
+    return Table(f"{title}, {CONTEXT:,} tokens", columns, lines, []).markdown().rstrip()
+
+
+# tables besides `markdown`, by the word after the file's name in a mark
+PARTS: dict[str, Callable[[dict], str]] = {"side-by-side": side_by_side}
+
+
 def _retrieval_tables(part: dict) -> list[Table]:
     rows = part["rows"]
     places = list(dict.fromkeys((row["model"], row["context"]) for row in rows))
@@ -221,8 +264,8 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="+",
         choices=FORMS,
         default=["wrapped", "unwrapped"],
-        help="line breaks as in the file, all white space made one blank, or one line for each paragraph; several "
-        "side by side (wrapped unwrapped)",
+        help="as the file is (of a novel: its wrapped lines), all white space made one blank, or one line for each "
+        "paragraph; several side by side (wrapped unwrapped)",
     )
     text.add_argument("--chunks", type=int, default=books_measure.CHUNKS, metavar="N", help="chunks of 1,024 tokens")
     retrieval = parts.add_parser("retrieval", help="accuracies of the store of sweeps/near.yaml")
