@@ -12,13 +12,14 @@ from harness.attentions.base import Attention, Option, UnknownAttention, near_to
 from harness.attentions.plsh import Plsh
 from harness.attentions.sliding import Sliding
 from harness.attentions.stock import Stock
+from harness.attentions.topk import TopK
 from harness.attentions.window import Window
 from harness.common.errors import UserError, choose
 
 if TYPE_CHECKING:
     from harness.models.spec import ModelSpec
 
-ATTENTIONS: dict[str, type[Attention]] = {kind.name: kind for kind in (Alibi, Stock, Plsh, Window, Sliding)}
+ATTENTIONS: dict[str, type[Attention]] = {kind.name: kind for kind in (Alibi, Stock, Plsh, Window, Sliding, TopK)}
 
 
 class EqualCost(NamedTuple):
