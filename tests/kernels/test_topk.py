@@ -34,7 +34,9 @@ def by_hand(q, k, v, count, *, sinks=0, near=0, causal=True):
                 given = [j for j in scores if j == i or j < sinks or abs(i - j) < near]
                 rest = sorted(set(scores) - set(given), key=lambda j: -scores[j])
                 seen = given + rest[: count - 1]
-                out[b, h, r] = torch.softmax(torch.tensor([scores[j] for j in seen], dtype=torch.float64), 0) @ value[seen]
+                out[b, h, r] = (
+                    torch.softmax(torch.tensor([scores[j] for j in seen], dtype=torch.float64), 0) @ value[seen]
+                )
                 pairs[h] += (len(seen) - 1) * (b == 0)
     return out, pairs
 

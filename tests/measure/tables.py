@@ -29,6 +29,7 @@ MEASURED = {
     "measured.json": "harness.training.books_card",
     "near_retrieval.json": "tests.measure.near",
     "near_text.json": "tests.measure.near",
+    "masks_gaussian.json": "tests.measure.masks",
     "tiny_code.json": "harness.training.code_card",
     "overhead.json": "tests.measure.overhead",
     "flat.json": "tests.measure.flat",
