@@ -11,16 +11,15 @@ S masks of the paper's and e' theirs: the error of independent masks falls as 1/
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from harness.analysis.table import interval
 from harness.common import environment, stats
 from harness.common.files import write_atomic
 from harness.common.paths import ROOT
-from harness.common.stats import Metric
 from harness.common.table import Table
 from kernels import Alibi, PositionalLSH, Weights, Window, attend, equal_cost_cutoff, expected_pairs
 
@@ -30,59 +29,57 @@ SEEDS = range(100, 108)
 TOKENS, HEADS, DIM = 1024, 8, 64
 # sampler and weights; the paper's first
 KINDS = (("gamma", "count"), ("gamma", "rb"), ("gamma", "exact"), ("systematic", "count"), ("systematic", "rb"))
-NAMES = {"window": "slope window of the pairs of gamma"}
+WINDOW = ("window", "exact")
 
 
-def squared_error(weights: Weights, sigma: int, seed: int) -> tuple[float, float]:
-    """Return the squared norms of the change of the output and of the exact output.
+def measure(
+    sigma: int, masks: int, seeds: Sequence[int] = SEEDS, kinds: Sequence[tuple[str, str]] = (*KINDS, WINDOW)
+) -> list[dict[str, Any]]:
+    """Return a row for each method.
 
     Args:
-        weights: of heads with the slope 1/sigma.
-        sigma: in tokens.
-        seed: of queries, keys and values.
+        sigma: 1/slope of all heads in tokens.
+        masks: S.
+        seeds: of the masks, and of queries, keys and values.
+        kinds: sampler and weights of the methods, the paper's first.
     """
-    generator = torch.Generator().manual_seed(seed)
-    q, k, v = torch.randn(3, 1, weights.heads, TOKENS, DIM, generator=generator).unbind(0)
-    beyond = slice(6 * sigma, None)
-    exact = attend(q, k, v, Alibi(weights.slopes), kernel="sdpa")[:, :, beyond].double()
-    change = attend(q, k, v, weights, kernel="sdpa")[:, :, beyond].double() - exact
-    return float(change.square().sum()), float(exact.square().sum())
+    slopes = torch.full((HEADS,), 1 / sigma, dtype=torch.float64)
+    window = Window(slopes, equal_cost_cutoff(slopes, masks, TOKENS))
+    beyond, total = slice(6 * sigma, None), 0.0
+    changes: list[list[float]] = [[] for _ in kinds]
+    reach = [0.0] * len(kinds)
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        inputs = torch.randn(3, 1, HEADS, TOKENS, DIM, generator=generator).unbind(0)
+        exact = attend(*inputs, Alibi(slopes), kernel="sdpa")[:, :, beyond].double()
+        total += float(exact.square().sum())
+        for i, (sampler, kind) in enumerate(kinds):
+            drawn: Weights = window
+            if (sampler, kind) != WINDOW:
+                drawn = PositionalLSH.draw(slopes, masks, seed=seed, sampler=sampler, weights=kind)
+            out = attend(*inputs, drawn, kernel="sdpa")[:, :, beyond].double()
+            changes[i].append(float((out - exact).square().sum()))
+            reach[i] += _reach(drawn) / len(seeds)
+    rows = []
+    for (sampler, kind), change, mean_reach in zip(kinds, changes, reach, strict=True):
+        pairs = expected_pairs(slopes, masks, TOKENS, sampler="gamma" if (sampler, kind) == WINDOW else sampler)
+        sums = list(zip(changes[0], change, strict=True))
+        worth = stats.ratio(sums, list(seeds), clustered=False, unit="masks", figure=lambda ratio: ratio * masks)
+        rows.append(
+            {
+                **{"sigma": sigma, "masks": masks, "sampler": sampler, "weights": kind},
+                "error": (sum(change) / total) ** 0.5,
+                "worth": worth.as_dict(),
+                "reach_in_sigma": mean_reach / sigma,
+                "pairs_per_row": pairs / HEADS / TOKENS,
+            }
+        )
+    return rows
 
 
-def measure() -> dict:
-    """Return the record: a row for each sigma, number of masks and method."""
-    rows: list[dict[str, Any]] = []
-    for sigma in SIGMAS:
-        slopes = torch.full((HEADS,), 1 / sigma, dtype=torch.float64)
-        for masks in MASKS:
-            cutoff = equal_cost_cutoff(slopes, masks, TOKENS)
-            paper: list[float] = []
-            for sampler, kind in (*KINDS, ("window", "exact")):
-                errors, total, reach = [], 0.0, 0.0
-                for seed in SEEDS:
-                    drawn: Weights = Window(slopes, cutoff)
-                    if sampler != "window":
-                        drawn = PositionalLSH.draw(slopes, masks, seed=seed, sampler=sampler, weights=kind)
-                    change, exact = squared_error(drawn, sigma, seed)
-                    errors.append(change)
-                    total += exact
-                    reach += _reach(drawn) / len(SEEDS)
-                paper = paper or errors
-                pairs = expected_pairs(slopes, masks, TOKENS, sampler="gamma" if sampler == "window" else sampler)
-                sums = list(zip(paper, errors, strict=True))
-                worth = stats.ratio(
-                    sums, list(SEEDS), clustered=False, unit="masks", figure=lambda r, masks=masks: r * masks
-                )
-                rows.append(
-                    {
-                        **{"sigma": sigma, "masks": masks, "sampler": sampler, "weights": kind},
-                        "error": (sum(errors) / total) ** 0.5,
-                        "worth": worth.as_dict(),
-                        "reach_in_sigma": reach / sigma,
-                        "pairs_per_row": pairs / HEADS / TOKENS,
-                    }
-                )
-                print(rows[-1], flush=True)
+def record() -> dict:
+    """Return the content of FILE."""
+    rows = [row for sigma in SIGMAS for masks in MASKS for row in measure(sigma, masks)]
     setup = {"tokens": TOKENS, "heads": HEADS, "head_dim": DIM, "seeds": list(SEEDS)}
     found = environment.describe(torch.device("cpu"))
     return {"setup": setup, "rows": rows, "environment": {n: found[n] for n in ("commit", "dirty", "device")}}
@@ -98,8 +95,10 @@ def markdown(figures: dict) -> str:
     """Return the table of FILE."""
     lines = []
     for row in figures["rows"]:
-        name = NAMES.get(row["sampler"], f"{row['sampler']} {row['weights']}")
-        worth = interval(Metric(**row["worth"])) if (row["sampler"], row["weights"]) != KINDS[0] else f"{row['masks']}"
+        kind = row["sampler"], row["weights"]
+        name = "slope window, pairs of gamma" if kind == WINDOW else " ".join(kind)
+        low, high = row["worth"]["low"], row["worth"]["high"]
+        worth = f"{row['worth']['value']:.0f}" + (f" [{low:.0f}, {high:.0f}]" if kind != KINDS[0] else "")
         numbers = [f"{row['error']:.3f}", worth, f"{row['reach_in_sigma']:.2f}", f"{row['pairs_per_row']:.1f}"]
         lines.append([f"{row['sigma']}", f"{row['masks']}", name, *numbers])
     setup = figures["setup"]
@@ -112,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Return 0."""
     parser = argparse.ArgumentParser(prog="python -m tests.measure.masks", description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", type=Path, default=FILE, metavar="FILE", help="the file to write")
-    write_atomic(parser.parse_args(arguments).json, measure())
+    write_atomic(parser.parse_args(arguments).json, record())
     return 0
 
 
