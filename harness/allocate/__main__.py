@@ -10,6 +10,7 @@ stdout ends with one JSON line. Exit codes: 0 done, 2 invalid arguments.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +27,10 @@ def parser() -> Parser:
     kind = argparse.RawTextHelpFormatter
     result = Parser(prog="python -m harness.allocate", description=__doc__, formatter_class=kind)
     result.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of harness.run")
-    result.add_argument("--pairs", type=float, required=True, help="budget: visited pairs per row, the mean over heads")
-    result.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    budgets = "visited pairs per row, the mean over heads; several budgets as 24,64"
+    result.add_argument("--pairs", required=True, metavar="P", help=budgets)
+    out = "the file to write; with several budgets each has its number at the end of the name"
+    result.add_argument("--out", type=Path, required=True, metavar="FILE", help=out)
     result.add_argument("--text", help="novel, code, a file in UTF-8, or prompts: those of task=retrieval")
     result.add_argument("--samples", type=int, default=8, metavar="N", help="sequences for calibration (8)")
     result.add_argument("--rounds", type=int, default=1, metavar="N", help="measurements of all heads (1)")
@@ -38,8 +41,7 @@ def parser() -> Parser:
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     given = parser().parse_intermixed_args(arguments)
-    if not given.pairs >= 0:
-        raise UserError(f"--pairs must be at least 0, not {given.pairs}.")
+    budgets = _budgets(given.pairs)
     for name in ("samples", "rounds"):
         if getattr(given, name) < 1:
             raise UserError(f"--{name} must be at least 1, not {getattr(given, name)}.")
@@ -58,23 +60,37 @@ def main(arguments: Sequence[str]) -> int:
     if plan.cell.model.random:
         raise UserError("Random weights need no keys more than others: use model.weights=checkpoint.")
     text = given.text or ("prompts" if plan.cell.model.reads == "prompts" else "novel")
-    content = allocate(
+    several = len(budgets) > 1
+    files = [given.out.with_stem(f"{given.out.stem}-{n:g}") if several else given.out for n in budgets]
+    contents = allocate(
         plan.cell,
         lambda: load_model(plan.cell.model, device=plan.device, kernel=plan.cell.kernel),
         text=text,
         samples=given.samples,
-        pairs=given.pairs,
+        budgets=budgets,
         rounds=given.rounds,
         batch=plan.batch,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    write_atomic(given.out, content)
-    heads = range(1, plan.cell.model.architecture.heads + 1)
-    rows = [[f"{layer}", *map(str, tokens)] for layer, tokens in enumerate(content["tokens"], 1)]
-    title = f"tokens of each head, {content['pairs_per_row']:.1f} pairs per row"
-    Table(title, ["layer", *map(str, heads)], rows, []).print()
-    print(json.dumps({"status": "ok", "file": str(given.out), **{k: content[k] for k in ("pairs_per_row", "nats")}}))
+    heads, made = range(1, plan.cell.model.architecture.heads + 1), []
+    for file, content in zip(files, contents, strict=True):
+        write_atomic(file, content)
+        rows = [[f"{layer}", *map(str, tokens)] for layer, tokens in enumerate(content["tokens"], 1)]
+        title = f"tokens of each head, {content['pairs_per_row']:.1f} pairs per row"
+        Table(title, ["layer", *map(str, heads)], rows, []).print()
+        made.append({"file": str(file), "pairs_per_row": content["pairs_per_row"], "nats": content["nats"]})
+    print(json.dumps({"status": "ok", "allocations": made}))
     return 0
+
+
+def _budgets(words: str) -> list[float]:
+    try:
+        found = [float(word) for word in words.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 <= n < math.inf for n in found):
+        raise UserError(f"--pairs must be numbers of at least 0 with commas between them, not {words}.")
+    return found
 
 
 if __name__ == "__main__":

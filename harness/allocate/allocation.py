@@ -1,6 +1,6 @@
 """The search for lengths, and the content of an allocation's file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,19 +22,19 @@ def allocate(
     *,
     text: str,
     samples: int,
-    pairs: float,
+    budgets: Sequence[float],
     rounds: int,
     batch: int,
     say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Return the content of the file.
+) -> Iterator[dict[str, Any]]:
+    """Yield the content of the file of each budget.
 
     Args:
         cell: for its model, context and data seed.
         load: loads the model.
         text, samples: as in `calibration.sequences`.
-        pairs: budget of pairs per row and head.
-        rounds: how often all heads are measured.
+        budgets: pairs per row, the mean over heads.
+        rounds: how often all heads are measured for a budget.
         batch: sequences computed at a time.
         say: told of progress.
 
@@ -46,32 +46,34 @@ def allocate(
     divergence = Divergence(load(), list(found.batches(batch)))
     grid = lengths(cell.context)
     whole: Lengths = ((cell.context,) * heads,) * cell.model.architecture.layers
-    around, best = whole, (float("inf"), whole)
-    for number in range(rounds):
-        say(f"round {number + 1} of {rounds}")
-        around = _cheapest(sensitivities(divergence, around, grid, say).numpy(), grid, cell.context, pairs)
-        nats = divergence(around)
-        best = min(best, (nats, around))
-        say(f"{pairs_per_row(around, cell.context):.1f} pairs per row: {nats:.4f} nats")
-    nats, tokens = best
-    used = pairs_per_row(tokens, cell.context)
-    uniform = Sliding.of_cost(used * cell.context * heads, cell.model, cell.context).tokens
-    return {
-        "schema": VERSION,
-        "name": cell.model.name,
-        "model": cell.model.identity,
-        "calibration": {
-            "text": text,
-            "sha256": calibration.digest(found),
-            "context": cell.context,
-            "sequences": len(found.ids),
-            "scored": int(found.scored.sum()),
-        },
-        "options": {"pairs": pairs, "rounds": rounds},
-        "pairs_per_row": used,
-        "nats": {"allocated": nats, "uniform": divergence(((uniform,) * heads,) * len(whole))},
-        "tokens": [list(layer) for layer in tokens],
-    }
+    alone = sensitivities(divergence, whole, grid, say).numpy()
+    for pairs in budgets:
+        loss, tried = alone, []
+        for number in range(rounds):
+            if number:
+                loss = sensitivities(divergence, tried[-1][1], grid, say).numpy()
+            around = _cheapest(loss, grid, cell.context, pairs)
+            tried.append((divergence(around), around))
+            say(f"{pairs_per_row(around, cell.context):.1f} pairs per row: {tried[-1][0]:.4f} nats")
+        nats, tokens = min(tried)
+        used = pairs_per_row(tokens, cell.context)
+        uniform = Sliding.of_cost(used * cell.context * heads, cell.model, cell.context).tokens
+        yield {
+            "schema": VERSION,
+            "name": cell.model.name,
+            "model": cell.model.identity,
+            "calibration": {
+                "text": text,
+                "sha256": calibration.digest(found),
+                "context": cell.context,
+                "sequences": len(found.ids),
+                "scored": int(found.scored.sum()),
+            },
+            "options": {"pairs": pairs, "rounds": rounds},
+            "pairs_per_row": used,
+            "nats": {"allocated": nats, "uniform": divergence(((uniform,) * heads,) * len(whole))},
+            "tokens": [list(layer) for layer in tokens],
+        }
 
 
 def pairs_per_row(tokens: Lengths, context: int) -> float:

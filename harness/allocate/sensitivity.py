@@ -9,7 +9,7 @@ from harness.models.load import LoadedModel
 from harness.tasks.text import logits
 from kernels import Alibi, Weights, Window
 
-NEGLIGIBLE = 1e-6  # nats per token: a head that changes less is not measured at greater lengths
+NEGLIGIBLE = 1e-5  # nats per token: from a head that changes less, greater lengths are not measured
 Tokens = Sequence[Sequence[int]]  # nearest keys that each head of each layer sees
 
 
@@ -87,7 +87,8 @@ def sensitivities(
                 changed = [list(row) for row in around]
                 changed[layer][head] = length
                 found[layer, head, i] = value = divergence(changed)
-                if abs(value - base) < NEGLIGIBLE:  # with all other heads exact, greater lengths change even less
+                # a head that loses nothing any more; one that is short itself may still gain
+                if abs(value - base) < NEGLIGIBLE and around[layer][head] == grid[-1]:
                     found[layer, head, i:] = value
                     break
             say(f"layer {layer + 1} head {head + 1}: " + " ".join(f"{x:.1e}" for x in found[layer, head].tolist()))

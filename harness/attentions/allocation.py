@@ -31,7 +31,7 @@ def read_allocation(path: str, model: "ModelSpec") -> Allocation:
 
     Args:
         path: the file.
-        model: the model that it must be for.
+        model: the model that it must be for, by its identity or, if that is unknown, by its slopes.
 
     Raises:
         UserError: if the file cannot be read, is no allocation, or is for another model.
@@ -45,7 +45,10 @@ def read_allocation(path: str, model: "ModelSpec") -> Allocation:
     fields = content if isinstance(content, dict) else {}
     if fields.get("schema") != VERSION or not isinstance(fields.get("tokens"), list):
         raise UserError(f"{option} is no allocation of version {VERSION}: make it with python -m harness.allocate.")
-    if fields.get("model") != model.identity:
+    about = fields.get("model") if isinstance(fields.get("model"), dict) else {}
+    # of a model that a program has loaded itself nothing but the slopes is known
+    alike = about == model.identity if model.identity else about.get("slopes") == model.rounded_slopes
+    if not alike:
         raise UserError(
             f"{option} is for another model than {model.name}: its weights, configuration or tokenizer differ. Make "
             f"one with python -m harness.allocate model={model.name}."

@@ -30,6 +30,7 @@ MEASURED = {
     "near_retrieval.json": "tests.measure.near",
     "near_text.json": "tests.measure.near",
     "masks_gaussian.json": "tests.measure.masks",
+    "controls.json": "tests.measure.controls",
     "tiny_code.json": "harness.training.code_card",
     "overhead.json": "tests.measure.overhead",
     "flat.json": "tests.measure.flat",
