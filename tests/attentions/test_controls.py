@@ -34,6 +34,7 @@ def test_the_oracle_counts_its_pairs_and_says_what_it_is():
         ("attn.keys=null", "needs a value of attn.keys"),
         ("task=theory", "use another attn"),
         ("task=horizon", "use another attn"),
+        ("task=throughput", "and saves no time"),
     ],
 )
 def test_the_oracle_refuses_what_needs_its_keys_beforehand(words, said):

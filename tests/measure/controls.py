@@ -25,8 +25,8 @@ FILE = ROOT / "docs" / "results" / "controls.json"
 ALLOCATIONS = "docs/results/allocation"
 # the text of the record, in the layout of books and without its name of a folder
 BOOK = "moby-dick.txt"
-TEXT = "model=tiny-books context=1024 samples=32 task=[fidelity,perplexity]"
-RETRIEVAL = "context=1024 samples=160 task=retrieval"
+TEXT = "model=tiny-books context=1024 samples=16 task=[fidelity,perplexity]"
+RETRIEVAL = "context=1024 samples=80 task=retrieval"
 BUDGETS = {"tiny-books": (16, 24, 32, 64, 148), "tiny-plain": (24, 40, 80, 148)}
 METRICS = {
     "fidelity": ("fidelity/kl", "fidelity/top_1_agreement"),
@@ -46,19 +46,18 @@ def commands() -> Iterator[str]:
 
     for text in (f"FOLDER/test/{BOOK}", "code"):
         on_text = f"{run} {TEXT} task.fidelity.text={text} task.perplexity.text={text}"
-        yield f"{on_text} attn=alibi"
+        yield f"{on_text} attn=alibi,window"
         yield f"{on_text} attn=sliding attn.tokens=25,65,162"
         yield f"{on_text} {allocated('tiny-books')}"
-        if text != "code":  # no text of the kind that tiny-books learned
-            yield f"{on_text} attn=window attn.stagger=false,true"
-            yield f"{on_text} attn=topk attn.keys=16"
+        if text != "code":  # of a kind that tiny-books has not learned
+            yield f"{on_text} attn=window attn.stagger=true"
             yield f"{on_text} attn=plsh attn.weights=rb attn.share=none,layers,heads,all"
-    for model in ("tiny", "tiny-plain"):
+            yield f"{on_text} attn=topk attn.keys=16"
+    for model in ("tiny-plain", "tiny"):
         on_prompts = f"{run} model={model} {RETRIEVAL}"
-        yield f"{on_prompts} attn=alibi,sliding"
-        yield f"{on_prompts} attn=window attn.stagger=false,true"
+        yield f"{on_prompts} attn=alibi,sliding,plsh attn.weights=rb"
         yield f"{on_prompts} attn=topk attn.keys=4,16"
-        yield f"{on_prompts} attn=plsh attn.weights=rb attn.share=none,layers,heads,all"
+        yield f"{on_prompts} attn=window attn.stagger=false,true"
     yield f"{run} model=tiny-plain {RETRIEVAL} {allocated('tiny-plain')}"
 
 

@@ -100,10 +100,10 @@ def markdown(figures: dict) -> str:
         low, high = row["worth"]["low"], row["worth"]["high"]
         worth = f"{row['worth']['value']:.0f}" + (f" [{low:.0f}, {high:.0f}]" if kind != KINDS[0] else "")
         numbers = [f"{row['error']:.3f}", worth, f"{row['reach_in_sigma']:.2f}", f"{row['pairs_per_row']:.1f}"]
-        lines.append([f"{row['sigma']}", f"{row['masks']}", name, *numbers])
+        lines.append([name, f"{row['sigma']}", f"{row['masks']}", *numbers])
     setup = figures["setup"]
     title = f"Gaussian input, {setup['tokens']} tokens, {len(setup['seeds'])} seeds of {setup['heads']} heads"
-    columns = ["sigma", "S", "masks", "relative error", "worth masks of the paper's", "reach, sigmas", "pairs per row"]
+    columns = ["masks", "sigma", "S", "relative error", "worth masks of the paper's", "reach, sigmas", "pairs per row"]
     return Table(title, columns, lines, []).markdown().rstrip()
 
 
