@@ -48,7 +48,8 @@ def allocate(
     whole: Lengths = ((cell.context,) * heads,) * cell.model.architecture.layers
     alone = sensitivities(divergence, whole, grid, say).numpy()
     for pairs in budgets:
-        loss, tried = alone, []
+        loss = alone
+        tried: list[tuple[float, Lengths]] = []
         for number in range(rounds):
             if number:
                 loss = sensitivities(divergence, tried[-1][1], grid, say).numpy()

@@ -45,7 +45,8 @@ def read_allocation(path: str, model: "ModelSpec") -> Allocation:
     fields = content if isinstance(content, dict) else {}
     if fields.get("schema") != VERSION or not isinstance(fields.get("tokens"), list):
         raise UserError(f"{option} is no allocation of version {VERSION}: make it with python -m harness.allocate.")
-    about = fields.get("model") if isinstance(fields.get("model"), dict) else {}
+    found = fields.get("model")
+    about = found if isinstance(found, dict) else {}
     # of a model that a program has loaded itself nothing but the slopes is known
     alike = about == model.identity if model.identity else about.get("slopes") == model.rounded_slopes
     if not alike:

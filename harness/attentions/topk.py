@@ -32,6 +32,7 @@ class TopK(Attention):
     @classmethod
     def from_options(cls, options, *, masks, context, model):
         found = super().from_options(options, masks=masks, context=context, model=model)
+        assert isinstance(found, cls)
         if found.keys < 1:
             raise UserError(f"attn.keys must be at least 1, the row's own key, not {found.keys}.")
         return found
