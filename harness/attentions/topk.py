@@ -1,6 +1,6 @@
 """attn=topk: exact ALiBi on the keys of the highest biased scores, an oracle by content.
 
-It computes all scores, and bounds from below the keys that any method needs.
+It computes all scores, and bounds what any method can reach with as many keys in every row.
 """
 
 from dataclasses import dataclass

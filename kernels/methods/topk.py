@@ -14,7 +14,8 @@ class TopK(Weights):
     """Exact ALiBi on the keys that matter most to each row: its own key, the sinks, the near field,
     and of all others the `keys` - 1 whose ``q.k * scale - m |i - j|`` is highest.
 
-    It is a bound for methods that choose keys, and saves nothing itself: all scores are computed.
+    No other keys, as many in each row, hold more of its attention. It saves nothing itself, as all
+    scores are computed.
     With `keys` no smaller than the context it is exact ALiBi.
 
     slopes: (H,).
