@@ -64,11 +64,14 @@ class Attention(ABC):
     Options: ClassVar[type | None] = None  # dataclass of attn.*, if these differ from the fields
     # computed by the checkpoint's own code, so that `kernel` does not apply
     native: ClassVar[bool] = False
+    # a row's keys depend on its scores: no weights can be measured without a model, no kernel is fused
+    by_score: ClassVar[bool] = False
     any_context: ClassVar[bool] = True  # equal options mean the same method at every context
     beside_windows: ClassVar[bool] = False  # tables compare it with the windows of equal cost
     sinks = 0  # first tokens that stay visible with exact weight; a field where supported
     near = 0  # nearest keys, the row's own included, that have the exact weight; a field where supported
     evict = False  # generation drops keys out of reach; a field where supported
+    share = "none"  # which masks of a draw are the same; a field where supported
 
     @property
     def random(self) -> bool:

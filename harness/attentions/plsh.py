@@ -8,6 +8,7 @@ from harness.attentions.masks import refuse_align, samplers
 from harness.common.errors import UserError
 
 SYMBOLS = {"gamma": "circle", "systematic": "triangle-down", "fixed": "cross"}
+SHARES = ("none", "layers", "heads", "all")
 DASHES = {"gamma": "solid", "systematic": "dash", "fixed": "dot"}
 
 
@@ -15,6 +16,10 @@ def _weights() -> tuple[str, ...]:
     from kernels.methods.plsh import UNION_WEIGHTS
 
     return UNION_WEIGHTS
+
+
+def _shares() -> tuple[str, ...]:
+    return SHARES
 
 
 @dataclass
@@ -25,6 +30,7 @@ class Options:
     evict: bool = False
     align: int = 0
     near: Near = 0
+    share: str | None = word_option(_shares)  # none
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class Plsh(Attention):
     evict: whether generation drops keys out of reach.
     align: tokens of the grid on which masks of flat heads begin and end, 0 for none.
     near: nearest keys that every row sees with the exact weight.
+    share: what has the same masks in a draw: all "layers", all "heads" of a layer (in units of their
+        sigma), "all" of both, or "none".
     """
 
     name = "plsh"
@@ -51,6 +59,7 @@ class Plsh(Attention):
     evict: bool = False
     align: int = 0
     near: int = 0
+    share: str = "none"
 
     @classmethod
     def from_options(cls, options, *, masks, context, model):
@@ -63,7 +72,8 @@ class Plsh(Attention):
             needs = f"P(covered), for which {name} has no formula" if sampler.random else "random masks"
             raise UserError(f"attn.weights=rb needs {needs}: use attn.sampler={usable}.")
         masks = masks if sampler.random else 1  # without randomness all masks of a draw are equal
-        return cls(masks, name, weights, options.sinks, options.evict, options.align, options.near)
+        share = (options.share or "none") if sampler.random else "none"
+        return cls(masks, name, weights, options.sinks, options.evict, options.align, options.near, share)
 
     @property
     def random(self):
@@ -71,8 +81,13 @@ class Plsh(Attention):
 
     @property
     def label(self):
-        grid = f", grid of {self.align}" if self.align else ""
-        return f"PLSH S={self.masks} {self.sampler} {self.weights}{self.label_suffix}{grid}"
+        words = [f"PLSH S={self.masks} {self.sampler} {self.weights}{self.label_suffix}", *self._own_words]
+        return ", ".join(words)
+
+    @property
+    def _own_words(self) -> list[str]:
+        shared = {"all": "layers and heads"}.get(self.share, self.share)
+        return [f"grid of {self.align}"] * bool(self.align) + [f"shared by {shared}"] * (self.share != "none")
 
     @property
     def style(self):
@@ -82,7 +97,7 @@ class Plsh(Attention):
 
     @property
     def variant(self):
-        return super().variant + [f"grid of {self.align}"] * bool(self.align)
+        return super().variant + self._own_words
 
     def weights_of(self, model, *, seed, draw):
         from kernels import PositionalLSH
@@ -93,10 +108,12 @@ class Plsh(Attention):
             "sinks": self.sinks,
             "align": self.align,
             "near": self.near,
+            "share_heads": self.share in ("heads", "all"),
         }
+        layers = range(model.architecture.layers)
+        keys = [0] * len(layers) if self.share in ("layers", "all") else layers
         return [
-            PositionalLSH.draw(model.slopes, self.masks, seed=seed, draw=draw, layer=layer, **options)
-            for layer in range(model.architecture.layers)
+            PositionalLSH.draw(model.slopes, self.masks, seed=seed, draw=draw, layer=key, **options) for key in keys
         ]
 
     def pairs(self, model, context):

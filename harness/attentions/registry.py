@@ -8,17 +8,20 @@ from dataclasses import MISSING, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.attentions.alibi import EXACT, Alibi
+from harness.attentions.allocated import Allocated
 from harness.attentions.base import Attention, Option, UnknownAttention, near_tokens
 from harness.attentions.plsh import Plsh
 from harness.attentions.sliding import Sliding
 from harness.attentions.stock import Stock
+from harness.attentions.topk import TopK
 from harness.attentions.window import Window
 from harness.common.errors import UserError, choose
 
 if TYPE_CHECKING:
     from harness.models.spec import ModelSpec
 
-ATTENTIONS: dict[str, type[Attention]] = {kind.name: kind for kind in (Alibi, Stock, Plsh, Window, Sliding)}
+KINDS: tuple[type[Attention], ...] = (Alibi, Stock, Plsh, Window, Sliding, Allocated, TopK)
+ATTENTIONS: dict[str, type[Attention]] = {kind.name: kind for kind in KINDS}
 
 
 class EqualCost(NamedTuple):

@@ -26,7 +26,12 @@ def refuse_kernel(kernel: str, attention: Attention, model: ModelSpec, device: t
         UserError: if it cannot.
     """
     reason = None
-    if kernel == "triton":
+    if attention.by_score and kernel in ("flex", "triton"):
+        reason = (
+            f"attn={attention.name} chooses keys by their scores, which kernel={kernel} does not compute "
+            "beforehand: use kernel=sdpa."
+        )
+    elif kernel == "triton":
         try:
             from kernels.impl.triton.attend import unsupported_reason
         except ImportError:

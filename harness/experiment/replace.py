@@ -115,7 +115,7 @@ def attention(
 
     Args:
         model: the model, or a module that contains it.
-        attn: attention method: alibi, plsh, window, sliding or stock.
+        attn: attention method: alibi, plsh, window, sliding, allocated, topk or stock.
         masks: masks of each layer and head; also the number whose cost a window matches.
         context: tokens at which a window without a cutoff costs as much as the masks; otherwise
             not needed.
@@ -125,7 +125,7 @@ def attention(
             without KV cache, by forwards of a few tokens. Switch it off for weights that are
             sharded or on other devices.
         options: options of the method, as on the command line without "attn.": sampler, weights,
-            match, cutoff, tokens, sinks, near, evict, align.
+            match, cutoff, stagger, tokens, allocation, keys, sinks, near, evict, align, share.
 
     Returns:
         The replacement, a context manager.

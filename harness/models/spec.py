@@ -84,6 +84,11 @@ class ModelSpec:
         return self.family.slopes(self.architecture)
 
     @property
+    def rounded_slopes(self) -> list[float]:
+        """The slopes to twelve digits, because the last bits of a power differ between machines."""
+        return [float(f"{m:.12g}") for m in self.slopes.tolist()]
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
 
@@ -266,9 +271,7 @@ def check_architecture(actual: Architecture, expected: Architecture, source: str
 def _with_identity(
     spec: ModelSpec, *, weights: str, config: str | None, tokenizer: str | None, **others: str
 ) -> ModelSpec:
-    # twelve digits, because the last bits of a power differ between machines
-    slopes = [float(f"{m:.12g}") for m in spec.slopes.tolist()]
-    identity = {"weights": weights, "config": config, "slopes": slopes, "tokenizer": tokenizer}
+    identity = {"weights": weights, "config": config, "slopes": spec.rounded_slopes, "tokenizer": tokenizer}
     return replace(spec, identity={**identity, **others})
 
 

@@ -70,7 +70,7 @@ class Horizon(ModelFreeTask):
             weights = cell.weights(draw)
             assert weights is not None
             for key in keys:
-                yield [measure(weights, cell.context).but(key=key, draw=draw)]
+                yield [measure(weights, cell.context, shared=cell.attention.share != "none").but(key=key, draw=draw)]
 
     def metrics(self, options: Options, rows: Sequence[HorizonRow], *, clustered: bool) -> dict[str, stats.Metric]:
         draws = [r.draw for r in rows]
@@ -103,12 +103,13 @@ class Horizon(ModelFreeTask):
         return metrics
 
 
-def measure(layers: Sequence[Weights], context: int) -> HorizonRow:
+def measure(layers: Sequence[Weights], context: int, *, shared: bool = False) -> HorizonRow:
     """Return the row of one draw, without its key and draw.
 
     Args:
         layers: weights of every layer.
         context: tokens.
+        shared: whether layers or heads share draws of masks: the prediction takes them as independent.
     """
     rows = torch.linspace(context // 2, context - 1, MEASURED_ROWS).long()
     distances = [1 << k for k in range((context // 2).bit_length())]
@@ -125,7 +126,7 @@ def measure(layers: Sequence[Weights], context: int) -> HorizonRow:
         blind={name: float(blind_distance(layers[0].slopes, dtype).max()) for name, dtype in DTYPES.items()},
     )
     first = layers[0]
-    if not isinstance(first, PositionalLSH) or first.masks.grid is not None:
+    if shared or not isinstance(first, PositionalLSH) or first.masks.grid is not None:
         return row
     if sampler_of(first.sampler).log_coverage is None:
         return row

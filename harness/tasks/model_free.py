@@ -30,10 +30,15 @@ class ModelFreeTask:
         return {}
 
     def check(self, options: Any, cell: Cell) -> None:
-        """Raise UserError for an attention without weights of its own, or a short context."""
+        """Raise UserError for an attention without weights that a model leaves alone, or a short context."""
         if cell.attention.native:
             raise UserError(
                 f"task={self.name} measures weights, and attn={cell.attention.name} has none: use attn=alibi."
+            )
+        if cell.attention.by_score:
+            raise UserError(
+                f"task={self.name} measures weights, and under attn={cell.attention.name} those depend on the "
+                "scores of a model: use another attn."
             )
         if cell.context < self.min_context:
             raise UserError(

@@ -31,9 +31,10 @@ def all_weights() -> dict[str, Weights]:
         ("count", "gamma", 64, 0, 0), ("rb", "systematic", 16, 0, 0), ("count", "systematic", 16, 0, 0),
         ("count", "systematic", 16, 4, 64),
     ]:  # fmt: skip
-        exact = {"sinks": sinks, "near": near}
         parts = [f"{kind} {sampler} S={masks}"] + [f"{sinks} sinks"] * (sinks > 0) + [f"near {near}"] * (near > 0)
-        named[", ".join(parts)] = PositionalLSH.draw(slopes, masks, seed=1, sampler=sampler, weights=kind, **exact)
+        named[", ".join(parts)] = PositionalLSH.draw(
+            slopes, masks, seed=1, sampler=sampler, weights=kind, sinks=sinks, near=near
+        )
     # a draw with visited pairs whose ranks in some mask differ by 32: the highest bitplane of a
     # tile
     named[COUNT_32_HEADS] = PositionalLSH.draw(alibi_slopes(32), 16, seed=9)

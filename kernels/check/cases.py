@@ -81,8 +81,17 @@ class Case:
         if self.rule == "window":
             return Window(slopes, 3.0, self.sinks, self.near)
         kind, sampler = self.rule.split("/")
-        key, exact = {"seed": 11, "draw": 2, "layer": 3}, {"sinks": self.sinks, "near": self.near}
-        return PositionalLSH.draw(slopes, self.masks, **key, sampler=sampler, weights=kind, **exact)
+        return PositionalLSH.draw(
+            slopes,
+            self.masks,
+            seed=11,
+            draw=2,
+            layer=3,
+            sampler=sampler,
+            weights=kind,
+            sinks=self.sinks,
+            near=self.near,
+        )
 
     def pads(self) -> torch.Tensor | None:
         """Padding slots of each sequence, (batch,); None without padding."""

@@ -58,7 +58,7 @@ def attend_exact(
         log_w = weights.log_dense(rows.clamp_min(0), columns)
         if causal:
             log_w = log_w.masked_fill(columns[None, :] > rows.clamp_min(0)[:, None], -math.inf)
-        weighed = score + log_w.to(compute)
+        weighed = weights.keep(score + log_w.to(compute), rows.clamp_min(0), columns)
         lse = torch.logsumexp(weighed, dim=-1)
         return torch.exp(weighed - lse[..., None]) @ v, lse  # every row sees itself
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional as F
 
-from kernels.impl.reference import spread_of
+from kernels.impl.reference import attend_exact, spread_of
 from kernels.methods.weights import Weights
 
 CHUNKS = (64, 128, 256)  # rows per chunk: larger chunks waste more of the causal triangle, but gather fewer keys
@@ -38,12 +38,14 @@ def attend_sdpa(
     Raises:
         ValueError: for `need_spread` with weights that have no two halves.
     """
+    halves = weights.halves() if need_spread else ()
+    if weights.by_score:
+        return _attend_by_score(q, k, v, weights, scale=scale, causal=causal, offset=offset)
     batch, heads, queries, dim = q.shape
     tokens, device = k.shape[2] + gap, q.device
     out = torch.zeros(batch * heads * queries, dim, dtype=q.dtype, device=device)
     lse = torch.full((len(out),), -math.inf, device=device, dtype=_compute_dtype(q)) if need_lse else None
     spread = torch.zeros(len(out), device=device) if need_spread else None
-    halves = weights.halves() if need_spread else ()
     skip = min(max(0, -offset), queries)  # rows before the first token
     if skip < queries and k.shape[2]:
         pieces = _pieces(weights, offset + skip, offset + queries, tokens, causal, batch, device)
@@ -71,6 +73,23 @@ def attend_sdpa(
                 log_w.append(torch.cat([each.log_sinks(head, rows, sinks, causal), piece], -1) if sinks else piece)
             _attend_piece(flat, head, rows - offset, slots, log_w, scale, q.shape, k.shape, (out, lse, spread))
     return out.view(q.shape), *(None if x is None else x.view(q.shape[:3]) for x in (lse, spread))
+
+
+def _attend_by_score(q, k, v, weights: Weights, *, scale: float, causal: bool, offset: int):
+    """Computes attention whose keys depend on the scores: all scores of a few rows at a time, as the
+    kernel "exact" does. Arguments and results as of `attend_sdpa`, without a gap and a spread."""
+    batch, heads, queries, _ = q.shape
+    rows = max(1, MAX_PIECE // max(1, batch * heads * k.shape[2]))
+    repeat, full = heads // k.shape[1], _compute_dtype(q)
+    k, v = (x.to(full).repeat_interleave(repeat, 1) for x in (k, v))  # once for all pieces
+    pieces = [
+        attend_exact(
+            q[:, :, first : first + rows], k, v, weights, scale=scale, causal=causal, offset=offset + first, gap=0
+        )
+        for first in range(0, queries, rows)
+    ]
+    out, lse = (torch.cat(parts, 2) for parts in list(zip(*pieces, strict=True))[:2]) if pieces else (q, q[..., 0])
+    return out, lse, None
 
 
 def _pieces(

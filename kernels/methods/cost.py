@@ -11,6 +11,8 @@ the same sinks, which cancel. The near field, the `near` nearest keys of a row, 
 every method.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from kernels.methods.masks import aligned
@@ -124,14 +126,16 @@ def sink_pairs(heads: int, tokens: int, sinks: int) -> int:
     return heads * (count * (count - 1) // 2 + (tokens - count) * count)
 
 
-def window_pairs(slopes: torch.Tensor, cutoff: float, tokens: int, *, sinks: int = 0, near: int = 0) -> float:
+def window_pairs(
+    slopes: torch.Tensor, cutoff: float | torch.Tensor, tokens: int, *, sinks: int = 0, near: int = 0
+) -> float:
     """Returns the pairs of a window whose edge is not rounded: ``sum over heads and rows i < tokens
     of min(i, d)`` with ``d = max(cutoff / slope, near - 1)``, or with sinks of ``min(i, sinks) +
     min(i - sinks, d)``.
 
     Args:
         slopes: (H,).
-        cutoff: T in units of sigma.
+        cutoff: T in units of sigma, one number or (H,).
         tokens: context.
         sinks, near: as in `Window`.
     """
@@ -182,14 +186,27 @@ def cutoff_of(slopes: torch.Tensor, pairs: float, tokens: int, *, sinks: int = 0
     """
     # slightly more than the whole context, so that dividing by a slope does not round to one token
     # less
-    low, high = 0.0, float(slopes.max()) * max(tokens - sinks - 1, 0) * (1 + 1e-12)
-    if pairs >= window_pairs(slopes, high, tokens, sinks=sinks, near=near):
+    high = float(slopes.max()) * max(tokens - sinks - 1, 0) * (1 + 1e-12)
+    return solve(lambda cutoff: window_pairs(slopes, cutoff, tokens, sinks=sinks, near=near), pairs, high)
+
+
+def solve(function: Callable[[float], float], value: float, high: float) -> float:
+    """Returns x of 0 .. high with ``function(x) = value``; 0 or `high` if the value is beyond those
+    there.
+
+    Args:
+        function: increasing and continuous.
+        value: the value.
+        high: the largest x.
+    """
+    low = 0.0
+    if value >= function(high):
         return high
-    if pairs <= window_pairs(slopes, low, tokens, sinks=sinks, near=near):
+    if value <= function(low):
         return low
-    for _ in range(200):  # the function is increasing and continuous; 200 halvings exhaust float64
+    for _ in range(200):  # halvings exhaust float64
         middle = (low + high) / 2
-        if window_pairs(slopes, middle, tokens, sinks=sinks, near=near) < pairs:
+        if function(middle) < value:
             low = middle
         else:
             high = middle

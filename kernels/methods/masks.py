@@ -168,6 +168,7 @@ def draw_masks(
     layer: int = 0,
     sampler: str = "gamma",
     align: int = 0,
+    share_heads: bool = False,
 ) -> Masks:
     """Draws masks for each head, a pure function of (seed, draw, layer, head): from the same
     uniform numbers on every machine, so that at most the rounding of a logarithm differs.
@@ -185,6 +186,8 @@ def draw_masks(
         sampler: a name of `kernels.methods.samplers.SAMPLERS`.
         align: tokens per cell of the grid on which the blocks of flat heads (`aligned`) begin and
             end; 0 for no grid.
+        share_heads: whether every head has the uniform numbers of head 0: the same masks in units of
+            its sigma.
 
     Raises:
         ValueError: for numbers out of range, an unknown sampler, and `align` with a sampler that is
@@ -196,18 +199,19 @@ def draw_masks(
         raise ValueError(f"align must be 0 or at least 2 tokens{offsets}.")
     words = [check_whole(name, word, 0, 2**64) for name, word in (("seed", seed), ("draw", draw), ("layer", layer))]
     sigma = slopes.double().cpu().reciprocal()[:, None]
-    uniform = uniforms([[*words, head] for head in range(len(sigma))], 3 * masks)
+    heads = [0 if share_heads else head for head in range(len(sigma))]
+    uniform = uniforms([[*words, head] for head in heads], 3 * masks)
     width, shift, log_weight = law.draw(masks, uniform)
     off_grid = Masks(width * sigma, shift * width * sigma, log_weight)
-    return replace(off_grid, grid=_grid(slopes, align, words)) if align else off_grid
+    return replace(off_grid, grid=_grid(slopes, align, words, heads)) if align else off_grid
 
 
-def _grid(slopes: torch.Tensor, align: int, words: list[int]) -> torch.Tensor | None:
+def _grid(slopes: torch.Tensor, align: int, words: list[int], heads: list[int]) -> torch.Tensor | None:
     """`Masks.grid` of a draw, None if no head is flat enough. The offsets have keys that no mask
-    has."""
+    has. heads: the last word of each head's key."""
     flat = aligned(slopes, align)
     if not bool(flat.any()):
         return None
-    offset = uniforms([[*words, OFFSET_KEYS + head] for head in range(len(flat))], 1)[:, 0].mul_(align).floor_()
+    offset = uniforms([[*words, OFFSET_KEYS + head] for head in heads], 1)[:, 0].mul_(align).floor_()
     grid = torch.stack([torch.full_like(offset, align), offset, torch.full_like(offset, align / 2)], 1)
     return torch.where(flat[:, None], grid, torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))

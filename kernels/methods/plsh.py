@@ -60,6 +60,7 @@ class PositionalLSH(Weights):
         sinks: int = 0,
         align: int = 0,
         near: int = 0,
+        share_heads: bool = False,
     ) -> "PositionalLSH":
         """Draws masks for each head: a pure function of (seed, draw, layer, head) and the options.
 
@@ -74,6 +75,7 @@ class PositionalLSH(Weights):
                 kernel can use, and its expectation differs from L by at most
                 `kernels.methods.cost.align_bias`.
             near: number of nearest keys that every row sees with the weight L, itself included.
+            share_heads: as in `draw_masks`.
 
         Raises:
             ValueError: for slopes that are not positive, masks < 1, sinks or near < 0, an unknown sampler
@@ -88,7 +90,8 @@ class PositionalLSH(Weights):
                 f"A grid is for counts: weights {weights!r} know masks off the grid only. Use weights='count' with "
                 "align, or align=0."
             )
-        mask_set = draw_masks(slopes, masks, seed=seed, draw=draw, layer=layer, sampler=sampler, align=align)
+        key = {"seed": seed, "draw": draw, "layer": layer}
+        mask_set = draw_masks(slopes, masks, **key, sampler=sampler, align=align, share_heads=share_heads)
         if weights == "rb":
             log_coverage(torch.zeros(1), masks, sampler)  # raises for samplers without a formula
         return cls(slopes, mask_set, sampler, weights, check_whole("sinks", sinks, 0), check_whole("near", near, 0))

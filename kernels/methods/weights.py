@@ -16,6 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -39,6 +40,7 @@ class Weights(ABC):
     sinks: int = 0
     near: int = 0
     span: int | None = None
+    by_score: ClassVar[bool] = False  # a row's keys depend on its scores: see `keep`
 
     @property
     def heads(self) -> int:
@@ -126,6 +128,17 @@ class Weights(ABC):
         assert columns <= self.sinks
         first = torch.zeros_like(rows[:, 0])
         return by_distance(Alibi(self.slopes)._log_distance, heads, rows, first, columns, causal)
+
+    def keep(self, weighed: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Returns the scores plus log-weights with -inf for keys that a row does not visit because of
+        its scores; unchanged unless the weights are `by_score`.
+
+        Args:
+            weighed: (B, H, R, N), -inf where a pair has no weight.
+            rows: (R,), tokens of the rows.
+            columns: (N,), tokens of the keys.
+        """
+        return weighed
 
     def pack(self) -> torch.Tensor:
         """The weights as a fused kernel reads them. With masks: (H, 1 + 4 S) float64, the slope,
@@ -232,11 +245,12 @@ class Alibi(Weights):
 @dataclass(frozen=True)
 class Window(Weights):
     """Exact ALiBi, cut where the bias falls below -cutoff: ``w = exp(-m |i - j|)`` if ``m |i - j|
-    <= cutoff``, ``|i - j| < near`` or j is a sink, else 0. With cutoff 0 it is the sliding window of
-    `near` tokens in every head, with sinks that of StreamingLLM (arXiv 2309.17453)."""
+    <= cutoff``, ``|i - j| < near`` or j is a sink, else 0. The cutoff is one number, or one for each
+    head, (H,). With cutoff 0 it is the sliding window of `near` tokens in every head, with sinks that
+    of StreamingLLM (arXiv 2309.17453)."""
 
     slopes: torch.Tensor
-    cutoff: float
+    cutoff: float | torch.Tensor
     sinks: int = 0
     near: int = 0
     span: int = field(init=False, repr=False, compare=False)
@@ -247,13 +261,35 @@ class Window(Weights):
         object.__setattr__(self, "sinks", check_whole("sinks", self.sinks, 0))
         object.__setattr__(self, "near", check_whole("near", self.near, 0))
         object.__setattr__(self, "slopes", check_slopes(self.slopes))
-        if not self.cutoff >= 0:
+        if isinstance(self.cutoff, torch.Tensor):
+            object.__setattr__(self, "cutoff", self.cutoff.double().cpu())
+            if self.cutoff.shape != self.slopes.shape:
+                raise ValueError(f"{len(self.slopes)} heads need a cutoff each, not {tuple(self.cutoff.shape)}.")
+        if not bool((torch.as_tensor(self.cutoff) >= 0).all()):
             raise ValueError(f"cutoff must be at least 0 (in units of 1/slope), not {self.cutoff}.")
         object.__setattr__(self, "span", int(self.tokens.max()))
 
     @classmethod
     def example(cls, slopes, kind):
         return cls(slopes, 5.0, kind.sinks, kind.near)
+
+    @classmethod
+    def of_tokens(cls, slopes: torch.Tensor, tokens: torch.Tensor, sinks: int = 0) -> "Window":
+        """Returns a window of its own length in each head.
+
+        Args:
+            slopes: (H,).
+            tokens: (H,) whole numbers of at least 1, the nearest keys that a row of the head sees, its
+                own included.
+            sinks: first tokens that every row sees.
+
+        Raises:
+            ValueError: for numbers below 1.
+        """
+        if bool((tokens < 1).any()):
+            raise ValueError(f"tokens must be at least 1, the row's own token, not {tokens.tolist()}.")
+        # half a token beyond the farthest, so that no rounding moves the edge
+        return cls(slopes, (tokens - 0.5) * check_slopes(slopes), sinks)
 
     def pack(self):
         return torch.stack([self.slopes, self.tokens.double()], 1)

@@ -31,6 +31,8 @@ MEASURED = {
     "near_retrieval.json": "tests.measure.near",
     "near_text.json": "tests.measure.near",
     "theory.json": "tests.measure.theory",
+    "masks_gaussian.json": "tests.measure.masks",
+    "controls.json": "tests.measure.controls",
     "tiny_code.json": "harness.training.code_card",
     "overhead.json": "tests.measure.overhead",
     "pareto.json": "harness.pareto.page",

@@ -129,7 +129,7 @@ class Retrieval:
             # some tokenizers allow no exact length
             missing = [cell.context - r.tokens_seen for r in rows]
             extra: list[dict] = [{"tokens_short": tokens} if tokens > 0 else {} for tokens in missing]
-            if (layers := weights(draw)) is not None:
+            if (layers := weights(draw)) is not None and not cell.attention.by_score:
                 extra = [{**fields, "seen_by": seen_by(layers, r)} for fields, r in zip(extra, rows, strict=True)]
             yield [r.but(**fields, draw=draw, seconds=seconds) for r, fields in zip(rows, extra, strict=True)]
 

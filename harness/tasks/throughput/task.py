@@ -86,6 +86,11 @@ class Throughput:
                 f"task.throughput.rows must be numbers from 2 to {limit}, the smaller of decode_tokens and chunk, not "
                 f"{list(options.rows)}; one row at a time is always measured."
             )
+        if cell.attention.by_score:
+            raise UserError(
+                f"task=throughput is refused with attn={cell.attention.name}: an oracle computes all scores and saves "
+                "no time. Use another attn."
+            )
         if cell.attention.native:
             raise UserError(
                 f"task=throughput is refused with attn={cell.attention.name}: a speed is recorded only beside its "
