@@ -20,6 +20,7 @@ MARGINS = {"fraction": 0.02, "score": 0.02, "nats per token": 0.01, "bits per by
 LOWER_IS_BETTER = ("nats per token", "bits per byte")
 # how much more a competitor of equal cost may cost: a sliding window has whole tokens, and clocks differ
 SLACK = {"pairs": 0.02, "time": 0.05}
+AGAINST_EXACT = ("exact", "oracle")  # what is compared with exact ALiBi: masks, or a method that reads all scores
 AXES = ("pairs", "time")  # on which a competitor of no more cost is chosen
 DIVERGENCE = "fidelity"  # the task whose figure is 0 for exact ALiBi by definition
 BETTER, WORSE, EQUAL, SAME, UNDECIDED = "better", "worse", "equal", "same", "undecided"
@@ -59,6 +60,8 @@ class Finding:
         about: the text of a task on text, or "".
         metric, unit: what is compared.
         at: "exact" for exact ALiBi, otherwise the cost that chose the competitor: "pairs" or "time".
+            "oracle" if `this` are no masks but a method that chooses keys by all scores, beside exact
+            ALiBi: a bound of what its keys can give, which competes with nothing.
         device: of the times; "" without them.
         this: the masks. other: the competitor.
         loss: of this against the other, positive if this is worse; low, high: its 95 % interval.
@@ -187,12 +190,15 @@ class _Question:
                 yield from self._finding(masks, self._exact, "exact")
             curves: dict[str, list[Record]] = defaultdict(list)
             for r in self._records:
-                if r.method != EXACT and r.attention.name != Plsh.name and _alike(r, masks):
+                others = r.method != EXACT and r.attention.name != Plsh.name and not r.method.by_score
+                if others and _alike(r, masks):
                     curves[curve_of(r)].append(r)
             for records in curves.values():
                 for axis in AXES:
                     if other := _cheaper(records, masks, axis, self._costs):
                         yield from self._finding(masks, other, axis)
+        for oracle in (r for r in self._records if r.method.by_score and self._has_exact):
+            yield from self._finding(oracle, self._exact, "oracle")
 
     def _finding(self, masks: Record, other: Record | None, at: str) -> Iterator[tuple[Finding, tuple]]:
         """Yield the finding of masks beside a record, or beside exact ALiBi's divergence if it is

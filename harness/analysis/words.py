@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from harness.analysis.verdict import BETTER, EQUAL, SAME, UNDECIDED, WORSE, Finding, Side
+from harness.analysis.verdict import AGAINST_EXACT, BETTER, EQUAL, SAME, UNDECIDED, WORSE, Finding, Side
 
 PLSH = "Positional LSH"
 TEXTS = {"novel": "the held-out novel", "code": "the held-out code"}
@@ -25,6 +25,7 @@ class Paragraph:
         subject: both in words.
         tallies: who wins how often, a sentence for each competitor.
         examples: one comparison in figures for each kind of masks.
+        bounds: what an oracle loses that reads all scores.
     """
 
     model: str
@@ -32,16 +33,17 @@ class Paragraph:
     subject: str
     tallies: list[str]
     examples: list[str]
+    bounds: list[str]
 
     @property
     def text(self) -> str:
         """All sentences."""
-        return " ".join([*self.tallies, *self.examples])
+        return " ".join([*self.tallies, *self.examples, *self.bounds])
 
     @property
     def brief(self) -> str:
-        """The first example."""
-        return self.examples[0]
+        """The first example, and what an oracle loses."""
+        return " ".join([*self.examples[:1], *self.bounds])
 
 
 def paragraphs(findings: Sequence[Finding]) -> list[Paragraph]:
@@ -75,6 +77,13 @@ def sentence(finding: Finding, *, within: bool = False) -> str:
     """Return one comparison in a sentence. within: leave out model and task, which stand before."""
     f = finding
     place = f"At {f.context:,} tokens" if within else f"On {_place(f)}"
+    if f.at == "oracle":
+        kept = (
+            ""
+            if f.this.cost.pairs is None
+            else f", which reads all scores and keeps {f.this.cost.pairs:.1f} pairs a row,"
+        )
+        return f"{place}, the {f.this.label}{kept} {_lost(f.this, f)} against exact ALiBi{_ruling_exact(f)}."
     if f.at == "exact":
         return f"{place}, {f.this.label} {_lost(f.this, f)} against exact ALiBi{_ruling_exact(f)}."
     against = " against exact ALiBi" if f.this.loss is not None else ""
@@ -99,12 +108,14 @@ def p_value(p: float | None) -> str:
 def _paragraph(group: Sequence[Finding]) -> Paragraph:
     first = group[0]
     axis = PRIMARY_AXIS.get(first.task, "pairs")
-    against = [f for f in group if f.at == axis] or [f for f in group if f.at != "exact"]
+    masks, oracles = ([f for f in group if (f.at == "oracle") == oracle] for oracle in (False, True))
+    against = [f for f in masks if f.at == axis] or [f for f in masks if f.at != "exact"]
     tallies = [_tally(fs) for fs in _by(against, lambda f: f.other.curve)]
     if axis == "time" and against[:1] and against[0].at == "time":
         tallies += _slow(group, _clock(against[0]))
-    examples = [sentence(_example(fs), within=True) for fs in _by(against or group, lambda f: f.this.curve)]
-    return Paragraph(first.model, first.task, f"{first.model}, {_text(first)}", tallies, examples)
+    examples = [sentence(_example(fs), within=True) for fs in _by(against or masks, lambda f: f.this.curve)]
+    bounds = [sentence(_example(fs), within=True) for fs in _by(oracles, lambda f: f.this.curve)]
+    return Paragraph(first.model, first.task, f"{first.model}, {_text(first)}", tallies, examples, bounds)
 
 
 def _tally(group: Sequence[Finding]) -> str:
@@ -155,7 +166,7 @@ def _example(group: Sequence[Finding]) -> Finding:
 
 def _headline(group: Sequence[Finding]) -> str:
     first = group[0]
-    exact, this, other = first.at == "exact", first.this.curve, first.other.curve
+    exact, this, other = first.at in AGAINST_EXACT, first.this.curve, first.other.curve
     templates: dict[str, Callable[[list[Finding]], str]] = {
         WORSE: lambda fs: (
             f"{this} loses {_range(fs)} against exact ALiBi {_places(fs, group)}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from harness.analysis import table, words
-from harness.analysis.verdict import Finding
+from harness.analysis.verdict import AGAINST_EXACT, Finding
 from harness.common.table import Table
 from harness.pareto.record import Point, Verdict
 from harness.pareto.ruler import THRESHOLD, weighted_average
@@ -138,7 +138,7 @@ def comparison_table(findings: Sequence[Finding]) -> Table:
         ends = "" if f.low is None or f.high is None else f" [{f.low:+.3f}, {f.high:+.3f}]"
         p_values = [("" if p is None else f"{p:.2g}") for p in (f.adjusted, f.adjusted_equal)]
         place = f"{f.model}, {f.task}, {f.context:,}"
-        at = "" if f.at == "exact" else f.at
+        at = "" if f.at in AGAINST_EXACT else f.at
         rows.append([place, f.this.label, f.other.label, at, f"{f.loss:+.3f}{ends}", *p_values, f.decision])
     note = "Loss: in the task's unit, positive where the masks are worse, with its 95 % interval before correction."
     return Table("Every comparison", columns, rows, [note], words=4)

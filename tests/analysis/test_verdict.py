@@ -54,6 +54,27 @@ def test_planted_decisions(store):
     assert count_tests(found) == 12
 
 
+def test_an_oracle_competes_with_nothing_and_is_said(tmp_path):
+    oracle = {"name": "topk", "masks": None, "sampler": None, "weights": None, "cutoff": None, "keys": 4}
+    for attn, pairs, rate in ((made.ALIBI, 127.5, 0.9), (made.plsh(16, "rb"), 30.0, 0.5), (oracle, 4.0, 0.9)):
+        label = "top-k oracle k=4" if attn is oracle else None
+        made.record(made.cell(tmp_path, attn, fused=pairs, label=label), scores(rate), samples=HALF)
+    found = findings(tmp_path)
+    assert [(f.at, f.this.label[:5], f.decision) for f in found] == [
+        ("exact", "PLSH ", WORSE),
+        ("oracle", "top-k", EQUAL),
+    ]
+    assert count_tests(found) == 4 and not any(f.suspicious for f in found)
+    (paragraph,) = words.paragraphs(found)
+    (bound,) = paragraph.bounds
+    assert bound.startswith(
+        "At 256 tokens, the top-k oracle k=4, which reads all scores and keeps 4.0 pairs a row, loses nothing against "
+        "exact ALiBi, equal within 2.0 points"
+    )
+    assert paragraph.brief.endswith(bound) and paragraph.text.endswith(bound)
+    assert "top-k oracle" in words.headlines(found)[1]
+
+
 def test_planted_words(store):
     said = {p.model: p.text for p in words.paragraphs(findings(store))}
     assert said["loses"].startswith(
