@@ -64,7 +64,7 @@ def refuse_model(task: Task, model: ModelSpec) -> None:
     if model.reads == "prompts" and task.natural_text:
         raise UserError(
             f"task={task.name} is refused: it reads natural text, and model={model.name} knows no words "
-            "but those of its own prompts. Use model=tiny-books, or another language model."
+            "but those of its own prompts. Use model=tiny-books or tiny-code, or another language model."
         )
 
 
