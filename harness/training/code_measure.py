@@ -18,7 +18,7 @@ from harness.attentions.alibi import EXACT
 from harness.attentions.base import Attention
 from harness.attentions.plsh import Plsh
 from harness.attentions.registry import references
-from harness.attentions.window import Window
+from harness.attentions.sliding import Sliding
 from harness.cell import Cell
 from harness.common import stats
 from harness.models.load import load_model
@@ -119,10 +119,11 @@ def _bits_per_byte(nats: Tensor, size: Tensor) -> list[float]:
 
 
 def attentions(spec: ModelSpec, context: int) -> list[Attention]:
-    """Return exact ALiBi, the sliding window of SLIDING tokens in every head, Positional LSH with
-    both weights, and its windows of equal cost."""
+    """Return exact ALiBi, the sliding window of SLIDING tokens, Positional LSH with both weights, and
+    the slope window and the sliding window that visit as many pairs."""
     random = [Plsh(MASKS, "gamma", weights) for weights in ("count", "rb")]
-    return [EXACT, Window(0.0, near=SLIDING), *random, *references(random[0], spec, context).values()]
+    of_cost = references(random[0], spec, context)
+    return [EXACT, Sliding(SLIDING), *random, of_cost["window"], of_cost["sliding"]]
 
 
 def token_distances(ids: Tensor) -> Tensor:
