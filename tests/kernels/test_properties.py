@@ -34,6 +34,29 @@ def inputs(tokens=150, dim=8, seed=0, dtype=torch.float64):
     return [torch.randn(1, len(SLOPES), tokens, dim, generator=generator).to(dtype) for _ in range(3)]
 
 
+def codes(weights):
+    """One-hot codes of every token's bucket in each mask, side by side: (H, tokens, S * buckets)."""
+    rows = torch.arange(150).expand(len(SLOPES), -1)
+    bucket = weights.masks.bucket(torch.arange(len(SLOPES)), rows).long()
+    bucket = bucket - bucket.amin((1, 2), keepdim=True)
+    return F.one_hot(bucket).flatten(2).double()
+
+
+def test_one_hot_codes_of_buckets_are_an_embedding_of_the_count():
+    weights = lsh()
+    code = codes(weights) / math.sqrt(weights.count)
+    torch.testing.assert_close(code @ code.mT, weights.matrix(150))
+
+
+def test_codes_beside_queries_and_keys_become_the_mask():
+    """Scores q.k + c M without mask or bias: at c = 60 other keys have the weight exp(-60)."""
+    weights, (q, k, v), c = lsh(masks=1), inputs(), 60.0
+    position = math.sqrt(c) * codes(weights)[None]
+    query, key = (torch.cat([x, position], 3) for x in (q * 8**-0.5, k))
+    embedded = F.scaled_dot_product_attention(query, key, v, scale=1.0, is_causal=True)
+    torch.testing.assert_close(embedded, attend(q, k, v, weights, kernel="exact"), atol=1e-9, rtol=1e-9)
+
+
 def passes(weights):
     """Each mask of a draw as attention of its own."""
     for s in range(weights.count):
