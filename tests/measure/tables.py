@@ -30,6 +30,7 @@ MEASURED = {
     "measured.json": "harness.training.books_card",
     "near_retrieval.json": "tests.measure.near",
     "near_text.json": "tests.measure.near",
+    "recency.json": "tests.measure.recency",
     "theory.json": "tests.measure.theory",
     "masks_gaussian.json": "tests.measure.masks",
     "controls.json": "tests.measure.controls",
