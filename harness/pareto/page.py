@@ -4,7 +4,7 @@
 import operator
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from harness.analysis import table, words
@@ -15,6 +15,7 @@ from harness.pareto.ruler import THRESHOLD, weighted_average
 from harness.tasks.lmeval.catalogue import RULER
 
 WIDTH = 100  # of the lines
+BRIEF = ("tiny-plain", "tiny-code")  # one model of retrieval and one of text, trained with plain ALiBi
 
 
 def markdown(figures: dict[str, Any]) -> str:
@@ -28,13 +29,15 @@ def short(figures: dict[str, Any]) -> str:
 
 
 def brief(figures: dict[str, Any]) -> str:
-    """Return one example in figures for each model and task."""
-    return _spoken(figures, operator.attrgetter("brief"))
+    """Return one example in figures for each task of the models in BRIEF, or of all if there is
+    none."""
+    models = {f.model for f in Verdict.read(figures).findings}
+    return _spoken(figures, operator.attrgetter("brief"), models.intersection(BRIEF) or models)
 
 
-def _spoken(figures: dict[str, Any], text: Callable[[words.Paragraph], str]) -> str:
+def _spoken(figures: dict[str, Any], text: Callable[[words.Paragraph], str], models: Collection[str] = ()) -> str:
     findings = Verdict.read(figures).findings
-    said = [f"**{p.subject}.** {text(p)}" for p in words.paragraphs(findings)]
+    said = [f"**{p.subject}.** {text(p)}" for p in words.paragraphs(findings) if not models or p.model in models]
     return "\n\n".join(map(_wrapped, said + words.warnings(findings)))
 
 

@@ -18,6 +18,8 @@ from tests.measure.near import FILES
 
 PICTURE = ROOT / "docs" / "pictures" / "near.svg"
 MODEL, CONTEXT = "tiny-plain", 1024  # of the retrieval that is drawn
+# model, form of its text, and title
+TEXTS = (("tiny-books", "wrapped", "Moby-Dick with hard line breaks"), ("tiny-code", "file", "held-out source code"))
 COLOURS = {"sliding": "#2f6db5", "window": "#007f5f", "plsh": "#c44e00"}
 ASIDE = {"sliding": 6.0, "window": 0.0, "plsh": -6.0}  # so that marks of equal pairs do not hide one another
 NAMES = {"plsh": "PLSH, 16 masks, rb", "window": "slope window", "sliding": "sliding window"}
@@ -43,18 +45,17 @@ class Plot:
     marks: list[Mark]
 
 
-def plots(model: str = "tiny-books") -> list[Plot]:
-    """Return the plots of the committed figures: text in each form, then retrieval."""
+def plots() -> list[Plot]:
+    """Return the plots of the committed figures: each of TEXTS, then retrieval."""
     text, retrieval = (read_json(FILES[part]) for part in ("text", "retrieval"))
     assert text is not None and retrieval is not None, "the figures are missing"
-    text = text["models"][model]
     found = [
         Plot(
-            f"{model}, Moby-Dick, {form}",
+            f"{model}, {title}",
             "bits per byte above exact ALiBi",
-            [mark for row in rows if row["minus_exact"] and (mark := _text_mark(row))],
+            [mark for row in text["models"][model]["forms"][form] if row["minus_exact"] and (mark := _text_mark(row))],
         )
-        for form, rows in text["forms"].items()
+        for model, form, title in TEXTS
     ]
     rows = [r for r in retrieval["rows"] if (r["model"], r["context"]) == (MODEL, CONTEXT)]
     marks = [_retrieval_mark(row) for row in rows if row["name"] != "exact"]
@@ -183,10 +184,9 @@ def _text(x: float, y: float, words: str, *, anchor: str = "start", colour: str 
 def main(arguments: list[str] | None = None) -> int:
     """Return 0."""
     parser = argparse.ArgumentParser(prog="python -m tests.measure.near_picture", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", default="tiny-books", help="whose text is drawn")
     parser.add_argument("--out", type=Path, default=PICTURE, metavar="FILE.svg")
     given = parser.parse_args(arguments)
-    given.out.write_text(svg(plots(given.model)))
+    given.out.write_text(svg(plots()))
     print(given.out)
     return 0
 
