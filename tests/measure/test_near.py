@@ -15,6 +15,7 @@ TEXT = "Call me\nIshmael.  Some\tyears\n\n\nago, never\nmind.\n"
 def test_forms_change_nothing_but_white_space():
     found = {name: form(TEXT) for name, form in near.FORMS.items()}
     assert found == {
+        "file": TEXT,
         "wrapped": TEXT,
         "unwrapped": "Call me Ishmael. Some years ago, never mind.\n",
         "paragraphs": "Call me Ishmael. Some years\nago, never mind.\n",
