@@ -247,7 +247,7 @@ def _ruling_exact(f: Finding) -> str:
     if f.decision == EQUAL:
         return f", equal within {amount(f.margin, f.unit)} (Holm-adjusted {p_value(f.adjusted_equal)})"
     if f.decision == UNDECIDED:
-        return f", which {_samples([f])} do not decide"
+        return f", which {_samples([f])} do not decide" if f.loss else f" on {_samples([f])}"
     return f" (Holm-adjusted {p_value(f.adjusted)})" if f.decision != SAME else ""
 
 
