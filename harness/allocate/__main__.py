@@ -4,7 +4,7 @@ One head at a time sees a shorter window, all others everything, on a text for c
 with the least sum of divergences are chosen within the budget. --rounds repeats this around the
 lengths found before, which accounts for heads that stand in for one another. FILE is for
 `attn=allocated attn.allocation=FILE`; evaluate it on other texts than that of the calibration.
-KEY=VALUE are options of harness.run: model, context, batch, dtype, device, data_seed.
+KEY=VALUE are options of harness.run: model, context, batch, dtype, device, data_seed, kernel.
 stdout ends with one JSON line. Exit codes: 0 done, 2 invalid arguments.
 """
 
@@ -20,6 +20,8 @@ from harness.common.errors import UserError
 from harness.common.files import write_atomic
 from harness.common.preflight import refuse_foreign_kernels
 from harness.common.table import Table
+
+OPTIONS = ("model", "context", "batch", "dtype", "device", "data_seed", "kernel")
 
 
 def parser() -> Parser:
@@ -45,8 +47,10 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("samples", "rounds"):
         if getattr(given, name) < 1:
             raise UserError(f"--{name} must be at least 1, not {getattr(given, name)}.")
-    if any(word.split("=")[0] in ("attn", "task", "samples") for word in given.overrides):
-        raise UserError("attn, task and samples are not options of this command, which chooses windows itself.")
+    for word in given.overrides:
+        name = word.partition("=")[0].lstrip("+~")
+        if name not in OPTIONS and not name.startswith("model."):
+            raise UserError(f"{name} is no option of this command: it has {', '.join(OPTIONS)} and model.*.")
     if not given.out.parent.is_dir():
         raise UserError(f"--out {given.out}: there is no folder {given.out.parent}.")
     refuse_foreign_kernels()
@@ -56,6 +60,8 @@ def main(arguments: Sequence[str]) -> int:
     from harness.models.load import load_model
 
     words = ["attn=alibi", "tracking=disabled", "references=none", *given.overrides]
+    if given.text and given.text != "prompts":
+        words.append("task=horizon")  # one without demands on text and context, which the calibration checks
     plan = Planner().plan(to_run_config(compose_config(words)))
     if plan.cell.model.random:
         raise UserError("Random weights need no keys more than others: use model.weights=checkpoint.")

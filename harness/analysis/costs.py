@@ -52,11 +52,10 @@ class Costs:
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> "Costs":
-        """Return the costs by the timings among these records, without other devices than that of
-        the newest: times of two machines cannot be compared."""
+        """Return the costs by the timings among these records that have the machine and the options
+        of the newest: times of two machines or batches cannot be compared."""
         timed = sorted((r for r in records if r.task == TIMING and r.metrics), key=lambda r: r.start)
-        newest = timed[-1].options.get("device") if timed else None
-        return cls(r for r in timed if r.options.get("device") == newest)
+        return cls(r for r in timed if _setting(r) == _setting(timed[-1]))
 
     def of_record(self, record: Record) -> Cost:
         """Return the cost of a record's cell."""
@@ -71,13 +70,18 @@ class Costs:
             pairs=record.pairs.get("fused"),
             ms=float(ms.value) if ms else None,
             time=share,
-            kv_bytes=float(held.value) if held else None,
+            kv_bytes=float(held.value) / int(cache.asked.get("batch", 1)) if cache and held else None,
             evicting=bool(cache and held and cache.method.evict),
         )
 
     def on(self, axis: str, record: Record) -> float | None:
         """Return the cost of a record on an axis, "pairs" or "time"; None if it is unknown."""
         return getattr(self.of_record(record), axis)
+
+
+def _setting(record: Record) -> tuple:
+    """What times must share to be compared, besides the model and the context."""
+    return record.options.get("device"), record.options.get("threads"), str(sorted(record.asked.items()))
 
 
 def _key(record: Record) -> tuple:

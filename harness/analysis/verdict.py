@@ -12,6 +12,7 @@ from harness.analysis.decisions import ALPHA, holm, paired_tests
 from harness.analysis.reader import Comparison, Paired, Record, difference_of, paired
 from harness.attentions.plsh import Plsh
 from harness.attentions.registry import EXACT
+from harness.common.files import short_hash
 from harness.common.stats import Difference
 from harness.tasks.texts import held_out_name
 
@@ -68,6 +69,7 @@ class Finding:
         samples, draws: their number.
         p, p_equal: of the tests of difference and equivalence; adjusted, adjusted_equal: by Holm.
         margin: of equivalence.
+        question: hash of the task's options, which both sides share.
         decision: "better" or "worse" for this, "equal" within the margin, "same" on every sample,
             or "undecided".
     """
@@ -93,6 +95,7 @@ class Finding:
     adjusted: float | None = None
     adjusted_equal: float | None = None
     decision: str = UNDECIDED
+    question: str = ""
 
     @classmethod
     def read(cls, value: dict[str, Any]) -> "Finding":
@@ -103,6 +106,11 @@ class Finding:
     def as_dict(self) -> dict[str, Any]:
         """Return the finding as JSON."""
         return asdict(self)
+
+    @property
+    def test(self) -> tuple:
+        """What makes two findings one test."""
+        return self.model, self.task, self.context, self.question, self.this.cell_id, self.other.cell_id
 
     @property
     def suspicious(self) -> bool:
@@ -122,22 +130,18 @@ def find(compared: Sequence[Comparison]) -> list[Finding]:
     return [replace(f, decision=decide(f)) for f in corrected(found)]
 
 
-def corrected(found: Sequence[tuple[Finding, tuple]]) -> list[Finding]:
-    """Return the findings with p-values adjusted by Holm over all distinct tests of both kinds.
-
-    Args:
-        found: findings, each with what identifies its test.
-    """
-    distinct = {test: f for f, test in found}
+def corrected(found: Sequence[Finding]) -> list[Finding]:
+    """Return the findings with p-values adjusted by Holm over all distinct tests of both kinds."""
+    distinct = {f.test: f for f in found}
     p_values = [p for f in distinct.values() for p in (f.p, f.p_equal)]
     adjusted = holm(p_values)
     of_test = {test: (adjusted[2 * i], adjusted[2 * i + 1]) for i, test in enumerate(distinct)}
-    return [replace(f, adjusted=of_test[test][0], adjusted_equal=of_test[test][1]) for f, test in found]
+    return [replace(f, adjusted=of_test[f.test][0], adjusted_equal=of_test[f.test][1]) for f in found]
 
 
 def count_tests(findings: Sequence[Finding]) -> int:
     """Return the number of tests behind findings, which one correction covers."""
-    distinct = {(f.model, f.task, f.about, f.this.cell_id, f.other.cell_id): f for f in findings}
+    distinct = {f.test: f for f in findings}
     return sum(p is not None for f in distinct.values() for p in (f.p, f.p_equal))
 
 
@@ -157,6 +161,12 @@ def curve_of(record: Record) -> str:
     """Return the name of a method without its size: its style and its variant."""
     variant = ", ".join(record.method.variant)
     return record.method.style.name + (f" ({variant})" if variant else "")
+
+
+def text_of(record: Record) -> str:
+    """Return the name of the text that a record's task reads, or its hash; "" without one."""
+    text = record.options.get("text")
+    return held_out_name(text) or text if isinstance(text, str) else ""
 
 
 def _usable(q: Comparison) -> list[Record]:
@@ -183,8 +193,8 @@ class _Question:
         self._exact = q.exact if any(r is q.exact for r in self._records) else None
         self._has_exact = self._exact is not None or q.task == DIVERGENCE
 
-    def findings(self) -> Iterator[tuple[Finding, tuple]]:
-        """Yield the findings, each with what makes two of them one test."""
+    def findings(self) -> Iterator[Finding]:
+        """Yield the findings."""
         for masks in (r for r in self._records if r.attention.name == Plsh.name):
             if self._has_exact:
                 yield from self._finding(masks, self._exact, "exact")
@@ -200,7 +210,7 @@ class _Question:
         for oracle in (r for r in self._records if r.method.by_score and self._has_exact):
             yield from self._finding(oracle, self._exact, "oracle")
 
-    def _finding(self, masks: Record, other: Record | None, at: str) -> Iterator[tuple[Finding, tuple]]:
+    def _finding(self, masks: Record, other: Record | None, at: str) -> Iterator[Finding]:
         """Yield the finding of masks beside a record, or beside exact ALiBi's divergence if it is
         None; nothing without common samples."""
         q, pairs = self._q, _pairs(masks, other, self._q.task)
@@ -213,12 +223,11 @@ class _Question:
         draws = [pairs.draw_of[k] for k in pairs.this]
         options: dict[str, Any] = {"clustered": pairs.clustered, "bounded": pairs.bounded}
         tests = paired_tests(changes, draws, margin=MARGINS[unit], **options)
-        text = masks.options.get("text")
-        finding = Finding(
+        yield Finding(
             model=q.model,
             task=q.task,
             context=q.context,
-            about=held_out_name(text) or text if isinstance(text, str) else "",
+            about=text_of(masks),
             metric=masks.headline,
             unit=unit,
             at=at,
@@ -233,9 +242,8 @@ class _Question:
             margin=MARGINS[unit],
             p=tests.difference,
             p_equal=tests.equivalence,
+            question=short_hash(masks.options),
         )
-        question = (q.model, q.task, q.context, str(masks.outcome.options))
-        yield finding, (*question, masks.cell_id, finding.other.cell_id)
 
     def _side(self, record: Record | None) -> Side:
         if record is None:

@@ -47,13 +47,14 @@ class Paragraph:
 
 
 def paragraphs(findings: Sequence[Finding]) -> list[Paragraph]:
-    """Return the verdict in few sentences, a paragraph for each model and task: who wins how often,
+    """Return the verdict in few sentences, a paragraph for each model, task and text: who wins how
+    often,
     and one comparison in figures for each kind of masks."""
-    groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
+    groups: dict[tuple[str, str, str], list[Finding]] = defaultdict(list)
     for f in findings:
-        groups[f.model, f.task].append(f)
-    models = {model for model, task in groups if task not in BY_OTHERS}
-    return [_paragraph(g) for (model, task), g in groups.items() if task not in BY_OTHERS or model not in models]
+        groups[f.model, f.task, f.about].append(f)
+    models = {model for model, task, _ in groups if task not in BY_OTHERS}
+    return [_paragraph(g) for (model, task, _), g in groups.items() if task not in BY_OTHERS or model not in models]
 
 
 def headlines(findings: Sequence[Finding]) -> list[str]:

@@ -74,6 +74,11 @@ class Attention(ABC):
     share = "none"  # which masks of a draw are the same; a field where supported
 
     @property
+    def differs_by_layer(self) -> bool:
+        """Whether the layers have different weights although nothing is random."""
+        return False
+
+    @property
     def random(self) -> bool:
         """Whether cells have several draws."""
         return False

@@ -8,7 +8,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.version import VersionBase
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.basecontainer import BaseContainer
 
 from harness.common.errors import UserError
@@ -52,7 +52,9 @@ def compose_config(words: Sequence[str]) -> DictConfig:
     with _isolated_hydra():
         try:
             with initialize_config_dir(str(CONF), version_base="1.3"):
-                return compose("config", overrides=[normalize_override(word) for word in words])
+                config = compose("config", overrides=[normalize_override(word) for word in words])
+                OmegaConf.resolve(config)  # interpolations may give values of the wrong type
+                return config
         except UserError:
             raise
         except Exception as error:  # of Hydra and its libraries, which the words have caused

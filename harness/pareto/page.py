@@ -4,7 +4,7 @@
 import operator
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from harness.analysis import table, words
@@ -29,15 +29,19 @@ def short(figures: dict[str, Any]) -> str:
 
 
 def brief(figures: dict[str, Any]) -> str:
-    """Return one example in figures for each task of the models in BRIEF, or of all if there is
-    none."""
-    models = {f.model for f in Verdict.read(figures).findings}
-    return _spoken(figures, operator.attrgetter("brief"), models.intersection(BRIEF) or models)
+    """Return one example in figures for each task: of the models in BRIEF, or of all that have it."""
+    models: dict[str, set[str]] = defaultdict(set)
+    for f in Verdict.read(figures).findings:
+        models[f.task].add(f.model)
+    return _spoken(figures, operator.attrgetter("brief"), {t: m.intersection(BRIEF) or m for t, m in models.items()})
 
 
-def _spoken(figures: dict[str, Any], text: Callable[[words.Paragraph], str], models: Collection[str] = ()) -> str:
+def _spoken(
+    figures: dict[str, Any], text: Callable[[words.Paragraph], str], models: Mapping[str, Collection[str]] | None = None
+) -> str:
     findings = Verdict.read(figures).findings
-    said = [f"**{p.subject}.** {text(p)}" for p in words.paragraphs(findings) if not models or p.model in models]
+    spoken = [p for p in words.paragraphs(findings) if models is None or p.model in models[p.task]]
+    said = [f"**{p.subject}.** {text(p)}" for p in spoken]
     return "\n\n".join(map(_wrapped, said + words.warnings(findings)))
 
 

@@ -43,12 +43,18 @@ def plots(points: Sequence[Point]) -> list[list[Plot]]:
     rows: dict[tuple[str, str], dict[int, list[Mark]]] = defaultdict(lambda: defaultdict(list))
     for p in points:
         for name, metric in p.metrics.items():
-            drawn = name in TASKS or metric.unit in ("fraction", "score")
+            task = name.partition(" (")[0]  # without the words that tell several questions apart
+            drawn = task in TASKS or metric.unit in ("fraction", "score")
             if drawn and p.cost.pairs is not None:
                 rows[p.model, name][p.context].append(Mark(p.curve, p.style, p.cost.pairs, metric))
     return [
         [
-            Plot(f"{model}, {context:,} tokens", name.replace("/", ": ").replace("_", " "), name == TASKS[0], marks)
+            Plot(
+                f"{model}, {context:,} tokens",
+                name.replace("/", ": ").replace("_", " "),
+                name.startswith(TASKS[0]),
+                marks,
+            )
             for context, marks in sorted(by_context.items())
         ]
         for (model, name), by_context in rows.items()

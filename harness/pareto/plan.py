@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from harness.analysis.decisions import ALPHA, draws_needed, prompts_needed, variance_parts
 from harness.analysis.reader import SCORES, Comparison, paired
 from harness.analysis.verdict import Finding
+from harness.common.files import short_hash
 from harness.common.stats import POWER
 from harness.common.table import Table
 
@@ -40,11 +41,11 @@ def observed(compared: Sequence[Comparison], findings: Sequence[Finding]) -> lis
         compared: comparisons of a store.
         findings: its findings.
     """
-    records = {(q.model, q.task, r.cell_id): r for q in compared for r in q.records}
+    records = {(q.model, q.task, short_hash(r.options), r.cell_id): r for q in compared for r in q.records}
     found = {}
     for f in findings:
-        this, other = (records.get((f.model, f.task, side.cell_id)) for side in (f.this, f.other))
-        if f.unit not in SCORES or this is None or other is None:
+        this, other = (records.get((f.model, f.task, f.question, side.cell_id)) for side in (f.this, f.other))
+        if f.unit not in SCORES or f.at == "oracle" or this is None or other is None:
             continue
         scores = paired(this, other)
         changes = [scores.this[k] - scores.reference[k] for k in scores.this]
@@ -53,7 +54,7 @@ def observed(compared: Sequence[Comparison], findings: Sequence[Finding]) -> lis
         within = within or (1 / (len(changes) + 2)) ** 0.5  # as if one more prompt were discordant
         where = f"{f.model}, {f.task}, {f.context:,} tokens, {f.this.label}"
         share = statistics.fmean(c != 0 for c in changes)
-        found[f.model, f.task, f.this.cell_id, f.other.cell_id] = Observed(where, f.other.label, share, between, within)
+        found[f.test] = Observed(where, f.other.label, share, between, within)
     return list(found.values())
 
 

@@ -1,6 +1,7 @@
 """The record of a verdict: every cell with its quality and cost, every comparison, and RULER's
 averages, as JSON. The page and the picture are drawn from it alone."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ from harness.analysis import reader
 from harness.analysis.costs import TIMING, Cost, Costs
 from harness.analysis.decisions import ALPHA
 from harness.analysis.reader import Comparison
-from harness.analysis.verdict import MARGINS, SLACK, Finding, count_tests, curve_of, find
+from harness.analysis.verdict import MARGINS, SLACK, Finding, count_tests, curve_of, find, text_of
 from harness.attentions.registry import table_order
 from harness.common.errors import UserError
+from harness.common.files import short_hash
 from harness.common.stats import Metric
 from harness.pareto import ruler
 
@@ -114,7 +116,11 @@ def points(compared: Sequence[Comparison]) -> list[Point]:
     costs = Costs.of([r for q in compared for r in q.records])
     found: dict[tuple[str, str], Point] = {}
     order = {}
+    questions: dict[tuple[str, str], set[str]] = defaultdict(set)
     for q in compared:
+        questions[q.model, q.task] |= {short_hash(r.options) for r in q.records if r.metrics}
+    for q in compared:
+        several = len(questions[q.model, q.task]) > 1  # of one task of a model: its figures need a name each
         for r in q.records:
             if not r.metrics or r.task == TIMING:
                 continue
@@ -123,7 +129,8 @@ def points(compared: Sequence[Comparison]) -> list[Point]:
             empty = Point(q.model, q.context, r.cell.label, r.cell_id, curve_of(r), r.method.style.key, cost, {})
             point = found.setdefault(key, empty)
             names = [r.headline, *(name for name in ALSO if name in r.metrics)]
-            point.metrics.update({name: r.metrics[name] for name in names})
+            about = f" ({text_of(r) or 'options'} {short_hash(r.options)[:4]})" if several else ""
+            point.metrics.update({name + about: r.metrics[name] for name in names})
             order[key] = (q.model, q.context, table_order(r.method), curve_of(r), cost.pairs or 0.0, r.cell.label)
     return [found[key] for key in sorted(found, key=lambda key: order[key])]
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.analysis.reader import Comparison
+from harness.analysis.reader import Comparison, Record
+from harness.common.files import short_hash
 from harness.tasks.lmeval.catalogue import RULER
 
 THRESHOLD = 0.856
@@ -46,13 +47,19 @@ class Average:
 
 def averages(compared: Sequence[Comparison]) -> list[Average]:
     """Return the summaries of a store's RULER tasks, by model and attention."""
-    found: dict[tuple[str, str], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    found: dict[tuple, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for q in compared:
         if q.task in RULER:
             for r in q.records:
                 if r.score:
-                    found[q.model, r.cell.label][q.task][q.context] = float(r.score.value)
-    return [_average(model, label, by_task) for (model, label), by_task in found.items()]
+                    found[q.model, r.cell.label, _setting(r)][q.task][q.context] = float(r.score.value)
+    return [_average(model, label, by_task) for (model, label, _), by_task in found.items()]
+
+
+def _setting(record: Record) -> str:
+    """What the cells of one average share besides their label: all but the context."""
+    cell = {**record.identity.as_json(), "context": None, "attn": None}
+    return short_hash({"cell": cell, "examples": record.options.get("num_fewshot")})
 
 
 def _average(model: str, label: str, by_task: Mapping[str, Mapping[int, float]]) -> Average:

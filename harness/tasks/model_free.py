@@ -30,7 +30,8 @@ class ModelFreeTask:
         return {}
 
     def check(self, options: Any, cell: Cell) -> None:
-        """Raise UserError for an attention without weights that a model leaves alone, or a short context."""
+        """Raise UserError for an attention without weights, for one whose weights depend on the scores,
+        and for a short context."""
         if cell.attention.native:
             raise UserError(
                 f"task={self.name} measures weights, and attn={cell.attention.name} has none: use attn=alibi."

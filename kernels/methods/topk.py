@@ -41,10 +41,10 @@ class TopK(Weights):
         return Alibi(self.slopes).log_dense(rows, columns)
 
     def reach(self, heads, rows):
-        return Alibi(self.slopes).reach(heads, rows)
+        raise ValueError("TopK has no reach: which keys a row sees depends on its scores.")
 
     def log_piece(self, heads, rows, first, width, causal):
-        return Alibi(self.slopes).log_piece(heads, rows, first, width, causal)
+        raise ValueError("TopK has no weights before its scores are known.")
 
     def keep(self, weighed, rows, columns):
         always = (rows[:, None] - columns).abs() < max(self.near, 1)

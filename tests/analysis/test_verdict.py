@@ -7,6 +7,7 @@ import pytest
 from harness.analysis import reader, words
 from harness.analysis.costs import Costs
 from harness.analysis.verdict import BETTER, EQUAL, SAME, UNDECIDED, WORSE, Finding, corrected, count_tests, find
+from harness.pareto.record import points
 from tests.report import made
 
 HALF = 800  # samples: as many as decide that equal scores are equal within two points
@@ -73,6 +74,23 @@ def test_an_oracle_competes_with_nothing_and_is_said(tmp_path):
     )
     assert paragraph.brief.endswith(bound) and paragraph.text.endswith(bound)
     assert "top-k oracle" in words.headlines(found)[1]
+
+
+def test_two_texts_are_two_paragraphs_and_their_figures_two_columns(tmp_path):
+    masks, window = (made.cell(tmp_path, a, fused=30.0) for a in (made.plsh(4, "rb"), made.window(2.0)))
+    for text, (ours, theirs) in (("1" * 64, (0.1, 0.5)), ("2" * 64, (0.9, 0.5))):
+        for cell, value in ((masks, ours), (window, theirs)):
+            made.on_text(cell, lambda k, d, v=value: v + 0.01 * (k % 3) * v, text=text)
+    said = {p.subject: p.text for p in words.paragraphs(findings(tmp_path))}
+    assert list(said) == ["m, divergence on text 11111111", "m, divergence on text 22222222"]
+    assert "Positional LSH wins over the slope window" in said["m, divergence on text 11111111"]
+    assert "the slope window wins in the one comparison" in said["m, divergence on text 22222222"]
+    point = next(p for p in points(reader.comparisons(reader.records(tmp_path))) if p.label.startswith("PLSH"))
+    values = {name[: len("fidelity/kl (1111")]: m.value for name, m in point.metrics.items()}
+    assert values == {
+        "fidelity/kl (1111": pytest.approx(0.1, rel=0.02),
+        "fidelity/kl (2222": pytest.approx(0.9, rel=0.02),
+    }
 
 
 def test_planted_words(store):
@@ -224,7 +242,7 @@ def test_times_of_another_machine_and_another_kernel_do_not_count(tmp_path):
 
 def test_the_correction_counts_every_test_once(store):
     found = findings(store)
-    twice = corrected([(f, (i // 2,)) for i, f in enumerate(f for f in found for _ in range(2))])
+    twice = corrected([f for f in found for _ in range(2)])
     assert [f.adjusted for f in twice[::2]] == [f.adjusted for f in found]
     assert all(f.adjusted >= f.p and f.adjusted_equal >= f.p_equal for f in found)
 

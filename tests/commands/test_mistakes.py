@@ -32,6 +32,7 @@ USAGE = [
     ("check", ("--fixed",), "unrecognized arguments: --fixed"),
     ("data", ("--results",), "is a flag of the command line"),
     ("data", ("masks=many",), "could not be converted"),
+    ("data", ("draws=${oc.env:HOME}",), "draws"),
     ("lm_eval", ("--model", "plsh", "--limit", "many"), "invalid float value: 'many'"),
     ("lm_eval", ("--model", "plsh", "--nowhere"), "--nowhere"),
     ("lm_eval", ("--model", "plsh", "--tasks", "nobody_has_this"), "Tasks not found: nobody_has_this"),

@@ -115,7 +115,9 @@ def record(
     write(place / "task.json", {**done, "environment": ENVIRONMENT})
 
 
-def on_text(folder: Path, score: Callable[[int, int], float], *, task: str = "fidelity", samples: int = 32) -> None:
+def on_text(
+    folder: Path, score: Callable[[int, int], float], *, task: str = "fidelity", text: str = "0" * 64, samples: int = 32
+) -> None:
     """A finished record of a task on text: `score` by sample and draw, lower is better."""
     about = json.loads((folder / "cell.json").read_text())["identity"]
     draws = about["draws"] or 1
@@ -126,7 +128,7 @@ def on_text(folder: Path, score: Callable[[int, int], float], *, task: str = "fi
     name, unit = {"fidelity": ("kl", "nats per token"), "perplexity": ("bits_per_byte", "bits per byte")}[task]
     scores, of = [r["score"] for r in rows], [r["draw"] for r in rows]
     metrics = {f"{task}/{name}": stats.mean(scores, of, clustered=draws > 1, unit=unit).as_dict()}
-    options = {"text": "0" * 64, "stride": 8}
+    options = {"text": text, "stride": 8}
     place = task_folder(folder, task, **options)
     (place / "parts").mkdir(parents=True, exist_ok=True)
     (place / "parts" / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

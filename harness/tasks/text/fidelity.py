@@ -21,7 +21,7 @@ from harness.models.load import LoadedModel
 from harness.results.schema import Number, SampleRow
 from harness.tasks.base import TaskContext
 from harness.tasks.text import logits, windows
-from harness.tasks.text.windows import QUARTERS, TextTask, Window, window_batches
+from harness.tasks.text.windows import QUARTERS, TextTask, Window, stride_of, window_batches
 from kernels import Weights, attend
 
 ATTRIBUTIONS = ("none", "layers", "heads")
@@ -98,6 +98,8 @@ class Fidelity(TextTask):
                 f"attn={cell.attention.name} runs the checkpoint's code. Use attribution=none."
             )
         super().check(options, cell)
+        if stride_of(options, cell.context) < QUARTERS:
+            raise UserError(f"task.fidelity.stride must be at least {QUARTERS}: figures are given by quarter of it.")
 
     row = staticmethod(FidelityRow.read)
 

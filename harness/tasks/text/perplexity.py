@@ -151,7 +151,7 @@ class Predictions:
         nats: negative log-probability of the true token.
         decision_nats: negative log-probability that the token has a line break or has none,
             whichever is true.
-        rank: number of tokens that are at least as likely, the true one included.
+        rank: 1 + the number of tokens that are more likely.
         entropy: of the prediction in nats.
         is_break: whether the true token has a line break.
         is_first: whether it is the first of its id in the window.

@@ -62,6 +62,11 @@ class CapturedTheory(TextTask):
         weights of its own."""
         if cell.attention.native:
             raise UserError(f"task=theory measures weights, and attn={cell.attention.name} has none: use attn=alibi.")
+        if cell.attention.by_score:
+            raise UserError(
+                f"task=theory measures weights, and those of attn={cell.attention.name} depend on the scores: use "
+                "task=fidelity."
+            )
         if not options.causal:
             raise UserError("task.theory.text goes with causal=true: the models read from left to right.")
         if options.score_ranges:

@@ -99,6 +99,11 @@ class Theory(ModelFreeTask):
                 f"task.theory.score_ranges must be numbers above 0 and at most {LARGEST_RANGE}, not "
                 f"{list(options.score_ranges)}."
             )
+        if cell.attention.differs_by_layer:
+            raise UserError(
+                f"task=theory measures one layer, and the layers of {cell.attention.label} differ: give a text, "
+                "task.theory.text=novel, on which it measures every layer, or use task=fidelity."
+            )
         super().check(options, cell)
 
     def amount(self, options: Options, cell: Cell, samples: int, batch: int) -> tuple[int, int]:

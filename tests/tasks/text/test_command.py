@@ -74,6 +74,11 @@ def test_mistakes_are_answered_in_words(run, novel, tmp_path, more, said):
     assert said in err
 
 
+def test_a_stride_without_four_quarters_is_a_mistake(run, novel, tmp_path):
+    code, _, _, err = run(*words("fidelity", novel, tmp_path, "task.fidelity.stride=3"))
+    assert code == 2 and "task.fidelity.stride must be at least 4" in err
+
+
 def test_an_unknown_attribution_is_a_mistake(run, novel, tmp_path):
     code, document, _, err = run(*words("fidelity", novel, tmp_path, "task.fidelity.attribution=neurons"))
     assert code == 2

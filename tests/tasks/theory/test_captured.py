@@ -168,6 +168,7 @@ def test_more_masks_have_less_error_and_exact_alibi_none(run, tmp_path):
         (["task.theory.causal=false"], "goes with causal=true"),
         (["task.theory.score_ranges=[1]"], "is for Gaussian input"),
         (["attn=stock"], "attn=stock has none"),
+        (["attn=topk"], "depend on the scores"),
         (["task.theory.text=/nowhere.txt"], "there is no such file"),
         (["model.sigma=0"], "model.sigma must be a number of tokens above 0"),
         (["task=perplexity", "model.sigma=64"], "was not trained with model.sigma=64"),

@@ -68,6 +68,13 @@ def test_the_checkpoints_own_attention_has_no_weights(run, tmp_path):
     assert "attn=stock has none" in err
 
 
+@pytest.mark.parametrize("attn", ["attn=topk", "attn=window attn.stagger=true"])
+def test_attentions_that_one_layer_of_weights_does_not_describe(run, tmp_path, attn):
+    code, _, _, err = run(*words(tmp_path, *attn.split(), "references=none"))
+    assert code == 2
+    assert ("depend on the scores" if "topk" in attn else "measures one layer") in err
+
+
 @pytest.mark.parametrize("bad", ["context=255"])
 def test_a_context_that_is_too_short(run, tmp_path, bad):
     code, _, _, err = run(*words(tmp_path, bad, "references=none"))
