@@ -100,8 +100,9 @@ class Sweep:
         self.cluster.wait(lambda: self.written() >= before + more, "samples")
 
     def arrays(self) -> list[str]:
-        """The arrays that were submitted: number of the job, first row, rows."""
-        return [line for p in self.results.glob("sweeps/*/arrays") for line in p.read_text().splitlines()]
+        """The arrays that were submitted, in order: number of the job, first row, rows."""
+        lines = [line for p in self.results.glob("sweeps/*/arrays") for line in p.read_text().splitlines()]
+        return sorted(lines, key=lambda line: int(line.split()[0]))
 
     def log(self) -> str:
         return "".join(p.read_text() for p in self.results.glob("sweeps/*/*.log"))
