@@ -52,10 +52,15 @@ class Costs:
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> "Costs":
-        """Return the costs by the timings among these records that have the machine and the options
-        of the newest: times of two machines or batches cannot be compared."""
+        """Return the costs by the timings among these records that have the machine of the newest,
+        and its options among those of their model: times of two machines, of other numbers of
+        threads or of other batches cannot be compared."""
         timed = sorted((r for r in records if r.task == TIMING and r.metrics), key=lambda r: r.start)
-        return cls(r for r in timed if _setting(r) == _setting(timed[-1]))
+        newest = {str(r.identity.model): _setting(r) for r in timed}
+        device = timed[-1].options.get("device") if timed else None
+        return cls(
+            r for r in timed if (device, *newest[str(r.identity.model)]) == (r.options.get("device"), *_setting(r))
+        )
 
     def of_record(self, record: Record) -> Cost:
         """Return the cost of a record's cell."""
@@ -80,8 +85,8 @@ class Costs:
 
 
 def _setting(record: Record) -> tuple:
-    """What times must share to be compared, besides the model and the context."""
-    return record.options.get("device"), record.options.get("threads"), str(sorted(record.asked.items()))
+    """What times of one model and machine must share to be compared."""
+    return record.options.get("threads"), str(sorted(record.asked.items()))
 
 
 def _key(record: Record) -> tuple:
