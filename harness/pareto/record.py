@@ -116,11 +116,11 @@ def points(compared: Sequence[Comparison]) -> list[Point]:
     costs = Costs.of([r for q in compared for r in q.records])
     found: dict[tuple[str, str], Point] = {}
     order = {}
-    questions: dict[tuple[str, str], set[str]] = defaultdict(set)
+    questions: dict[tuple[str, str, int], set[str]] = defaultdict(set)
     for q in compared:
-        questions[q.model, q.task] |= {short_hash(r.options) for r in q.records if r.metrics}
+        questions[q.model, q.task, q.context] |= {short_hash(r.options) for r in q.records if r.metrics}
     for q in compared:
-        several = len(questions[q.model, q.task]) > 1  # of one task of a model: its figures need a name each
+        several = len(questions[q.model, q.task, q.context]) > 1  # whose figures need a name each
         for r in q.records:
             if not r.metrics or r.task == TIMING:
                 continue

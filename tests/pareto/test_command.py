@@ -6,11 +6,12 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from harness.analysis import reader
 from harness.common.files import read_json
 from harness.common.paths import ROOT
 from harness.pareto import page, picture
 from harness.pareto.__main__ import main
-from harness.pareto.record import Verdict
+from harness.pareto.record import Verdict, points
 from tests.report import made
 
 
@@ -53,6 +54,15 @@ def test_a_point_joins_tasks_and_costs_of_a_cell(ran):
     assert masks["cost"] == {"pairs": 21.25, "ms": 20.0, "time": 0.5, "kv_bytes": 2 * 2**20, "evicting": False}
     assert points["exact ALiBi", 512]["cost"]["time"] == 1.0  # by definition
     assert points["window T=16.0", 512]["cost"]["time"] is None
+
+
+def test_one_question_at_two_contexts_has_one_name(tmp_path):
+    """The stride of a text, and so a task's options, follow the context."""
+    for context, text in ((256, "1" * 64), (512, "2" * 64)):
+        cell = made.cell(tmp_path, made.plsh(4, "rb"), context=context, fused=20.0)
+        made.on_text(cell, lambda k, d: 0.1 + 0.01 * (k % 3), text=text)
+    found = points(reader.comparisons(reader.records(tmp_path)))
+    assert [list(p.metrics) for p in found] == [["fidelity/kl"], ["fidelity/kl"]]
 
 
 def test_the_record_is_enough_for_page_and_picture(ran):
