@@ -72,7 +72,7 @@ def attend(
         q: (batch, heads, queries, head_dim).
         k: (batch, kv_heads, keys, head_dim), with kv_heads dividing heads.
         v: like k.
-        weights: `Alibi`, `Window` or `PositionalLSH`, with one slope for each query head.
+        weights: `Alibi`, `Window`, `PositionalLSH` or `TopK`, with one slope for each query head.
         scale: factor of the scores, 1/sqrt(head_dim) by default.
         causal: whether a query sees no key after it.
         kernel: "exact" (dense, fp32 or fp64), "sdpa" (visited pairs only), "flex" (FlexAttention,

@@ -57,6 +57,22 @@ def paragraphs(findings: Sequence[Finding]) -> list[Paragraph]:
     return [_paragraph(g) for (model, task, _), g in groups.items() if task not in BY_OTHERS or model not in models]
 
 
+def summary(findings: Sequence[Finding]) -> str:
+    """Return a sentence for each competitor on all comparisons with it; empty without any."""
+    against = [f for f in findings if f.at not in AGAINST_EXACT]
+    return " ".join(map(_summary, _by(against, lambda f: f.other.curve)))
+
+
+def _summary(group: Sequence[Finding]) -> str:
+    counts = Counter(f.decision for f in group)
+    equal = counts[EQUAL] + counts[SAME]
+    parts = [f"{PLSH} wins {counts[BETTER]}", f"loses {counts[WORSE]}", f"is equal in {equal}"]
+    return (
+        f"Of all {_count(group)} with the {group[0].other.curve}, at equal pairs or in equal time, {_list(parts)}; "
+        f"{counts[UNDECIDED]} {'is' if counts[UNDECIDED] == 1 else 'are'} undecided."
+    )
+
+
 def headlines(findings: Sequence[Finding]) -> list[str]:
     """Return a sentence for each model, task, curve of masks and competitor."""
     groups: dict[tuple, list[Finding]] = defaultdict(list)

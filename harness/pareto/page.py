@@ -41,8 +41,8 @@ def _spoken(
 ) -> str:
     findings = Verdict.read(figures).findings
     spoken = [p for p in words.paragraphs(findings) if models is None or p.model in models[p.task]]
-    said = [f"**{p.subject}.** {text(p)}" for p in spoken]
-    return "\n\n".join(map(_wrapped, said + words.warnings(findings)))
+    said = [words.summary(findings), *(f"**{p.subject}.** {text(p)}" for p in spoken)]
+    return "\n\n".join(map(_wrapped, filter(None, said + words.warnings(findings))))
 
 
 def long(figures: dict[str, Any]) -> str:

@@ -14,9 +14,8 @@ class TopK(Weights):
     """Exact ALiBi on the keys that matter most to each row: its own key, the sinks, the near field,
     and of all others the `keys` - 1 whose ``q.k * scale - m |i - j|`` is highest.
 
-    No other keys, as many in each row, hold more of its attention. It saves nothing itself, as all
-    scores are computed.
-    With `keys` no smaller than the context it is exact ALiBi.
+    No other set of as many keys that contains the fixed ones holds more of the row's attention. It
+    saves nothing itself, as all scores are computed. With `keys` no smaller than the context it is exact ALiBi.
 
     slopes: (H,).
     keys: keys that a row sees besides sinks and near field, its own included.

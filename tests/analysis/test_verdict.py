@@ -93,6 +93,16 @@ def test_two_texts_are_two_paragraphs_and_their_figures_two_columns(tmp_path):
     }
 
 
+def test_the_summary_counts_all_comparisons_with_a_competitor(store):
+    window, sliding = words.summary(findings(store)).split(". Of ")
+    assert window == (
+        "Of all 2 comparisons with the slope window, at equal pairs or in equal time, Positional LSH wins 0, loses 1 "
+        "and is equal in 1; 0 are undecided"
+    )
+    assert "with the sliding window" in sliding and "wins 1, loses 0 and is equal in 1; 0 are" in sliding
+    assert words.summary([f for f in findings(store) if f.at == "exact"]) == ""
+
+
 def test_planted_words(store):
     said = {p.model: p.text for p in words.paragraphs(findings(store))}
     assert said["loses"].startswith(

@@ -70,7 +70,7 @@ def test_the_record_is_enough_for_page_and_picture(ran):
     assert Verdict.read(record).as_dict() == record
     assert picture.svg(Verdict.read(record).points) == drawn
     said = page.markdown(record)
-    assert said.startswith("**m, ")
+    assert said.startswith("Of all ") and "\n\n**m, " in said
     for p in record["points"]:
         assert p["label"] in said
     assert all(len(line) <= page.WIDTH for line in page.PARTS["short"](record).splitlines())

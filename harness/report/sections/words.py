@@ -10,7 +10,9 @@ from harness.report.describe import Section, Tags, Text
 def section(comparisons: list[Comparison]) -> Section:
     """Return the section that the page begins with."""
     findings = find(comparisons)
-    blocks = [Text(f"{p.subject}: {p.text}", Tags(p.model, p.task)) for p in words.paragraphs(findings)]
+    overall = words.summary(findings)
+    blocks = [Text(overall)] * bool(overall)
+    blocks += [Text(f"{p.subject}: {p.text}", Tags(p.model, p.task)) for p in words.paragraphs(findings)]
     blocks += [Text(warning) for warning in words.warnings(findings)]
     absent = (
         "No cell of Positional LSH stands beside exact ALiBi or a window on the same samples.",

@@ -33,7 +33,7 @@ TOKENS, BYTES = "tokens.npy", "bytes.npy"
 class TextOptions:
     """Options of the tasks on natural text.
 
-    text: a UTF-8 file, or a held-out text of the package, "novel" or "code".
+    text: a UTF-8 file, a held-out text of the package or a corpus, as in `harness.tasks.texts.read_text`.
     stride: scored tokens of a window; by default half the context.
     """
 
