@@ -21,7 +21,7 @@ def section(comparisons: list[Comparison]) -> Section:
 
     def draw(model: str, group: list[Comparison]) -> list[Heat]:
         named = zip(group, common.titles(group), strict=True)
-        return [heat for q, title in named for r in q.records if r.metrics for heat in _heats(r, title)]
+        return [heat for q, title in named for r in q.records if r.metrics for heat in _heats(model, r, title)]
 
     groups, commands = common.groups(comparisons, draw, Live("config.context", "", log_x=True))
     missing = [
@@ -42,7 +42,7 @@ def section(comparisons: list[Comparison]) -> Section:
     )
 
 
-def _heats(record: Record, title: str) -> Iterator[Heat]:
+def _heats(model: str, record: Record, title: str) -> Iterator[Heat]:
     for prefix, meaning in MAPS.items():
         places = {
             (int(found[1]), int(found[2])): metric
@@ -63,6 +63,6 @@ def _heats(record: Record, title: str) -> Iterator[Heat]:
                 [str(head) for head in range(1, heads + 1)],
                 [str(layer) for layer in range(1, layers + 1)],
                 squares,
-                common.tags_of(record, record.cell.model),
+                common.tags_of(record, model),
                 top=max((p.y for p in squares.values()), default=0.0) or 1.0,
             )
