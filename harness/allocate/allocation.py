@@ -8,12 +8,10 @@ import numpy as np
 from harness.allocate import calibration
 from harness.allocate.knapsack import choose
 from harness.allocate.sensitivity import Divergence, lengths, sensitivities
-from harness.attentions.allocation import VERSION, allocated_pairs
+from harness.attentions.allocation import VERSION, Lengths, allocated_pairs
 from harness.attentions.sliding import Sliding
 from harness.cell import Cell
 from harness.models.load import LoadedModel
-
-Lengths = tuple[tuple[int, ...], ...]
 
 
 def allocate(

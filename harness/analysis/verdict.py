@@ -210,14 +210,14 @@ class _Question:
         for oracle in (r for r in self._records if r.method.by_score and self._has_exact):
             yield from self._finding(oracle, self._exact, "oracle")
 
-    def _finding(self, masks: Record, other: Record | None, at: str) -> Iterator[Finding]:
-        """Yield the finding of masks beside a record, or beside exact ALiBi's divergence if it is
+    def _finding(self, this: Record, other: Record | None, at: str) -> Iterator[Finding]:
+        """Yield the finding of a record beside another, or beside exact ALiBi's divergence if that is
         None; nothing without common samples."""
-        q, pairs = self._q, _pairs(masks, other, self._q.task)
+        q, pairs = self._q, _pairs(this, other, self._q.task)
         change = difference_of(pairs)
         if change is None or not math.isfinite(change.value):
             return
-        unit = _unit(masks)
+        unit = _unit(this)
         loss, low, high = _loss(change, unit)
         changes = [pairs.this[k] - pairs.reference[k] for k in pairs.this]
         draws = [pairs.draw_of[k] for k in pairs.this]
@@ -227,12 +227,12 @@ class _Question:
             model=q.model,
             task=q.task,
             context=q.context,
-            about=text_of(masks),
-            metric=masks.headline,
+            about=text_of(this),
+            metric=this.headline,
             unit=unit,
             at=at,
             device=self._costs.device if at == "time" else "",
-            this=self._side(masks),
+            this=self._side(this),
             other=self._side(other),
             loss=loss,
             low=low,
@@ -242,7 +242,7 @@ class _Question:
             margin=MARGINS[unit],
             p=tests.difference,
             p_equal=tests.equivalence,
-            question=short_hash(masks.options),
+            question=short_hash(this.options),
         )
 
     def _side(self, record: Record | None) -> Side:

@@ -47,9 +47,8 @@ class Paragraph:
 
 
 def paragraphs(findings: Sequence[Finding]) -> list[Paragraph]:
-    """Return the verdict in few sentences, a paragraph for each model, task and text: who wins how
-    often,
-    and one comparison in figures for each kind of masks."""
+    """Return the verdict in few sentences, a paragraph for each model, task and text: who
+    wins how often, and one comparison in figures for each kind of masks."""
     groups: dict[tuple[str, str, str], list[Finding]] = defaultdict(list)
     for f in findings:
         groups[f.model, f.task, f.about].append(f)

@@ -6,11 +6,9 @@ as MoA (arXiv 2406.14909) and DuoAttention (arXiv 2410.10819) do with other patt
 
 from dataclasses import dataclass, field
 
-from harness.attentions.allocation import allocated_pairs, read_allocation
+from harness.attentions.allocation import Lengths, allocated_pairs, read_allocation
 from harness.attentions.base import Attention, Near, Style
 from harness.common.errors import UserError
-
-Layers = tuple[tuple[int, ...], ...]
 
 
 @dataclass
@@ -36,7 +34,7 @@ class Allocated(Attention):
     style = Style("other", "allocated windows", "pentagon")
 
     allocation: str
-    tokens: Layers = field(default=(), repr=False)
+    tokens: Lengths = field(default=(), repr=False)
     sinks: int = 0
     evict: bool = False
     near: int = 0

@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from harness.models.spec import ModelSpec
 
 VERSION = 1
+Lengths = tuple[tuple[int, ...], ...]  # nearest keys that each head of each layer sees, its own included
 
 
 @dataclass(frozen=True)
 class Allocation:
     """The content of a file.
 
-    tokens: nearest keys that each head of each layer sees, its own included.
-    digest: hash of the content.
+    tokens: lengths of all heads. digest: hash of the content.
     """
 
-    tokens: tuple[tuple[int, ...], ...]
+    tokens: Lengths
     digest: str
 
 
@@ -63,7 +63,7 @@ def read_allocation(path: str, model: "ModelSpec") -> Allocation:
 
 
 @lru_cache(maxsize=256)
-def allocated_pairs(tokens: tuple[tuple[int, ...], ...], context: int, sinks: int, near: int) -> float:
+def allocated_pairs(tokens: Lengths, context: int, sinks: int, near: int) -> float:
     """Return the pairs of all heads over a context, averaged over the layers.
 
     Args:

@@ -42,7 +42,6 @@ def _parser() -> Parser:
 
 def _verdict(given: argparse.Namespace) -> int:
     from harness.analysis import words
-    from harness.analysis.verdict import AGAINST_EXACT
     from harness.common.files import write_atomic, write_whole
     from harness.common.table import say
     from harness.pareto import page, picture, record
@@ -57,9 +56,8 @@ def _verdict(given: argparse.Namespace) -> int:
         raise UserError(f"The record or the picture cannot be written: {error}.") from None
     for table in [*page.tables(verdict.points), page.comparison_table(verdict.findings)]:
         table.print()
-    spoken = [words.summary(verdict.findings)] * any(f.at not in AGAINST_EXACT for f in verdict.findings)
-    spoken += [f"{p.subject}: {p.text}" for p in words.paragraphs(verdict.findings)]
-    spoken += words.warnings(verdict.findings)
+    spoken = [f"{p.subject}: {p.text}" for p in words.paragraphs(verdict.findings)]
+    spoken = list(filter(None, [words.summary(verdict.findings), *spoken, *words.warnings(verdict.findings)]))
     say(*spoken)
     decisions = Counter(f.decision for f in verdict.findings)
     counts = {"cells": len(verdict.points), "comparisons": len(verdict.findings), **verdict.facts}

@@ -96,7 +96,7 @@ def _legend(curves: Sequence[tuple[str, str]], width: int) -> tuple[list[str], i
         wide = 40 + 6.6 * len(curve)
         if x + wide > width and x > LEFT:
             x, line = float(LEFT), line + 1
-        parts += [_symbol(_look(curve, style, curves), x + 6, 16 + 20 * line), _text(x + 18, 20 + 20 * line, curve)]
+        parts += [_symbol(_look(curve, style, curves), x + 6, 16 + 20 * line), text(x + 18, 20 + 20 * line, curve)]
         x += wide
     return parts, line + 1
 
@@ -118,14 +118,14 @@ def _plot(plot: Plot, left: float, top: float, looks: dict[str, tuple[str, str, 
             place = (value - low) / (high - low)
         return bottom - HIGH * min(1.0, max(0.0, place))
 
-    parts = [_text(left, top - 24, plot.title, bold=True), _text(left, top - 9, plot.axis, colour="#595959")]
+    parts = [text(left, top - 24, plot.title, bold=True), text(left, top - 9, plot.axis, colour="#595959")]
     for tick in _ticks(low, high, log=plot.log):
         y = y_of(tick)
         parts.append(f'<line x1="{left:.1f}" x2="{left + WIDE:.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e7e7e4"/>')
-        parts.append(_text(left - 6, y + 4, f"{tick:.10g}", anchor="end"))
+        parts.append(text(left - 6, y + 4, f"{tick:.10g}", anchor="end"))
     for pairs in _ticks(0, most, log=False):
-        parts.append(_text(x_of(pairs), bottom + 16, f"{pairs:g}", anchor="middle"))
-    parts.append(_text(left + WIDE / 2, bottom + 32, "visited pairs per row", anchor="middle", colour="#595959"))
+        parts.append(text(x_of(pairs), bottom + 16, f"{pairs:g}", anchor="middle"))
+    parts.append(text(left + WIDE / 2, bottom + 32, "visited pairs per row", anchor="middle", colour="#595959"))
     curves: dict[str, list[Mark]] = defaultdict(list)
     for mark in plot.marks:
         if not plot.log or mark.metric.value > 0:
@@ -176,6 +176,15 @@ def _symbol(look: tuple[str, str, bool], x: float, y: float) -> str:
     return f'<polygon points="{" ".join(f"{x + a:.1f},{y + b:.1f}" for a, b in around)}" {drawn}/>'
 
 
-def _text(x: float, y: float, words: str, *, anchor: str = "start", colour: str = "", bold: bool = False) -> str:
+def text(x: float, y: float, words: str, *, anchor: str = "start", colour: str = "", bold: bool = False) -> str:
+    """Return a text of an SVG picture.
+
+    Args:
+        x, y: the place of its anchor.
+        words: the text.
+        anchor: "start", "middle" or "end" of it.
+        colour: of the letters; black without it.
+        bold: whether they are bold.
+    """
     look = f' fill="{colour}"' * bool(colour) + ' font-weight="600"' * bold
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{look}>{escape(words)}</text>'

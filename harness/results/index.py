@@ -1,5 +1,6 @@
 """A cache of the store in results/index/. It holds the state of each task beside a fingerprint of
-its folder and its cell, so that a second look costs one `stat` for a finished task and reads no rows.
+its folder and its cell, so that a second look costs one `stat` for a finished task and reads no
+rows.
 
 The cache is never the truth: an entry counts only while the fingerprint matches, and results/index/
 may be removed at any time. There is one file for each two digits that cell ids begin with, and one

@@ -3,9 +3,22 @@
 from pathlib import Path
 from typing import Any, cast
 
+from harness.attentions.base import Attention
 from harness.cell import Cell
 from harness.common.errors import UserError
 from harness.tasks.base import PlannedTask, Task
+
+
+def refuse_unknown_weights(task: str, attention: Attention) -> None:
+    """Raise UserError for an attention without weights, and for one whose weights depend on the
+    scores."""
+    if attention.native:
+        raise UserError(f"task={task} measures weights, and attn={attention.name} has none: use attn=alibi.")
+    if attention.by_score:
+        raise UserError(
+            f"task={task} measures weights, and under attn={attention.name} those depend on the scores of a model: "
+            "use another attn."
+        )
 
 
 class ModelFreeTask:
@@ -32,15 +45,7 @@ class ModelFreeTask:
     def check(self, options: Any, cell: Cell) -> None:
         """Raise UserError for an attention without weights, for one whose weights depend on the scores,
         and for a short context."""
-        if cell.attention.native:
-            raise UserError(
-                f"task={self.name} measures weights, and attn={cell.attention.name} has none: use attn=alibi."
-            )
-        if cell.attention.by_score:
-            raise UserError(
-                f"task={self.name} measures weights, and under attn={cell.attention.name} those depend on the "
-                "scores of a model: use another attn."
-            )
+        refuse_unknown_weights(self.name, cell.attention)
         if cell.context < self.min_context:
             raise UserError(
                 f"task={self.name} needs a context of at least {self.min_context} tokens, not {cell.context}."

@@ -9,19 +9,21 @@ The second writes docs/results/controls.json. The allocations are those of docs/
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.analysis import reader
 from harness.analysis.reader import Comparison, difference
 from harness.analysis.table import interval
-from harness.common.errors import UserError, report_mistake
+from harness.common.command import command
+from harness.common.errors import UserError
 from harness.common.files import write_atomic
 from harness.common.paths import ROOT
 from harness.common.stats import Metric
 from harness.common.table import Table
 from harness.tasks.texts import read_text
+from tests.measure.near import digits
 
 FILE = ROOT / "docs" / "results" / "controls.json"
 ALLOCATIONS = "docs/results/allocation"
@@ -128,17 +130,13 @@ def _text_table(model: str, text: str, parts: dict[str, dict]) -> Table:
         change = other["minus_exact"]
         value = interval(Metric(**other["metrics"]["perplexity/bits_per_byte"]))
         kl, top = (Metric(**row["metrics"][name]) for name in METRICS["fidelity"])
-        shown = _digits(change, "+.4f") if change else value
+        shown = digits(change, "+.4f") if change else value
         lines.append(
-            [row["label"], f"{row['pairs_per_row']:.1f}", shown, _digits(kl.as_dict(), ".4f"), f"{top.value:.2f}"]
+            [row["label"], f"{row['pairs_per_row']:.1f}", shown, digits(kl.as_dict(), ".4f"), f"{top.value:.2f}"]
         )
     title = f"{model}, {text}: {parts['fidelity']['samples']} windows of {parts['fidelity']['context']} tokens"
     columns = ["attention", "pairs per row", "bits per byte, and minus exact", "KL, nats per token", "top-1"]
     return Table(title, columns, lines, [])
-
-
-def _digits(figure: dict, form: str) -> str:
-    return f"{figure['value']:{form}} [{figure['low']:{form}}, {figure['high']:{form}}]"
 
 
 def _retrieval_table(part: dict) -> Table:
@@ -150,7 +148,8 @@ def _retrieval_table(part: dict) -> Table:
     return Table(title, ["attention", "pairs per row", "accuracy"], lines, [])
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> int:
     """Return 0, or 2 for a mistake."""
     parser = argparse.ArgumentParser(prog="python -m tests.measure.controls", description=__doc__.split("\n\n")[0])
     kinds = parser.add_mutually_exclusive_group(required=True)
@@ -162,10 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.commands:
         print("\n".join(commands()))
         return 0
-    try:
-        figures = measure(given.results, given.text)
-    except UserError as error:
-        return report_mistake(str(error))
+    figures = measure(given.results, given.text)
     write_atomic(given.json, figures)
     print(markdown(figures))
     return 0

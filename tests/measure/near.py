@@ -11,7 +11,7 @@ near_retrieval.json. `python -m tests.measure.near_picture` draws the picture fr
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from harness.analysis.reader import Comparison, Record, difference
 from harness.analysis.table import interval, signed
 from harness.attentions.base import TILE
 from harness.common import environment
-from harness.common.errors import UserError, report_mistake
+from harness.common.command import command
+from harness.common.errors import UserError
 from harness.common.files import read_json, write_atomic
 from harness.common.paths import EMBEDDED, ROOT
 from harness.common.stats import Difference, Metric
@@ -170,16 +171,16 @@ def _text_table(model: str, part: dict) -> Table:
     for i, row in enumerate(first):
         changes = [rows_of[i]["minus_exact"] for rows_of in forms.values()]
         values = [interval(Metric(**rows_of[i]["bits_per_byte"])) for rows_of in forms.values()]
-        shown = [_change(c) if c else f"{value}" for c, value in zip(changes, values, strict=True)]
+        shown = [digits(c, "+.4f") if c else f"{value}" for c, value in zip(changes, values, strict=True)]
         rows.append([row["label"], f"{row['pairs_per_row']['fused']:.1f}", *shown])
     columns = ["attention", "pairs per row", *forms]
     title = f"{model}, {setup['text']}: bits per byte, and minus exact, of {setup['chunks']} chunks"
     return Table(title, columns, rows, [])
 
 
-def _change(change: dict) -> str:
-    value, low, high = change["value"], change["low"], change["high"]
-    return f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
+def digits(figure: dict, form: str) -> str:
+    """Return a figure with its interval. form: of each number, as "+.4f"."""
+    return f"{figure['value']:{form}} [{figure['low']:{form}}, {figure['high']:{form}}]"
 
 
 # rows of the table of both tasks: their name in NAMES, and their place in `books_measure.attentions`
@@ -251,7 +252,8 @@ def _retrieval_tables(part: dict) -> list[Table]:
     return [accuracy, Table("paired differences", ["accuracy of", "minus that of", *columns], lines, [])]
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> int:
     """Return 0, or 2 for a mistake."""
     parser = argparse.ArgumentParser(prog="python -m tests.measure.near", description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="the file to write, in docs/results by default")
@@ -272,15 +274,12 @@ def main(arguments: list[str] | None = None) -> int:
     retrieval.add_argument("--results", type=Path, required=True, metavar="STORE")
     given = parser.parse_args(arguments)
     file = given.json or FILES[given.part]
-    try:
-        if given.part == "text":
-            found = measure_text(given.model, given.text, given.forms, given.chunks)
-            models = (read_json(file) or {}).get("models", {})
-            figures = {"models": {**models, Path(given.model).name: found}}
-        else:
-            figures = measure_retrieval(given.results)
-    except UserError as error:
-        return report_mistake(str(error))
+    if given.part == "text":
+        found = measure_text(given.model, given.text, given.forms, given.chunks)
+        models = (read_json(file) or {}).get("models", {})
+        figures = {"models": {**models, Path(given.model).name: found}}
+    else:
+        figures = measure_retrieval(given.results)
     write_atomic(file, figures)
     print(markdown(figures))
     return 0

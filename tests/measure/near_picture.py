@@ -14,13 +14,15 @@ from typing import NamedTuple
 from harness.attentions.base import TILE
 from harness.common.files import read_json
 from harness.common.paths import ROOT
+from harness.pareto import picture
+from harness.pareto.picture import text
 from tests.measure.near import FILES
 
 PICTURE = ROOT / "docs" / "pictures" / "near.svg"
 MODEL, CONTEXT = "tiny-plain", 1024  # of the retrieval that is drawn
 # model, form of its text, and title
 TEXTS = (("tiny-books", "wrapped", "Moby-Dick with hard line breaks"), ("tiny-code", "file", "held-out source code"))
-COLOURS = {"sliding": "#2f6db5", "window": "#007f5f", "plsh": "#c44e00"}
+COLOURS = {**{name: picture.COLOURS[name] for name in ("sliding", "window")}, "plsh": picture.MASKS}
 ASIDE = {"sliding": 6.0, "window": 0.0, "plsh": -6.0}  # so that marks of equal pairs do not hide one another
 NAMES = {"plsh": "PLSH, 16 masks, rb", "window": "slope window", "sliding": "sliding window"}
 WIDTH, HEIGHT, TOP, BOTTOM, LEFT, GAP = 1000, 360, 74, 48, 62, 62
@@ -47,13 +49,17 @@ class Plot:
 
 def plots() -> list[Plot]:
     """Return the plots of the committed figures: each of TEXTS, then retrieval."""
-    text, retrieval = (read_json(FILES[part]) for part in ("text", "retrieval"))
-    assert text is not None and retrieval is not None, "the figures are missing"
+    on_text, retrieval = (read_json(FILES[part]) for part in ("text", "retrieval"))
+    assert on_text is not None and retrieval is not None, "the figures are missing"
     found = [
         Plot(
             f"{model}, {title}",
             "bits per byte above exact ALiBi",
-            [mark for row in text["models"][model]["forms"][form] if row["minus_exact"] and (mark := _text_mark(row))],
+            [
+                mark
+                for row in on_text["models"][model]["forms"][form]
+                if row["minus_exact"] and (mark := _text_mark(row))
+            ],
         )
         for model, form, title in TEXTS
     ]
@@ -96,9 +102,9 @@ def svg(drawn: list[Plot]) -> str:
 def _legend() -> list[str]:
     parts, x = [], float(LEFT)
     for method, name in NAMES.items():
-        parts += [_symbol(Mark(method, False, 0, 0, 0, 0), x + 6, 20), _text(x + 18, 24, name)]
+        parts += [_symbol(Mark(method, False, 0, 0, 0, 0), x + 6, 20), text(x + 18, 24, name)]
         x += 34 + 6.6 * len(name)
-    return [*parts, _text(x + 6, 24, f"filled: with a near field of {TILE} tokens", colour="#595959")]
+    return [*parts, text(x + 6, 24, f"filled: with a near field of {TILE} tokens", colour="#595959")]
 
 
 def _plot(plot: Plot, left: float, wide: float) -> list[str]:
@@ -114,15 +120,15 @@ def _plot(plot: Plot, left: float, wide: float) -> list[str]:
     def y_of(loss: float) -> float:
         return bottom - (bottom - TOP) * (loss - low) / (high - low)
 
-    parts = [_text(left, TOP - 24, plot.title, bold=True), _text(left, TOP - 9, plot.axis, colour="#595959")]
+    parts = [text(left, TOP - 24, plot.title, bold=True), text(left, TOP - 9, plot.axis, colour="#595959")]
     for tick in _ticks(low, high):
         y = y_of(tick)
         colour = "#767676" if tick == 0 else "#e7e7e4"
         parts.append(f'<line x1="{left:.1f}" x2="{left + wide:.1f}" y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}"/>')
-        parts.append(_text(left - 6, y + 4, f"{tick:.4g}".replace("-", "\u2212"), anchor="end"))
+        parts.append(text(left - 6, y + 4, f"{tick:.4g}".replace("-", "\u2212"), anchor="end"))
     for pairs in (50, 100, 150):
-        parts.append(_text(x_of(pairs), bottom + 17, str(pairs), anchor="middle"))
-    parts.append(_text(left + wide / 2, bottom + 35, "visited pairs per row", anchor="middle", colour="#595959"))
+        parts.append(text(x_of(pairs), bottom + 17, str(pairs), anchor="middle"))
+    parts.append(text(left + wide / 2, bottom + 35, "visited pairs per row", anchor="middle", colour="#595959"))
     for method, colour in COLOURS.items():
         marks = sorted((m for m in plot.marks if m.method == method), key=lambda m: (m.near, m.pairs))
         points = [(x_of(m.pairs) + ASIDE[method], y_of(m.loss)) for m in marks]
@@ -174,11 +180,6 @@ def _ticks(low: float, high: float) -> list[float]:
     step = next(s for s in steps if (high - low) / s <= 7)
     first = -int(-low // step) if low < 0 else 0
     return [round(i * step, 10) for i in range(first - 1, int(high / step) + 2) if low <= i * step <= high]
-
-
-def _text(x: float, y: float, words: str, *, anchor: str = "start", colour: str = "", bold: bool = False) -> str:
-    look = f' fill="{colour}"' * bool(colour) + ' font-weight="600"' * bold
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{look}>{words}</text>'
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,12 +7,14 @@ equal. Writes docs/results/recency.json.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from harness.common import environment
-from harness.common.errors import UserError, report_mistake
+from harness.common.command import command
+from harness.common.errors import UserError
 from harness.common.files import write_atomic
 from harness.common.paths import EMBEDDED, ROOT
 from harness.common.table import Table
@@ -93,17 +95,15 @@ def markdown(record: dict) -> str:
     return Table(title, ["tokens back", *heads], rows, []).markdown().rstrip()
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> int:
     """Return 0, or 2 for a mistake."""
     parser = argparse.ArgumentParser(prog="python -m tests.measure.recency", description=__doc__.split("\n\n")[1])
     parser.add_argument("--model", default="tiny-code", help="an embedded model (tiny-code)")
     parser.add_argument("--text", default="code", help="a text as in task=perplexity (code)")
     parser.add_argument("--json", type=Path, default=FILE, metavar="FILE", help="the file to write")
     given = parser.parse_args(arguments)
-    try:
-        record = measure(given.model, given.text)
-    except UserError as error:
-        return report_mistake(str(error))
+    record = measure(given.model, given.text)
     write_atomic(given.json, record)
     print(markdown(record))
     return 0

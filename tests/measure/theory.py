@@ -11,6 +11,7 @@ The last command writes docs/results/theory.json from all records of task=theory
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from scipy import stats
 
 from harness.analysis import reader
 from harness.analysis.reader import Record
-from harness.common.errors import UserError, report_mistake
+from harness.common.command import command
+from harness.common.errors import UserError
 from harness.common.files import read_json, write_atomic
 from harness.common.paths import ROOT
 from harness.common.table import Table
@@ -140,16 +142,14 @@ def _worst(rows: list[dict], captured: list[dict]) -> Table:
     return Table(title, ["weights", "masks", "Gaussian", "captured", *ranges], lines, [])
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str]) -> int:
     """Return 0, or 2 for a mistake."""
     parser = argparse.ArgumentParser(prog="python -m tests.measure.theory", description=__doc__.split("\n\n")[0])
     parser.add_argument("--results", type=Path, required=True, metavar="STORE")
     parser.add_argument("--json", type=Path, default=FILE, metavar="FILE", help="the file to write")
     given = parser.parse_args(arguments)
-    try:
-        figures = measure(given.results)
-    except UserError as error:
-        return report_mistake(str(error))
+    figures = measure(given.results)
     write_atomic(given.json, figures)
     print(markdown(read_json(given.json) or {}))
     return 0

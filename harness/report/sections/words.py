@@ -10,8 +10,7 @@ from harness.report.describe import Section, Tags, Text
 def section(comparisons: list[Comparison]) -> Section:
     """Return the section that the page begins with."""
     findings = find(comparisons)
-    overall = words.summary(findings)
-    blocks = [Text(overall)] * bool(overall)
+    blocks = [Text(overall)] if (overall := words.summary(findings)) else []
     blocks += [Text(f"{p.subject}: {p.text}", Tags(p.model, p.task)) for p in words.paragraphs(findings)]
     blocks += [Text(warning) for warning in words.warnings(findings)]
     absent = (

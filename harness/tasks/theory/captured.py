@@ -19,6 +19,7 @@ from harness.common.errors import UserError
 from harness.models.capture import capture
 from harness.results.schema import Number, SampleRow
 from harness.tasks.base import Prepared, TaskContext
+from harness.tasks.model_free import refuse_unknown_weights
 from harness.tasks.text.windows import TextOptions, TextTask, window_batches
 from harness.tasks.theory.options import Options
 from harness.tasks.theory.spectral import log_weights
@@ -60,13 +61,7 @@ class CapturedTheory(TextTask):
     def check(self, options: Options, cell: Cell) -> None:
         """Raise UserError for an invalid text, options of Gaussian input, or an attention without
         weights of its own."""
-        if cell.attention.native:
-            raise UserError(f"task=theory measures weights, and attn={cell.attention.name} has none: use attn=alibi.")
-        if cell.attention.by_score:
-            raise UserError(
-                f"task=theory measures weights, and those of attn={cell.attention.name} depend on the scores: use "
-                "task=fidelity."
-            )
+        refuse_unknown_weights(self.name, cell.attention)
         if not options.causal:
             raise UserError("task.theory.text goes with causal=true: the models read from left to right.")
         if options.score_ranges:

@@ -60,8 +60,8 @@ def test_a_common_factor_changes_nothing():
 
 def row_weights(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     slopes, at = torch.tensor([1 / 16]), torch.arange(tokens)
-    both = Alibi(slopes), PositionalLSH.draw(slopes, 8, seed=1)
-    return tuple(w.log_dense(at[-1:], at)[0].float() for w in both)  # type: ignore[return-value]
+    exact, masks = Alibi(slopes), PositionalLSH.draw(slopes, 8, seed=1)
+    return exact.log_dense(at[-1:], at)[0].float(), masks.log_dense(at[-1:], at)[0].float()
 
 
 @pytest.mark.parametrize("r", [0.5, 2.0])
