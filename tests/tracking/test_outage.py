@@ -16,14 +16,14 @@ from tests.conftest import ROOT
 from tests.tracking.conftest import FAST, KEY, cell_of
 from tests.tracking.server import Server
 
-LIMIT = 12  # seconds, after which a silent server is given up
-OUTAGES = {
-    "refused": "Connection refused",
-    "silent": "",
-    "wrong key": "401",
-    "silent after the run was made": f"no answer within {LIMIT} s",
-    "dies after the run was made": "",
-    "forbids after the run was made": "403",
+GIVEN_UP, PATIENT = 12, 100  # seconds for a server that is silent, and for one that says what it lacks
+OUTAGES = {  # limit, message
+    "refused": (PATIENT, "Connection refused"),
+    "silent": (GIVEN_UP, ""),
+    "wrong key": (PATIENT, "401"),
+    "silent after the run was made": (GIVEN_UP, f"no answer within {GIVEN_UP} s"),
+    "dies after the run was made": (GIVEN_UP, ""),
+    "forbids after the run was made": (PATIENT, "403"),
 }
 
 
@@ -37,14 +37,14 @@ def outages(made, tmp_path_factory):
     """The mirror of one finished cell against each outage, all at once: name -> (server, results,
     process, what it printed)."""
     running, told = {}, {}
-    for name in OUTAGES:
+    for name, (limit, _) in OUTAGES.items():
         server, folder = Server(), tmp_path_factory.mktemp("outage")
         results = copytree(made, folder / "results")
         if name == "refused":
-            server.close()
+            server.refuse()
         server.mode = name
         process = subprocess.Popen(
-            [sys.executable, "-m", "harness.sync", str(results), "--timeout", str(LIMIT)],
+            [sys.executable, "-m", "harness.sync", str(results), "--timeout", str(limit)],
             cwd=ROOT,
             env=environment(server, folder),
             stdout=subprocess.PIPE,
@@ -53,7 +53,7 @@ def outages(made, tmp_path_factory):
         )
         running[name] = server, results, process
     for name, (server, results, process) in running.items():
-        told[name] = (server, results, process, *process.communicate(timeout=LIMIT + 60))
+        told[name] = (server, results, process, *process.communicate(timeout=PATIENT + 60))
     yield told
     for server, *_ in told.values():
         server.close()
@@ -68,7 +68,7 @@ def test_every_outage_ends_and_is_told_in_a_line(outages, name):
     assert document["left"] == [cell_of(results)]
     (line,) = err.splitlines()
     assert "1 cells are not uploaded" in line
-    assert OUTAGES[name] in line
+    assert OUTAGES[name][1] in line
     assert not (results / cell_of(results) / "wandb.json").exists()
     assert not (results / "wandb").exists()
 
@@ -78,7 +78,7 @@ def test_a_run_ends_as_if_nothing_had_happened(run, account, results, mode):
     """Its exit code, its table and its last line are those of a run without W&B; on stderr there is
     one line more."""
     if mode == "refused":
-        account.close()
+        account.refuse()
     account.mode = mode
     options = (*FAST, f"results={results}", "tracking.project=mine")
     expected = run(*options, "tracking=disabled")
