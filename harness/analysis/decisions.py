@@ -1,6 +1,7 @@
 """Decisions on paired samples: tests of a difference and of equivalence, one correction over all of
 them, and the samples that a decision takes. All tests and powers are statsmodels'."""
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,7 +92,11 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     from statsmodels.stats.multitest import multipletests
 
     known = [p for p in p_values if p is not None]
-    adjusted = iter(multipletests(known, method="holm")[1].tolist() if known else [])
+    gc.freeze()  # multipletests collects garbage, which takes longer than all else where many objects live
+    try:
+        adjusted = iter(multipletests(known, method="holm")[1].tolist() if known else [])
+    finally:
+        gc.unfreeze()
     return [None if p is None else next(adjusted) for p in p_values]
 
 
