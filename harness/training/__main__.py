@@ -186,7 +186,7 @@ def train_novel_model(options: argparse.Namespace) -> None:
         raise UserError(f"{options.out / options.only} reads hard line breaks, by an earlier recipe: train it again.")
     chunks = options.passages or (books_measure.CHUNKS if options.steps_scale >= 1 else books_measure.DRAWS)
     folder = options.out / options.only
-    figures = books_measure.measure(folder, shaped, functools.partial(print, flush=True), chunks)
+    figures = books_measure.measure(folder, texts, functools.partial(print, flush=True), chunks)
     write_atomic(folder / "measured.json", figures)
     books_card.write(folder, record, figures)
 

@@ -40,7 +40,8 @@ sha256 is of that. Tables of contents and notes of the transcribers are in.
 For training and measuring each paragraph was then made one line with single blanks; a blank line
 is left where there were two or more, as between chapters. A model that reads the hard line breaks of
 such files learns to place them, and masks and windows that lose the count of the line lose most
-there: a format can make most of such a figure.
+there: a format can make most of such a figure. The last table is a warning: the same novel with its
+hard line breaks, which this model has never seen.
 
 | novel | author | number | used for | sha256 |
 |---|---|---:|---|---|
@@ -74,7 +75,7 @@ C tokens before it (fewer at the start of the text). Compressors start from noth
 text as they go, the model has read {megabytes:.0f} MB of other novels; xz "after the training texts" is what the
 text adds to a file that holds those too.
 
-The second table is paired: {chunks} chunks of {context} tokens spread evenly over {title}, and
+The tables of attentions are paired: {chunks} chunks of {context} tokens spread evenly over {title}, and
 of each the bits per byte of its second half, averaged over chunks. Positional LSH: {draws} independent
 draws of the masks, chunk i read under draw i mod {draws}. Intervals are 95 %: over chunks for a deterministic
 attention, over the draws' means for Positional LSH (differences: never narrower than over chunks).
@@ -136,6 +137,13 @@ def markdown(figures: dict) -> str:
     ]
     rows += [[name, *(f"{novel['plain'][name]:.3f}" for _, novel in novels)] for name in novels[0][1]["plain"]]
     novel_table = Table(f"{NAME}, bits per byte of whole novels", columns, rows, [])
+    setup = figures["setup"]
+    title = f"{NAME}, bits per byte of {setup['chunks']} chunks, {setup['context']} tokens, "
+    tables = [_attention_table(title + form, rows) for form, rows in figures["attentions"].items()]
+    return "\n".join(table.markdown() for table in (novel_table, *tables)).rstrip()
+
+
+def _attention_table(title: str, attentions: list[dict]) -> Table:
     rows = [
         [
             row["label"],
@@ -143,9 +151,6 @@ def markdown(figures: dict) -> str:
             interval(Metric(**row["bits_per_byte"])),
             signed(row["minus_exact"] and Difference(**row["minus_exact"])),
         ]
-        for row in figures["attentions"]
+        for row in attentions
     ]
-    setup = figures["setup"]
-    title = f"{NAME}, bits per byte of {setup['chunks']} chunks, {setup['context']} tokens"
-    attention_table = Table(title, ["attention", "pairs per row", "bits per byte", "minus exact"], rows, [])
-    return f"{novel_table.markdown()}\n{attention_table.markdown()}".rstrip()
+    return Table(title, ["attention", "pairs per row", "bits per byte", "minus exact"], rows, [])

@@ -33,10 +33,12 @@ def measure(folder: Path, texts: dict[books.Book, str], log: Callable[[str], Non
 
     Args:
         folder: folder of the model.
-        texts: the novels.
+        texts: the novels with the hard line breaks of their files, which are read unwrapped; the
+            attentions are compared on both forms of the test novel.
         log: prints a line.
         chunks: number of chunks for comparing attentions.
     """
+    hard_lines, texts = texts, {book: books.unwrap(text) for book, text in texts.items()}
     spec = resolve_model(ModelConfig(name=folder.name, path=str(folder)), None)
     loaded = load_model(spec, device=torch.device("cpu"), kernel="auto")
     exact = _weights(Cell(spec, EXACT, "auto", CONTEXT, 0, 1, 0), 0)
@@ -59,7 +61,8 @@ def measure(folder: Path, texts: dict[books.Book, str], log: Callable[[str], Non
             log(f"{book.title}, context {context}: {model[str(context)]:.4f} bits per byte")
         novels[book.part] = {"title": book.title, "bytes": size, "tokens": len(ids) - 1, "model": model, "plain": plain}
         if book.part == "test":
-            attention_rows = compare(spec, loaded, ids, sizes, chunks, log)
+            forms = {"unwrapped": ids, "hard line breaks": stream(loaded.tokenizer, [hard_lines[book]])}
+            attention_rows = {form: compare(spec, loaded, ids, sizes, chunks, log) for form, ids in forms.items()}
     setup = {"context": CONTEXT, "draws": DRAWS, "chunks": chunks}
     return {"novels": novels, "attentions": attention_rows, "setup": setup}
 

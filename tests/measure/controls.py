@@ -1,9 +1,10 @@
 """The controls and the allocated windows beside masks and windows, from a store of their runs.
 
-    python -m tests.measure.controls --commands     # the runs, one command a line
-    python -m tests.measure.controls --results STORE --text FOLDER/test/moby-dick.txt
+    python -m tests.measure.controls --books FOLDER --text TEXT   # Moby-Dick, a line for each paragraph
+    python -m tests.measure.controls --commands                   # the runs, one command a line
+    python -m tests.measure.controls --results STORE --text TEXT
 
-The second writes docs/results/controls.json. The allocations are those of docs/results/allocation.
+The last writes docs/results/controls.json. The allocations are those of docs/results/allocation.
 """
 
 import argparse
@@ -18,16 +19,16 @@ from harness.analysis.reader import Comparison, difference
 from harness.analysis.table import interval
 from harness.common.command import command
 from harness.common.errors import UserError
-from harness.common.files import write_atomic
+from harness.common.files import write_atomic, write_whole
 from harness.common.paths import ROOT
 from harness.common.stats import Metric
 from harness.common.table import Table
 from harness.tasks.texts import read_text
+from harness.training import books
 from tests.measure.near import digits
 
 FILE = ROOT / "docs" / "results" / "controls.json"
 ALLOCATIONS = "docs/results/allocation"
-BOOK = "FOLDER/test/moby-dick.txt"  # as it is, with hard line breaks
 TEXT = "model=tiny-books context=1024 samples=16 task=[fidelity,perplexity]"
 RETRIEVAL = "context=1024 samples=80 task=retrieval"
 BUDGETS = {"tiny-books": (24, 64, 148), "tiny-plain": (24, 40, 80, 148)}
@@ -39,7 +40,7 @@ METRICS = {
 
 
 def commands() -> Iterator[str]:
-    """Yield the commands whose results the record holds. FOLDER is that of the novels, STORE the
+    """Yield the commands whose results the record holds. TEXT is the file of the novel, STORE the
     results folder."""
     run = "python -m harness.run -m references=none tracking=disabled results=STORE"
 
@@ -47,7 +48,7 @@ def commands() -> Iterator[str]:
         files = ",".join(f"{ALLOCATIONS}/{model}-{n}.json" for n in BUDGETS[model])
         return f"attn=allocated attn.allocation={files}"
 
-    on_text = f"{run} {TEXT} task.fidelity.text={BOOK} task.perplexity.text={BOOK}"
+    on_text = f"{run} {TEXT} task.fidelity.text=TEXT task.perplexity.text=TEXT"
     yield f"{on_text} attn=alibi,window"
     yield f"{on_text} attn=window attn.stagger=true"
     yield f"{on_text} attn=sliding attn.tokens=25,65,162"
@@ -155,11 +156,20 @@ def main(arguments: Sequence[str]) -> int:
     kinds = parser.add_mutually_exclusive_group(required=True)
     kinds.add_argument("--commands", action="store_true", help="print the commands of the runs")
     kinds.add_argument("--results", type=Path, metavar="STORE", help="the store of these runs")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="the text that the runs have read")
+    kinds.add_argument(
+        "--books", type=Path, metavar="FOLDER", help="the novels, as `python -m harness.training` reads them"
+    )
+    parser.add_argument("--text", type=Path, metavar="FILE", help="the text that the runs read; --books writes it")
     parser.add_argument("--json", type=Path, default=FILE, metavar="FILE", help="the file to write")
     given = parser.parse_args(arguments)
     if given.commands:
         print("\n".join(commands()))
+        return 0
+    if given.books:
+        if not given.text:
+            raise UserError("--books needs --text FILE, the file to write.")
+        (novel,) = (text for book, text in books.read_books(given.books).items() if book.part == "test")
+        write_whole(given.text, books.unwrap(novel))
         return 0
     figures = measure(given.results, given.text)
     write_atomic(given.json, figures)

@@ -265,9 +265,9 @@ def main(arguments: Sequence[str]) -> int:
         "--forms",
         nargs="+",
         choices=FORMS,
-        default=["wrapped", "unwrapped"],
+        default=["paragraphs", "wrapped", "unwrapped"],
         help="as the file is (of a novel: its wrapped lines), all white space made one blank, or one line for each "
-        "paragraph; several side by side (wrapped unwrapped)",
+        "paragraph; several side by side (paragraphs wrapped unwrapped)",
     )
     text.add_argument("--chunks", type=int, default=books_measure.CHUNKS, metavar="N", help="chunks of 1,024 tokens")
     retrieval = parts.add_parser("retrieval", help="accuracies of the store of sweeps/near.yaml")

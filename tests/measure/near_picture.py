@@ -21,7 +21,7 @@ from tests.measure.near import FILES
 PICTURE = ROOT / "docs" / "pictures" / "near.svg"
 MODEL, CONTEXT = "tiny-plain", 1024  # of the retrieval that is drawn
 # model, form of its text, and title
-TEXTS = (("tiny-books", "wrapped", "Moby-Dick with hard line breaks"), ("tiny-code", "file", "held-out source code"))
+TEXTS = (("tiny-books", "paragraphs", "Moby-Dick"), ("tiny-code", "file", "held-out source code"))
 COLOURS = {**{name: picture.COLOURS[name] for name in ("sliding", "window")}, "plsh": picture.MASKS}
 ASIDE = {"sliding": 6.0, "window": 0.0, "plsh": -6.0}  # so that marks of equal pairs do not hide one another
 NAMES = {"plsh": "PLSH, 16 masks, rb", "window": "slope window", "sliding": "sliding window"}

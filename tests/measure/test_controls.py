@@ -37,3 +37,13 @@ def test_its_commands_name_options_that_there_are():
         program, *words = shlex.split(command)
         assert (program, words[:3]) == ("python", ["-m", "harness.run", "-m"])
         compose_config([word for word in words[3:] if "," not in word or "[" in word])
+
+
+def test_the_text_is_the_novel_with_a_line_for_each_paragraph(tmp_path, capsys, monkeypatch):
+    book = controls.books.BOOKS[-1]
+    novel = "Loomings.\n\n\nCall me Ishmael. Some\nyears ago.\n\nIt is a way.\n"
+    monkeypatch.setattr(controls.books, "read_books", lambda folder: {book: novel})
+    assert controls.main(["--books", str(tmp_path), "--text", str(tmp_path / "novel.txt")]) == 0
+    assert (tmp_path / "novel.txt").read_text() == "Loomings.\n\nCall me Ishmael. Some years ago.\nIt is a way.\n"
+    assert controls.main(["--books", str(tmp_path)]) == 2
+    assert "--books needs --text FILE" in capsys.readouterr().err

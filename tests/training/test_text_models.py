@@ -4,8 +4,10 @@ plain sums. The trainer is that of tiny-code too."""
 import dataclasses
 import gzip
 import hashlib
+import json
 import math
 import random
+import shutil
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from harness.training import __main__ as train_tiny
 from harness.training import bits, books, net, text_model, text_recipes, text_train, tokenizer
 from harness.training.train import Phase, Stage
 from kernels import Alibi
+from tests.conftest import EMBEDDED
 
 WORDS = ["the", "a", "whale", "sea", "ship", "said", "of", "and", "Mr.", "upon", "“Aye,”", "was", "naïve", "—", "old\n"]
 
@@ -190,7 +193,7 @@ def test_the_command_makes_a_model_that_loads(folder, tmp_path, monkeypatch, cap
     assert made["tokens"] == 2 * 2048
     assert made["texts"]["test/moby-dick.txt"] != books.BOOKS[-1].sha256
     card = (tmp_path / "tiny-books" / "README.md").read_text()
-    assert "PLSH S=16 gamma rb" in card
+    assert card.count("| PLSH S=16 gamma rb |") == 2  # unwrapped, and with hard line breaks
     assert "window T=" in card
     assert "| gzip -9 |" in card
     assert train_tiny.main() == 2, "its checkpoint is there"
@@ -213,8 +216,12 @@ def test_what_does_not_go_together_is_refused(arguments, monkeypatch, capsys):
     assert "--books FOLDER" in capsys.readouterr().err
 
 
-def test_a_model_of_hard_line_breaks_is_not_measured_on_lines_without(folder, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["train_tiny", "--only", "tiny-books", "--books", str(folder), "--measure"])
+def test_a_model_of_hard_line_breaks_is_not_measured_on_lines_without(folder, tmp_path, monkeypatch, capsys):
+    model = shutil.copytree(EMBEDDED / "tiny-books", tmp_path / "tiny-books")
+    record = {**text_model.read_record(model), "unwrapped": False}
+    (model / "training.json").write_text(json.dumps(record))
+    arguments = ["--only", "tiny-books", "--books", str(folder), "--out", str(tmp_path), "--measure"]
+    monkeypatch.setattr("sys.argv", ["train_tiny", *arguments])
     assert train_tiny.main() == 2
     assert "reads hard line breaks, by an earlier recipe" in capsys.readouterr().err
 
