@@ -9,7 +9,6 @@ near_retrieval.json. `python -m tests.measure.near_picture` draws the picture fr
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,7 +39,7 @@ FORMS: dict[str, Callable[[str], str]] = {
     "file": lambda text: text,
     "wrapped": lambda text: text,
     "unwrapped": lambda text: " ".join(text.split()) + "\n",
-    "paragraphs": lambda text: "\n".join(" ".join(p.split()) for p in re.split(r"\n\s*\n", text.strip())) + "\n",
+    "paragraphs": books.unwrap,
 }
 
 
