@@ -12,6 +12,7 @@ from harness.attentions.allocation import VERSION, Lengths, allocated_pairs
 from harness.attentions.sliding import Sliding
 from harness.cell import Cell
 from harness.models.load import LoadedModel
+from harness.tasks.texts import read_text, text_hash
 
 
 def allocate(
@@ -63,6 +64,7 @@ def allocate(
             "model": cell.model.identity,
             "calibration": {
                 "text": text,
+                "text_sha256": None if text == calibration.PROMPTS else text_hash(read_text("--text", text)),
                 "sha256": calibration.digest(found),
                 "context": cell.context,
                 "sequences": len(found.ids),

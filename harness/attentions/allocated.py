@@ -27,6 +27,8 @@ class Allocated(Attention):
     tokens: nearest keys that each head of each layer sees; of a method read from a record, which
         holds the hash alone, there are none.
     near: the least length.
+    fitted_text: hash of the text of the calibration; None for prompts, and of a method read from a
+        record.
     """
 
     name = "allocated"
@@ -38,13 +40,14 @@ class Allocated(Attention):
     sinks: int = 0
     evict: bool = False
     near: int = 0
+    fitted_text: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_options(cls, options, *, masks, context, model):
         if not options.allocation:
             raise UserError("attn=allocated needs attn.allocation=FILE, which python -m harness.allocate makes.")
         found = read_allocation(options.allocation, model)
-        return cls(found.digest, found.tokens, options.sinks, options.evict, options.near)
+        return cls(found.digest, found.tokens, options.sinks, options.evict, options.near, found.text)
 
     @property
     def differs_by_layer(self):
@@ -52,7 +55,7 @@ class Allocated(Attention):
 
     @property
     def identity(self):
-        return {key: value for key, value in super().identity.items() if key != "tokens"}
+        return {key: value for key, value in super().identity.items() if key not in ("tokens", "fitted_text")}
 
     @property
     def label(self):

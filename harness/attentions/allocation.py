@@ -19,11 +19,13 @@ Lengths = tuple[tuple[int, ...], ...]  # nearest keys that each head of each lay
 class Allocation:
     """The content of a file.
 
-    tokens: lengths of all heads. digest: hash of the content.
+    tokens: lengths of all heads. digest: hash of the content. text: hash of the text of the
+    calibration; None for prompts.
     """
 
     tokens: Lengths
     digest: str
+    text: str | None
 
 
 def read_allocation(path: str, model: "ModelSpec") -> Allocation:
@@ -59,7 +61,9 @@ def read_allocation(path: str, model: "ModelSpec") -> Allocation:
         raise UserError(f"{option} must hold {layers} lists, one a layer, of the tokens of {heads} heads.")
     if any(type(n) is not int or not 1 <= n < 2**53 for row in rows for n in row):
         raise UserError(f"{option} must hold whole numbers of at least 1, the row's own token.")
-    return Allocation(tuple(map(tuple, rows)), short_hash(content))
+    calibration = fields.get("calibration")
+    text = calibration.get("text_sha256") if isinstance(calibration, dict) else None
+    return Allocation(tuple(map(tuple, rows)), short_hash(content), text if isinstance(text, str) else None)
 
 
 @lru_cache(maxsize=256)

@@ -71,6 +71,7 @@ class Attention(ABC):
     sinks = 0  # first tokens that stay visible with exact weight; a field where supported
     near = 0  # nearest keys, the row's own included, that have the exact weight; a field where supported
     evict = False  # generation drops keys out of reach; a field where supported
+    fitted_text: str | None = None  # hash of the text that its options were fitted to, if any
     share = "none"  # which masks of a draw are the same; a field where supported
 
     @property

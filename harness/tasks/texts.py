@@ -48,6 +48,11 @@ def read_text(option: str, path: str | None) -> str:
     return text
 
 
+def text_hash(text: str) -> str:
+    """Return the sha256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def held_out_name(sha256: object) -> str | None:
     """Return the name of the held-out text with this hash; None for another text."""
     return next((name for name in HELD_OUT if _sha256(name) == sha256), None)
@@ -55,7 +60,7 @@ def held_out_name(sha256: object) -> str | None:
 
 @functools.cache
 def _sha256(name: str) -> str:
-    return hashlib.sha256(read_text("text", name).encode()).hexdigest()
+    return text_hash(read_text("text", name))
 
 
 @functools.lru_cache(maxsize=4)

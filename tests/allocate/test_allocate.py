@@ -1,7 +1,10 @@
 """`python -m harness.allocate`: the knapsack by brute force, divergences by stock MPT, and the command."""
 
+import functools
+import hashlib
 import itertools
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +15,12 @@ from transformers.models.mpt.modeling_mpt import MptAttention
 
 from harness.allocate import calibration
 from harness.allocate.__main__ import main
+from harness.allocate.allocation import allocate
 from harness.allocate.knapsack import choose
 from harness.allocate.sensitivity import Divergence, Sequences, lengths, sensitivities
 from harness.common.errors import UserError
+from harness.common.paths import TEXTS
+from harness.models.load import load_model
 from harness.tasks.retrieval import needles
 from tests.attentions.test_sliding import planned
 from tests.models.random_models import mpt, swapped
@@ -114,7 +120,8 @@ def test_the_command_makes_a_file_for_a_run(tmp_path, capsys):
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     content = json.loads(file.read_text())
     assert said["status"] == "ok" and [made["file"] for made in said["allocations"]] == [str(file)]
-    assert content["calibration"]["text"] == "prompts" and content["calibration"]["sequences"] == 2
+    assert content["calibration"]["text"] == "prompts" and content["calibration"]["text_sha256"] is None
+    assert content["calibration"]["sequences"] == 2
     pairs = [sum(min(i, n - 1) for i in range(96)) / 96 for layer in content["tokens"] for n in layer]
     assert content["pairs_per_row"] == pytest.approx(sum(pairs) / 16) and content["pairs_per_row"] <= 24
     found = planned("attn=allocated", f"attn.allocation={file}", "context=96").cell
@@ -149,3 +156,32 @@ def test_mistakes_are_said_before_anything_is_measured(words, said, tmp_path, ca
 def test_a_folder_that_is_missing_is_said_first(tmp_path, capsys):
     assert main(["--pairs", "9", "--out", str(tmp_path / "no" / "a.json")]) == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_a_figure_on_the_text_of_the_calibration_is_refused(tmp_path, capsys):
+    """There the chosen lengths lose less than on any other text."""
+    same, other = tmp_path / "copy.txt", tmp_path / "other.txt"
+    text = (TEXTS / "novel.txt").read_text()[:20_000]
+    same.write_text(text)
+    other.write_text(text[1:])
+    file = tmp_path / "a.json"
+    about = planned("model=tiny-books", "context=256").cell.model
+    tokens = [[8] * about.architecture.heads] * about.architecture.layers
+    fitted = {"text": "novel", "text_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    file.write_text(json.dumps({"schema": 1, "model": about.identity, "tokens": tokens, "calibration": fitted}))
+    words = ["model=tiny-books", "context=64", "attn=allocated", f"attn.allocation={file}"]
+    for task in ("fidelity", "perplexity"):
+        with pytest.raises(UserError, match="fitted to.*use another text"):
+            planned(*words, f"task={task}", f"task.{task}.text={same}")
+        planned(*words, f"task={task}", f"task.{task}.text={other}")
+        planned("model=tiny-books", "context=64", f"task={task}", f"task.{task}.text={same}")
+
+
+def test_the_file_holds_the_hash_of_its_text(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text((TEXTS / "novel.txt").read_text()[:2000])
+    cell = replace(planned("model=tiny-books", "context=256").cell, context=32)
+    loaded = functools.partial(load_model, cell.model, device=torch.device("cpu"), kernel="auto")
+    options = {"text": str(text), "samples": 1, "budgets": [9.0], "rounds": 1, "batch": 1}
+    (content,) = allocate(cell, loaded, **options, say=lambda line: None)
+    assert content["calibration"]["text_sha256"] == hashlib.sha256(text.read_bytes()).hexdigest()

@@ -8,7 +8,6 @@ The last writes docs/results/controls.json. The allocations are those of docs/re
 """
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from harness.common.files import write_atomic, write_whole
 from harness.common.paths import ROOT
 from harness.common.stats import Metric
 from harness.common.table import Table
-from harness.tasks.texts import read_text
+from harness.tasks.texts import read_text, text_hash
 from harness.training import books
 from tests.measure.near import digits
 
@@ -75,7 +74,7 @@ def measure(results: Path, text: Path | None = None) -> dict:
     """
     names = {}
     if text is not None:
-        names[hashlib.sha256(read_text("--text", str(text)).encode()).hexdigest()] = text.name
+        names[text_hash(read_text("--text", str(text)))] = text.name
     found = [q for q in reader.comparisons(reader.records(results)) if q.task in METRICS]
     if not found:
         raise UserError(f"{results} holds none of the runs: python -m tests.measure.controls --commands names them.")

@@ -22,7 +22,7 @@ from harness.common.errors import UserError
 from harness.models.load import load_tokenizer
 from harness.tasks.base import PlannedTask, Prepared, Task, TaskContext
 from harness.tasks.prepared import prepare_once
-from harness.tasks.texts import read_text
+from harness.tasks.texts import read_text, text_hash
 
 VERSION = 1  # of the windows; part of the tasks' ids
 QUARTERS = 4  # of the scored tokens of a window, by position
@@ -89,8 +89,13 @@ class TextTask:
         return {"stride": stride_of(options, cell.context)}
 
     def check(self, options: Any, cell: Cell) -> None:
-        """Raise UserError for an invalid text or stride, and for a tokenizer without offsets."""
-        self._text(options)
+        """Raise UserError for an invalid text or stride, for the text that the attention's options
+        were fitted to, and for a tokenizer without offsets."""
+        if text_hash(self._text(options)) == cell.attention.fitted_text:
+            raise UserError(
+                f"task.{self.name}.text={options.text} is the text that {cell.attention.label} were fitted to, where "
+                "they lose less than elsewhere: use another text."
+            )
         if not 1 <= stride_of(options, cell.context) <= cell.context:
             raise UserError(f"task.{self.name}.stride must be from 1 to context={cell.context}, not {options.stride}.")
         if not load_tokenizer(cell.model).is_fast:
@@ -132,7 +137,7 @@ class TextTask:
 
 def _recipe(text: str) -> dict:
     """Return what windows depend on besides the tokenizer, as JSON."""
-    return {"text": hashlib.sha256(text.encode()).hexdigest(), "windows": VERSION}
+    return {"text": text_hash(text), "windows": VERSION}
 
 
 def window_count(tokens: int, context: int, stride: int) -> int:

@@ -112,8 +112,8 @@ def test_draws_are_crossed_with_texts_on_request(run, novel, tmp_path):
     left = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
     assert metrics["kl_sd_rest"] == pytest.approx(math.sqrt((left**2).sum() / 3))
     assert {"kl_sd_texts", "kl_sd_draws"} <= set(metrics)
-    heads = [metrics[f"sink_mass_{layer}_{head}"] for layer in (1, 2, 3) for head in range(1, 9)]
-    assert metrics["sink_mass"] == pytest.approx(sum(heads) / 24)
+    heads = [metrics[f"sink_mass_{layer}_{head}"] for layer in (1, 2, 3) for head in range(1, 17)]
+    assert metrics["sink_mass"] == pytest.approx(sum(heads) / 48)
     assert 0 < min(heads) < max(heads) < 1
 
 
