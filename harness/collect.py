@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import pyarrow.parquet
 from harness.analysis import reader
 from harness.common.command import Parser, command
 from harness.common.errors import UserError
-from harness.common.files import listed, odd_files, replacing, say_odd
+from harness.common.files import names_in, odd_files, replacing, say_odd
 from harness.results.index import Index
 from harness.results.store import TaskStore
 
@@ -62,12 +63,12 @@ def collect(results: Path) -> tuple[pa.Table, int]:
     cell_of = functools.lru_cache(maxsize=1)(reader.cell_of)  # the tasks of a cell follow one another
 
     def tasks() -> Iterator[TaskStore]:
-        for file in (folder / "cell.json" for folder in listed(results)):
-            if os.path.lexists(file):
-                stores = reader.stores(results, file.parent.name)
+        for name in names_in(results):
+            if os.path.lexists(f"{results}/{name}/cell.json"):
+                stores = reader.stores(results, name)
                 yield from stores
                 if not stores:
-                    cell_of(file)  # says whether it can be read
+                    cell_of(results / name / "cell.json")  # says whether it can be read
 
     def made(store: TaskStore) -> dict | None:
         cell = cell_of(store.cell_folder / "cell.json")
@@ -80,8 +81,7 @@ def collect(results: Path) -> tuple[pa.Table, int]:
             continue
         rows.append(row)
         read += new
-    names = dict.fromkeys([*FIRST, *(name for row in rows for name in row)])
-    table = pa.table({name: _column([row.get(name) for row in rows]) for name in names})
+    table = pa.table({name: _column(values) for name, values in _columns(rows).items()})
     if rows:
         table = table.sort_by([(name, "ascending") for name in ("cell_id", "task", "task_id")])
     empty = [name for name in table.column_names if table[name].null_count == len(rows) and name not in FIRST]
@@ -112,8 +112,23 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(inner, dict):
             row |= _flat(inner, f"{prefix}{name}.")
         else:
-            row[f"{prefix}{name}"] = json.dumps(inner) if isinstance(inner, list) else inner
+            row[prefix + name] = json.dumps(inner) if isinstance(inner, list) else inner
     return row
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
+    """The values of each name in any row, None where a row lacks it."""
+    columns: dict[str, list] = {name: [] for name in FIRST}
+    done = 0
+    for names, group in groupby(rows, key=tuple):  # neighbours have mostly the same names
+        for name, values in zip(names, zip(*(row.values() for row in group), strict=True), strict=True):
+            column = columns.setdefault(name, [])
+            column += [None] * (done - len(column))
+            column += values
+        done += len(values)
+    for column in columns.values():
+        column += [None] * (len(rows) - len(column))
+    return columns
 
 
 def _column(values: list) -> pa.Array:

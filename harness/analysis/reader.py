@@ -3,6 +3,7 @@ here and never stored."""
 
 import hashlib
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 from harness.attentions.base import Attention
 from harness.attentions.registry import DEFAULT_REFERENCES, EQUAL_COST, EXACT, attention_of, table_order
-from harness.common.files import listed, read_json, say_odd, write_atomic
+from harness.common.files import listed, names_in, read_json, say_odd, write_atomic
 from harness.common.stats import Difference, Metric, paired_difference
 from harness.common.streams import say_once
 from harness.results.rows import Found
@@ -249,12 +250,14 @@ def stores(results: Path, cell_id: str) -> list[TaskStore]:
     """Return the tasks of a cell's folder, by name. A folder with another kind of name is named once
     on stderr."""
     found = []
-    for place in listed(results / cell_id):
-        name = TASK_FOLDER.fullmatch(place.name)
-        if name and place.is_dir():
-            found.append(TaskStore(results, cell_id, *name.groups()))
-        elif "-" in place.name and place.is_dir():
-            say_odd(place, "its name does not end in the id of a task")
+    folder = results / cell_id
+    for name in names_in(folder):
+        if "-" not in name or not os.path.isdir(f"{folder}/{name}"):
+            continue
+        if parts := TASK_FOLDER.fullmatch(name):
+            found.append(TaskStore(results, cell_id, *parts.groups()))
+        else:
+            say_odd(folder / name, "its name does not end in the id of a task")
     return found
 
 

@@ -87,19 +87,24 @@ def _remove(draft: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """In the `with` block: a name to write a file to, which replaces `path` at the end of the
-    block. Where the block raises, `path` stays as it is."""
+    block. Where the block raises, `path` stays as it is.
+
+    durable: the content is on disk before the name is; without it, a power cut may leave an empty
+        file, which only the reader of a cache can take.
+    """
     with draft_of(path) as draft:
         yield draft
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(draft, path)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Replace a file by this content, text as UTF-8. Raises OSError."""
-    with replacing(path) as draft:
+def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Replace a file by this content, text as UTF-8; `durable` as in `replacing`. Raises OSError."""
+    with replacing(path, durable=durable) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
@@ -163,10 +168,15 @@ def read_json(path: Path, *, quiet: bool = False) -> dict | None:
 
 
 def listed(folder: Path, ending: str = "") -> list[Path]:
-    """What a folder holds with names of this ending, in order of names. A folder that cannot be
-    read is named on stderr, and holds nothing."""
+    """What a folder holds with names of this ending, in order of names; see `names_in`."""
+    return [folder / name for name in names_in(folder) if name.endswith(ending)]
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder, in order. A folder that cannot be read is named on stderr, and holds
+    nothing."""
     try:
-        return [folder / name for name in sorted(os.listdir(folder)) if name.endswith(ending)]
+        return sorted(os.listdir(folder))
     except FileNotFoundError:
         if folder.is_symlink():
             say_odd(folder, "this link leads nowhere")
@@ -239,5 +249,7 @@ _decode = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_float, 
 
 def short_hash(value: object) -> str:
     """16 hexadecimal digits over canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()[:16]
+
+
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode

@@ -4,13 +4,13 @@ Prompts and draws of the masks are separate sources of variance: with several dr
 unit.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
 
 LEVEL = 0.95  # confidence level of every interval
 POWER = 0.8  # power with which a detectable difference would be found
@@ -45,8 +45,7 @@ def proportion(hits: Sequence[float], draws: Sequence[int], *, clustered: bool, 
     """
     scores = np.asarray(hits, dtype=float)
     if _binary(scores):
-        wilson = stats.binomtest(round(scores.sum()), len(scores)).proportion_ci(LEVEL, method="wilson")
-        low, high = float(wilson.low), float(wilson.high)
+        low, high = wilson(round(scores.sum()), len(scores))
     else:
         low, high, _ = _bounded(scores, 0.0, 1.0)
     if clustered and len(set(draws)) > 1:
@@ -228,6 +227,24 @@ def paired_difference(
     return Difference(centre, low, high, detectable, n)
 
 
+def wilson(hits: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Return the score interval of a proportion, hits / n, which lies in [0, 1].
+
+    Args:
+        hits: number of successes.
+        n: number of trials.
+        level: confidence level.
+
+    R. G. Newcombe (1998), Two-sided confidence intervals for the single proportion, Statistics in
+    Medicine 17:857, method 3.
+    """
+    quantile, share = _normal_quantile(0.5 + level / 2), hits / n
+    scale = 2 * (n + quantile**2)
+    centre = (2 * n * share + quantile**2) / scale
+    half = quantile / scale * math.sqrt(4 * n * share * (1 - share) + quantile**2)
+    return centre - half if hits else 0.0, centre + half if hits < n else 1.0
+
+
 def tango(more: int, less: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     """Return the score interval of a difference of paired proportions, (more - less) / n.
 
@@ -243,7 +260,7 @@ def tango(more: int, less: int, n: int, level: float = LEVEL) -> tuple[float, fl
     T. Tango (1998), Equivalence test and confidence interval for the difference in proportions for
     the paired-sample design, Statistics in Medicine 17:891, equations 24 to 26.
     """
-    quantile, centre = float(stats.norm.ppf(0.5 + level / 2)), (more - less) / n
+    quantile, centre = _normal_quantile(0.5 + level / 2), (more - less) / n
 
     def score(difference: float) -> float:
         b = (2 * n - more + less) * difference - more - less
@@ -252,9 +269,9 @@ def tango(more: int, less: int, n: int, level: float = LEVEL) -> tuple[float, fl
         return (more - less - n * difference) / math.sqrt(variance) if variance > 0 else 0.0
 
     edge = 1 - 1e-12  # at 1 the variance of the score is zero
-    low = -1.0 if less == n else optimize.brentq(lambda d: score(d) - quantile, -edge, centre)
-    high = 1.0 if more == n else optimize.brentq(lambda d: score(d) + quantile, centre, edge)
-    return float(low), float(high)
+    low = -1.0 if less == n else _root(lambda d: score(d) - quantile, -edge, centre)
+    high = 1.0 if more == n else _root(lambda d: score(d) + quantile, centre, edge)
+    return low, high
 
 
 def _detectable_rate(discordant: float, n: int) -> float | None:
@@ -265,18 +282,18 @@ def _detectable_rate(discordant: float, n: int) -> float | None:
     R. J. Connor (1987), Sample size for testing differences in proportions for the paired-sample
     design, Biometrics 43:207.
     """
-    quantile, power = float(stats.norm.ppf(0.5 + LEVEL / 2)), float(stats.norm.ppf(POWER))
+    quantile, power = _normal_quantile(0.5 + LEVEL / 2), _normal_quantile(POWER)
 
     def surplus(difference: float) -> float:
         share = max(discordant, difference)
         return difference * math.sqrt(n) - quantile * math.sqrt(share) - power * math.sqrt(share - difference**2)
 
-    return float(optimize.brentq(surplus, 0.0, 1.0)) if surplus(1.0) > 0 else None
+    return _root(surplus, 0.0, 1.0) if surplus(1.0) > 0 else None
 
 
 def _detectable(spread: float, freedom: int) -> float:
     """The smallest difference that a t interval with this standard error shows with 80 % power."""
-    return float((stats.t.ppf(0.5 + LEVEL / 2, freedom) + stats.t.ppf(POWER, freedom)) * spread)
+    return (_t_quantile(0.5 + LEVEL / 2, freedom) + _t_quantile(POWER, freedom)) * float(spread)
 
 
 def _bounded(values: np.ndarray, least: float, most: float) -> tuple[float, float, float]:
@@ -295,7 +312,7 @@ def _bounded(values: np.ndarray, least: float, most: float) -> tuple[float, floa
     centred = values - middle
     centre = centred.sum() / (n + 2)
     spread = math.sqrt(((centred**2).sum() + reach**2) / (n + 2) - centre**2) / math.sqrt(n + 2)
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, n + 1)) * spread
+    half = _t_quantile(0.5 + LEVEL / 2, n + 1) * spread
     return max(least, float(middle + centre - half)), min(most, float(middle + centre + half)), spread
 
 
@@ -309,5 +326,25 @@ def _group_means(values: np.ndarray, groups: Sequence[int]) -> np.ndarray:
 
 
 def _half_width(units: np.ndarray) -> float:
-    quantile = float(stats.t.ppf(0.5 + LEVEL / 2, len(units) - 1))
-    return quantile * float(units.std(ddof=1)) / math.sqrt(len(units))
+    return _t_quantile(0.5 + LEVEL / 2, len(units) - 1) * float(units.std(ddof=1)) / math.sqrt(len(units))
+
+
+# scipy.stats would have the quantiles, too, but takes longer to import than a short command runs
+@functools.lru_cache(maxsize=1024)
+def _normal_quantile(probability: float) -> float:
+    from scipy.special import ndtri
+
+    return float(ndtri(probability))
+
+
+@functools.lru_cache(maxsize=1024)
+def _t_quantile(probability: float, freedom: int) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, probability))
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    from scipy.optimize import brentq
+
+    return float(brentq(function, low, high))

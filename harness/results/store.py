@@ -148,18 +148,18 @@ class TaskStore:
 
     def finished_stat(self) -> list[int] | None:
         """Return a fingerprint of task.json from its `stat`; None if there is none."""
-        return _stat(self.folder / "task.json")
+        return _stat(f"{self.folder}/task.json")
 
     def folder_fingerprint(self) -> list:
         """Return a fingerprint of the folder and of the cell's description that changes with their
         content. No file is read."""
         try:
-            with os.scandir(self.folder / "parts") as parts:
+            with os.scandir(f"{self.folder}/parts") as parts:
                 sizes = sorted([part.name, part.stat().st_size] for part in parts)
         except OSError:  # there are none, or not all can be read
             sizes = []
-        cell = _stat(self.cell_folder / "cell.json")
-        return [self.finished_stat(), _stat(self.folder / "attempts"), sizes, cell]
+        cell = _stat(f"{self.cell_folder}/cell.json")
+        return [self.finished_stat(), _stat(f"{self.folder}/attempts"), sizes, cell]
 
     def open_part(self, attempt: str) -> "Part":
         """Return the file for the rows of an attempt."""
@@ -217,7 +217,7 @@ def cell_trouble(raw: Mapping, name: str) -> str | None:
     return None if short_hash(identity) == name else "its identity is not the one that the cell's id is a hash of"
 
 
-def _stat(path: Path) -> list[int] | None:
+def _stat(path: str) -> list[int] | None:  # a text: a look at a large store would make a Path for each
     try:
         found = os.stat(path)
     except OSError:

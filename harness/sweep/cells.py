@@ -4,10 +4,9 @@ Hydra composes once for each combination of groups and options of model, task an
 other options are typed and set on the composed configuration; a test compares both ways.
 """
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -23,6 +22,7 @@ from harness.results.index import Key
 from harness.sweep.grid import Grid
 from harness.sweep.rows import Rows
 
+Config = TypeVar("Config")
 TYPED = {f.name for f in fields(RunConfig)} - GROUPS
 
 
@@ -35,6 +35,14 @@ class Mistakes(UserError):
         super().__init__("\n".join(f"{_numbers(numbers)}: {sentence}" for sentence, numbers in rows.items()))
 
 
+class Setting(NamedTuple):
+    """The value of an option of a row. of_attention: whether it is attn.FIELD."""
+
+    of_attention: bool
+    field: str
+    value: Any
+
+
 class Composer:
     """Composes the typed configurations of rows, in a `with` block."""
 
@@ -44,7 +52,7 @@ class Composer:
         self._schema = OmegaConf.structured(RunConfig)
         self._typed = TYPED | {f"attn.{f.name}" for f in fields(attn_config())}
         self._composed: dict[tuple[str, ...], RunConfig | UserError] = {}
-        self._set: dict[str, Any] = {}
+        self._settings: dict[str, Setting | UserError | None] = {}
         return self
 
     def __exit__(self, *error) -> None:
@@ -58,29 +66,21 @@ class Composer:
         Raises:
             UserError: with a line for each mistake.
         """
-        simple: list[str] = []
-        others: list[str] = []
-        for override in overrides:
-            (simple if self._simple(override) else others).append(override)
+        found = [(override, self._setting(override)) for override in overrides]
         messages: list[str] = []
-        values: dict[str, Any] = {}
         base = None
         try:
-            base = self._base(tuple(others))
+            base = self._base(tuple(override for override, setting in found if setting is None))
         except UserError as error:
             messages.append(str(error))
-        for override in simple:
-            try:
-                values[override.partition("=")[0]] = self._value(override)
-            except UserError as error:
-                messages.append(str(error))
+        messages += [str(setting) for _, setting in found if isinstance(setting, UserError)]
         if messages or base is None:
             raise UserError("\n".join(messages))
-        config = copy.copy(base)
-        config.attn = copy.copy(base.attn)
-        for name, value in values.items():
-            group, _, field = name.rpartition(".")
-            setattr(config.attn if group else config, field, value)
+        config = _copy(base)
+        config.attn = _copy(base.attn)
+        for _, setting in found:
+            if isinstance(setting, Setting):
+                setattr(config.attn if setting.of_attention else config, setting.field, setting.value)
         return config
 
     def _base(self, overrides: tuple[str, ...]) -> RunConfig:
@@ -104,25 +104,36 @@ class Composer:
         self._hydra = initialize_config_dir(str(CONF), version_base="1.3")
         self._hydra.__enter__()
 
-    def _simple(self, override: str) -> bool:
-        return override.partition("=")[0] in self._typed and "${" not in override
+    def _setting(self, override: str) -> Setting | UserError | None:
+        """Return what an override sets, its value converted to the type of its option; None for an
+        override that Hydra must compose."""
+        if override not in self._settings:
+            self._settings[override] = self._read(override)
+        return self._settings[override]
 
-    def _value(self, override: str) -> Any:
-        """Return the value of an override, converted to the type of its option."""
-        if override not in self._set:
-            try:
-                parsed = parse_override(override)
-                OmegaConf.update(self._schema, parsed.key_or_group, parsed.value(), merge=True)
-                self._set[override] = OmegaConf.select(self._schema, parsed.key_or_group)
-            except UserError as error:
-                self._set[override] = error
-            except Exception as error:  # as above
-                self._set[override] = UserError(explain(error, [override]))
-                self._open()
-        value = self._set[override]
-        if isinstance(value, UserError):
-            raise UserError(str(value))
-        return value
+    def _read(self, override: str) -> Setting | UserError | None:
+        name = override.partition("=")[0]
+        if name not in self._typed or "${" in override:
+            return None
+        try:
+            parsed = parse_override(override)
+            OmegaConf.update(self._schema, parsed.key_or_group, parsed.value(), merge=True)
+            value = OmegaConf.select(self._schema, parsed.key_or_group)
+        except UserError as error:
+            return error
+        except Exception as error:  # as above
+            mistake = UserError(explain(error, [override]))
+            self._open()
+            return mistake
+        group, _, field = name.rpartition(".")
+        return Setting(bool(group), field, value)
+
+
+def _copy(config: Config) -> Config:
+    """Return what `copy.copy` does, in a tenth of its time."""
+    made = object.__new__(type(config))
+    vars(made).update(vars(config))
+    return made
 
 
 def expand(grid: Grid, *, results: str = "results", on_this_machine: bool = True) -> Rows:

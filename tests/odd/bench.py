@@ -102,7 +102,7 @@ def stock_accuracy(folder: Path, results: Path) -> float:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     (data,) = (results / "data").iterdir()
     right = []
-    for sample in prompts.load_samples(data).select(range(SAMPLES)):
+    for sample in prompts.load_samples(data)[:SAMPLES]:
         ids = tokenizer(sample["prompt"], return_tensors="pt").input_ids
         for _ in range(16):  # no cache and no generation_config.json
             ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)

@@ -159,7 +159,7 @@ def test_an_index_that_is_no_file_only_costs_time(tmp_path, odd):
 def test_a_store_that_cannot_be_written_can_be_looked_at(tmp_path, monkeypatch):
     finish(store(tmp_path), 8)
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError("no space left")
 
     monkeypatch.setattr(index, "write_whole", full)

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.signal import lfilter
-from scipy.sparse.linalg import LinearOperator, svds
 
 from kernels import Alibi, Weights
 
@@ -159,6 +157,8 @@ def apply_exact(slope: float, x: np.ndarray, *, causal: bool, transposed: bool =
         causal: whether rows see no later columns.
         transposed: whether to apply the transpose.
     """
+    from scipy.signal import lfilter  # its import would slow the start of every run
+
     x = np.asarray(x, dtype=np.float64).reshape(-1)
     decay = np.exp(-slope)
 
@@ -172,6 +172,8 @@ def apply_exact(slope: float, x: np.ndarray, *, causal: bool, transposed: bool =
 
 def _norm(tokens: int, apply: Callable) -> float:
     """Return the largest singular value of the operator that `apply(x, transposed=...)` applies."""
+    from scipy.sparse.linalg import LinearOperator, svds  # as in `apply_exact`
+
     operator = LinearOperator(
         (tokens, tokens),
         matvec=functools.partial(apply, transposed=False),
