@@ -134,7 +134,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
 def _column(values: list) -> pa.Array:
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # values of several types
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):  # several types, or integers of over 64 bits
         return pa.array([None if v is None else str(v) for v in values], pa.string())
 
 

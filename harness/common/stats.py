@@ -45,7 +45,10 @@ def proportion(hits: Sequence[float], draws: Sequence[int], *, clustered: bool, 
     """
     scores = np.asarray(hits, dtype=float)
     if _binary(scores):
-        low, high = wilson(round(scores.sum()), len(scores))
+        from scipy.stats import binomtest  # its import takes longer than many a command runs
+
+        wilson = binomtest(round(scores.sum()), len(scores)).proportion_ci(LEVEL, method="wilson")
+        low, high = float(wilson.low), float(wilson.high)
     else:
         low, high, _ = _bounded(scores, 0.0, 1.0)
     if clustered and len(set(draws)) > 1:
@@ -225,24 +228,6 @@ def paired_difference(
         low, high = max(low, -1.0), min(high, 1.0)
         detectable = None if detectable is None or detectable > 1 else detectable
     return Difference(centre, low, high, detectable, n)
-
-
-def wilson(hits: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Return the score interval of a proportion, hits / n, which lies in [0, 1].
-
-    Args:
-        hits: number of successes.
-        n: number of trials.
-        level: confidence level.
-
-    R. G. Newcombe (1998), Two-sided confidence intervals for the single proportion, Statistics in
-    Medicine 17:857, method 3.
-    """
-    quantile, share = _normal_quantile(0.5 + level / 2), hits / n
-    scale = 2 * (n + quantile**2)
-    centre = (2 * n * share + quantile**2) / scale
-    half = quantile / scale * math.sqrt(4 * n * share * (1 - share) + quantile**2)
-    return centre - half if hits else 0.0, centre + half if hits < n else 1.0
 
 
 def tango(more: int, less: int, n: int, level: float = LEVEL) -> tuple[float, float]:

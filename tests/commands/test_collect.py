@@ -101,6 +101,11 @@ def test_a_column_of_booleans_and_numbers_does_not_stop_it(results):
     assert pa.types.is_integer(table["attn.masks"].type)  # what goes together stays what it is
 
 
+def test_an_integer_of_over_64_bits_does_not_stop_it(results):
+    record(results, "window", {0: 1.0}, cutoff=2, sinks=2**70)
+    assert set(collect.collect(results)[0]["attn.sinks"].to_pylist()) == {None, str(2**70)}
+
+
 def test_a_cache_of_another_version_is_read_anew(results, monkeypatch):
     collect.collect(results)
     row_of = collect.row_of
