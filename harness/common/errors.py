@@ -11,7 +11,7 @@ EXIT_OK, EXIT_FAILED, EXIT_INVALID, EXIT_RETRY = 0, 1, 2, 75
 # exit code -> status in the JSON line
 STATUSES = {EXIT_OK: "ok", EXIT_FAILED: "failed", EXIT_INVALID: "invalid", EXIT_RETRY: "stopped"}
 LINES = 3  # of a mistake on stderr
-LONGEST = 1000  # characters of such a line
+LONGEST = 600  # characters of such a line
 
 
 class UserError(Exception):

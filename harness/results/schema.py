@@ -326,9 +326,11 @@ def _mended(cls: type[Stored], raw: Mapping[str, Any]) -> Any:
     """Return what `read` does for a record with values of the wrong type."""
     whole = deepcopy(dict(raw))
     aside: list[tuple[tuple[str, ...], Any]] = []
+    reasons: dict[str, str] = {}
     for _ in range(MAX_READS):
         try:
             found = cls.model_validate(whole)
+            break
         except ValidationError as error:
             errors = error.errors(include_url=False, include_input=False)
             wrong = {path: each["msg"] for each in reversed(errors) if (path := _place(whole, each))}
@@ -336,17 +338,20 @@ def _mended(cls: type[Stored], raw: Mapping[str, Any]) -> Any:
                 raise
             for path, why in wrong.items():
                 aside += [(path, value) for value in _taken(whole, path)]
-                named = ".".join(path)
-                say_once(f"A {cls.__name__} holds {named}, which cannot be read ({why}): it is left aside.")
-        else:
-            for path, value in aside:
-                holder: Any = found
-                for name in path[:-1]:
-                    holder = getattr(holder, name, None)
-                if isinstance(holder, Stored) and holder.model_extra is not None:
-                    holder.model_extra[path[-1]] = value
-            return found
-    return cls.model_validate(whole)
+                reasons[".".join(path)] = why
+    else:
+        found = cls.model_validate(whole)
+    for path, value in aside:
+        holder: Any = found
+        for name in path[:-1]:
+            holder = getattr(holder, name, None)
+        if isinstance(holder, Stored) and holder.model_extra is not None:
+            holder.model_extra[path[-1]] = value
+    # a record that cannot be read at all is named by its reader
+    whys = "; ".join(dict.fromkeys(reasons.values()))
+    are = "it is" if len(reasons) == 1 else "they are"
+    say_once(f"A {cls.__name__} holds {', '.join(reasons)}, which cannot be read ({whys}): {are} left aside.")
+    return found
 
 
 def _place(whole: dict[str, Any], error: ErrorDetails) -> tuple[str, ...]:

@@ -66,6 +66,12 @@ def test_of_every_command(capsys, monkeypatch, tmp_path, module, words, says):
     assert says in held(capsys, monkeypatch, tmp_path, module, words)
 
 
+def test_two_long_mistakes_have_room_in_a_terminal(capsys):
+    report_mistake("a" * 5000 + "\n" + "b" * 5000)
+    out, err = capsys.readouterr()
+    assert len(out + err) < 4000 and len(err.splitlines()) == 2
+
+
 def link(target):
     return lambda path: path.symlink_to(target)
 

@@ -105,3 +105,14 @@ def test_the_command_writes_every_schema(tmp_path):
     assert schema.main(["--write", "--out", str(tmp_path)]) == 0
     assert {file.stem for file in tmp_path.glob("*.json")} == set(schema.TYPES)
     assert {file.stem for file in schema.FOLDER.glob("*.json")} == set(schema.TYPES)
+
+
+def test_a_record_has_one_note_for_all_that_is_wrong_in_it(capsys):
+    say_once.cache_clear()
+    cell = CellDescription.read({**CELL, "source": 3, "pairs_per_row": {"fused": "many"}})
+    assert (cell.source, cell.pairs_per_row) == (None, {})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "source" in line and "pairs_per_row.fused" in line and "they are left aside" in line
+    with pytest.raises(ValueError, match="label"):  # whoever reads the file names it, in a line too
+        CellDescription.read({**CELL, "source": 3, "label": None})
+    assert capsys.readouterr().err == ""
