@@ -59,8 +59,16 @@ class Cell:
         return replace(self, attention=attention, draws=draws)
 
     def weights(self, draw: int) -> Sequence[Weights] | None:
-        """Return the weights of every layer in one draw; None for the checkpoint's own code."""
-        return self.attention.weights_of(self.model, seed=self.seed, draw=draw)
+        """Return the weights of every layer in one draw; None for the checkpoint's own code.
+
+        Raises:
+            ValueError: if the method has not made one for each layer.
+        """
+        weights = self.attention.weights_of(self.model, seed=self.seed, draw=draw)
+        layers = self.model.architecture.layers
+        if weights is not None and len(weights) != layers:
+            raise ValueError(f"attn={self.attention.name} returned the weights of {len(weights)} layers of {layers}")
+        return weights
 
     def cost(self) -> dict[str, float]:
         """Return expected visited pairs per row and head, by way to count (`Attention.pairs`)."""

@@ -50,10 +50,6 @@ class Allocated(Attention):
         return cls(found.digest, found.tokens, options.sinks, options.evict, options.near, found.text)
 
     @property
-    def differs_by_layer(self):
-        return True
-
-    @property
     def identity(self):
         return {key: value for key, value in super().identity.items() if key not in ("tokens", "fitted_text")}
 

@@ -75,11 +75,6 @@ class Attention(ABC):
     share = "none"  # which masks of a draw are the same; a field where supported
 
     @property
-    def differs_by_layer(self) -> bool:
-        """Whether the layers have different weights although nothing is random."""
-        return False
-
-    @property
     def random(self) -> bool:
         """Whether cells have several draws."""
         return False
@@ -145,7 +140,8 @@ class Attention(ABC):
         """Raise UserError for attn.evict=true with a method that cannot evict."""
         if options.evict and "evict" not in {f.name for f in fields(cls)}:
             raise UserError(
-                f"attn.evict=true drops keys that nothing reaches any more, and attn={cls.name} reaches all."
+                f"attn.evict=true drops keys that nothing reaches any more, and attn={cls.name} reaches all, or does "
+                "not have that option."
             )
 
     @classmethod

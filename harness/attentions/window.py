@@ -89,10 +89,6 @@ class Window(Attention):
         return cls(float(f"{cutoff:.6g}"), sinks, evict, near, stagger)
 
     @property
-    def differs_by_layer(self):
-        return self.stagger
-
-    @property
     def label(self):
         return f"window T={self.cutoff:.3g}{', staggered' * self.stagger}{self.label_suffix}"
 

@@ -22,7 +22,13 @@ def explain(error: Exception, arguments: list[str]) -> str:
     if match := re.search(r"Could not (?:find|load) '([\w/-]+)/([^'/]+)'", message):
         return f"There is no {match[1]}={match[2]}.{nearest(match[2], _group_names(match[1]))}"
     if match := re.search(r"Key '([^']+)' (?:is )?not in", message):
-        name = next((_name(a) for a in arguments if _name(a).split(".")[-1] == match[1]), match[1])
+        given = [name for name in map(_name, arguments) if name.split(".")[-1] == match[1]]
+        if not given and f"full_key: attn.{match[1]}" in message:
+            return (
+                f"A file in conf/attn sets {match[1]!r}, an option that no attention method has: is the method in "
+                "harness/attentions/registry.py?"
+            )
+        name = given[0] if given else match[1]
         return f"There is no option {name!r}.{nearest(name, option_names())}"
     if match := re.search(r"Could not override '([^']+)'", message):
         return f"There is no option {match[1]!r}.{nearest(match[1], option_names())}"

@@ -96,7 +96,8 @@ def test_two_texts_are_two_paragraphs_and_their_figures_two_columns(tmp_path):
 def test_the_summary_counts_all_comparisons_with_a_competitor(store):
     window, sliding = words.summary(findings(store)).split(". Of ")
     assert window == (
-        "Of all 2 comparisons with the slope window, at equal pairs or in equal time, Positional LSH wins 0, loses 1 "
+        "Of all 2 comparisons with the slope window, which has no more pairs or takes no more time, Positional LSH "
+        "wins 0, loses 1 "
         "and is equal in 1; 0 are undecided"
     )
     assert "with the sliding window" in sliding and "wins 1, loses 0 and is equal in 1; 0 are" in sliding
@@ -205,7 +206,9 @@ def test_equal_time_is_another_comparison_than_equal_pairs(tmp_path):
     assert count_tests(found) == 2 * 4  # one test decides both comparisons with the sliding window
     (paragraph,) = words.paragraphs(found)
     assert paragraph.text.count("At equal time on a CPU the") == 2
-    assert "which takes no more time on a CPU (0.33 of exact ALiBi's beside 0.50), loses 0.005" in paragraph.text
+    assert (
+        "which takes no more time on a CPU (0.33 of exact ALiBi's; Positional LSH 0.50), loses 0.005" in paragraph.text
+    )
 
 
 def test_masks_that_are_no_faster_than_exact_are_named(tmp_path):

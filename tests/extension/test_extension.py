@@ -99,6 +99,38 @@ def test_the_page_shows_this_very_code(file):
     assert code.strip() in (ROOT / "docs" / "architecture.md").read_text()
 
 
+def test_the_page_shows_the_line_of_the_registry():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    (line,) = (line for line in page.splitlines() if line.startswith("KINDS"))
+    registry = (ROOT / "harness" / "attentions" / "registry.py").read_text()
+    assert line.replace(", Layered)", ")") in registry.splitlines()
+
+
+def test_layers_that_differ_are_not_measured_by_one(run, tmp_path):
+    options = ("--config-dir", str(ROOT / "tests" / "extension" / "conf"), "attn=layered", "task=theory")
+    code, _, _, err = run(*options, "context=256", f"results={tmp_path}")
+    assert code == 2
+    assert "measures one layer, and the layers of layered T=0.5 differ" in err
+    code, _, _, err = run(*options, "context=256", "attn.every=1", "references=none", f"results={tmp_path}")
+    assert code == 0, err  # every layer is exact
+
+
+def test_weights_for_too_few_layers_are_an_error_in_words(run, tmp_path, monkeypatch):
+    weights_of = Layered.weights_of
+    monkeypatch.setattr(Layered, "weights_of", lambda self, *rest, **more: weights_of(self, *rest, **more)[:-1])
+    options = ("--config-dir", str(ROOT / "tests" / "extension" / "conf"), "attn=layered", "references=none")
+    code, _, out, err = run(*options, "context=160", "samples=2", f"results={tmp_path}")
+    assert code == 1
+    assert "attn=layered returned the weights of 1 layers of 2" in out + err
+
+
+def test_a_file_without_its_line_in_the_registry_is_a_mistake(run, tmp_path, monkeypatch):
+    monkeypatch.delitem(ATTENTIONS, "layered")
+    code, _, _, err = run("--config-dir", str(ROOT / "tests" / "extension" / "conf"), "attn=layered")
+    assert code == 2
+    assert "registry.py" in err and "A file in conf/attn sets" in err
+
+
 def test_a_method_that_is_not_there_is_named_with_its_neighbours(run):
     code, _, _, err = run("attn=layred")
     assert code == 2

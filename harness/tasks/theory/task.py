@@ -6,10 +6,11 @@ import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from harness.attentions.registry import EXACT
 from harness.cell import Cell
@@ -24,6 +25,7 @@ from harness.tasks.theory.options import Options
 from harness.tasks.theory.spectral import Head, log_weights
 from kernels import PositionalLSH, Weights
 from kernels.methods.bounds import spectral_expectation_bound, spectral_tail_bound
+from kernels.methods.masks import Masks
 
 LAYER = 0  # whose masks are measured: those of other layers are further draws
 BLOCKS, BLOCK_ROWS = 8, 32  # blocks of rows, evenly spaced, on which the output error is measured
@@ -99,12 +101,9 @@ class Theory(ModelFreeTask):
                 f"task.theory.score_ranges must be numbers above 0 and at most {LARGEST_RANGE}, not "
                 f"{list(options.score_ranges)}."
             )
-        if cell.attention.differs_by_layer:
-            raise UserError(
-                f"task=theory measures one layer, and the layers of {cell.attention.label} differ: give a text, "
-                "task.theory.text=novel, on which it measures every layer, or use task=fidelity."
-            )
         super().check(options, cell)
+        if not cell.attention.random:  # masks are drawn in `run`
+            _layer(cell, 0)
 
     def amount(self, options: Options, cell: Cell, samples: int, batch: int) -> tuple[int, int]:
         heads = cell.model.architecture.heads
@@ -160,9 +159,25 @@ class Theory(ModelFreeTask):
 
 
 def _layer(cell: Cell, draw: int) -> Weights:
+    """The weights of one layer; UserError if those of another layer differ by more than chance."""
     weights = cell.weights(draw)
     assert weights is not None
+    if len({_without_chance(layer) for layer in weights}) > 1:
+        raise UserError(
+            f"task=theory measures one layer, and the layers of {cell.attention.label} differ: give a text, "
+            "task.theory.text=novel, on which it measures every layer, or use task=fidelity."
+        )
     return weights[LAYER]
+
+
+def _without_chance(weights: Weights) -> str:
+    """A text of all fields, with the number of the masks for their places."""
+    values = {f.name: getattr(weights, f.name) for f in fields(weights) if f.compare}  # type: ignore[arg-type]
+    plain = {
+        name: value.tolist() if isinstance(value, Tensor) else value.width.shape if isinstance(value, Masks) else value
+        for name, value in values.items()
+    }
+    return f"{type(weights).__name__} {plain}"
 
 
 def measure_head(cell: Cell, weights: Weights, exact: Weights, head: int, options: Options) -> TheoryRow:
