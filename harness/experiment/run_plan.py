@@ -145,7 +145,8 @@ def _report(plan: Plan, statuses: dict, code: int, *, rows_written: int) -> dict
     say(*table.notes({task.task.rows_are for task in plan.tasks}))
     missing = [name for name in plan.asked_references if name not in present]
     if missing:
-        print(f"Not in {plan.results}: {', '.join(missing)}. Add references=compute to compute what is missing.")
+        todo = "Run the command again" if plan.compute_references else "Add references=compute"
+        print(f"Not in {plan.results}: {', '.join(missing)}. {todo} to compute what is missing.")
     print(f"Results: {plan.results / main_cell.cell_id}")
     document = {
         "status": STATUSES[code],
