@@ -4,6 +4,7 @@ import difflib
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from harness.common.streams import printable
 
@@ -60,13 +61,21 @@ def report_mistake(sentence: str, **fields: object) -> int:
     Args:
         sentence: the mistake, or several, a line each. Of more than LINES lines stderr gets the
             first, and the JSON line all; of a long line the end is left out.
-        fields: further fields of the JSON line.
+        fields: further fields of the JSON line, whose long lines are shortened, too.
     """
     lines = [_shortened(line) for line in sentence.splitlines()]
     told = lines if len(lines) <= LINES else lines[: LINES - 1] + [_rest(len(lines) - LINES + 1)]
     print(*map(printable, told), sep="\n", file=sys.stderr)
-    print(json.dumps({"status": STATUSES[EXIT_INVALID], "message": "\n".join(lines), **fields}), flush=True)
+    print(json.dumps({"status": STATUSES[EXIT_INVALID], "message": "\n".join(lines), **_short(fields)}), flush=True)
     return EXIT_INVALID
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _short(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_short(inner) for inner in value]
+    return "\n".join(map(_shortened, value.splitlines())) if isinstance(value, str) else value
 
 
 def _shortened(line: str) -> str:

@@ -69,7 +69,16 @@ def check_logits(model: PreTrainedModel, attention: SwappedAttention, *, source:
     ids = torch.randint(vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(0))
     if device.type != "meta":  # there accelerate moves inputs to the device of the weights
         ids = ids.to(device)
-    whole = model(ids, use_cache=False).logits
+    try:
+        whole = model(ids, use_cache=False).logits
+    except torch.OutOfMemoryError:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CannotLoad(
+            f"{source} fails on its first tokens in the code of transformers ({type(error).__name__}: {reason}): a "
+            "value of its config.json must be wrong."
+        ) from None
     if not bool(torch.isfinite(whole).all()):
         raise CannotLoad(f"{source} computes NaN or infinite logits of its first tokens: its weights are damaged.")
     with attention.intercept(_oracle):

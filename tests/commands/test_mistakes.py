@@ -70,6 +70,8 @@ def test_two_long_mistakes_have_room_in_a_terminal(capsys):
     report_mistake("a" * 5000 + "\n" + "b" * 5000)
     out, err = capsys.readouterr()
     assert len(out + err) < 4000 and len(err.splitlines()) == 2
+    report_mistake("a", mistakes=[{"message": "b" * 5000}])
+    assert len(capsys.readouterr().out) < 1000
 
 
 def link(target):
@@ -100,7 +102,7 @@ def test_of_a_text(capsys, monkeypatch, tmp_path, kind):
     assert "task.retrieval.text=" in held(capsys, monkeypatch, tmp_path, "run", words)
 
 
-VALUES = [None, True, [], {}, "8", -1, 0, 0.5, 10**400, [[1]], "x" * 5000]
+VALUES = [None, True, [], {}, "8", -1, 0, 0.5, 2**63 - 1, 10**400, [[1]], "x" * 5000]
 FIELDS = ["model_type", "n_heads", "d_model", "n_layers", "vocab_size", "expansion_ratio", "attn_config", "max_seq_len"]
 
 
