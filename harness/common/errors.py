@@ -6,13 +6,12 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from harness.common.streams import printable
+from harness.common.streams import printable, shortened
 
 EXIT_OK, EXIT_FAILED, EXIT_INVALID, EXIT_RETRY = 0, 1, 2, 75
 # exit code -> status in the JSON line
 STATUSES = {EXIT_OK: "ok", EXIT_FAILED: "failed", EXIT_INVALID: "invalid", EXIT_RETRY: "stopped"}
 LINES = 3  # of a mistake on stderr
-LONGEST = 600  # characters of such a line
 
 
 class UserError(Exception):
@@ -63,7 +62,7 @@ def report_mistake(sentence: str, **fields: object) -> int:
             first, and the JSON line all; of a long line the end is left out.
         fields: further fields of the JSON line, whose long lines are shortened, too.
     """
-    lines = [_shortened(line) for line in sentence.splitlines()]
+    lines = [shortened(line) for line in sentence.splitlines()]
     told = lines if len(lines) <= LINES else lines[: LINES - 1] + [_rest(len(lines) - LINES + 1)]
     print(*map(printable, told), sep="\n", file=sys.stderr)
     print(json.dumps({"status": STATUSES[EXIT_INVALID], "message": "\n".join(lines), **_short(fields)}), flush=True)
@@ -75,11 +74,7 @@ def _short(value: Any) -> Any:
         return {name: _short(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_short(inner) for inner in value]
-    return "\n".join(map(_shortened, value.splitlines())) if isinstance(value, str) else value
-
-
-def _shortened(line: str) -> str:
-    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    return "\n".join(map(shortened, value.splitlines())) if isinstance(value, str) else value
 
 
 def _rest(count: int) -> str:

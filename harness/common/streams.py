@@ -12,6 +12,7 @@ from typing import IO, TextIO, cast
 from harness.common.secrets import without_secrets
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+LONGEST = 600  # characters of a line of a mistake or a note
 
 
 def steady_streams() -> None:
@@ -72,7 +73,12 @@ def printable(text: str) -> str:
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), without_secrets(text))
 
 
+def shortened(line: str) -> str:
+    """Return a line without its middle if it has more than LONGEST characters."""
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+
+
 @functools.cache
 def say_once(sentence: str) -> None:
     """On stderr, and not again in this process."""
-    print(printable(sentence), file=sys.stderr)
+    print(printable(shortened(sentence)), file=sys.stderr)

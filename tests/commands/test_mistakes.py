@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from harness.common.errors import LINES, LONGEST, report_mistake
-from harness.common.streams import say_once
+from harness.common.errors import LINES, report_mistake
+from harness.common.streams import LONGEST, say_once
 from harness.experiment.execute import failure_status
 from tests.odd.make import checkpoint, setting
 
@@ -23,6 +23,7 @@ USAGE = [
     ("collect", (), "required: --out"),
     ("collect", ("--out",), "expected one argument"),
     ("collect", ("x" * 300, "--out", "o.csv"), "no folder"),
+    ("show", ("--results=" + "x" * 3000,), "holds no records"),
     ("sync", ("--timeout", "soon"), "invalid float value: 'soon'"),
     ("sync", ("--timeout", "1" * 5000 + "x"), "invalid float value"),
     ("sweep.__main__", (), "required: file"),
