@@ -92,10 +92,10 @@ def check_logits(model: PreTrainedModel, attention: SwappedAttention, *, source:
     ways["the KV cache with padding on the left"] = (logits[1:, PADDING:], whole[:, :-PADDING])
     limit = ROUNDING_FACTOR * LIMITS[whole.dtype]
     for way, (actual, expected) in ways.items():
-        error = relative(actual.float(), expected.double())
-        if not error <= limit:
+        difference = relative(actual.float(), expected.double())
+        if not difference <= limit:
             raise CannotLoad(
-                f"{source} computes other logits by {way} than by one forward: they differ by {error:.1e} of the "
+                f"{source} computes other logits by {way} than by one forward: they differ by {difference:.1e} of the "
                 f"largest, where rounding explains {limit:.0e}. Use a version of transformers that constraints.txt "
                 "names."
             )
