@@ -67,8 +67,7 @@ def _summary(group: Sequence[Finding]) -> str:
     equal = counts[EQUAL] + counts[SAME]
     parts = [f"{PLSH} wins {counts[BETTER]}", f"loses {counts[WORSE]}", f"is equal in {equal}"]
     return (
-        f"Of all {_count(group)} with the {group[0].other.curve}, which has no more pairs or takes no more time, "
-        f"{_list(parts)}; "
+        f"Of all {_count(group)} with the {group[0].other.curve} at no more pairs or time, {_list(parts)}; "
         f"{counts[UNDECIDED]} {'is' if counts[UNDECIDED] == 1 else 'are'} undecided."
     )
 
@@ -256,9 +255,7 @@ def _ruling(f: Finding) -> str:
         WORSE: f"the {f.other.curve} wins ({adjusted})",
         EQUAL: f"equal within {amount(f.margin, f.unit)} (Holm-adjusted {p_value(f.adjusted_equal)})",
         SAME: "they agree on every sample",
-        UNDECIDED: f"{_samples([f])} do not decide after the correction for all comparisons ({adjusted})"
-        if f.adjusted is not None
-        else "nothing is decided",
+        UNDECIDED: f"{_samples([f])} do not decide ({adjusted})" if f.adjusted is not None else "nothing is decided",
     }[f.decision]
 
 

@@ -18,7 +18,7 @@ def test_forms_change_nothing_but_white_space():
         "file": TEXT,
         "wrapped": TEXT,
         "unwrapped": "Call me Ishmael. Some years ago, never mind.\n",
-        "paragraphs": "Call me Ishmael. Some years\nago, never mind.\n",
+        "paragraphs": "Call me Ishmael. Some years\n\nago, never mind.\n",
     }
 
 
