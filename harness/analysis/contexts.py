@@ -1,5 +1,6 @@
 """Tables of times against context, from the records of task=throughput."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from harness.analysis.reader import Comparison, Record
@@ -40,10 +41,12 @@ def tables(compared: Sequence[Comparison]) -> list[Table]:
     single context."""
     if len({c.context for c in compared}) < 2:
         return []
+    of_masks = {r.cell.label: r.method.label_suffix for c in compared for r in c.records if r.method.beside_windows}
+    several = {suffix for suffix, count in Counter(of_masks.values()).items() if count > 1}
     lines: dict[str, dict[int, Record]] = {}
     for c in compared:
         for record in c.records:
-            lines.setdefault(_label(record, c), {})[c.context] = record
+            lines.setdefault(_label(record, c, several), {})[c.context] = record
     return [_by_context(lines, f"{compared[0].task}/{name}") for name in SHOWN]
 
 
@@ -58,11 +61,15 @@ def _by_context(lines: dict[str, dict[int, Record]], metric: str) -> Table:
     return Table("", [name, *(f"{c:,} tokens" for c in contexts)], rows, [])
 
 
-def _label(record: Record, compared: Comparison) -> str:
+def _label(record: Record, compared: Comparison, several: set[str]) -> str:
     """Return the attention's label. A window of equal cost is named by its match, because its
-    cutoff changes with the context."""
+    cutoff changes with the context.
+
+    several: the suffixes of labels that several masks share, whose windows are named by them, too.
+    """
     for other in (r for r in compared.records if r.method.beside_windows):
         for name, window in compared.windows(other).items():
             if window is record:
-                return EQUAL_COST_LABELS[name] + ", evicting" * record.method.evict
+                masks = f" as {other.cell.label}" if other.method.label_suffix in several else ""
+                return EQUAL_COST_LABELS[name] + (masks or record.method.label_suffix)
     return record.cell.label
