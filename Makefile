@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: run report test test-python types test-interpreter test-oldest test-newest faults odd fuzz tables verdict bench gpu clean
+.PHONY: run report test types test-interpreter test-oldest test-newest faults odd fuzz tables verdict bench gpu clean
 
 # The page's address goes to stderr: the last line of stdout stays the run's JSON document.
 run: $(VENV)/.installed
@@ -21,24 +21,20 @@ run: $(VENV)/.installed
 report: $(VENV)/.installed
 	$(BIN)/python -m harness.report
 
-# Types and the kernels in the interpreter are checked beside the other tests, some of which wait.
 test: $(VENV)/.tested
 	$(BIN)/ruff check .
-	$(MAKE) --no-print-directory -j 3 test-python types test-interpreter JOBS=$(JOBS)
-
-test-python: $(VENV)/.tested
+	$(MAKE) --no-print-directory types
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(MAKE) --no-print-directory test-interpreter
 
 # What [tool.mypy] in pyproject.toml names, by its types.
 types: $(VENV)/.tested
 	$(BIN)/mypy
 
 # The Triton kernels in Triton's interpreter: a process of its own, since Triton decides at its import whether it
-# interprets. It prints when it ends, so that its lines do not mix with those of other tests.
+# interprets.
 test-interpreter: $(VENV)/.tested
-	@mkdir -p build
-	@TRITON_INTERPRET=1 $(BIN)/python -m pytest --timeout 900 tests/interpreter > build/interpreter.log 2>&1; \
-		code=$$?; cat build/interpreter.log; exit $$code
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) --dist load --timeout 600 tests/interpreter
 
 # The tests of what other packages' versions decide, and a run of the embedded model, with the oldest and the newest
 # releases that pyproject allows, each in an environment of its own.
