@@ -9,6 +9,8 @@ import torch
 from harness.common.errors import UserError
 from kernels import alibi_slopes
 
+LARGEST = 2**31 - 1  # of a size: transformers counts positions in 32 bits
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -37,6 +39,8 @@ class Architecture:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 1 or value != value // 1:
                 raise UserError(f"This model has {name}={value!r}: it must be a whole number of at least 1.")
+            if value > LARGEST:
+                raise UserError(f"This model has a {name} beyond {LARGEST}: is its config.json whole?")
             object.__setattr__(self, name, int(value))
         bias_max = self.bias_max
         if isinstance(bias_max, bool) or not isinstance(bias_max, (int, float)) or not 0 < bias_max < math.inf:
