@@ -14,6 +14,7 @@ from harness.common.command import Parser, command
 from harness.common.errors import EXIT_OK, UserError
 from harness.common.files import write_atomic
 from harness.common.paths import EMBEDDED, ROOT
+from harness.tasks.texts import text_hash
 from harness.training import (
     books,
     books_card,
@@ -179,7 +180,7 @@ def train_novel_model(options: argparse.Namespace) -> None:
     parts = {part: [text for book, text in shaped.items() if book.part == part] for part in ("train", "validation")}
     facts = {
         "unwrapped": True,
-        "texts": {f"{book.part}/{book.file}": books.digest(text) for book, text in texts.items()},
+        "texts": {f"{book.part}/{book.file}": text_hash(text) for book, text in texts.items()},
     }
     record = train_text_model(options, parts, facts)
     if not record.get("unwrapped"):

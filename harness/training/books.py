@@ -1,11 +1,11 @@
 """The novels for training and measuring tiny-books, and their reader."""
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.common.errors import UserError
+from harness.tasks.texts import text_hash
 
 
 @dataclass(frozen=True)
@@ -156,16 +156,11 @@ def read_books(folder: Path) -> dict[Book, str]:
     return texts
 
 
-def digest(text: str) -> str:
-    """Return the sha256 of a text in UTF-8."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def text_differences(texts: dict[Book, str]) -> list[str]:
     """Return a sentence for each text that differs from the embedded model's training text."""
     return [
-        f"{book.part}/{book.file} is not the text the embedded model was made with (sha256 {digest(text)[:12]}, not "
+        f"{book.part}/{book.file} is not the text the embedded model was made with (sha256 {text_hash(text)[:12]}, not "
         f"{book.sha256[:12]}): figures will differ."
         for book, text in texts.items()
-        if digest(text) != book.sha256
+        if text_hash(text) != book.sha256
     ]

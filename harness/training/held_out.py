@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.common.command import Parser, command
 from harness.common.errors import EXIT_OK
 from harness.common.paths import TEXTS
+from harness.tasks.texts import text_hash
 from harness.training import books, packages
 
 NOVEL = "validation"  # part of the novel; that of the test is larger than 1 MB
@@ -64,7 +65,7 @@ def write(out: Path, novels: Path, archives: Path) -> None:
     licences = "\n\n".join(packages.read_licence(archives, package) for package in tested)
     (out / "LICENSES.txt").write_text(licences, encoding="utf-8", newline="\n")
     kinds = {"novel.txt": book.title, "code.txt": "Python source"}
-    rows = [f"| `{n}` | {kinds[n]} | {len(t.encode())} | `{books.digest(t)}` |" for n, t in texts.items()]
+    rows = [f"| `{n}` | {kinds[n]} | {len(t.encode())} | `{text_hash(t)}` |" for n, t in texts.items()]
     readme = README.format(
         rows="\n".join(rows),
         title=book.title,

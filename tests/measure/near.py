@@ -30,6 +30,7 @@ from harness.common.table import Table
 from harness.models.load import load_model
 from harness.models.options import ModelConfig
 from harness.models.spec import resolve_model
+from harness.tasks.texts import text_hash
 from harness.training import bits, books, books_measure
 from harness.training.text_train import stream
 
@@ -74,7 +75,7 @@ def measure_text(model: str, text: Path, forms: list[str], chunks: int) -> dict:
             raise UserError(f"--text {text} has {len(ids)} tokens: it takes more than {books_measure.CONTEXT}.")
         print(f"{folder.name}, {text.name}, {form}:", flush=True)
         rows[form] = books_measure.compare(spec, loaded, ids, sizes, chunks, lambda line: print(line, flush=True))
-    setup = {"text": text.name, "sha256": books.digest(written), "context": books_measure.CONTEXT}
+    setup = {"text": text.name, "sha256": text_hash(written), "context": books_measure.CONTEXT}
     setup |= {"chunks": chunks, "draws": books_measure.DRAWS, "weights": spec.identity["weights"]}
     return {"setup": setup, "forms": rows, "environment": _environment()}
 

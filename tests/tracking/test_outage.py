@@ -38,8 +38,7 @@ def outages(made, tmp_path_factory):
     process, what it printed)."""
     running, told = {}, {}
 
-    def start(name):
-        server, results = running[name][:2]
+    def start(name, server, results):
         return subprocess.Popen(
             [sys.executable, "-m", "harness.sync", str(results), "--timeout", str(OUTAGES[name][0])],
             cwd=ROOT,
@@ -55,13 +54,12 @@ def outages(made, tmp_path_factory):
         if name == "refused":
             server.refuse()
         server.mode = name
-        running[name] = server, results
-        running[name] = server, results, start(name)
+        running[name] = server, results, start(name, server, results)
     for name, (server, results, process) in running.items():
         out, err = process.communicate(timeout=PATIENT + 60)
         if OUTAGES[name][0] == PATIENT and "no answer within" in err:
             # where six start at once wandb hangs now and then before it asks the server: again, alone
-            process = start(name)
+            process = start(name, server, results)
             out, err = process.communicate(timeout=PATIENT + 60)
         told[name] = server, results, process, out, err
     yield told

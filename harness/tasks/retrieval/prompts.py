@@ -95,7 +95,7 @@ def read_text(path: str | None) -> str:
 
 def text_hash(path: str) -> str:
     """Return the sha256 of the text of `read_text`."""
-    return hashlib.sha256(read_text(path).encode()).hexdigest()
+    return texts.text_hash(read_text(path))
 
 
 def split_text(text: str, max_length: int) -> list[str]:
